@@ -1,0 +1,68 @@
+# Everything runs in $(VENV), which the first target that needs it makes. Variables: make VAR=value.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+SANITIZE_TESTS ?= tests/test_native.py
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+SOURCES = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h')
+SANITIZED := build/sanitize/_C.abi3.so
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv build profile test bench sanitize lint format wheel clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.run: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing $(TORCH) and building attnkernels: a minute or two"
+	$(BIN)/pip install -q "setuptools>=77" "$(TORCH)"
+	$(BIN)/pip install -q --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/pip install -q --no-build-isolation -e ".[test,dev]"
+	touch $@
+
+venv: $(VENV)/.dev ## the virtual environment, with what tests and checks need
+
+build: $(VENV)/.run ## the C++ library, what has changed of it
+	$(BIN)/python setup.py -q build_ext --inplace
+
+profile: build ## the main job: attention over real text, time and memory against the formula
+	$(BIN)/python -m attnkernels.profile --json build/profile.json --plot build/profile.png
+	@echo "The plot is $(CURDIR)/build/profile.png"
+
+test: $(VENV)/.dev build ## the tests
+	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+
+bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
+	$(BIN)/python -m benchmarks.run
+
+sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan
+	ATTNKERNELS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize/lib
+	ATTNKERNELS_SANITIZE=1 ATTNKERNELS_LIBRARY=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	$(BIN)/python -m pytest -q $(PYTEST_FLAGS) $(SANITIZE_TESTS)
+
+lint: $(VENV)/.dev ## style and types, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+
+format: $(VENV)/.dev ## style, changing the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+wheel: $(VENV)/.run ## dist/*.whl
+	rm -rf build/lib.* dist
+	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
+
+clean: ## what the targets above made, but not the virtual environment
+	rm -rf build dist *.egg-info attnkernels/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find attnkernels benchmarks tests -name __pycache__ -exec rm -rf {} +

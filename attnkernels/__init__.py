@@ -1,0 +1,15 @@
+"""Additive attention for PyTorch, in memory that grows with n + m and not with n * m * d."""
+
+from .functional import additive_attention, additive_attention_varlen, additive_scores
+from .memory import AdditiveMemory, prepare_keys
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdditiveMemory",
+    "__version__",
+    "additive_attention",
+    "additive_attention_varlen",
+    "additive_scores",
+    "prepare_keys",
+]

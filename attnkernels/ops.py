@@ -1,0 +1,134 @@
+"""The operators behind the backends with kernels: one schema, one fake and one derivative each.
+
+`define("native")` makes attnkernels::native_forward, native_backward, native_scores,
+native_scores_backward and native_pack_keys; a library or a module then supplies implementations for
+its devices. Outputs are in the dtype of the arithmetic (float32, or float64 for float64) and
+gradients have the leading shape L that the inputs broadcast to; callers sum and round.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+from . import derivatives, vmaps
+from .backends.base import accumulate_dtype, leading_shape
+
+PANEL = 32  # keys prepared together
+LANE = 16  # d is rounded to whole vectors
+
+_library = Library("attnkernels", "DEF")
+
+_TENSORS = (
+    "Tensor query, Tensor key, Tensor value, Tensor weight, Tensor? attn_mask, Tensor? key_lengths, "
+    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k"
+)
+_ACTIVATION = "int activation, float negative_slope, float scale"
+_OPTIONS = f"float dropout_p, bool is_causal, {_ACTIVATION}"
+SCHEMAS = {
+    "forward": f"({_TENSORS}, Tensor? packed_key, Tensor? seed, {_OPTIONS}, bool return_weights)"
+    " -> (Tensor context, Tensor lse, Tensor weights)",
+    "backward": "(Tensor? grad_context, Tensor? grad_lse, Tensor? grad_weights, "
+    f"{_TENSORS}, Tensor? seed, Tensor context, Tensor lse, Tensor weights, {_OPTIONS}, int wanted)"
+    " -> (Tensor query, Tensor key, Tensor value, Tensor weight, Tensor attn_mask)",
+    "scores": f"(Tensor query, Tensor key, Tensor weight, {_ACTIVATION}) -> Tensor",
+    "scores_backward": f"(Tensor grad, Tensor query, Tensor key, Tensor weight, {_ACTIVATION}, "
+    "int wanted) -> (Tensor query, Tensor key, Tensor weight)",
+    "pack_keys": "(Tensor key, int activation) -> Tensor",
+}
+
+
+def define(prefix: str) -> SimpleNamespace:
+    """Define one backend's operators; returns their overloads by name."""
+    ops = SimpleNamespace()
+    for name, schema in SCHEMAS.items():
+        full = f"{prefix}_{name}"
+        _library.define(full + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        setattr(ops, name, getattr(torch.ops.attnkernels, full).default)
+        torch.library.register_fake(f"attnkernels::{full}", FAKES[name], lib=_library)
+    for name, (gradient, setup) in derivatives.formulas(ops).items():
+        torch.library.register_autograd(
+            f"attnkernels::{prefix}_{name}", gradient, setup_context=setup, lib=_library
+        )
+    for name, rule in vmaps.rules(ops).items():
+        torch.library.register_vmap(f"attnkernels::{prefix}_{name}", rule, lib=_library)
+    return ops
+
+
+def _new(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=accumulate_dtype(like.dtype))
+
+
+def _lead(query: Tensor, key: Tensor, weight: Tensor, *others: tuple[int, ...]) -> tuple[int, ...]:
+    return leading_shape(query.shape[:-2], key.shape[:-2], weight.shape[:-1], *others)
+
+
+def _attention_lead(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    attn_mask: Tensor | None,
+    key_lengths: Tensor | None,
+) -> tuple[int, ...]:
+    mask_lead = () if attn_mask is None else attn_mask.shape[:-2]
+    lengths_lead = () if key_lengths is None else key_lengths.shape
+    return _lead(query, key, weight, value.shape[:-2], mask_lead, lengths_lead)
+
+
+def _where(wanted: int, like: Tensor, shapes: dict[int, tuple[int, ...]]) -> tuple[Tensor, ...]:
+    return tuple(_new(like, *(shape if wanted & bit else (0,))) for bit, shape in shapes.items())
+
+
+def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
+    query, key, value = args[:3]
+    lead, n, m = _attention_lead(*args[:6]), query.shape[-2], key.shape[-2]
+    context = _new(query, *lead, n, value.shape[-1])
+    return context, _new(query, *lead, n), _new(query, *((*lead, n, m) if args[-1] else (0,)))
+
+
+def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
+    query, key, value, weight, attn_mask = args[3:8]
+    lead = _attention_lead(*args[3:9])
+    shapes = {
+        derivatives.QUERY: (*lead, *query.shape[-2:]),
+        derivatives.KEY: (*lead, *key.shape[-2:]),
+        derivatives.VALUE: (*lead, *value.shape[-2:]),
+        derivatives.WEIGHT: (*lead, weight.shape[-1]),
+        derivatives.MASK: () if attn_mask is None else attn_mask.shape,
+    }
+    return _where(args[-1], query, shapes)
+
+
+def _fake_scores(query: Tensor, key: Tensor, weight: Tensor, *options: Any) -> Tensor:
+    return _new(query, *_lead(query, key, weight), query.shape[-2], key.shape[-2])
+
+
+def _fake_scores_backward(*args: Any) -> tuple[Tensor, ...]:
+    query, key, weight = args[1:4]
+    lead = _lead(query, key, weight)
+    shapes = {
+        derivatives.QUERY: (*lead, *query.shape[-2:]),
+        derivatives.KEY: (*lead, *key.shape[-2:]),
+        derivatives.WEIGHT: (*lead, weight.shape[-1]),
+    }
+    return _where(args[-1], query, shapes)
+
+
+def _fake_pack_keys(key: Tensor, activation: int) -> Tensor:
+    m, d = key.shape[-2:]
+    panels, rows = (m + PANEL - 1) // PANEL, (d + LANE - 1) // LANE * LANE + 1
+    return _new(key, *key.shape[:-2], panels, rows, PANEL)
+
+
+FAKES = {
+    "forward": _fake_forward,
+    "backward": _fake_backward,
+    "scores": _fake_scores,
+    "scores_backward": _fake_scores_backward,
+    "pack_keys": _fake_pack_keys,
+}

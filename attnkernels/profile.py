@@ -1,0 +1,171 @@
+"""The main job: additive attention of every character of a real text to every other.
+
+    python -m attnkernels.profile [--text FILE] [--lengths 64,128,...] [--dim 256] [--backward]
+                                  [--compile] [--json FILE] [--plot FILE]
+
+The text is encoded once by a seeded embedding and bidirectional GRU (RNNsearch's encoder), and its
+first n characters attend to each other, for growing n: by the naive formula as long as that fits in
+memory and patience, by torch.compile of it where asked, and by `additive_attention`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnkernels import backends
+from attnkernels.backends.base import Problem
+from attnkernels.profiling import report
+from attnkernels.profiling.machine import cpu_name, free_memory, versions
+from attnkernels.profiling.plot import draw
+from attnkernels.profiling.sweep import Method, Row, methods, nominal_work, sweep
+from attnkernels.profiling.text import Text, encode, read_text
+from attnkernels.profiling.units import show_mib
+
+LENGTHS = [2**power for power in range(6, 17)]  # 64 to 65,536
+INTERRUPTED = 130  # as a shell reports SIGINT
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0, or 130 when interrupted (2 for bad usage)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        text = read_text(options.text)
+        lengths = _lengths(options.lengths, text)
+        if options.dim < 2 or options.dim % 2:
+            raise ValueError(f"--dim is {options.dim}; wanted an even number, 2 or more")
+        backend = backends.select(Problem("cpu", torch.float32), options.backend).NAME
+    except ValueError as error:
+        parser.error(str(error))
+    return _run(options, text, lengths, backend)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m attnkernels.profile",
+        description="Time and memory of additive attention over the characters of a real text.",
+    )
+    add = parser.add_argument
+    add("--text", metavar="FILE", help="a UTF-8 file (default: the documentation inside Python)")
+    add("--lengths", metavar="N,N,...", type=_integers, help="default: 64, doubling to 65536")
+    add("--dim", type=int, default=256, help="width of query, key and value (default: 256)")
+    add("--seed", type=int, default=0, help="of the encoder's weights (default: 0)")
+    add("--backward", action="store_true", help="time forward and backward together")
+    add("--compile", action="store_true", help="also torch.compile of the naive formula")
+    add("--backend", help="of the fused operator (default: the first that is available)")
+    add(
+        "--naive-seconds",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="do not run the naive formula where one call would take longer (default: 10)",
+    )
+    for kind, name in (("json", "profile.json"), ("plot", "profile.png")):
+        help = f"where to write the {kind} (default: %(default)s)"
+        add(f"--{kind}", type=Path, default=Path(name), metavar="FILE", help=help)
+    return parser
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 64,128,256") from None
+    if numbers[0] < 1:
+        raise argparse.ArgumentTypeError(f"a length is at least 1, not {numbers[0]}")
+    return numbers
+
+
+def _lengths(wanted: list[int] | None, text: Text) -> list[int]:
+    """The lengths to measure: those asked for, or as many of the default as the text has."""
+    characters = len(text.characters)
+    if wanted is not None and wanted[-1] > characters:
+        raise ValueError(
+            f"the text {text.source} has {characters:,} characters, --lengths wants {wanted[-1]:,}"
+        )
+    fitting = [length for length in wanted or LENGTHS if length <= characters]
+    if not fitting:
+        raise ValueError(
+            f"the text {text.source} has {characters:,} characters, at least {LENGTHS[0]} wanted"
+        )
+    return fitting
+
+
+def _run(options: argparse.Namespace, text: Text, lengths: list[int], backend: str) -> int:
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console()
+    passes = "forward + backward" if options.backward else "forward"
+    title = f"Additive attention over {text.source}, {passes}, width {options.dim}"
+    free_mib = free_memory() / 2**20
+    console.print(
+        f"{cpu_name()}, {torch.get_num_threads()} threads, {show_mib(free_mib)} free; "
+        f"torch {torch.__version__}; fused operator: backend {backend}"
+    )
+    todo = methods(options.dim, options.backward, options.compile, backend)
+    names = [method.name for method in todo]
+    head = _head(options, text, backend)
+    rows: list[Row] = []
+
+    progress = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    )
+    work = sum(nominal_work(method, length) for method in todo for length in lengths)
+    task = progress.add_task(f"encoding {lengths[-1]:,} characters", total=work)
+
+    def starting(method: Method, length: int) -> None:
+        progress.update(task, description=f"{method.name}, {length:,} characters")
+
+    interrupted = False
+    with Live(progress, console=console, refresh_per_second=8) as live:
+        try:
+            inputs = encode(text.characters[: lengths[-1]], options.dim, options.seed)
+            for row in sweep(
+                inputs, lengths, todo, options.backward, options.naive_seconds, starting
+            ):
+                rows.append(row)
+                report.write_json(options.json, {**head, "interrupted": True}, rows)
+                method = todo[names.index(row.method)]
+                progress.advance(task, nominal_work(method, row.length))
+                live.update(Group(report.table(title, lengths, names, rows), progress))
+        except KeyboardInterrupt:
+            interrupted = True
+        live.update(report.table(title, lengths, names, rows) if rows else "")
+
+    if rows:
+        report.write_json(options.json, {**head, "interrupted": interrupted}, rows)
+        draw(options.plot, rows, f"{title}\n{cpu_name()}, {torch.get_num_threads()} threads", free_mib)
+    console.print(report.sentence(rows, options.dim, options.backward), highlight=False)
+    if rows:
+        console.print(f"plot: {options.plot.resolve()}\njson: {options.json.resolve()}", soft_wrap=True)
+    if interrupted:
+        console.print("Interrupted: this is what was measured.")
+    return INTERRUPTED if interrupted else 0
+
+
+def _head(options: argparse.Namespace, text: Text, backend: str) -> dict[str, Any]:
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "device": "cpu",
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "text": {"source": text.source, "characters": len(text.characters)},
+        "seed": options.seed,
+        "dim": options.dim,
+        "dtype": "float32",
+        "direction": "both" if options.backward else "forward",
+        "backend": backend,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

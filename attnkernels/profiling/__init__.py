@@ -1,0 +1,1 @@
+"""What `python -m attnkernels.profile` is made of; the benchmark suite shares its measuring parts."""

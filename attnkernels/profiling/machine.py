@@ -1,0 +1,56 @@
+"""The machine under the measurements: its name and its free memory. Standard library and torch only."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def free_memory() -> int:
+    """Bytes that can be allocated now without swapping.
+
+    Linux: MemAvailable of /proc/meminfo, or what the control group (a container) still allows
+    where that is less. Elsewhere: half of the physical memory, for want of anything better.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = dict(line.split(":") for line in lines if ":" in line)
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min(available, _container_allowance(available))
+
+
+def _container_allowance(default: int) -> int:
+    try:
+        limit = int((CGROUP / "memory.max").read_text())
+        return max(0, limit - int((CGROUP / "memory.current").read_text()))
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        return default
+
+
+def versions() -> dict[str, str]:
+    """The versions a measurement depends on."""
+    import attnkernels
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "attnkernels": getattr(attnkernels, "__version__", "unknown"),
+    }

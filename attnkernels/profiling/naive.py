@@ -1,0 +1,26 @@
+"""The formula as people write it: what everything here is compared with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def naive_attention(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    """Additive attention (Bahdanau et al., 1409.0473) through the [..., n, m, d] tensor of (E1).
+
+    Shapes: query (..., n, d), key (..., m, d), value (..., m, dv), weight (d,); returns
+    (..., n, dv). Any floating dtype, no masks, scale 1.
+    """
+    scores = torch.tanh(query.unsqueeze(-2) + key.unsqueeze(-3)) @ weight
+    return torch.softmax(scores, dim=-1) @ value
+
+
+def naive_bytes(pairs: int, width: int, itemsize: int, backward: bool) -> int:
+    """Bytes that `naive_attention` needs over `pairs` = batch * n * m pairs of width d.
+
+    Forward, two tensors of (..., n, m, d) live at once: the sum and its tanh. Backward, three: the
+    saved tanh, its gradient, and the gradient of the sum. The scores and their softmax come on top.
+    """
+    tensors = 3 if backward else 2
+    return pairs * itemsize * (tensors * width + 2)

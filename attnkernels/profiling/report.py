@@ -1,0 +1,116 @@
+"""What a sweep says: a table, a sentence, and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from attnkernels.profiling.sweep import Row
+from attnkernels.profiling.units import show_mib, show_ms, show_ratio
+
+STYLES = {"naive": "dark_orange", "compile": "magenta", "fused": "dodger_blue1"}
+NOTHING = Text("–", style="dim")
+
+Cells = dict[tuple[int, str], Row]
+
+
+def by_cell(rows: Iterable[Row]) -> Cells:
+    return {(row.length, row.method): row for row in rows}
+
+
+def ratio(slow: Row | None, fast: Row | None, field: str) -> float | None:
+    """How many times more `slow` took of `field` than `fast`, where both were measured."""
+    over, under = getattr(slow, field, None), getattr(fast, field, None)
+    return over / under if over and under else None
+
+
+def table(title: str, lengths: list[int], names: list[str], rows: list[Row]) -> Table:
+    """One line a length that has been reached; three columns a method."""
+    cells = by_cell(rows)
+    drawn = Table(title=title, title_style="bold", header_style="bold", pad_edge=False)
+    drawn.add_column("length", justify="right")
+    for name in names:
+        for heading in (f"{name}\ntime", "\nmemory", "\nG/s"):
+            drawn.add_column(heading, justify="right", header_style=STYLES[name], no_wrap=True)
+    others = [name for name in names if name != "fused"]
+    for name in others:
+        drawn.add_column(f"times faster\nthan {name}", justify="right", style="bold green")
+    drawn.add_column("times less\nmemory", justify="right", style="bold green")
+
+    for length in lengths:
+        reached = [cells.get((length, name)) for name in names]
+        if not any(reached):
+            break
+        line: list[str | Text] = [f"{length:,}"]
+        for row in reached:
+            line += _measurement(row)
+        fused = cells.get((length, "fused"))
+        for name in others:
+            line.append(_show(ratio(cells.get((length, name)), fused, "ms")))
+        line.append(_show(ratio(cells.get((length, "naive")), fused, "peak_mib")))
+        drawn.add_row(*line)
+    if any(row.skipped for row in rows):
+        drawn.caption = "grey: not run, extrapolated; red: does not fit in free memory"
+    return drawn
+
+
+def _measurement(row: Row | None) -> list[str | Text]:
+    if row is None:
+        return [NOTHING] * 3
+    if row.skipped is None and row.ms is not None and row.peak_mib is not None:
+        return [show_ms(row.ms), show_mib(row.peak_mib), f"{row.g_elements_per_s:.3g}"]
+    fits = "does not fit" not in (row.skipped or "")
+    time = NOTHING if row.estimated_ms is None else Text(show_ms(row.estimated_ms), "dim")
+    if row.estimated_mib is None:
+        return [time, NOTHING, NOTHING]
+    return [time, Text(show_mib(row.estimated_mib), "dim" if fits else "red"), NOTHING]
+
+
+def _show(factor: float | None) -> str | Text:
+    return NOTHING if factor is None else show_ratio(factor)
+
+
+def sentence(rows: list[Row], dim: int, backward: bool) -> str:
+    """The longest length the fused operator reached, and how it compares where both ran."""
+    cells = by_cell(rows)
+    fused = [row for row in rows if row.method == "fused" and row.ms is not None]
+    if not fused:
+        return "Nothing was measured."
+    longest = fused[-1]
+    assert longest.ms is not None and longest.peak_mib is not None
+    passes = "forward and backward" if backward else "forward"
+    said = (
+        f"The fused operator attended {longest.length:,} characters to {longest.length:,} "
+        f"({passes}, width {dim}) in {show_ms(longest.ms)} with {show_mib(longest.peak_mib)} "
+        "of extra memory"
+    )
+    naive = cells.get((longest.length, "naive"))
+    if naive is not None and naive.skipped is not None and naive.estimated_mib is not None:
+        said += f", where the naive formula needs {show_mib(naive.estimated_mib)}"
+    said += "."
+    for row in reversed(fused):
+        other = cells.get((row.length, "naive"))
+        faster, smaller = ratio(other, row, "ms"), ratio(other, row, "peak_mib")
+        if faster and smaller:
+            said += (
+                f" At {row.length:,}, the longest that both ran, it was {show_ratio(faster)} "
+                f"faster and took {show_ratio(smaller)} less memory."
+            )
+            break
+    return said
+
+
+def write_json(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
+    """Replace `path` in one step, so that whoever reads it never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    content = {**head, "rows": [asdict(row) for row in rows]}
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,71 @@
+"""Real text, and the states a recurrent encoder makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+EMBEDDING = 64
+
+
+class Text(NamedTuple):
+    source: str
+    characters: str
+
+
+class Attended(NamedTuple):
+    """Inputs of additive attention: (1, n, dim) each, and weight (dim,)."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    weight: Tensor
+
+
+def read_text(path: str | None = None) -> Text:
+    """The text of a UTF-8 file; without a path, the documentation inside every Python.
+
+    Raises ValueError where the file is missing, unreadable, empty or not UTF-8.
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        return Text("pydoc_data.topics", "\n".join(topics[name] for name in sorted(topics)))
+    try:
+        characters = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read the text {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the text {path} is not UTF-8: byte {error.object[error.start]:#04x} "
+            f"at position {error.start} ({error.reason})"
+        ) from None
+    if not characters:
+        raise ValueError(f"the text {path} is empty")
+    return Text(path, characters)
+
+
+@torch.no_grad()
+def encode(characters: str, dim: int, seed: int) -> Attended:
+    """Every character as a query, a key and a value of width `dim` (even).
+
+    An embedding, a bidirectional GRU and the two projections of RNNsearch (Bahdanau et al.,
+    1409.0473, section 3.2: the annotations are the values), all drawn from `seed` and untrained;
+    torch's global generator is left as it was.
+    """
+    if dim < 2 or dim % 2:
+        raise ValueError(f"dim is {dim}; two directions of a GRU need an even number, 2 or more")
+    alphabet = {character: index for index, character in enumerate(sorted(set(characters)))}
+    indices = torch.tensor([[alphabet[character] for character in characters]])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        embedding = nn.Embedding(len(alphabet), EMBEDDING)
+        encoder = nn.GRU(EMBEDDING, dim // 2, batch_first=True, bidirectional=True)
+        to_query = nn.Linear(dim, dim, bias=False)
+        to_key = nn.Linear(dim, dim, bias=False)
+        weight = torch.randn(dim) / dim**0.5
+    states, _ = encoder(embedding(indices))
+    return Attended(to_query(states), to_key(states), states, weight)

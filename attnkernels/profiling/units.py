@@ -1,0 +1,25 @@
+"""Quantities as people read them."""
+
+from __future__ import annotations
+
+
+def show_ms(ms: float) -> str:
+    """Milliseconds in three digits: 31 µs, 4.2 ms, 1.25 s, 3 min."""
+    if ms < 0.9995:
+        return f"{ms * 1e3:.3g} µs"
+    if ms < 999.5:
+        return f"{ms:.3g} ms"
+    return f"{ms / 1e3:.3g} s" if ms < 120e3 else f"{ms / 60e3:,.0f} min"
+
+
+def show_mib(mib: float) -> str:
+    """Mebibytes in three digits: 0.25 MiB, 31 MiB, 4.2 GiB, 1.25 TiB."""
+    if mib < 999.5:
+        return f"{mib:.3g} MiB"
+    return f"{mib / 1024:.3g} GiB" if mib < 999.5 * 1024 else f"{mib / 1024**2:.3g} TiB"
+
+
+def show_ratio(ratio: float) -> str:
+    """A factor: 0.82x, 5.3x, 61x, 1,230x."""
+    digits = 2 if ratio < 1 else 1 if ratio < 10 else 0
+    return f"{ratio:,.{digits}f}x"

@@ -1,0 +1,182 @@
+// Scores, online softmax and context in one pass, (E1)-(E3). A task is one block of queries against a range of keys;
+// with few queries the keys are split between tasks too, and the parts merged.
+//
+//   for a tile of keys:              keys -> exponentials, transposed          (score.h)
+//     for 32 queries of the block:   S = scores; P = exp(S - max); context = alpha context + P V
+//
+// S and P are one tile of 32 x 64 in the first-level cache; nothing of size n x m exists unless weights are returned.
+#pragma once
+#include "mask.h"
+#include "philox.h"
+#include "product.h"
+#include "score.h"
+
+namespace attnkernels::cpu {
+inline namespace CPU_CAPABILITY {
+
+constexpr int64_t kTileRows = 32;
+
+// Queries i0 .. i1 of an item against its keys j0 .. j1. `part` >= 0: an unfinished softmax, for merging.
+struct Block {
+  int64_t item, i0, i1, j0, j1, part;
+};
+
+// Cut every item into blocks: enough for the threads, each as large as pays.
+template <class Blocks>
+int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
+  int64_t rows = 0;
+  for (int64_t b = 0; b < p.count; b++) rows += p.items[b].n;
+  const int64_t most = block_rows(p.d), tile = tile_keys(p.d);
+  // two blocks a thread, so that the slower one does not decide; a block's keys are prepared for all its queries
+  const int64_t size = std::clamp<int64_t>((rows + 2 * threads - 1) / (2 * threads), std::min<int64_t>(kTileRows, most), most);
+  int64_t count = 0;
+  for (int64_t b = 0; b < p.count; b++) count += (p.items[b].n + size - 1) / size;
+  const int64_t wanted = split_keys && count < 2 * threads ? (2 * threads + count - 1) / std::max<int64_t>(1, count) : 1;
+  int64_t parts = 0;
+  for (int64_t b = 0; b < p.count; b++) {
+    const Item& item = p.items[b];
+    for (int64_t i = 0; i < item.n; i += size) {
+      const int64_t i1 = std::min(item.n, i + size);
+      const int64_t tiles = (item.m + tile - 1) / tile, split = std::clamp<int64_t>(tiles / 2, 1, wanted);
+      for (int64_t s = 0; s < split; s++)
+        blocks.push_back({b, i, i1, tiles * s / split * tile, std::min(item.m, tiles * (s + 1) / split * tile),
+                          split > 1 ? parts + s * (i1 - i) : -1});
+      if (split > 1) parts += split * (i1 - i);
+    }
+  }
+  return parts;
+}
+
+// The running state of (E2) for a block: maximum, sum of exp(s - maximum), and context in units of that sum.
+template <class T>
+struct Softmax {
+  T *high, *total, *context;
+  int64_t ld;
+};
+
+// One row of a tile: P = exp(S - new maximum), the state carried over by alpha = exp(old maximum - new maximum).
+template <class T>
+inline T softmax_row(T* s, int64_t ld, T& high, T& total) {
+  using V = Vec<T>;
+  V top = load(s);
+  for (int64_t j = kLanes<T>; j < ld; j += kLanes<T>) top = at::vec::maximum(top, load(s + j));
+  const T before = high;
+  high = Range<T>::larger(max(top), before);
+  if (high == -std::numeric_limits<T>::infinity()) {
+    std::fill(s, s + ld, T(0));
+    return T(1);
+  }
+  const V h(high);
+  V sums(T(0));
+  for (int64_t j = 0; j < ld; j += kLanes<T>) {
+    const V e = exp_weight(load(s + j) - h);
+    e.store(s + j);
+    sums = sums + e;
+  }
+  const T alpha = before == high ? T(1) : std::exp(before - high);
+  total = total * alpha + sum(sums);
+  return alpha;
+}
+
+template <class T>
+struct ForwardScratch {
+  T *scorer, *scores, *mask, *value, *alpha, *high, *total, *context;
+  static int64_t carve(const Problem& p, T* base, ForwardScratch* s) {
+    const int64_t rows = block_rows(p.d), tile = tile_keys(p.d), ld = padded(p.dv);
+    T* at = base;
+    auto take = [&](int64_t count) { T* out = at; at += padded(count); return out; };
+    ForwardScratch f{take(Scorer<T>::scratch(p, rows)), take(kTileRows * tile), take(kTileRows * tile), take(tile * ld),
+                     take(kTileRows), take(rows), take(rows), take(rows * ld)};
+    if (s) *s = f;
+    return at - base;
+  }
+};
+
+template <class T>
+void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>& s, const Softmax<T>& state) {
+  const Item& item = p.items[b.item];
+  const int64_t rows = b.i1 - b.i0, tile = tile_keys(p.d);
+  const bool panels = rows >= Scorer<T>::kNarrow || item.packed;
+  std::fill(state.high, state.high + rows, -std::numeric_limits<T>::infinity());
+  std::fill(state.total, state.total + rows, T(0));
+  for (int64_t r = 0; r < rows; r++) std::fill(state.context + r * state.ld, state.context + r * state.ld + p.dv, T(0));
+  Scorer<T> scorer(p, item, block_rows(p.d), s.scorer);
+  scorer.queries(b.i0, rows);
+  for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
+    const int64_t keys = std::min(tile, b.j1 - j0);
+    if (!visible(p.causal, b.i1 - 1, j0, keys)) break;
+    bool prepared = false;
+    Rows<T> value{};
+    for (int64_t r0 = 0; r0 < rows; r0 += kTileRows) {
+      const int64_t i0 = b.i0 + r0, count = std::min(kTileRows, rows - r0);
+      if (!mask_tile(s.mask, tile, p, item, i0, count, j0, keys)) continue;
+      if (!prepared) {
+        scorer.keys(j0, keys, false, panels);
+        value = rows_of(item.value.at(j0), keys, p.dv, padded(p.dv), s.value);
+        prepared = true;
+      }
+      scorer.score(r0, count, s.scores, tile);
+      apply_mask(s.scores, s.mask, tile, p, item, i0, count, j0, keys);
+      for (int64_t r = 0; r < count; r++) {
+        T* row = s.scores + r * tile;
+        const int64_t i = i0 + r;
+        if (p.weights) std::copy(row, row + keys, p.weights + (item.pair_row + i) * p.pair_cols + j0);
+        s.alpha[r] = softmax_row(row, tile, state.high[r0 + r], state.total[r0 + r]);
+        if (p.dropout.p > 0) drop_row(row, p.dropout.p, p.dropout.seed, item.counter, i, j0, keys);
+      }
+      product(Coefficients<T>{s.scores, tile, 1}, count, keys, value.data, value.ld, s.alpha,
+              state.context + r0 * state.ld, state.ld, p.dv);
+    }
+  }
+}
+
+// context and lse of one row from its state; a row with nothing left gives 0 and -inf.
+template <class T>
+inline void finish_row(const Forward<T>& p, int64_t row, T high, T total, const T* context) {
+  const T scale = total == 0 ? T(0) : T(1) / total;
+  T* out = p.context + row * p.dv;
+  for (int64_t c = 0; c < p.dv; c++) out[c] = context[c] * scale;
+  p.lse[row] = total == 0 ? -std::numeric_limits<T>::infinity() : high + std::log(total);
+}
+
+// Merge the parts of one block: the sums of each are in units of exp(its own maximum).
+template <class T>
+void merge(const Forward<T>& p, const Block* parts, int64_t count, const Softmax<T>& state, int64_t rows_before) {
+  const Block& b = parts[0];
+  const int64_t rows = b.i1 - b.i0;
+  for (int64_t r = 0; r < rows; r++) {
+    const int64_t first = rows_before + r;
+    T high = state.high[first];
+    for (int64_t s = 1; s < count; s++) high = Range<T>::larger(state.high[first + s * rows], high);
+    T total = 0;
+    T* context = state.context + first * state.ld;
+    for (int64_t s = 0; s < count; s++) {
+      const int64_t part = first + s * rows;
+      const T unit = state.total[part] == 0 ? T(0) : std::exp(state.high[part] - high);
+      total += unit * state.total[part];
+      const T* from = state.context + part * state.ld;
+      for (int64_t c = 0; c < p.dv; c++) context[c] = (s ? context[c] : T(0)) + unit * from[c];
+    }
+    finish_row(p, p.items[b.item].query_row + b.i0 + r, high, total, context);
+  }
+}
+
+// Raw scores, kept where the weights go, become weights: exp(s - lse), dropped and scaled.
+template <class T>
+void finish_weights(const Forward<T>& p, const Block& b) {
+  const Item& item = p.items[b.item];
+  for (int64_t i = b.i0; i < b.i1; i++) {
+    T* row = p.weights + (item.pair_row + i) * p.pair_cols;
+    const T lse = p.lse[item.query_row + i];
+    const bool empty = lse == -std::numeric_limits<T>::infinity();
+    for (int64_t j = b.j0; j < b.j1; j += kLanes<T>) {
+      const int64_t left = std::min(kLanes<T>, b.j1 - j);
+      const Vec<T> e = empty ? Vec<T>(T(0)) : exp_weight(Vec<T>::loadu(row + j, left) - Vec<T>(lse));
+      e.store(row + j, static_cast<int>(left));
+    }
+    if (p.dropout.p > 0) drop_row(row + b.j0, p.dropout.p, p.dropout.seed, item.counter, i, b.j0, b.j1 - b.j0);
+  }
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace attnkernels::cpu

@@ -1,0 +1,27 @@
+// Chooses the kernels: the best ISA torch itself would use, which honours ATEN_CPU_CAPABILITY.
+#include <ATen/Version.h>
+
+#include <string>
+
+#include "problem.h"
+
+namespace attnkernels::cpu {
+
+extern const Kernels kernels_DEFAULT;
+#if defined(__x86_64__)
+extern const Kernels kernels_AVX2, kernels_AVX512;
+#endif
+
+const Kernels& kernels() {
+  static const Kernels& chosen = []() -> const Kernels& {
+#if defined(__x86_64__)
+    const std::string isa = at::get_cpu_capability();
+    if (isa == "AVX512") return kernels_AVX512;
+    if (isa == "AVX2") return kernels_AVX2;
+#endif
+    return kernels_DEFAULT;
+  }();
+  return chosen;
+}
+
+}  // namespace attnkernels::cpu

@@ -1,0 +1,170 @@
+// The kernels of one ISA: this file is compiled once for each, with CPU_CAPABILITY naming it.
+#include "backward.h"
+
+namespace attnkernels::cpu {
+inline namespace CPU_CAPABILITY {
+
+template <class T>
+void forward(const Forward<T>& p, const Host& host) {
+  std::vector<Block> blocks;
+  const int64_t parts = cut(p, host.threads, blocks, true), ld = padded(p.dv);
+  const int64_t size = ForwardScratch<T>::carve(p, nullptr, nullptr);
+  T* scratch = host.allocate<T>(host.threads * size);
+  const Softmax<T> all{host.allocate<T>(parts), host.allocate<T>(parts), host.allocate<T>(parts * ld), ld};
+
+  host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t worker) {
+    const Block& b = blocks[task];
+    ForwardScratch<T> s;
+    ForwardScratch<T>::carve(p, scratch + worker * size, &s);
+    const Item& item = p.items[b.item];
+    if (p.weights)
+      for (int64_t i = b.i0; i < b.i1; i++) {
+        T* row = p.weights + (item.pair_row + i) * p.pair_cols;
+        std::fill(row + b.j0, row + b.j1, -std::numeric_limits<T>::infinity());
+      }
+    if (b.part >= 0) return forward_block(p, b, s, {all.high + b.part, all.total + b.part, all.context + b.part * ld, ld});
+    forward_block(p, b, s, {s.high, s.total, s.context, ld});
+    for (int64_t r = 0; r < b.i1 - b.i0; r++)
+      finish_row(p, item.query_row + b.i0 + r, s.high[r], s.total[r], s.context + r * ld);
+    if (p.weights) finish_weights(p, b);
+  });
+
+  std::vector<int64_t> first;  // of the parts of one block
+  for (int64_t k = 0; k < static_cast<int64_t>(blocks.size()); k++)
+    if (blocks[k].part >= 0 && blocks[k].j0 == 0) first.push_back(k);
+  host.run(static_cast<int64_t>(first.size()), [&](int64_t task, int64_t) {
+    const int64_t k = first[task];
+    int64_t end = k + 1;
+    while (end < static_cast<int64_t>(blocks.size()) && blocks[end].part >= 0 && blocks[end].j0 > 0) end++;
+    merge(p, &blocks[k], end - k, all, blocks[k].part);
+    if (p.weights)
+      for (int64_t e = k; e < end; e++) finish_weights(p, blocks[e]);
+  });
+}
+
+template <class T>
+void scores(const Scores<T>& p, const Host& host) {
+  std::vector<Block> blocks;
+  cut(p, host.threads, blocks, false);
+  const int64_t tile = tile_keys(p.d), rows_most = block_rows(p.d), size = Scorer<T>::scratch(p, rows_most) + kTileRows * tile;
+  T* scratch = host.allocate<T>(host.threads * size);
+  host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t worker) {
+    const Block& b = blocks[task];
+    const Item& item = p.items[b.item];
+    const int64_t rows = b.i1 - b.i0;
+    T* out = scratch + worker * size;
+    Scorer<T> scorer(p, item, rows_most, out + kTileRows * tile);
+    scorer.queries(b.i0, rows);
+    for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
+      const int64_t keys = std::min(tile, b.j1 - j0);
+      scorer.keys(j0, keys, false, rows >= Scorer<T>::kNarrow);
+      for (int64_t r0 = 0; r0 < rows; r0 += kTileRows) {
+        const int64_t count = std::min(kTileRows, rows - r0);
+        scorer.score(r0, count, out, tile);
+        for (int64_t r = 0; r < count; r++)
+          std::copy(out + r * tile, out + r * tile + keys,
+                    p.scores + (item.pair_row + b.i0 + r0 + r) * p.pair_cols + j0);
+      }
+    }
+  });
+}
+
+template <class T>
+void backward(const Backward<T>& p, const Host& host) {
+  const Plan plan = plan_backward(p, host.threads);
+  int64_t query_rows = 0, key_rows = 0;
+  for (int64_t b = 0; b < p.count; b++) {
+    query_rows = std::max(query_rows, p.items[b].query_row + p.items[b].n);
+    key_rows = std::max(key_rows, p.items[b].key_row + p.items[b].m);
+  }
+  auto zeros = [&](int64_t count) {
+    T* out = host.allocate<T>(count);
+    std::fill(out, out + count, T(0));
+    return out;
+  };
+  const int64_t size = BackwardScratch<T>::carve(p, nullptr, nullptr), weight_size = padded(p.d) + 1;
+  const int64_t query_more = plan.query_copies() - 1, key_more = plan.key_copies() - 1;
+  T* scratch = host.allocate<T>(host.threads * size);
+  T* query_copies = p.grad_query ? zeros(query_more * query_rows * p.d) : nullptr;
+  T* key_copies = p.grad_key ? zeros(key_more * key_rows * p.d) : nullptr;
+  T* value_copies = p.grad_value ? zeros(key_more * key_rows * p.dv) : nullptr;
+  const int64_t weight_count = p.grad_weight ? p.count * plan.pieces * weight_size : 0;
+  double* weight_sums = host.allocate<double>(weight_count);
+  std::fill(weight_sums, weight_sums + weight_count, 0.0);
+
+  T* delta = p.grad_scores ? nullptr : host.allocate<T>(query_rows);
+  if (delta)
+    host.run(p.count, [&](int64_t b, int64_t) {
+      for (int64_t i = 0; i < p.items[b].n; i++) delta[p.items[b].query_row + i] = row_delta(p, p.items[b], i);
+    });
+
+  // copy 0 is the output itself
+  auto copy = [](T* output, T* copies, int64_t c, int64_t stride) {
+    return !output ? nullptr : c == 0 ? output : copies + (c - 1) * stride;
+  };
+  for (int64_t step = 0; step < plan.steps(); step++)
+    host.run(plan.groups() * plan.pieces, [&](int64_t task, int64_t worker) {
+      const int64_t g = task / plan.pieces, k = task % plan.pieces;
+      const int64_t qk = plan.query_pieces > 1 ? k : 0, kk = plan.key_pieces > 1 ? (k + step) % plan.key_pieces : 0;
+      const int64_t qc = plan.query_pieces > 1 ? 0 : k, kc = plan.key_pieces > 1 ? 0 : k;
+      BackwardScratch<T> s;
+      BackwardScratch<T>::carve(p, scratch + worker * size, &s);
+      for (int64_t o = plan.group[g]; o < plan.group[g + 1]; o++) {
+        const int64_t b = plan.order[o];
+        const Item& item = p.items[b];
+        const Span is = piece(item.n, qk, plan.query_pieces, kTileRows), js = piece(item.m, kk, plan.key_pieces, tile_keys(p.d));
+        if (is.begin == is.end || js.begin == js.end) continue;
+        backward_piece(p, item, is, js, delta,
+                       {copy(p.grad_query, query_copies, qc, query_rows * p.d), copy(p.grad_key, key_copies, kc, key_rows * p.d),
+                        copy(p.grad_value, value_copies, kc, key_rows * p.dv),
+                        p.grad_weight ? weight_sums + (b * plan.pieces + k) * weight_size : nullptr},
+                       s);
+      }
+    });
+
+  constexpr int64_t rows_each = 256;
+  std::vector<Block> blocks;
+  for (int64_t b = 0; b < p.count; b++)
+    for (int64_t i = 0; i < std::max<int64_t>(1, std::max(p.items[b].n, p.items[b].m)); i += rows_each)
+      blocks.push_back({b, i, i + rows_each, 0, 0, -1});
+  host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t worker) {
+    const Block& b = blocks[task];
+    const Item& item = p.items[b.item];
+    T* factor = scratch + worker * size;
+    row_factor(p, item, factor);
+    const int64_t queries = std::min(b.i1, item.n) - b.i0, keys = std::min(b.i1, item.m) - b.i0;
+    if (p.grad_query)
+      finish_rows(p.grad_query, item.query_row + b.i0, queries, p.d, query_copies, query_more, query_rows * p.d, factor);
+    if (p.grad_key)
+      finish_rows(p.grad_key, item.key_row + b.i0, keys, p.d, key_copies, key_more, key_rows * p.d, factor);
+    if (p.grad_value && key_more)
+      finish_rows<T>(p.grad_value, item.key_row + b.i0, keys, p.dv, value_copies, key_more, key_rows * p.dv, nullptr);
+    if (p.grad_weight && b.i0 == 0)
+      for (int64_t t = 0; t < p.d; t++) {
+        double to_w = 0, ds = 0;
+        for (int64_t k = 0; k < plan.pieces; k++) {
+          const double* sums = weight_sums + (b.item * plan.pieces + k) * weight_size;
+          to_w += sums[t];
+          ds += sums[padded(p.d)];
+        }
+        const double f = is_logistic(p.activation) ? ds - logistic(p.activation).span * to_w : to_w;
+        p.grad_weight[b.item * p.d + t] = static_cast<T>(p.scale * f);
+      }
+  });
+}
+
+}  // namespace CPU_CAPABILITY
+
+#define ATTNKERNELS_NAME_(isa) kernels_##isa
+#define ATTNKERNELS_NAME(isa) ATTNKERNELS_NAME_(isa)
+#define ATTNKERNELS_STRING_(isa) #isa
+#define ATTNKERNELS_STRING(isa) ATTNKERNELS_STRING_(isa)
+
+extern const Kernels ATTNKERNELS_NAME(CPU_CAPABILITY);
+const Kernels ATTNKERNELS_NAME(CPU_CAPABILITY) = {
+    ATTNKERNELS_STRING(CPU_CAPABILITY),
+    {forward<float>, scores<float>, backward<float>, pack_panel<float>},
+    {forward<double>, scores<double>, backward<double>, pack_panel<double>},
+};
+
+}  // namespace attnkernels::cpu

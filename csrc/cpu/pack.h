@@ -1,0 +1,127 @@
+// From tensors as they lie in memory (any dtype, any strides, broadcast) to what the inner loops read:
+// rows of T padded to whole vectors, as they are or as exponentials, and panels of 32 keys transposed.
+#pragma once
+#include <algorithm>
+
+#include "pair_sums.h"
+
+namespace attnkernels::cpu {
+inline namespace CPU_CAPABILITY {
+
+template <class T, class S>
+inline void load_row_as(T* out, const S* in, int64_t stride, int64_t count) {
+  int64_t t = 0;
+  if (stride == 1) {
+    if constexpr (!std::is_same_v<S, T>) {
+      if constexpr (sizeof(S) == 2 && std::is_same_v<T, float>)
+        for (; t + kLanes<T> <= count; t += kLanes<T>) {
+          Vec<T> x;
+          if constexpr (std::is_same_v<S, c10::Half>)
+            at::vec::load_fp32_from_fp16(in + t, x);
+          else
+            at::vec::load_fp32_from_bf16(in + t, x);
+          x.store(out + t);
+        }
+    } else {
+      std::copy(in, in + count, out);
+      return;
+    }
+  }
+  for (; t < count; t++) out[t] = static_cast<T>(in[t * stride]);
+}
+
+// One row, converted to T.
+template <class T>
+inline void load_row(T* out, const Matrix& m, int64_t i, int64_t count) {
+  const Matrix r = m.at(i);
+  switch (m.dtype) {
+    case Dtype::f32: return load_row_as(out, static_cast<const float*>(r.data), m.col, count);
+    case Dtype::f64: return load_row_as(out, static_cast<const double*>(r.data), m.col, count);
+    case Dtype::bf16: return load_row_as(out, static_cast<const c10::BFloat16*>(r.data), m.col, count);
+    case Dtype::f16: return load_row_as(out, static_cast<const c10::Half*>(r.data), m.col, count);
+    case Dtype::boolean: return;
+  }
+}
+
+template <class T>
+constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::f32 : Dtype::f64;
+
+// Rows of T, either where they lie or converted and padded with zeros to `width` in scratch.
+template <class T>
+struct Rows {
+  const T* data;
+  int64_t ld;
+  const T* operator[](int64_t i) const { return data + i * ld; }
+};
+
+template <class T>
+inline Rows<T> rows_of(const Matrix& m, int64_t count, int64_t cols, int64_t width, T* scratch) {
+  if (m.dtype == dtype_of<T> && m.col == 1 && cols == width) return {static_cast<const T*>(m.data), m.row};
+  for (int64_t i = 0; i < count; i++) {
+    load_row(scratch + i * width, m, i, cols);
+    std::fill(scratch + i * width + cols, scratch + (i + 1) * width, T(0));
+  }
+  return {scratch, width};
+}
+
+// The largest value and the largest magnitude among inputs; NaN if there is one.
+template <class T>
+struct Range {
+  T high = -std::numeric_limits<T>::infinity(), magnitude = 0;
+
+  void include(const Range& o) {
+    high = larger(high, o.high);
+    magnitude = larger(magnitude, o.magnitude);
+  }
+  static T larger(T a, T b) { return a > b || a != a ? a : b; }
+};
+
+template <class T>
+inline Range<T> range_of(const T* row, int64_t count) {
+  using V = Vec<T>;
+  using at::vec::maximum;
+  Range<T> out;
+  V high(out.high), magnitude(T(0));
+  int64_t t = 0;
+  for (; t + kLanes<T> <= count; t += kLanes<T>) {
+    const V x = load(row + t);
+    high = maximum(high, x);
+    magnitude = maximum(magnitude, x.abs());
+  }
+  if (t > 0) out = {max(high), max(magnitude)};
+  for (; t < count; t++) out.include({row[t], std::abs(row[t])});
+  return out;
+}
+
+// row <- exp(gain * row), padded with zeros to whole vectors: an absent hidden unit makes x = 1 + 0.
+template <class T>
+inline void exponentiate(T* out, const T* row, int64_t d, T gain) {
+  const Vec<T> g(gain);
+  int64_t t = 0;
+  for (; t + kLanes<T> <= d; t += kLanes<T>) exp(load(row + t) * g).store(out + t);
+  if (t < d) exp(Vec<T>::loadu(row + t, d - t) * g).store(out + t, static_cast<int>(d - t));
+  std::fill(out + d, out + padded(d), T(0));
+}
+
+template <class T>
+inline void scale_row(T* out, const T* row, int64_t d, T gain) {
+  for (int64_t t = 0; t < d; t++) out[t] = row[t] * gain;
+  std::fill(out + d, out + padded(d), T(0));
+}
+
+// (kPanel, ld) rows to a (width, kPanel) panel; width a multiple of 16. Rows past `count` are taken as zero.
+template <class T>
+inline void transpose_panel(T* panel, const Rows<T>& rows, int64_t count, int64_t width) {
+  for (int64_t j = 0; j < kPanel; j += 16) {
+    if (j + 16 <= count) {
+      for (int64_t t = 0; t < width; t += 16)
+        at::vec::transpose_mxn<T, 16, 16>(rows[j] + t, rows.ld, panel + t * kPanel + j, kPanel);
+    } else {
+      for (int64_t t = 0; t < width; t++)
+        for (int64_t l = j; l < j + 16; l++) panel[t * kPanel + l] = l < count ? rows[l][t] : T(0);
+    }
+  }
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace attnkernels::cpu

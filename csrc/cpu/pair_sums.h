@@ -1,0 +1,84 @@
+// Sums over d for every pair of a tile, in two layouts:
+//   panel: lanes over 32 keys, keys transposed to (d, 32); no horizontal sums. 4 queries x 32 keys stay in registers.
+//   row:   lanes over d, keys as they lie; for a query or two, where transposing would cost more than it saves.
+#pragma once
+#include "forms.h"
+#include "problem.h"
+
+namespace attnkernels::cpu {
+inline namespace CPU_CAPABILITY {
+
+template <int Rows, int Cols, class T, class Form>
+inline void panel_block(const Form& form, const T* a, int64_t lda, const T* panel, const T* w, int64_t depth, T* out,
+                        int64_t ldo) {
+  using V = Vec<T>;
+  V acc[Rows][Cols];
+  for (auto& row : acc)
+    for (auto& x : row) x = V(T(0));
+  for (int64_t t = 0; t < depth; t += 4) {
+    const V we[4] = {V(w[t]), V(w[t + 1]), V(w[t + 2]), V(w[t + 3])};
+#pragma GCC unroll 2
+    for (int c = 0; c < Cols; c++) {
+      const T* b = panel + t * kPanel + c * kLanes<T>;
+      const V be[4] = {load(b), load(b + kPanel), load(b + 2 * kPanel), load(b + 3 * kPanel)};
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; r++) {
+        const T* p = a + r * lda + t;
+        const V ae[4] = {V(p[0]), V(p[1]), V(p[2]), V(p[3])};
+        form.add(acc[r][c], ae, be, we);
+      }
+    }
+  }
+  for (int r = 0; r < Rows; r++)
+    for (int c = 0; c < Cols; c++) acc[r][c].store(out + r * ldo + c * kLanes<T>);
+}
+
+template <int Rows, class T, class Form>
+inline void panel_rows(const Form& form, const T* a, int64_t lda, const T* panel, const T* w, int64_t depth, T* out,
+                       int64_t ldo, int64_t keys) {
+  constexpr int64_t wide = 2 * kLanes<T>;
+  int64_t c = 0;
+  for (; c + wide <= kPanel && c + kLanes<T> < keys; c += wide)
+    panel_block<Rows, 2>(form, a, lda, panel + c, w, depth, out + c, ldo);
+  for (; c < keys; c += kLanes<T>) panel_block<Rows, 1>(form, a, lda, panel + c, w, depth, out + c, ldo);
+}
+
+// out[r, j] = sum_t form(a[r, t], panel[t, j]) for r < rows, j < keys (and garbage up to a whole vector).
+// a: (rows, lda), panel: (depth, kPanel), depth a multiple of 4.
+template <class T, class Form>
+inline void panel_sums(const Form& form, const T* a, int64_t lda, int64_t rows, const T* panel, const T* w,
+                       int64_t depth, T* out, int64_t ldo, int64_t keys) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) panel_rows<4>(form, a + r * lda, lda, panel, w, depth, out + r * ldo, ldo, keys);
+  for (; r + 2 <= rows; r += 2) panel_rows<2>(form, a + r * lda, lda, panel, w, depth, out + r * ldo, ldo, keys);
+  for (; r < rows; r++) panel_rows<1>(form, a + r * lda, lda, panel, w, depth, out + r * ldo, ldo, keys);
+}
+
+// sum_t form(a[t], b[t]) over the whole vectors of a row; what is left of d is added one at a time by padding.
+template <class T, class Form>
+inline T row_sum(const Form& form, const T* a, const T* b, const T* w, int64_t d) {
+  using V = Vec<T>;
+  constexpr int64_t L = kLanes<T>;
+  V acc(T(0));
+  int64_t t = 0;
+  for (; t + 4 * L <= d; t += 4 * L) {
+    const V ae[4] = {load(a + t), load(a + t + L), load(a + t + 2 * L), load(a + t + 3 * L)};
+    const V be[4] = {load(b + t), load(b + t + L), load(b + t + 2 * L), load(b + t + 3 * L)};
+    const V we[4] = {load(w + t), load(w + t + L), load(w + t + 2 * L), load(w + t + 3 * L)};
+    form.add(acc, ae, be, we);
+  }
+  if (t < d) {  // absent hidden units have weight 0, and a and b of 0
+    V ae[4], be[4], we[4];
+    for (int e = 0; e < 4; e++, t += L) {
+      const int64_t left = std::max<int64_t>(0, std::min(L, d - t));
+      ae[e] = V::loadu(a + std::min(t, d), left);
+      be[e] = V::loadu(b + std::min(t, d), left);
+      we[e] = V::loadu(w + std::min(t, d), left);
+    }
+    form.add(acc, ae, be, we);
+  }
+  return sum(acc);
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace attnkernels::cpu

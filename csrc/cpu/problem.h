@@ -1,0 +1,130 @@
+// What a CPU kernel is asked to do: plain pointers and sizes, no torch type.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "formula.h"
+
+namespace attnkernels::cpu {
+
+enum class Dtype : int { f32, bf16, f16, f64, boolean };
+
+constexpr int64_t element_size(Dtype t) {
+  return t == Dtype::f64 ? 8 : t == Dtype::f32 ? 4 : t == Dtype::boolean ? 1 : 2;
+}
+
+// Keys are prepared 32 to a panel, on every ISA, so that a packed tensor has one shape.
+constexpr int64_t kPanel = 32;
+
+// A matrix of inputs as it lies in memory; a stride of 0 is a broadcast. Strides count elements.
+struct Matrix {
+  const void* data = nullptr;
+  int64_t row = 0, col = 0;
+  Dtype dtype = Dtype::f32;
+
+  Matrix at(int64_t i, int64_t j = 0) const {
+    auto* bytes = static_cast<const char*>(data) + (i * row + j * col) * element_size(dtype);
+    return {bytes, row, col, dtype};
+  }
+};
+
+// One attention: a leading index, or one sequence of a packed batch. The rest of a problem is a list of these.
+struct Item {
+  Matrix query, key, value, weight, mask;  // mask.data null: none
+  const void* packed;                      // prepared keys, or null
+  int64_t n, m;                            // queries, and keys that take part
+  int64_t query_row, key_row;              // first row in the outputs of shape (rows, d) and (rows, dv)
+  int64_t pair_row;                        // first row in the outputs of shape (rows, pair_cols)
+  int64_t mask_grad;                       // offset of this item's mask gradient
+  int64_t counter;                         // batch word of the dropout counter
+};
+
+struct Dropout {
+  double p = 0;
+  uint64_t seed = 0;
+};
+
+struct Problem {
+  const Item* items;
+  int64_t count;
+  int64_t d, dv;
+  int64_t pair_cols;  // row length of the (rows, m) outputs
+  Activation activation;
+  double negative_slope, scale;
+  bool causal;
+  Dropout dropout;
+};
+
+// The threads and the memory a kernel works with; the operator provides both.
+struct Host {
+  int threads;
+  void* self;
+  void* (*allocate_bytes)(void* self, int64_t bytes);  // uninitialised, freed when the operator returns
+  void (*run_tasks)(void* self, int64_t tasks, void (*call)(const void* f, int64_t task, int64_t worker), const void* f);
+
+  template <class T>
+  T* allocate(int64_t count) const {
+    return static_cast<T*>(allocate_bytes(self, count * static_cast<int64_t>(sizeof(T))));
+  }
+  // f(task, worker) for every task, in any order on any thread; worker < threads names the thread's scratch.
+  template <class F>
+  void run(int64_t tasks, const F& f) const {
+    run_tasks(self, tasks, [](const void* g, int64_t task, int64_t worker) { (*static_cast<const F*>(g))(task, worker); }, &f);
+  }
+};
+
+// Outputs and arithmetic are in T: float for float32, bfloat16 and float16 inputs, double for float64.
+template <class T>
+struct Forward : Problem {
+  T* context;  // (rows, dv)
+  T* lse;      // (rows)
+  T* weights;  // (rows, pair_cols), or null
+};
+
+template <class T>
+struct Scores : Problem {
+  T* scores;  // (rows, pair_cols)
+};
+
+template <class T>
+struct Backward : Problem {
+  // Either the gradient of raw scores, or what the backward of the whole op needs; null where there is none.
+  const T* grad_scores;                                // (rows, pair_cols)
+  const T *context, *lse, *weights;                    // as the forward returned them
+  Matrix grad_context, grad_lse, grad_weights;         // (rows, dv), (rows, 1), (rows, pair_cols)
+  T *grad_query, *grad_key, *grad_value, *grad_weight; // zero on entry, (rows, d) .. , (items, d); null where not wanted
+  T* grad_mask;                                        // zero on entry
+  int64_t grad_mask_row, grad_mask_col;
+  bool split_by_mask;  // items that share a mask gradient come in runs
+};
+
+template <class T>
+struct PackKeys {
+  Matrix key;      // one (m, d) matrix
+  int64_t m, d;
+  Activation activation;
+  T* packed;       // (panels, packed_rows(d), kPanel)
+};
+
+template <class T>
+struct Table {
+  void (*forward)(const Forward<T>&, const Host&);
+  void (*scores)(const Scores<T>&, const Host&);
+  void (*backward)(const Backward<T>&, const Host&);
+  void (*pack)(const PackKeys<T>&, int64_t panel);
+};
+
+struct Kernels {
+  const char* isa;
+  Table<float> f32;
+  Table<double> f64;
+};
+
+// Rows of a packed panel: d rounded to whole vectors, and one more for the range of the panel.
+constexpr int64_t kLane = 16;
+constexpr int64_t padded(int64_t d) { return (d + kLane - 1) / kLane * kLane; }
+constexpr int64_t packed_rows(int64_t d) { return padded(d) + 1; }
+
+const Kernels& kernels();  // those of this machine, or of ATEN_CPU_CAPABILITY
+
+}  // namespace attnkernels::cpu

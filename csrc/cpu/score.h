@@ -1,0 +1,206 @@
+// Scores of a tile, (E1) by (E7) and (E9): a block of queries, prepared once, against one tile of keys after another.
+#pragma once
+#include "pack.h"
+
+namespace attnkernels::cpu {
+inline namespace CPU_CAPABILITY {
+
+// Which inner formula a tile allows; chosen from the ranges of its queries and keys.
+enum class Variant { factored, bounded, direct, rectified };
+
+// Sizes that keep a tile's operands in the second-level cache.
+inline int64_t tile_keys(int64_t d) { return padded(d) > 1024 ? kPanel : 2 * kPanel; }
+inline int64_t block_rows(int64_t d) { return std::clamp<int64_t>((1 << 16) / padded(d) / 32 * 32, 32, 256); }
+
+template <class T>
+class Scorer {
+ public:
+  // Queries of one block at the most; below kNarrow the keys are not transposed.
+  static constexpr int64_t kNarrow = 2;
+
+  static int64_t scratch(const Problem& p, int64_t rows) {
+    const int64_t width = padded(p.d), keys = tile_keys(p.d);
+    return width + 2 * rows * width + 3 * keys * width;
+  }
+
+  Scorer(const Problem& p, const Item& item, int64_t rows, T* scratch)
+      : item_(item), d_(p.d), width_(padded(p.d)), activation_(p.activation), slope_(static_cast<T>(p.negative_slope)) {
+    const int64_t keys = tile_keys(d_);
+    w_ = scratch;
+    query_exp_ = w_ + width_;
+    query_raw_ = query_exp_ + rows * width_;
+    key_raw_ = query_raw_ + rows * width_;
+    key_exp_ = key_raw_ + keys * width_;
+    panels_ = key_exp_ + keys * width_;
+    set_weight(p.scale);
+  }
+
+  // Rows i0 .. i0 + rows of the queries.
+  void queries(int64_t i0, int64_t rows) {
+    rows_ = rows;
+    query_range_ = {};
+    for (int64_t r = 0; r < rows; r++) {
+      T* row = query_raw_ + r * width_;
+      load_row(row, item_.query, i0 + r, d_);
+      query_range_.include(range_of(row, d_));
+      if (is_logistic(activation_)) exponentiate(query_exp_ + r * width_, row, d_, gain());
+      scale_row(row, row, d_, gain());
+    }
+  }
+
+  // Keys j0 .. j0 + keys. Without exponentials the keys are read as they lie, for when they are used once.
+  void keys(int64_t j0, int64_t keys, bool exponentials, bool panels) {
+    keys_ = keys;
+    if (item_.packed && panels && !exponentials && use_packed(j0)) return;
+    panel_rows_ = width_;
+    panel_data_ = panels_;
+    key_rows_ = rows_of(item_.key.at(j0), keys, d_, width_, key_raw_);
+    if (!is_logistic(activation_)) {
+      variant_ = Variant::rectified;
+    } else if (!exponentials && !panels) {
+      variant_ = Variant::direct;
+    } else {
+      Range<T> range;
+      for (int64_t j = 0; j < keys; j++) range.include(range_of(key_rows_[j], d_));
+      choose(range);
+      if (variant_ != Variant::direct) {
+        for (int64_t j = 0; j < keys; j++) exponentiate(key_exp_ + j * width_, key_rows_[j], d_, gain());
+        key_rows_ = {key_exp_, width_};
+      }
+    }
+    if (panels)
+      for (int64_t j = 0; j < keys; j += kPanel)
+        transpose_panel(panels_ + j * width_, Rows<T>{key_rows_[j], key_rows_.ld}, std::min(kPanel, keys - j), width_);
+    panels_ready_ = panels;
+  }
+
+  // out[r, j] = score of query r0 + r and key j of the tile.
+  void score(int64_t r0, int64_t rows, T* out, int64_t ldo) const {
+    const Vec<T> g(gain());
+    switch (variant_) {
+      case Variant::factored: sums(SharedReciprocal<Factored>{}, query_exp_, r0, rows, out, ldo); break;
+      case Variant::bounded: sums(SharedReciprocal<Bounded>{}, query_exp_, r0, rows, out, ldo); break;
+      case Variant::direct: sums(SharedReciprocal<Direct<T>>{{g}}, query_raw_, r0, rows, out, ldo); break;
+      case Variant::rectified:
+        if (activation_ == Activation::relu)
+          sums(Rectified<T, false>{Vec<T>(slope_)}, query_raw_, r0, rows, out, ldo);
+        else
+          sums(Rectified<T, true>{Vec<T>(slope_)}, query_raw_, r0, rows, out, ldo);
+    }
+    const Vec<T> factor(factor_), offset(offset_);
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t j = 0; j < keys_; j += kLanes<T>) {
+        T* p = out + r * ldo + j;
+        fmadd(load(p), factor, offset).store(p);
+      }
+  }
+
+  Variant variant() const { return variant_; }
+  T gain() const { return is_logistic(activation_) ? static_cast<T>(logistic(activation_).gain) : T(1); }
+  T slope() const { return slope_; }
+  bool leaky() const { return activation_ == Activation::leaky_relu; }
+  int64_t width() const { return width_; }
+  // What the variant reads: exponentials, or gain * query and the keys themselves.
+  const T* query_rows() const { return exponentials() ? query_exp_ : query_raw_; }
+  Rows<T> key_rows() const { return key_rows_; }
+  // Exponents of every pair of the tile stay below the limit for sharing a reciprocal between two.
+  bool pairs_are_safe() const { return exponent_ <= Limits<T>::pair; }
+
+ private:
+  bool exponentials() const { return variant_ == Variant::factored || variant_ == Variant::bounded; }
+
+  // w as it stands in the sums: scaled by a power of two to at most 1, so that no intermediate product overflows.
+  void set_weight(double scale) {
+    load_row(w_, item_.weight, 0, d_);
+    std::fill(w_ + d_, w_ + width_, T(0));
+    double total = 0;
+    T largest = 0;
+    for (int64_t t = 0; t < d_; t++) {
+      total += static_cast<double>(w_[t]);
+      largest = Range<T>::larger(largest, std::abs(w_[t]));
+    }
+    int power = 0;
+    if (largest > 0 && std::isfinite(largest)) std::frexp(largest, &power);
+    for (int64_t t = 0; t < d_; t++) w_[t] = std::ldexp(w_[t], -power);
+    const double unit = std::ldexp(scale, power);
+    factor_ = static_cast<T>(is_logistic(activation_) ? -logistic(activation_).span * unit : unit);
+    offset_ = static_cast<T>(is_logistic(activation_) ? scale * total : 0);
+  }
+
+  void choose(const Range<T>& key) {
+    exponent_ = gain() * (query_range_.high + key.high);
+    const T magnitude = gain() * Range<T>::larger(query_range_.magnitude, key.magnitude);
+    variant_ = !(magnitude < Limits<T>::factored) ? Variant::direct
+               : exponent_ <= Limits<T>::quad     ? Variant::factored
+                                                  : Variant::bounded;
+  }
+
+  bool use_packed(int64_t j0) {
+    panel_rows_ = packed_rows(d_);
+    panel_data_ = static_cast<const T*>(item_.packed) + j0 / kPanel * panel_rows_ * kPanel;
+    panels_ready_ = true;
+    variant_ = Variant::rectified;
+    if (!is_logistic(activation_)) return true;
+    Range<T> range;
+    for (int64_t j = 0; j < keys_; j += kPanel) {
+      const T* stored = panel_data_ + (j / kPanel * panel_rows_ + width_) * kPanel;
+      range.include({stored[0], stored[1]});
+    }
+    choose(range);
+    return variant_ != Variant::direct;
+  }
+
+  template <class Form>
+  void sums(const Form& form, const T* query, int64_t r0, int64_t rows, T* out, int64_t ldo) const {
+    query += r0 * width_;
+    if (panels_ready_) {
+      for (int64_t j = 0; j < keys_; j += kPanel)
+        panel_sums(form, query, width_, rows, panel_data_ + j * panel_rows_, w_, width_, out + j, ldo,
+                   std::min(kPanel, keys_ - j));
+    } else {
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < keys_; j++) out[r * ldo + j] = row_sum(form, query + r * width_, key_rows_[j], w_, d_);
+    }
+  }
+
+  const Item& item_;
+  int64_t d_, width_, rows_ = 0, keys_ = 0, panel_rows_ = 0;
+  Activation activation_;
+  T slope_, factor_, offset_, exponent_ = 0;
+  T *w_, *query_exp_, *query_raw_, *key_raw_, *key_exp_, *panels_;
+  const T* panel_data_ = nullptr;
+  Rows<T> key_rows_{};
+  Range<T> query_range_;
+  Variant variant_ = Variant::direct;
+  bool panels_ready_ = false;
+};
+
+// The keys of one panel, prepared to be used again and again: (width, 32) and a row that holds their range.
+template <class T>
+void pack_panel(const PackKeys<T>& p, int64_t panel) {
+  const int64_t width = padded(p.d), j0 = panel * kPanel, keys = std::min(kPanel, p.m - j0);
+  T* out = p.packed + panel * packed_rows(p.d) * kPanel;
+  T rows[kPanel * kLane];
+  Range<T> range;
+  const T gain = is_logistic(p.activation) ? static_cast<T>(logistic(p.activation).gain) : T(1);
+  for (int64_t t = 0; t < p.d; t += kLane) {
+    const int64_t count = std::min(kLane, p.d - t);
+    for (int64_t j = 0; j < keys; j++) {
+      T* row = rows + j * kLane;
+      load_row(row, p.key.at(j0 + j, t), 0, count);
+      range.include(range_of(row, count));
+      if (is_logistic(p.activation))
+        exponentiate(row, row, count, gain);
+      else
+        scale_row(row, row, count, gain);
+    }
+    transpose_panel(out + t * kPanel, Rows<T>{rows, kLane}, keys, kLane);
+  }
+  T* stored = out + width * kPanel;
+  std::fill(stored, stored + kPanel, T(0));
+  stored[0] = range.high;
+  stored[1] = range.magnitude;
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace attnkernels::cpu

@@ -1,0 +1,127 @@
+// The sums of (E5) and (E6) over a tile of pairs, without the factors of w, which are the same for a whole row and
+// are multiplied in at the end. Lanes over d; 4 keys and their gradients stay in registers while the queries run.
+#pragma once
+#include "score.h"
+
+namespace attnkernels::cpu {
+inline namespace CPU_CAPABILITY {
+
+// For K keys of one query, from ds: `to_w` and `to_x`, what each pair adds to dw and to dq and dk.
+
+// r = 1 / x for all K with one division for two (batch inversion); f' is r (1 - r), (E8).
+template <class X>
+struct LogisticGradient {
+  X x;
+  template <int K, class V>
+  void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K], V (&to_x)[K]) const {
+    V r[K];
+    const V one(1);
+    if constexpr (K == 1) {
+      r[0] = one / x(a, b[0]);
+    } else {
+      for (int c = 0; c < K; c += 2) {
+        const V x0 = x(a, b[c]), x1 = x(a, b[c + 1]), both = one / (x0 * x1);
+        r[c] = x1 * both;
+        r[c + 1] = x0 * both;
+      }
+    }
+    for (int c = 0; c < K; c++) {
+      to_w[c] = ds[c] * r[c];
+      to_x[c] = at::vec::fnmadd(to_w[c], r[c], to_w[c]);
+    }
+  }
+};
+
+template <class T, bool Leaky>
+struct RectifiedGradient {
+  Rectified<T, Leaky> f;
+  template <int K>
+  void operator()(Vec<T> a, const Vec<T> (&b)[K], const Vec<T> (&ds)[K], Vec<T> (&to_w)[K], Vec<T> (&to_x)[K]) const {
+    const Vec<T> zero(T(0));
+    for (int c = 0; c < K; c++) {
+      const Vec<T> x = a + b[c];
+      to_w[c] = ds[c] * f(x);
+      to_x[c] = Vec<T>::blendv(ds[c], Leaky ? ds[c] * f.slope : zero, x <= zero);
+    }
+  }
+};
+
+template <class T>
+struct Tile {
+  const T* query;  // (rows, width), as the variant reads them
+  Rows<T> key;
+  const T* ds;     // (rows, ld)
+  int64_t ld, rows, keys, d, width;
+};
+
+// Where the sums go; null where not wanted.
+template <class T>
+struct Sums {
+  T *query, *key;  // rows of d
+  double* weight;  // (padded d)
+};
+
+template <int K, class T, class Gradient>
+inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t j, int64_t t, int64_t count, T* query,
+                         T* grad_key) {
+  using V = Vec<T>;
+  V b[K], key[K], weight(T(0));
+  for (int c = 0; c < K; c++) {
+    b[c] = load(tile.key[j + c] + t);
+    key[c] = V(T(0));
+  }
+  for (int64_t i = 0; i < tile.rows; i++) {
+    V ds[K], to_w[K], to_x[K];
+    for (int c = 0; c < K; c++) ds[c] = V(tile.ds[i * tile.ld + j + c]);
+    gradient(load(tile.query + i * tile.width + t), b, ds, to_w, to_x);
+    V q = load(query + i * kLanes<T>);
+    for (int c = 0; c < K; c++) {
+      weight = weight + to_w[c];
+      q = q + to_x[c];
+      key[c] = key[c] + to_x[c];
+    }
+    q.store(query + i * kLanes<T>);
+  }
+  if (grad_key)
+    for (int c = 0; c < K; c++) add_to(grad_key + (j + c) * tile.d + t, key[c], count);
+  return weight;
+}
+
+template <class T, class Gradient>
+void sweep(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& out) {
+  using V = Vec<T>;
+  constexpr int64_t L = kLanes<T>;
+  alignas(64) T query[32 * L], lanes[L];  // sums of one tile first, so that long sums stay accurate
+  for (int64_t t = 0; t < tile.d; t += L) {
+    const int64_t count = std::min(L, tile.d - t);
+    std::fill(query, query + tile.rows * L, T(0));
+    V weight(T(0));
+    int64_t j = 0;
+    for (; j + 4 <= tile.keys; j += 4) weight = weight + sweep_keys<4>(gradient, tile, j, t, count, query, out.key);
+    for (; j < tile.keys; j++) weight = weight + sweep_keys<1>(gradient, tile, j, t, count, query, out.key);
+    if (out.query)
+      for (int64_t i = 0; i < tile.rows; i++) add_to(out.query + i * tile.d + t, load(query + i * L), count);
+    if (out.weight) {
+      weight.store(lanes);
+      for (int64_t l = 0; l < L; l++) out.weight[t + l] += static_cast<double>(lanes[l]);
+    }
+  }
+}
+
+template <class T>
+void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out) {
+  const Vec<T> slope(scorer.slope());
+  switch (scorer.variant()) {
+    case Variant::factored: return sweep(LogisticGradient<Factored>{}, tile, out);
+    case Variant::bounded:
+      if (scorer.pairs_are_safe()) return sweep(LogisticGradient<Factored>{}, tile, out);
+      return sweep(LogisticGradient<Bounded>{}, tile, out);
+    case Variant::direct: return sweep(LogisticGradient<Direct<T>>{{Vec<T>(scorer.gain())}}, tile, out);
+    case Variant::rectified:
+      if (scorer.leaky()) return sweep(RectifiedGradient<T, true>{{slope}}, tile, out);
+      return sweep(RectifiedGradient<T, false>{{slope}}, tile, out);
+  }
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace attnkernels::cpu

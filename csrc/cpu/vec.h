@@ -1,0 +1,78 @@
+// at::vec under short names, and the two things it lacks: a fast accurate exp and a sum over lanes.
+// Everything here lives in the namespace of the ISA it was compiled for.
+#pragma once
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+namespace attnkernels::cpu {
+inline namespace CPU_CAPABILITY {
+
+template <class T>
+using Vec = at::vec::Vectorized<T>;
+template <class T>
+constexpr int64_t kLanes = Vec<T>::size();
+
+using at::vec::clamp_max;  // both clamps let NaN through
+using at::vec::clamp_min;
+using at::vec::fmadd;
+
+template <class T>
+inline Vec<T> load(const T* p) {
+  return Vec<T>::loadu(p);
+}
+
+// Add to the first `count` lanes in memory.
+template <class T>
+inline void add_to(T* p, Vec<T> x, int64_t count) {
+  if (count >= kLanes<T>)
+    (load(p) + x).store(p);
+  else
+    (Vec<T>::loadu(p, count) + x).store(p, static_cast<int>(count));
+}
+
+template <class T>
+inline T sum(Vec<T> x) {
+  return at::vec::vec_reduce_all<T>([](Vec<T>& a, Vec<T>& b) { return a + b; }, x);
+}
+template <class T>
+inline T max(Vec<T> x) {
+  return at::vec::vec_reduce_all<T>([](Vec<T>& a, Vec<T>& b) { return at::vec::maximum(a, b); }, x);
+}
+
+// exp to about one ULP: x = k ln2 + r, exp(r) by a minimax polynomial of degree 6 (relative error 3.1e-9).
+// Below -87.3 it stays at the smallest normal number; above 88.7 it is not used. NaN stays NaN.
+inline Vec<float> exp(Vec<float> x) {
+  using V = Vec<float>;
+  x = clamp_min(x, V(-87.3f));
+  const V magic(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
+  const V shifted = fmadd(x, V(1.44269504f), magic), k = shifted - magic;
+  V r = fmadd(k, V(-0.693359375f), x);
+  r = fmadd(k, V(2.12194440e-4f), r);
+  V p = fmadd(r, V(1.381454e-3f), V(8.36874525e-3f));
+  p = fmadd(p, r, V(4.16683908e-2f));
+  p = fmadd(p, r, V(1.66665204e-1f));
+  p = fmadd(p, r, V(4.99999934e-1f));
+  p = fmadd(p * r, r, r) + V(1.f);
+#if defined(CPU_CAPABILITY_AVX512)
+  return _mm512_scalef_ps(p, k);
+#else
+  using I = Vec<int32_t>;
+  const I bits = at::vec::cast<int32_t, float>(shifted);
+  return p * at::vec::cast<float, int32_t>((bits << I(23)) + I(0x3f800000));
+#endif
+}
+inline Vec<double> exp(Vec<double> x) { return x.exp(); }
+
+// For the softmax: x <= 0, and what would be below the normal range is 0.
+template <class T>
+inline Vec<T> exp_weight(Vec<T> x) {
+  constexpr T tiny = sizeof(T) == 4 ? T(-87.3) : T(-708);
+  return Vec<T>::blendv(exp(x), Vec<T>(T(0)), x < Vec<T>(tiny));
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace attnkernels::cpu

@@ -1,0 +1,75 @@
+"""Tensors for the tests: seeded, at the corners, in every layout a caller may hand in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+
+Shape = tuple[int, int, int, int, int]
+
+# (B, n, m, d, dv): ones, odd sizes, and just past every tile (256 queries, 128 keys, 32, 16)
+CORNERS: list[Shape] = [
+    (1, 1, 1, 1, 1),
+    (2, 3, 5, 8, 7),
+    (4, 7, 9, 33, 1),
+    (1, 33, 31, 17, 65),
+    (1, 130, 257, 64, 48),
+    (1, 300, 140, 20, 16),
+    (3, 1, 200, 512, 64),
+    (2, 2, 1000, 36, 5),
+    (1, 2, 3, 4099, 2),
+    (1, 16, 32, 16, 32),
+]
+EMPTY: list[Shape] = [
+    (2, 0, 3, 4, 5),
+    (2, 3, 0, 4, 5),
+    (2, 3, 4, 5, 0),
+    (0, 3, 4, 5, 6),
+    (1, 0, 0, 4, 0),
+]
+
+
+def normal(*shape: int, dtype: torch.dtype = F32, size: float = 1.0, grad: bool = True) -> Tensor:
+    """A leaf of normal numbers, drawn in float64 so that every dtype sees the same ones."""
+    return (torch.randn(shape, dtype=F64) * size).to(dtype).requires_grad_(grad)
+
+
+def make(
+    shape: Shape, dtype: torch.dtype = F32, *, size: float = 1.0, grad: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """query (B, n, d), key (B, m, d), value (B, m, dv), weight (d,); scores have the size of 1."""
+    batch, n, m, d, dv = shape
+    return (
+        normal(batch, n, d, dtype=dtype, size=size, grad=grad),
+        normal(batch, m, d, dtype=dtype, size=size, grad=grad),
+        normal(batch, m, dv, dtype=dtype, grad=grad),
+        normal(d, dtype=dtype, size=d**-0.5, grad=grad),
+    )
+
+
+def transposed(x: Tensor) -> Tensor:
+    """The same numbers with the last two dimensions swapped in memory: stride(-1) != 1."""
+    return x.detach().mT.contiguous().mT.requires_grad_(x.requires_grad)
+
+
+def sliced(x: Tensor) -> Tensor:
+    """The same numbers inside a larger storage: an offset, padded rows, every second element."""
+    *lead, rows, cols = x.shape
+    store = torch.full((*lead, rows + 2, 2 * cols + 3), float("nan"), dtype=x.dtype)
+    view = store[..., 1 : rows + 1, 1 : 2 * cols + 1 : 2]
+    view.copy_(x.detach())
+    return view.requires_grad_(x.requires_grad)
+
+
+def batch_last(x: Tensor) -> Tensor:
+    """The same numbers with the batch innermost in memory."""
+    return x.detach().movedim(0, -1).contiguous().movedim(-1, 0).requires_grad_(x.requires_grad)
+
+
+def cumulative(lengths: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:
+    """cu_seqlens of these sequence lengths."""
+    return torch.tensor([0, *lengths]).cumsum(0).to(dtype)
