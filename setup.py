@@ -37,8 +37,8 @@ if platform.machine() not in ("x86_64", "AMD64"):
     ISAS = {"DEFAULT": []}
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-OPTIMIZE = ["-O1", "-g", "-fno-omit-frame-pointer", *SANITIZERS] if SANITIZE else ["-O3"]
-WARN = ["-Wall", "-Wextra"]
+OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS] if SANITIZE else ["-O3"]
+WARN = ["-Wall", "-Wextra", "-Wno-psabi"]  # no vector leaves its object, whatever its ABI
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # nothing newer than torch 2.10
 
 

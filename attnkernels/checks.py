@@ -171,18 +171,18 @@ def _same_kind(names: tuple[str, ...], tensors: tuple[Tensor, ...]) -> Problem:
     """Dense tensors of one supported dtype, on one device."""
     first = tensors[0]
     _dense(names[0], first)
-    dtype, device, on_cpu = first.dtype, first.device, first.is_cpu
+    dtype, on_cpu = first.dtype, first.is_cpu
     if dtype not in _FLOATING:
         raise TypeError(f"{names[0]} must be float32, bfloat16, float16 or float64, got {dtype}")
-    for name, tensor in zip(names[1:], tensors[1:], strict=True):
+    for name, tensor in zip(names, tensors, strict=True):
         _dense(name, tensor)
         if tensor.dtype is not dtype:
             raise TypeError(
                 f"{name} must have the dtype of {names[0]}, {dtype}, got {tensor.dtype}"
             )
         if not (on_cpu and tensor.is_cpu):  # a tenth of the time of asking for its device
-            _on(device, name, tensor)
-    return Problem(device.type, dtype)
+            _on(first.device, name, tensor)
+    return Problem("cpu" if on_cpu else first.device.type, dtype)
 
 
 def _on(device: torch.device, name: str, tensor: Tensor) -> None:

@@ -30,15 +30,13 @@ def follows_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
-        for first in chain(args, options.values()):
-            if isinstance(first, Tensor):
-                break
-        else:
-            return function(*args, **options)  # which knows what is missing
-        device_type = first.device.type
-        dtype = autocast_dtype(device_type)
-        if dtype is None:
+        if not torch._C._is_any_autocast_enabled():  # asking for one device takes 0.5 us more
             return function(*args, **options)
+        tensors = (each for each in chain(args, options.values()) if isinstance(each, Tensor))
+        device_type = next((each.device.type for each in tensors), "meta")
+        if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+            return function(*args, **options)
+        dtype = torch.get_autocast_dtype(device_type)
         cast_args = [cast(each, dtype) for each in args]
         cast_options = {name: cast(each, dtype) for name, each in options.items()}
         with torch.autocast(device_type, enabled=False):
@@ -47,18 +45,12 @@ def follows_autocast(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The dtype that autocast wants, or None where it is off."""
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
-        return None
-    return torch.get_autocast_dtype(device_type)
-
-
 def cast(argument: Any, dtype: torch.dtype) -> Any:
     """Autocast's rule: floating tensors take `dtype`, float64 and everything else is left alone."""
-    if isinstance(argument, Tensor) and argument.is_floating_point():
-        return argument if argument.dtype == torch.float64 else argument.to(dtype)
-    return argument
+    if isinstance(argument, Tensor):
+        eligible = argument.is_floating_point() and argument.dtype != torch.float64
+        return argument.to(dtype) if eligible else argument
+    return argument.autocast(dtype) if hasattr(argument, "autocast") else argument
 
 
 def draw_seed(device: torch.device) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +12,7 @@ from torch import Tensor
 from . import checks
 from .backends import select
 from .backends.base import Backend
-from .functional import (
-    Result,
-    additive_attention,
-    autocast_dtype,
-    cast,
-    draw_seed,
-    follows_autocast,
-    results,
-)
+from .functional import Result, cast, draw_seed, follows_autocast, results
 
 
 @follows_autocast
@@ -100,6 +91,7 @@ class AdditiveMemory:
     lead: tuple[int, ...]
     chosen: Backend = field(repr=False)
 
+    @follows_autocast
     def attend(
         self,
         query: Tensor,
@@ -112,22 +104,12 @@ class AdditiveMemory:
         """`additive_attention` of query (..., n, d) to these keys: the same results and gradients.
 
         query has the dtype and device of the memory, and a leading shape that broadcasts with
-        `lead`. Under an autocast to another dtype than the memory's, everything is cast anew and
-        nothing is gained by the preparation.
+        `lead`. Under an autocast to another dtype than that of the memory, the memory is cast and
+        prepared anew in every call: prepare it there as well.
 
         Raises:
             TypeError, ValueError: as `additive_attention`.
         """
-        dtype = autocast_dtype(self.key.device.type)
-        if dtype is not None:
-            return self._attend_under_autocast(
-                dtype,
-                query,
-                attn_mask=attn_mask,
-                dropout_p=dropout_p,
-                return_weights=return_weights,
-                return_lse=return_lse,
-            )
         checks.step(
             query,
             self.key,
@@ -155,23 +137,12 @@ class AdditiveMemory:
         )
         return results(context, weights, lse if return_lse else None)
 
-    def _attend_under_autocast(self, dtype: torch.dtype, query: Tensor, **options: Any) -> Result:
-        if dtype == self.key.dtype:
-            options["attn_mask"] = cast(options["attn_mask"], dtype)
-            with torch.autocast(self.key.device.type, enabled=False):
-                return self.attend(cast(query, dtype), **options)
-        return additive_attention(
-            query,
-            self.key,
-            self.value,
-            self.weight,
-            key_lengths=self.key_lengths,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            scale=self.scale,
-            backend=self.backend,
-            **options,
-        )
+    def autocast(self, dtype: torch.dtype) -> AdditiveMemory:
+        """This memory as autocast to `dtype` has it: prepared anew, unless it has that dtype."""
+        if self.key.dtype in (dtype, torch.float64):
+            return self
+        prepare, tensors = self.__reduce__()
+        return prepare(*(cast(tensor, dtype) for tensor in tensors))
 
     def index_select(self, dim: int, index: Tensor) -> AdditiveMemory:
         """A memory of the entries `index` of leading dimension `dim`: how a beam is reordered.

@@ -1,9 +1,10 @@
-"""The operators behind the backends with kernels: one schema, one fake and one derivative each.
+"""The operators behind the backends with kernels: one schema, one fake and one vmap rule each.
 
 `define("native")` makes attnkernels::native_forward, native_backward, native_scores,
 native_scores_backward and native_pack_keys; a library or a module then supplies implementations for
-its devices. Outputs are in the dtype of the arithmetic (float32, or float64 for float64) and
-gradients have the leading shape L that the inputs broadcast to; callers sum and round.
+its devices. Outputs are in the dtype of the arithmetic (float32, or float64 for float64). Gradients
+have the leading shape L that the inputs broadcast to, and the dtype of their input or, where they are
+still to be summed over L, that of the arithmetic; callers sum and round.
 """
 
 from __future__ import annotations
@@ -50,10 +51,6 @@ def define(prefix: str) -> SimpleNamespace:
         _library.define(full + schema, tags=(torch.Tag.pt2_compliant_tag,))
         setattr(ops, name, getattr(torch.ops.attnkernels, full).default)
         torch.library.register_fake(f"attnkernels::{full}", FAKES[name], lib=_library)
-    for name, (gradient, setup) in derivatives.formulas(ops).items():
-        torch.library.register_autograd(
-            f"attnkernels::{prefix}_{name}", gradient, setup_context=setup, lib=_library
-        )
     for name, rule in vmaps.rules(ops).items():
         torch.library.register_vmap(f"attnkernels::{prefix}_{name}", rule, lib=_library)
     return ops
@@ -80,8 +77,14 @@ def _attention_lead(
     return _lead(query, key, weight, value.shape[:-2], mask_lead, lengths_lead)
 
 
-def _where(wanted: int, like: Tensor, shapes: dict[int, tuple[int, ...]]) -> tuple[Tensor, ...]:
-    return tuple(_new(like, *(shape if wanted & bit else (0,))) for bit, shape in shapes.items())
+def _gradient(x: Tensor | None, lead: tuple[int, ...], trailing: int, wanted: int) -> Tensor:
+    """Of a matrix: in x's dtype, unless x is broadcast and the gradient still to be summed."""
+    assert x is not None
+    if not wanted:
+        return _new(x, 0)
+    shape = (*lead, *x.shape[x.dim() - trailing :])
+    summed = trailing < 2 or x.shape != shape
+    return _new(x, *shape) if summed else x.new_empty(shape)
 
 
 def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
@@ -93,15 +96,14 @@ def _fake_forward(*args: Any) -> tuple[Tensor, ...]:
 
 def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     query, key, value, weight, attn_mask = args[3:8]
-    lead = _attention_lead(*args[3:9])
-    shapes = {
-        derivatives.QUERY: (*lead, *query.shape[-2:]),
-        derivatives.KEY: (*lead, *key.shape[-2:]),
-        derivatives.VALUE: (*lead, *value.shape[-2:]),
-        derivatives.WEIGHT: (*lead, weight.shape[-1]),
-        derivatives.MASK: () if attn_mask is None else attn_mask.shape,
-    }
-    return _where(args[-1], query, shapes)
+    lead, wanted = _attention_lead(*args[3:9]), args[-1]
+    return (
+        _gradient(query, lead, 2, wanted & derivatives.QUERY),
+        _gradient(key, lead, 2, wanted & derivatives.KEY),
+        _gradient(value, lead, 2, wanted & derivatives.VALUE),
+        _gradient(weight, lead, 1, wanted & derivatives.WEIGHT),
+        _new(query, *(attn_mask.shape if wanted & derivatives.MASK else (0,))),
+    )
 
 
 def _fake_scores(query: Tensor, key: Tensor, weight: Tensor, *options: Any) -> Tensor:
@@ -110,13 +112,12 @@ def _fake_scores(query: Tensor, key: Tensor, weight: Tensor, *options: Any) -> T
 
 def _fake_scores_backward(*args: Any) -> tuple[Tensor, ...]:
     query, key, weight = args[1:4]
-    lead = _lead(query, key, weight)
-    shapes = {
-        derivatives.QUERY: (*lead, *query.shape[-2:]),
-        derivatives.KEY: (*lead, *key.shape[-2:]),
-        derivatives.WEIGHT: (*lead, weight.shape[-1]),
-    }
-    return _where(args[-1], query, shapes)
+    lead, wanted = _lead(query, key, weight), args[-1]
+    return (
+        _gradient(query, lead, 2, wanted & derivatives.QUERY),
+        _gradient(key, lead, 2, wanted & derivatives.KEY),
+        _gradient(weight, lead, 1, wanted & derivatives.WEIGHT),
+    )
 
 
 def _fake_pack_keys(key: Tensor, activation: int) -> Tensor:

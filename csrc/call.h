@@ -76,7 +76,7 @@ class Call {
     for (int64_t b = 0; b < count; b++) {
       cpu::Item& item = items[b];
       item.n = n;
-      item.m = m;
+      item.m = item.key_rows = m;
       item.query_row = item.pair_row = b * n;
       item.key_row = b * m;
       item.counter = b;
@@ -123,7 +123,7 @@ class Call {
         item.key = item.key.at(cu_k[s]);
         if (in.value) item.value = item.value.at(cu_k[s]);
         item.n = cu_q[s + 1] - cu_q[s];
-        item.m = cu_k[s + 1] - cu_k[s];
+        item.m = item.key_rows = cu_k[s + 1] - cu_k[s];
         item.query_row = h * n + cu_q[s];
         item.key_row = h * m + cu_k[s];
         item.counter = h * sequences + s;

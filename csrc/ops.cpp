@@ -14,8 +14,11 @@ namespace {
 using namespace attnkernels;
 using namespace attnkernels::cpu;
 
-Tensor empty(const Tensor& like, const Sizes& sizes) { return torch::stable::new_empty(like, sizes, accumulator(like)); }
-Tensor zeros(const Tensor& like, const Sizes& sizes) { return torch::stable::new_zeros(like, sizes, accumulator(like)); }
+Tensor zeros(const Tensor& like, const Sizes& sizes) {
+  Tensor out = empty(like, sizes);
+  torch::stable::zero_(out);
+  return out;
+}
 Tensor nothing(const Tensor& like) { return empty(like, {0}); }
 
 // f(T{}, table of T): the arithmetic that inputs of this dtype want.
@@ -93,20 +96,31 @@ Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight, int6
 // Bits of `wanted`: which gradients to compute.
 enum Wanted : int64_t { kQuery = 1, kKey = 2, kWeight = 4, kValue = 8, kMask = 16 };
 
+// A gradient of shape (leading, rows of x): in x's dtype where that is all there is to it, in that of the arithmetic
+// where it is still to be summed over leading dimensions that x was broadcast along.
+Tensor gradient(const Tensor& x, const Call& call, int64_t wanted) {
+  if (!wanted) return nothing(x);
+  const Sizes shape = call.leading.with({x.size(x.dim() - 2), x.size(x.dim() - 1)});
+  const bool same = std::equal(shape.begin(), shape.end(), x.sizes().begin(), x.sizes().end());
+  return empty(shape, same ? x.scalar_type() : accumulator(x));
+}
+
+Output output(const Tensor& t) { return {t.numel() ? t.mutable_data_ptr() : nullptr, dtype_of(t)}; }
+
 struct QueryKeyWeight {
   Tensor query, key, weight;
 
-  QueryKeyWeight(const Tensor& like, const Call& c, bool varlen, int64_t wanted)
-      : query(wanted & kQuery ? zeros(like, c.leading.with({c.n, c.d})) : nothing(like)),
-        key(wanted & kKey ? zeros(like, c.leading.with({c.m, c.d})) : nothing(like)),
-        weight(!(wanted & kWeight) ? nothing(like)
-               : varlen            ? zeros(like, c.leading.with({c.sequences, c.d}))
-                                   : zeros(like, c.leading.with({c.d}))) {}
+  QueryKeyWeight(const Inputs& in, const Call& c, int64_t wanted)
+      : query(gradient(in.query, c, wanted & kQuery)),
+        key(gradient(in.key, c, wanted & kKey)),
+        weight(!(wanted & kWeight)             ? nothing(in.query)
+               : Call::given(in.cu_seqlens_q) ? empty(in.query, c.leading.with({c.sequences, c.d}))
+                                              : empty(in.query, c.leading.with({c.d}))) {}
 
   template <class T>
   void place(Backward<T>& p) {
-    p.grad_query = data<T>(query);
-    p.grad_key = data<T>(key);
+    p.grad_query = output(query);
+    p.grad_key = output(key);
     p.grad_weight = data<T>(weight);
   }
 };
@@ -116,9 +130,10 @@ Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::co
 std::tuple<Tensor, Tensor, Tensor> scores_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
                                                    const Tensor& weight, int64_t activation, double negative_slope,
                                                    double scale, int64_t wanted) {
-  const Call call({query, key, weight});
+  const Inputs in{query, key, weight};
+  const Call call(in);
   const Tensor whole = dense(grad);
-  QueryKeyWeight out(query, call, false, wanted);
+  QueryKeyWeight out(in, call, wanted);
   TorchHost torch(query);
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
@@ -126,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor> scores_backward(const Tensor& grad, const Ten
     describe(p, call, {activation, negative_slope, scale});
     p.grad_scores = data<T>(whole);
     out.place(p);
-    if (p.grad_scores) table.backward(p, torch.host);
+    table.backward(p, torch.host);
   });
   return {out.query, out.key, out.weight};
 }
@@ -144,11 +159,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& value, const Tensor& weight, const Maybe& attn_mask, const Maybe& key_lengths, const Maybe& cu_seqlens_q,
     const Maybe& cu_seqlens_k, const Maybe& seed, const Tensor& context, const Tensor& lse, const Tensor& weights,
     double dropout_p, bool is_causal, int64_t activation, double negative_slope, double scale, int64_t wanted) {
-  Call call({query, key, weight, &value, &attn_mask, &key_lengths, &cu_seqlens_q, &cu_seqlens_k});
+  const Inputs in{query, key, weight, &value, &attn_mask, &key_lengths, &cu_seqlens_q, &cu_seqlens_k};
+  Call call(in);
   auto whole = [](const Maybe& t) { return t ? Maybe(dense(*t)) : t; };
   const Maybe dc = whole(grad_context), dl = whole(grad_lse), dw = whole(grad_weights);
-  QueryKeyWeight out(query, call, cu_seqlens_q.has_value(), wanted);
-  Tensor grad_value = wanted & kValue ? zeros(query, call.leading.with({call.m, call.dv})) : nothing(query);
+  QueryKeyWeight out(in, call, wanted);
+  const Tensor grad_value = gradient(value, call, wanted & kValue);
   Tensor grad_mask = nothing(query);
   int64_t mask_row = 0, mask_col = 0;
   if (wanted & kMask) {
@@ -172,7 +188,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     p.lse = data<T>(lse);
     p.weights = data<T>(weights);
     out.place(p);
-    p.grad_value = data<T>(grad_value);
+    p.grad_value = output(grad_value);
     p.grad_mask = data<T>(grad_mask);
     p.grad_mask_row = mask_row;
     p.grad_mask_col = mask_col;

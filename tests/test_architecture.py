@@ -19,12 +19,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {"backends.base"},
     "functional": {"backends", "checks"},
     "memory": {"backends", "checks", "functional"},
-    "ops": {"backends.base", "backends.reference"},  # double backward goes through the reference
+    "ops": {"backends.base", "derivatives", "vmaps"},
+    "derivatives": {"backends.base", "backends.reference"},  # what double backward goes through
+    "vmaps": set(),
     "backends/__init__": {"backends"},
     "backends/base": set(),
     "backends/philox": set(),
     "backends/reference": {"backends.base", "backends.philox"},
-    "backends/": {"backends.base", "ops"},
+    "backends/": {"backends.base", "derivatives", "ops"},
     "nn/": {"functional", "memory", "nn"},
     "models/": {"nn", "models"},
     "testing": {"backends", "functional", "memory", "nn"},

@@ -190,33 +190,41 @@ def test_gradients_through_one_output_alone(backend: str, shape: Shape, output: 
     )
 
 
-def gradients(inputs: tuple[Tensor, ...], outputs: Any, cotangents: Any) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(outputs, inputs, cotangents)
+class Relaid(torch.autograd.Function):
+    """The identity, which hands back its gradient in another layout."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.layout = layout
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.layout(gradient), None
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
-def test_the_layout_of_the_incoming_gradient_changes_nothing(
-    backend: str, dtype: torch.dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 6, 40, 19, 7), (2, 1, 40, 19, 16)], ids=str)
+def test_layouts_of_incoming_gradients(
+    backend: str, shape: Shape, layout: str, dtype: torch.dtype
 ) -> None:
-    """Expanded (a sum), transposed, sliced: the same numbers give the same bits."""
-    inputs = make((2, 6, 40, 19, 7), dtype)
-    context, weights, lse = additive_attention(
-        *inputs, return_weights=True, return_lse=True, backend=backend
-    )
-    ones = [torch.ones_like(x) for x in (context, weights, lse)]
-    total = context.float().sum() + weights.float().sum() + lse.sum()
-    by_sum = torch.autograd.grad(total, inputs, retain_graph=True)
-    by_ones = torch.autograd.grad((context, weights, lse), inputs, ones, retain_graph=True)
-    assert all(torch.equal(a, b) for a, b in zip(by_sum, by_ones, strict=True))
+    def call(*inputs: Tensor, **options: Any) -> Any:
+        outputs = additive_attention(*inputs, backend=backend, **options)
+        return tuple(Relaid.apply(x, LAYOUTS[layout]) for x in outputs)
 
-    cotangents = [
-        torch.randn_like(x, memory_format=torch.contiguous_format) for x in (context, weights, lse)
-    ]
-    plain = torch.autograd.grad((context, weights, lse), inputs, cotangents, retain_graph=True)
-    for layout in LAYOUTS.values():
-        strided = [layout(x) if x.ndim == 3 else transposed(x) for x in cotangents]
-        found = torch.autograd.grad((context, weights, lse), inputs, strided, retain_graph=True)
-        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    check_attention(*make(shape, dtype), return_weights=True, return_lse=True, backend=call)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_an_expanded_incoming_gradient(fused: str, dtype: torch.dtype) -> None:
+    """sum().backward() hands one number for all: the same bits as a tensor of ones."""
+    inputs = make((2, 6, 40, 19, 7), dtype)
+    options = {"return_weights": True, "return_lse": True, "backend": fused}
+    outputs = additive_attention(*inputs, **options)
+    by_sum = torch.autograd.grad(sum(x.sum().float() for x in outputs), inputs, retain_graph=True)
+    by_ones = torch.autograd.grad(outputs, inputs, [torch.ones_like(x) for x in outputs])
+    assert all(torch.equal(a, b) for a, b in zip(by_sum, by_ones, strict=True))
 
 
 def test_backward_twice_accumulates(backend: str) -> None:
@@ -234,7 +242,8 @@ def test_the_same_tensor_as_key_and_value(backend: str) -> None:
     (both,) = torch.autograd.grad(context.square().sum(), key)
     copies = key.detach().clone().requires_grad_(), key.detach().clone().requires_grad_()
     context = additive_attention(query, *copies, weight, backend=backend)
-    torch.testing.assert_close(both, sum(torch.autograd.grad(context.square().sum(), copies)))
+    first, second = torch.autograd.grad(context.square().sum(), copies)
+    assert torch.equal(both, first + second)
 
 
 def test_outputs_come_in_order_and_in_their_dtypes(backend: str) -> None:
@@ -272,7 +281,7 @@ def test_no_grad_gives_the_same_numbers(backend: str) -> None:
     with torch.no_grad():
         quiet = additive_attention(*inputs, backend=backend)
     assert not quiet.requires_grad
-    torch.testing.assert_close(quiet, additive_attention(*inputs, backend=backend).detach())
+    assert torch.equal(quiet, additive_attention(*inputs, backend=backend))
 
 
 def test_inputs_are_left_as_they_were(backend: str) -> None:

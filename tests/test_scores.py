@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from inputs import BF16, CORNERS, F16, F32, F64, Shape, make, normal, sliced, transposed
+from torch import Tensor
 
-from attnkernels import additive_attention, additive_scores
-from attnkernels.testing import check_scores
+from attnkernels import additive_scores
+from attnkernels.testing import assert_within_budget, check_attention, check_scores
 
 
 @pytest.mark.parametrize("shape", CORNERS, ids=str)
@@ -67,36 +71,46 @@ def test_only_the_gradient_asked_for(backend: str, wanted: int) -> None:
 
 
 def test_scores_are_what_attention_sees(backend: str) -> None:
-    query, key, value, weight = make((2, 5, 40, 19, 7))
-    options = {"activation": "leaky_relu", "negative_slope": 0.1, "scale": 0.8, "backend": backend}
-    scores = additive_scores(query, key, weight, **options)
-    context, weights, lse = additive_attention(
-        query, key, value, weight, return_weights=True, return_lse=True, **options
+    """(E2) and (E3) by hand over the scores give attention."""
+
+    def call(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Any) -> Any:
+        scores = additive_scores(query, key, weight, backend=backend, **options)
+        weights = scores.softmax(-1)
+        return weights @ value, weights, scores.logsumexp(-1)
+
+    def attend(*inputs: Tensor, return_weights: bool, return_lse: bool, **options: Any) -> Any:
+        return call(*inputs, **options)
+
+    check_attention(
+        *make((2, 5, 40, 19, 7)),
+        activation="leaky_relu",
+        negative_slope=0.1,
+        scale=0.8,
+        return_weights=True,
+        return_lse=True,
+        backend=attend,
     )
-    torch.testing.assert_close(weights, scores.softmax(-1))
-    torch.testing.assert_close(lse, scores.logsumexp(-1))
-    torch.testing.assert_close(context, scores.softmax(-1) @ value)
 
 
 def test_written_out(backend: str) -> None:
     """The formula by hand, so that the oracle is not its own witness."""
-    query, key, weight = (
-        torch.tensor([[0.5, -1.0]]),
-        torch.tensor([[0.25, 2.0]]),
-        torch.tensor([2.0, -3.0]),
-    )
-    for activation, f in (
-        ("tanh", torch.tanh),
-        ("sigmoid", torch.sigmoid),
-        ("relu", torch.relu),
-        ("leaky_relu", torch.nn.LeakyReLU(0.2)),
-    ):
-        hidden = f(torch.tensor([0.75, 1.0]))
-        wanted = 0.5 * (2.0 * hidden[0] - 3.0 * hidden[1])
+    query, key = torch.tensor([[0.5, -1.0]]), torch.tensor([[0.25, 2.0]])
+    weight = torch.tensor([2.0, -3.0])
+    hidden = {
+        "tanh": (math.tanh(0.75), math.tanh(1.0)),
+        "sigmoid": (1 / (1 + math.exp(-0.75)), 1 / (1 + math.exp(-1.0))),
+        "relu": (0.75, 1.0),
+        "leaky_relu": (0.75, 1.0),
+    }
+    for activation, (first, second) in hidden.items():
+        exact = torch.tensor([[0.5 * (2.0 * first - 3.0 * second)]], dtype=F64)
         found = additive_scores(
             query, key, weight, activation=activation, scale=0.5, backend=backend
         )
-        torch.testing.assert_close(found, wanted.reshape(1, 1))
+        assert_within_budget(found, exact.float(), exact, magnitude=2.5)
+    below = additive_scores(-query, -key, weight, activation="leaky_relu", backend=backend)
+    exact = torch.tensor([[-0.2 * (2.0 * 0.75 - 3.0)]], dtype=F64)
+    assert_within_budget(below, exact.float(), exact, magnitude=1.0)
 
 
 def test_autocast_and_dtype(backend: str) -> None:

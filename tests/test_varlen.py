@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import BF16, F16, F32, F64, cumulative, make, normal, sliced, transposed
+from inputs import BF16, F16, F32, F64, cumulative, normal, sliced, transposed
 from torch import Tensor
 
 from attnkernels import additive_attention, additive_attention_varlen
-from attnkernels.testing import check_varlen
+from attnkernels.testing import check_attention, check_varlen
 
 
 def packed(
@@ -79,32 +79,37 @@ def test_layouts(backend: str, layout: Any) -> None:
 
 
 def test_one_call_a_sequence_gives_the_same(backend: str) -> None:
-    """Written out, so that check_varlen's own idea of packing is checked too."""
+    """Written out, so that the reference's idea of packing is checked too."""
     lengths_q, lengths_k = [3, 2, 4], [6, 0, 5]
-    *inputs, ends_q, ends_k = packed(lengths_q, lengths_k)
-    context, lse = additive_attention_varlen(
-        *inputs, ends_q, ends_k, return_lse=True, backend=backend
-    )
-    query, key, value, weight = inputs
-    parts = [
-        additive_attention(q, k, v, weight, return_lse=True, backend=backend)
-        for q, k, v in zip(
-            query.split(lengths_q), key.split(lengths_k), value.split(lengths_k), strict=True
-        )
-    ]
-    torch.testing.assert_close(context, torch.cat([part[0] for part in parts]))
-    torch.testing.assert_close(lse, torch.cat([part[1] for part in parts]))
+
+    def call(
+        query: Tensor, key: Tensor, value: Tensor, weight: Tensor, *ends: Tensor, **options: Any
+    ) -> Any:
+        parts = [
+            additive_attention(*parts, weight, backend=backend, **options)
+            for parts in zip(
+                query.split(lengths_q), key.split(lengths_k), value.split(lengths_k), strict=True
+            )
+        ]
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
+
+    inputs = packed(lengths_q, lengths_k)
+    check_varlen(*inputs, return_lse=True, backend=call)
+    context, lse = additive_attention_varlen(*inputs, return_lse=True, backend=backend)
     assert (context[3:5] == 0).all() and lse[3:5].isneginf().all()
 
 
 def test_one_sequence_is_plain_attention(backend: str) -> None:
-    query, key, value, weight = make((1, 9, 140, 19, 7))
-    ends_q, ends_k = cumulative([9]), cumulative([140])
-    found = additive_attention_varlen(
-        query[0], key[0], value[0], weight, ends_q, ends_k, is_causal=True, backend=backend
-    )
-    wanted = additive_attention(query[0], key[0], value[0], weight, is_causal=True, backend=backend)
-    torch.testing.assert_close(found, wanted)
+    def call(*inputs: Tensor, **options: Any) -> Any:
+        ends = cumulative([9]), cumulative([140])
+        return additive_attention_varlen(*inputs, *ends, backend=backend, **options)
+
+    query, key, value, weight = normal(9, 19), normal(140, 19), normal(140, 7), normal(19)
+    check_attention(query, key, value, weight, is_causal=True, return_lse=True, backend=call)
+
+
+def test_dropout(backend: str) -> None:
+    check_varlen(*packed([3, 8, 1], [50, 2, 33], lead=(2,)), dropout_p=0.4, backend=backend)
 
 
 def test_gradients_through_lse_alone(backend: str) -> None:

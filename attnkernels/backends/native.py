@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..derivatives import ACTIVATIONS
+from ..derivatives import ACTIVATIONS, differentiable
 from ..ops import define
 from .base import Problem
 
@@ -16,6 +16,7 @@ NAME = "native"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _ops = define(NAME)
+_forward, _scores = differentiable(_ops)
 
 
 def _load() -> str | None:
@@ -72,7 +73,7 @@ def attention(
     packed_key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """(E1)-(E3) in one pass; see `Backend.attention`."""
-    context, lse, weights = _ops.forward(
+    context, lse, weights = _forward(
         query,
         key,
         value,
@@ -109,7 +110,7 @@ def attention_varlen(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """The same for packed sequences; see `Backend.attention_varlen`."""
-    context, lse, _ = _ops.forward(
+    context, lse, _ = _forward(
         query,
         key,
         value,
@@ -141,7 +142,7 @@ def scores(
 ) -> Tensor:
     """(E1); see `Backend.scores`."""
     code = ACTIVATIONS[activation]
-    return _rounded(_ops.scores(query, key, weight, code, negative_slope, scale), query)
+    return _rounded(_scores(query, key, weight, code, negative_slope, scale), query)
 
 
 def pack_keys(key: Tensor, *, activation: str) -> Tensor:

@@ -6,6 +6,7 @@
 // and each has its own copy of its gradient, added at the end.
 #pragma once
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "forward.h"
@@ -66,14 +67,14 @@ Plan plan_backward(const Backward<T>& p, int threads) {
 
 template <class T>
 struct BackwardScratch {
-  T *scorer, *weight, *ds, *mask, *value, *value_panels, *grad_context;
+  T *scorer, *weight, *ds, *mask, *value, *value_panels, *grad_context, *sums;
   static int64_t rows(const Problem& p) { return std::min<int64_t>(128, block_rows(p.d)); }
   static int64_t carve(const Problem& p, T* base, BackwardScratch* s) {
-    const int64_t tile = tile_keys(p.d), ld = padded(p.dv);
+    const int64_t tile = tile_keys(p.d), ld = row_stride(p.dv);
     T* at = base;
     auto take = [&](int64_t count) { T* out = at; at += padded(count); return out; };
     BackwardScratch f{take(Scorer<T>::scratch(p, rows(p))), take(kTileRows * tile), take(kTileRows * tile), take(kTileRows * tile),
-                      take(tile * ld), take(tile * ld), take(rows(p) * ld)};
+                      take(tile * ld), take(tile * padded(p.dv)), take(rows(p) * ld), take((kNarrow + 1) * row_stride(p.d))};
     if (s) *s = f;
     return at - base;
   }
@@ -130,15 +131,16 @@ struct Gradients {
 template <class T>
 void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, const T* delta, const Gradients<T>& out,
                     const BackwardScratch<T>& s) {
-  const int64_t tile = tile_keys(p.d), block = BackwardScratch<T>::rows(p), ld = padded(p.dv);
+  const int64_t block = BackwardScratch<T>::rows(p), width = padded(p.dv), ld = row_stride(p.dv);
   const bool from_context = p.grad_context.data != nullptr, sweeps = out.query || out.key || out.weight;
   Scorer<T> scorer(p, item, block, s.scorer);
   for (int64_t ib = is.begin; ib < is.end; ib += block) {
     const int64_t rows = std::min(block, is.end - ib);
-    const bool panels = rows >= Scorer<T>::kNarrow && !p.grad_scores;
+    const bool panels = rows > kNarrow && !p.grad_scores;
+    const int64_t tile = rows > kNarrow ? tile_keys(p.d) : kNarrowTile;
     scorer.queries(ib, rows);
     Rows<T> dc{};
-    if (from_context) dc = rows_of(p.grad_context.at(item.query_row + ib), rows, p.dv, ld, s.grad_context);
+    if (from_context) dc = rows_of(p.grad_context.at(item.query_row + ib), rows, p.dv, width, ld, s.grad_context);
     for (int64_t j0 = js.begin; j0 < js.end; j0 += tile) {
       const int64_t keys = std::min(tile, js.end - j0);
       if (!visible(p.causal, ib + rows - 1, j0, keys)) break;
@@ -150,10 +152,10 @@ void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, co
         if (!prepared) {
           prepared = true;
           scorer.keys(j0, keys, true, panels);
-          if (from_context) value = rows_of(item.value.at(j0), keys, p.dv, ld, s.value);
+          if (from_context) value = rows_of(item.value.at(j0), keys, p.dv, width, ld, s.value);
           if (from_context && panels)
             for (int64_t j = 0; j < keys; j += kPanel)
-              transpose_panel(s.value_panels + j * ld, Rows<T>{value[j], value.ld}, std::min(kPanel, keys - j), ld);
+              transpose_panel(s.value_panels + j * width, Rows<T>{value[j], value.ld}, std::min(kPanel, keys - j), width);
         }
         if (p.grad_scores) {
           for (int64_t r = 0; r < count; r++) {
@@ -167,7 +169,7 @@ void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, co
             std::fill(s.ds, s.ds + count * tile, T(0));
           else if (panels)
             for (int64_t j = 0; j < keys; j += kPanel)
-              panel_sums(Dot{}, dc[r0], dc.ld, count, s.value_panels + j * ld, s.value_panels, ld, s.ds + j, tile,
+              panel_sums(Dot{}, dc[r0], dc.ld, count, s.value_panels + j * width, s.value_panels, width, s.ds + j, tile,
                          std::min(kPanel, keys - j));
           else
             for (int64_t r = 0; r < count; r++)
@@ -191,10 +193,11 @@ void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, co
             for (int64_t j = 0; j < keys; j++) total += static_cast<double>(s.ds[r * tile + j]);
           out.weight[padded(p.d)] += total;
         }
-        sweep(scorer,
-              Tile<T>{scorer.query_rows() + r0 * scorer.width(), scorer.key_rows(), s.ds, tile, count, keys, p.d, scorer.width()},
+        const Rows<T> queries = scorer.query_rows();
+        sweep(scorer, Tile<T>{{queries[r0], queries.ld}, scorer.key_rows(), s.ds, tile, count, keys, p.d},
               Sums<T>{out.query ? out.query + (item.query_row + i0) * p.d : nullptr,
-                      out.key ? out.key + (item.key_row + j0) * p.d : nullptr, out.weight});
+                      out.key ? out.key + (item.key_row + j0) * p.d : nullptr, out.weight},
+              s.sums);
       }
     }
   }
@@ -208,17 +211,46 @@ void row_factor(const Problem& p, const Item& item, T* factor) {
   for (int64_t t = 0; t < p.d; t++) factor[t] *= static_cast<T>(p.scale * unit);
 }
 
-// rows <- factor * (rows + the other copies)
+// One of the gradients that rows are added to. Sums are in T: in the output itself if that is its dtype, else in
+// `whole`, or in each worker's scratch where a task finishes what it began.
 template <class T>
-void finish_rows(T* rows, int64_t first, int64_t count, int64_t d, const T* copies, int64_t copy_count, int64_t stride,
-                 const T* factor) {
-  for (int64_t i = first; i < first + count; i++)
-    for (int64_t t = 0; t < d; t++) {
-      T total = rows[i * d + t];
-      for (int64_t c = 0; c < copy_count; c++) total += copies[c * stride + i * d + t];
-      rows[i * d + t] = factor ? total * factor[t] : total;
+struct Accumulator {
+  Output out;
+  int64_t d, rows;    // of the whole output
+  T* whole = nullptr;
+  T* copies = nullptr;
+  int64_t copy_count = 0;
+
+  bool wanted() const { return out.data; }
+  bool in_place() const { return out.dtype == dtype_of<T>; }
+  // Where row r of copy c is added to: the result + r * d.
+  T* at(int64_t c, int64_t first_row, T* scratch) const {
+    if (!wanted()) return nullptr;
+    if (c > 0) return copies + (c - 1) * rows * d;
+    if (in_place()) return static_cast<T*>(out.data);
+    return whole ? whole : scratch - first_row * d;
+  }
+  void clear(T* rows_at, int64_t first, int64_t count) const {
+    if (wanted() && count > 0) std::fill(rows_at + first * d, rows_at + (first + count) * d, T(0));
+  }
+  // Rows of the output that nothing is added to.
+  void clear_output(int64_t first, int64_t count) const {
+    const int64_t size = element_size(out.dtype) * d;
+    if (wanted() && count > 0) std::memset(static_cast<char*>(out.data) + first * size, 0, count * size);
+  }
+  // output <- factor * (sums + those of the other copies); no factor: 1.
+  void finish(T* rows_at, int64_t first, int64_t count, const T* factor) const {
+    if (!wanted() || (!factor && !copy_count && in_place())) return;
+    for (int64_t i = first; i < first + count; i++) {
+      T* row = rows_at + i * d;
+      for (int64_t c = 0; c < copy_count; c++)
+        for (int64_t t = 0; t < d; t++) row[t] += copies[(c * rows + i) * d + t];
+      if (factor)
+        for (int64_t t = 0; t < d; t++) row[t] *= factor[t];
+      if (!in_place()) store_row(out.data, out.dtype, i * d, row, d);
     }
-}
+  }
+};
 
 }  // namespace CPU_CAPABILITY
 }  // namespace attnkernels::cpu

@@ -28,13 +28,16 @@ int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
   for (int64_t b = 0; b < p.count; b++) rows += p.items[b].n;
   const int64_t most = block_rows(p.d), tile = tile_keys(p.d);
   // two blocks a thread, so that the slower one does not decide; a block's keys are prepared for all its queries
-  const int64_t size = std::clamp<int64_t>((rows + 2 * threads - 1) / (2 * threads), std::min<int64_t>(kTileRows, most), most);
+  const int64_t limit = std::clamp<int64_t>((rows + 2 * threads - 1) / (2 * threads), std::min<int64_t>(kTileRows, most), most);
+  auto pieces = [&](const Item& item) { return (item.n + limit - 1) / limit; };
   int64_t count = 0;
-  for (int64_t b = 0; b < p.count; b++) count += (p.items[b].n + size - 1) / size;
+  for (int64_t b = 0; b < p.count; b++) count += pieces(p.items[b]);
   const int64_t wanted = split_keys && count < 2 * threads ? (2 * threads + count - 1) / std::max<int64_t>(1, count) : 1;
   int64_t parts = 0;
   for (int64_t b = 0; b < p.count; b++) {
     const Item& item = p.items[b];
+    if (!item.n) continue;
+    const int64_t size = ((item.n + pieces(item) - 1) / pieces(item) + 3) / 4 * 4;  // alike, and whole registers
     for (int64_t i = 0; i < item.n; i += size) {
       const int64_t i1 = std::min(item.n, i + size);
       const int64_t tiles = (item.m + tile - 1) / tile, split = std::clamp<int64_t>(tiles / 2, 1, wanted);
@@ -82,7 +85,7 @@ template <class T>
 struct ForwardScratch {
   T *scorer, *scores, *mask, *value, *alpha, *high, *total, *context;
   static int64_t carve(const Problem& p, T* base, ForwardScratch* s) {
-    const int64_t rows = block_rows(p.d), tile = tile_keys(p.d), ld = padded(p.dv);
+    const int64_t rows = block_rows(p.d), tile = tile_keys(p.d), ld = row_stride(p.dv);
     T* at = base;
     auto take = [&](int64_t count) { T* out = at; at += padded(count); return out; };
     ForwardScratch f{take(Scorer<T>::scratch(p, rows)), take(kTileRows * tile), take(kTileRows * tile), take(tile * ld),
@@ -95,8 +98,9 @@ struct ForwardScratch {
 template <class T>
 void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>& s, const Softmax<T>& state) {
   const Item& item = p.items[b.item];
-  const int64_t rows = b.i1 - b.i0, tile = tile_keys(p.d);
-  const bool panels = rows >= Scorer<T>::kNarrow || item.packed;
+  const int64_t rows = b.i1 - b.i0;
+  const bool panels = rows > kNarrow || item.packed;
+  const int64_t tile = panels ? tile_keys(p.d) : kNarrowTile;
   std::fill(state.high, state.high + rows, -std::numeric_limits<T>::infinity());
   std::fill(state.total, state.total + rows, T(0));
   for (int64_t r = 0; r < rows; r++) std::fill(state.context + r * state.ld, state.context + r * state.ld + p.dv, T(0));
@@ -112,7 +116,7 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
       if (!mask_tile(s.mask, tile, p, item, i0, count, j0, keys)) continue;
       if (!prepared) {
         scorer.keys(j0, keys, false, panels);
-        value = rows_of(item.value.at(j0), keys, p.dv, padded(p.dv), s.value);
+        value = rows_of(item.value.at(j0), keys, p.dv, padded(p.dv), state.ld, s.value);
         prepared = true;
       }
       scorer.score(r0, count, s.scores, tile);

@@ -7,7 +7,7 @@ inline namespace CPU_CAPABILITY {
 template <class T>
 void forward(const Forward<T>& p, const Host& host) {
   std::vector<Block> blocks;
-  const int64_t parts = cut(p, host.threads, blocks, true), ld = padded(p.dv);
+  const int64_t parts = cut(p, host.threads, blocks, true), ld = row_stride(p.dv);
   const int64_t size = ForwardScratch<T>::carve(p, nullptr, nullptr);
   T* scratch = host.allocate<T>(host.threads * size);
   const Softmax<T> all{host.allocate<T>(parts), host.allocate<T>(parts), host.allocate<T>(parts * ld), ld};
@@ -57,7 +57,7 @@ void scores(const Scores<T>& p, const Host& host) {
     scorer.queries(b.i0, rows);
     for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
       const int64_t keys = std::min(tile, b.j1 - j0);
-      scorer.keys(j0, keys, false, rows >= Scorer<T>::kNarrow);
+      scorer.keys(j0, keys, false, rows > kNarrow);
       for (int64_t r0 = 0; r0 < rows; r0 += kTileRows) {
         const int64_t count = std::min(kTileRows, rows - r0);
         scorer.score(r0, count, out, tile);
@@ -72,22 +72,34 @@ void scores(const Scores<T>& p, const Host& host) {
 template <class T>
 void backward(const Backward<T>& p, const Host& host) {
   const Plan plan = plan_backward(p, host.threads);
-  int64_t query_rows = 0, key_rows = 0;
+  const bool at_once = plan.pieces == 1;  // a task finishes its item
+  int64_t query_rows = 0, key_rows = 0, most_queries = 0, most_keys = 0;
   for (int64_t b = 0; b < p.count; b++) {
-    query_rows = std::max(query_rows, p.items[b].query_row + p.items[b].n);
-    key_rows = std::max(key_rows, p.items[b].key_row + p.items[b].m);
+    const Item& item = p.items[b];
+    query_rows = std::max(query_rows, item.query_row + item.n);
+    key_rows = std::max(key_rows, item.key_row + item.key_rows);
+    most_queries = std::max(most_queries, item.n);
+    most_keys = std::max(most_keys, item.key_rows);
   }
-  auto zeros = [&](int64_t count) {
-    T* out = host.allocate<T>(count);
-    std::fill(out, out + count, T(0));
-    return out;
+  auto accumulator = [&](const Output& out, int64_t d, int64_t rows, int64_t copies) {
+    Accumulator<T> a{out, d, rows};
+    if (!a.wanted()) return a;
+    if (!a.in_place() && !at_once) a.whole = host.allocate<T>(rows * d);
+    a.copy_count = copies - 1;
+    a.copies = host.allocate<T>(a.copy_count * rows * d);
+    return a;
   };
-  const int64_t size = BackwardScratch<T>::carve(p, nullptr, nullptr), weight_size = padded(p.d) + 1;
-  const int64_t query_more = plan.query_copies() - 1, key_more = plan.key_copies() - 1;
+  const Accumulator<T> query = accumulator(p.grad_query, p.d, query_rows, plan.query_copies());
+  const Accumulator<T> key = accumulator(p.grad_key, p.d, key_rows, plan.key_copies());
+  const Accumulator<T> value = accumulator(p.grad_value, p.dv, key_rows, plan.key_copies());
+
+  const int64_t kernel_size = BackwardScratch<T>::carve(p, nullptr, nullptr), weight_size = padded(p.d) + 1;
+  auto sums_size = [&](const Accumulator<T>& a, int64_t rows) {
+    return a.wanted() && !a.in_place() && at_once ? padded(rows * a.d) : 0;
+  };
+  const int64_t query_size = sums_size(query, most_queries), key_size = sums_size(key, most_keys);
+  const int64_t size = kernel_size + padded(p.d) + query_size + key_size + sums_size(value, most_keys);
   T* scratch = host.allocate<T>(host.threads * size);
-  T* query_copies = p.grad_query ? zeros(query_more * query_rows * p.d) : nullptr;
-  T* key_copies = p.grad_key ? zeros(key_more * key_rows * p.d) : nullptr;
-  T* value_copies = p.grad_value ? zeros(key_more * key_rows * p.dv) : nullptr;
   const int64_t weight_count = p.grad_weight ? p.count * plan.pieces * weight_size : 0;
   double* weight_sums = host.allocate<double>(weight_count);
   std::fill(weight_sums, weight_sums + weight_count, 0.0);
@@ -98,59 +110,73 @@ void backward(const Backward<T>& p, const Host& host) {
       for (int64_t i = 0; i < p.items[b].n; i++) delta[p.items[b].query_row + i] = row_delta(p, p.items[b], i);
     });
 
-  // copy 0 is the output itself
-  auto copy = [](T* output, T* copies, int64_t c, int64_t stride) {
-    return !output ? nullptr : c == 0 ? output : copies + (c - 1) * stride;
+  auto weight_gradient = [&](int64_t b) {
+    for (int64_t t = 0; p.grad_weight && t < p.d; t++) {
+      double to_w = 0, ds = 0;
+      for (int64_t k = 0; k < plan.pieces; k++) {
+        const double* sums = weight_sums + (b * plan.pieces + k) * weight_size;
+        to_w += sums[t];
+        ds += sums[padded(p.d)];
+      }
+      const double f = is_logistic(p.activation) ? ds - logistic(p.activation).span * to_w : to_w;
+      p.grad_weight[b * p.d + t] = static_cast<T>(p.scale * f);
+    }
   };
+
   for (int64_t step = 0; step < plan.steps(); step++)
     host.run(plan.groups() * plan.pieces, [&](int64_t task, int64_t worker) {
       const int64_t g = task / plan.pieces, k = task % plan.pieces;
       const int64_t qk = plan.query_pieces > 1 ? k : 0, kk = plan.key_pieces > 1 ? (k + step) % plan.key_pieces : 0;
       const int64_t qc = plan.query_pieces > 1 ? 0 : k, kc = plan.key_pieces > 1 ? 0 : k;
       BackwardScratch<T> s;
-      BackwardScratch<T>::carve(p, scratch + worker * size, &s);
+      T* mine = scratch + worker * size;
+      BackwardScratch<T>::carve(p, mine, &s);
+      T *factor = mine + kernel_size, *query_sums = factor + padded(p.d), *key_sums = query_sums + query_size;
+      T* value_sums = key_sums + key_size;
       for (int64_t o = plan.group[g]; o < plan.group[g + 1]; o++) {
         const int64_t b = plan.order[o];
         const Item& item = p.items[b];
         const Span is = piece(item.n, qk, plan.query_pieces, kTileRows), js = piece(item.m, kk, plan.key_pieces, tile_keys(p.d));
-        if (is.begin == is.end || js.begin == js.end) continue;
-        backward_piece(p, item, is, js, delta,
-                       {copy(p.grad_query, query_copies, qc, query_rows * p.d), copy(p.grad_key, key_copies, kc, key_rows * p.d),
-                        copy(p.grad_value, value_copies, kc, key_rows * p.dv),
-                        p.grad_weight ? weight_sums + (b * plan.pieces + k) * weight_size : nullptr},
-                       s);
+        const Gradients<T> out{query.at(qc, item.query_row, query_sums), key.at(kc, item.key_row, key_sums),
+                               value.at(kc, item.key_row, value_sums),
+                               p.grad_weight ? weight_sums + (b * plan.pieces + k) * weight_size : nullptr};
+        if (step == 0) {  // which meets every piece once
+          query.clear(out.query, item.query_row + is.begin, is.end - is.begin);
+          key.clear(out.key, item.key_row + js.begin, js.end - js.begin);
+          value.clear(out.value, item.key_row + js.begin, js.end - js.begin);
+          if (k == 0) {
+            key.clear_output(item.key_row + item.m, item.key_rows - item.m);
+            value.clear_output(item.key_row + item.m, item.key_rows - item.m);
+          }
+        }
+        if (is.begin < is.end && js.begin < js.end) backward_piece(p, item, is, js, delta, out, s);
+        if (!at_once) continue;
+        row_factor(p, item, factor);
+        query.finish(out.query, item.query_row, item.n, factor);
+        key.finish(out.key, item.key_row, item.m, factor);
+        value.finish(out.value, item.key_row, item.m, nullptr);
+        weight_gradient(b);
       }
     });
+  if (at_once) return;
 
   constexpr int64_t rows_each = 256;
   std::vector<Block> blocks;
   for (int64_t b = 0; b < p.count; b++)
-    for (int64_t i = 0; i < std::max<int64_t>(1, std::max(p.items[b].n, p.items[b].m)); i += rows_each)
-      blocks.push_back({b, i, i + rows_each, 0, 0, -1});
+    for (int64_t i = 0; i < std::max(p.items[b].n, p.items[b].m); i += rows_each) blocks.push_back({b, i, i + rows_each, 0, 0, -1});
   host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t worker) {
     const Block& b = blocks[task];
     const Item& item = p.items[b.item];
     T* factor = scratch + worker * size;
     row_factor(p, item, factor);
     const int64_t queries = std::min(b.i1, item.n) - b.i0, keys = std::min(b.i1, item.m) - b.i0;
-    if (p.grad_query)
-      finish_rows(p.grad_query, item.query_row + b.i0, queries, p.d, query_copies, query_more, query_rows * p.d, factor);
-    if (p.grad_key)
-      finish_rows(p.grad_key, item.key_row + b.i0, keys, p.d, key_copies, key_more, key_rows * p.d, factor);
-    if (p.grad_value && key_more)
-      finish_rows<T>(p.grad_value, item.key_row + b.i0, keys, p.dv, value_copies, key_more, key_rows * p.dv, nullptr);
-    if (p.grad_weight && b.i0 == 0)
-      for (int64_t t = 0; t < p.d; t++) {
-        double to_w = 0, ds = 0;
-        for (int64_t k = 0; k < plan.pieces; k++) {
-          const double* sums = weight_sums + (b.item * plan.pieces + k) * weight_size;
-          to_w += sums[t];
-          ds += sums[padded(p.d)];
-        }
-        const double f = is_logistic(p.activation) ? ds - logistic(p.activation).span * to_w : to_w;
-        p.grad_weight[b.item * p.d + t] = static_cast<T>(p.scale * f);
-      }
+    query.finish(query.at(0, 0, nullptr), item.query_row + b.i0, queries, factor);
+    key.finish(key.at(0, 0, nullptr), item.key_row + b.i0, keys, factor);
+    value.finish(value.at(0, 0, nullptr), item.key_row + b.i0, keys, nullptr);
+    if (b.i0 == 0) weight_gradient(b.item);
   });
+  for (int64_t b = 0; b < p.count; b++)
+    if (!p.items[b].n && !p.items[b].m) weight_gradient(b);
 }
 
 }  // namespace CPU_CAPABILITY

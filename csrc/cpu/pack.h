@@ -46,7 +46,7 @@ inline void load_row(T* out, const Matrix& m, int64_t i, int64_t count) {
 template <class T>
 constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::f32 : Dtype::f64;
 
-// Rows of T, either where they lie or converted and padded with zeros to `width` in scratch.
+// Rows of T, either where they lie or in scratch, converted and padded with zeros to `width`.
 template <class T>
 struct Rows {
   const T* data;
@@ -55,13 +55,33 @@ struct Rows {
 };
 
 template <class T>
-inline Rows<T> rows_of(const Matrix& m, int64_t count, int64_t cols, int64_t width, T* scratch) {
+inline Rows<T> rows_of(const Matrix& m, int64_t count, int64_t cols, int64_t width, int64_t ld, T* scratch) {
   if (m.dtype == dtype_of<T> && m.col == 1 && cols == width) return {static_cast<const T*>(m.data), m.row};
   for (int64_t i = 0; i < count; i++) {
-    load_row(scratch + i * width, m, i, cols);
-    std::fill(scratch + i * width + cols, scratch + (i + 1) * width, T(0));
+    load_row(scratch + i * ld, m, i, cols);
+    std::fill(scratch + i * ld + cols, scratch + i * ld + width, T(0));
   }
-  return {scratch, width};
+  return {scratch, ld};
+}
+
+// The way back: one row of T rounded to the dtype of the output.
+template <class T>
+inline void store_row(void* out, Dtype dtype, int64_t offset, const T* row, int64_t count) {
+  auto store_as = [&](auto* to) {
+    using S = std::remove_pointer_t<decltype(to)>;
+    int64_t t = 0;
+    if constexpr (sizeof(S) == 2 && sizeof(T) == 4)
+      for (; t + 2 * kLanes<T> <= count; t += 2 * kLanes<T>)
+        at::vec::convert_from_float<S>(load(row + t), load(row + t + kLanes<T>)).store(to + offset + t);
+    for (; t < count; t++) to[offset + t] = static_cast<S>(row[t]);
+  };
+  switch (dtype) {
+    case Dtype::f32: return store_as(static_cast<float*>(out));
+    case Dtype::f64: return store_as(static_cast<double*>(out));
+    case Dtype::bf16: return store_as(static_cast<c10::BFloat16*>(out));
+    case Dtype::f16: return store_as(static_cast<c10::Half*>(out));
+    case Dtype::boolean: return;
+  }
 }
 
 // The largest value and the largest magnitude among inputs; NaN if there is one.

@@ -33,6 +33,7 @@ struct Item {
   Matrix query, key, value, weight, mask;  // mask.data null: none
   const void* packed;                      // prepared keys, or null
   int64_t n, m;                            // queries, and keys that take part
+  int64_t key_rows;                        // keys there are, m and those beyond
   int64_t query_row, key_row;              // first row in the outputs of shape (rows, d) and (rows, dv)
   int64_t pair_row;                        // first row in the outputs of shape (rows, pair_cols)
   int64_t mask_grad;                       // offset of this item's mask gradient
@@ -53,6 +54,12 @@ struct Problem {
   double negative_slope, scale;
   bool causal;
   Dropout dropout;
+};
+
+// Rows of a gradient in the dtype it is wanted in; data null: not wanted.
+struct Output {
+  void* data;
+  Dtype dtype;
 };
 
 // The threads and the memory a kernel works with; the operator provides both.
@@ -92,10 +99,10 @@ struct Backward : Problem {
   const T* grad_scores;                                // (rows, pair_cols)
   const T *context, *lse, *weights;                    // as the forward returned them
   Matrix grad_context, grad_lse, grad_weights;         // (rows, dv), (rows, 1), (rows, pair_cols)
-  T *grad_query, *grad_key, *grad_value, *grad_weight; // zero on entry, (rows, d) .. , (items, d); null where not wanted
-  T* grad_mask;                                        // zero on entry
+  Output grad_query, grad_key, grad_value;             // (rows, d), (rows, d), (rows, dv)
+  T* grad_weight;                                      // (items, d), or null
+  T* grad_mask;                                        // zero on entry, or null
   int64_t grad_mask_row, grad_mask_col;
-  bool split_by_mask;  // items that share a mask gradient come in runs
 };
 
 template <class T>

@@ -8,42 +8,44 @@ inline namespace CPU_CAPABILITY {
 // Which inner formula a tile allows; chosen from the ranges of its queries and keys.
 enum class Variant { factored, bounded, direct, rectified };
 
-// Sizes that keep a tile's operands in the second-level cache.
+// Sizes that keep a tile's operands in the second-level cache, or for a query or two in the first.
+constexpr int64_t kNarrow = 2;  // up to here keys are not transposed
+constexpr int64_t kNarrowTile = 16;
 inline int64_t tile_keys(int64_t d) { return padded(d) > 1024 ? kPanel : 2 * kPanel; }
 inline int64_t block_rows(int64_t d) { return std::clamp<int64_t>((1 << 16) / padded(d) / 32 * 32, 32, 256); }
+
+// Rows of d lie an odd number of cache lines apart: else a column of a tile falls into one set of the cache.
+constexpr int64_t row_stride(int64_t d) { return padded(d) / kLane % 2 ? padded(d) : padded(d) + kLane; }
 
 template <class T>
 class Scorer {
  public:
-  // Queries of one block at the most; below kNarrow the keys are not transposed.
-  static constexpr int64_t kNarrow = 2;
-
+  // For blocks of up to `rows` queries.
   static int64_t scratch(const Problem& p, int64_t rows) {
-    const int64_t width = padded(p.d), keys = tile_keys(p.d);
-    return width + 2 * rows * width + 3 * keys * width;
+    const int64_t width = padded(p.d), ld = row_stride(p.d), keys = tile_keys(p.d);
+    return width + 2 * rows * ld + 2 * keys * ld + keys * width;
   }
 
   Scorer(const Problem& p, const Item& item, int64_t rows, T* scratch)
-      : item_(item), d_(p.d), width_(padded(p.d)), activation_(p.activation), slope_(static_cast<T>(p.negative_slope)) {
+      : item_(item), d_(p.d), width_(padded(p.d)), ld_(row_stride(p.d)), activation_(p.activation), slope_(static_cast<T>(p.negative_slope)) {
     const int64_t keys = tile_keys(d_);
     w_ = scratch;
     query_exp_ = w_ + width_;
-    query_raw_ = query_exp_ + rows * width_;
-    key_raw_ = query_raw_ + rows * width_;
-    key_exp_ = key_raw_ + keys * width_;
-    panels_ = key_exp_ + keys * width_;
+    query_raw_ = query_exp_ + rows * ld_;
+    key_raw_ = query_raw_ + rows * ld_;
+    key_exp_ = key_raw_ + keys * ld_;
+    panels_ = key_exp_ + keys * ld_;
     set_weight(p.scale);
   }
 
   // Rows i0 .. i0 + rows of the queries.
   void queries(int64_t i0, int64_t rows) {
-    rows_ = rows;
     query_range_ = {};
     for (int64_t r = 0; r < rows; r++) {
-      T* row = query_raw_ + r * width_;
+      T* row = query_raw_ + r * ld_;
       load_row(row, item_.query, i0 + r, d_);
       query_range_.include(range_of(row, d_));
-      if (is_logistic(activation_)) exponentiate(query_exp_ + r * width_, row, d_, gain());
+      if (is_logistic(activation_)) exponentiate(query_exp_ + r * ld_, row, d_, gain());
       scale_row(row, row, d_, gain());
     }
   }
@@ -54,7 +56,7 @@ class Scorer {
     if (item_.packed && panels && !exponentials && use_packed(j0)) return;
     panel_rows_ = width_;
     panel_data_ = panels_;
-    key_rows_ = rows_of(item_.key.at(j0), keys, d_, width_, key_raw_);
+    key_rows_ = rows_of(item_.key.at(j0), keys, d_, width_, ld_, key_raw_);
     if (!is_logistic(activation_)) {
       variant_ = Variant::rectified;
     } else if (!exponentials && !panels) {
@@ -64,8 +66,8 @@ class Scorer {
       for (int64_t j = 0; j < keys; j++) range.include(range_of(key_rows_[j], d_));
       choose(range);
       if (variant_ != Variant::direct) {
-        for (int64_t j = 0; j < keys; j++) exponentiate(key_exp_ + j * width_, key_rows_[j], d_, gain());
-        key_rows_ = {key_exp_, width_};
+        for (int64_t j = 0; j < keys; j++) exponentiate(key_exp_ + j * ld_, key_rows_[j], d_, gain());
+        key_rows_ = {key_exp_, ld_};
       }
     }
     if (panels)
@@ -99,9 +101,8 @@ class Scorer {
   T gain() const { return is_logistic(activation_) ? static_cast<T>(logistic(activation_).gain) : T(1); }
   T slope() const { return slope_; }
   bool leaky() const { return activation_ == Activation::leaky_relu; }
-  int64_t width() const { return width_; }
   // What the variant reads: exponentials, or gain * query and the keys themselves.
-  const T* query_rows() const { return exponentials() ? query_exp_ : query_raw_; }
+  Rows<T> query_rows() const { return {exponentials() ? query_exp_ : query_raw_, ld_}; }
   Rows<T> key_rows() const { return key_rows_; }
   // Exponents of every pair of the tile stay below the limit for sharing a reciprocal between two.
   bool pairs_are_safe() const { return exponent_ <= Limits<T>::pair; }
@@ -152,19 +153,19 @@ class Scorer {
 
   template <class Form>
   void sums(const Form& form, const T* query, int64_t r0, int64_t rows, T* out, int64_t ldo) const {
-    query += r0 * width_;
+    query += r0 * ld_;
     if (panels_ready_) {
       for (int64_t j = 0; j < keys_; j += kPanel)
-        panel_sums(form, query, width_, rows, panel_data_ + j * panel_rows_, w_, width_, out + j, ldo,
+        panel_sums(form, query, ld_, rows, panel_data_ + j * panel_rows_, w_, width_, out + j, ldo,
                    std::min(kPanel, keys_ - j));
     } else {
       for (int64_t r = 0; r < rows; r++)
-        for (int64_t j = 0; j < keys_; j++) out[r * ldo + j] = row_sum(form, query + r * width_, key_rows_[j], w_, d_);
+        for (int64_t j = 0; j < keys_; j++) out[r * ldo + j] = row_sum(form, query + r * ld_, key_rows_[j], w_, d_);
     }
   }
 
   const Item& item_;
-  int64_t d_, width_, rows_ = 0, keys_ = 0, panel_rows_ = 0;
+  int64_t d_, width_, ld_, keys_ = 0, panel_rows_ = 0;
   Activation activation_;
   T slope_, factor_, offset_, exponent_ = 0;
   T *w_, *query_exp_, *query_raw_, *key_raw_, *key_exp_, *panels_;

@@ -48,10 +48,9 @@ struct RectifiedGradient {
 
 template <class T>
 struct Tile {
-  const T* query;  // (rows, width), as the variant reads them
-  Rows<T> key;
-  const T* ds;     // (rows, ld)
-  int64_t ld, rows, keys, d, width;
+  Rows<T> query, key;  // as the variant reads them
+  const T* ds;         // (rows, ld)
+  int64_t ld, rows, keys, d;
 };
 
 // Where the sums go; null where not wanted.
@@ -61,9 +60,10 @@ struct Sums {
   double* weight;  // (padded d)
 };
 
+// Keys j .. j + K and hidden units t .. t + lanes of all queries. `query` (rows, ldq): sums of the tile.
 template <int K, class T, class Gradient>
 inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t j, int64_t t, int64_t count, T* query,
-                         T* grad_key) {
+                         int64_t ldq, T* grad_key) {
   using V = Vec<T>;
   V b[K], key[K], weight(T(0));
   for (int c = 0; c < K; c++) {
@@ -73,53 +73,85 @@ inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t 
   for (int64_t i = 0; i < tile.rows; i++) {
     V ds[K], to_w[K], to_x[K];
     for (int c = 0; c < K; c++) ds[c] = V(tile.ds[i * tile.ld + j + c]);
-    gradient(load(tile.query + i * tile.width + t), b, ds, to_w, to_x);
-    V q = load(query + i * kLanes<T>);
+    gradient(load(tile.query[i] + t), b, ds, to_w, to_x);
+    V q = load(query + i * ldq);
     for (int c = 0; c < K; c++) {
       weight = weight + to_w[c];
       q = q + to_x[c];
       key[c] = key[c] + to_x[c];
     }
-    q.store(query + i * kLanes<T>);
+    q.store(query + i * ldq);
   }
   if (grad_key)
     for (int c = 0; c < K; c++) add_to(grad_key + (j + c) * tile.d + t, key[c], count);
   return weight;
 }
 
+template <class T>
+inline void add_weight(double* out, Vec<T> weight) {
+  alignas(64) T lanes[kLanes<T>];
+  weight.store(lanes);
+  for (int64_t l = 0; l < kLanes<T>; l++) out[l] += static_cast<double>(lanes[l]);
+}
+
+// A column of 16 hidden units at a time, all keys of the tile: keys and their gradients stay in registers for 32
+// queries. Sums of one tile are formed first and added then, so that long sums stay accurate.
 template <class T, class Gradient>
-void sweep(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& out) {
-  using V = Vec<T>;
+void sweep_columns(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& out) {
   constexpr int64_t L = kLanes<T>;
-  alignas(64) T query[32 * L], lanes[L];  // sums of one tile first, so that long sums stay accurate
+  alignas(64) T query[32 * L];
   for (int64_t t = 0; t < tile.d; t += L) {
     const int64_t count = std::min(L, tile.d - t);
     std::fill(query, query + tile.rows * L, T(0));
-    V weight(T(0));
+    Vec<T> weight(T(0));
     int64_t j = 0;
-    for (; j + 4 <= tile.keys; j += 4) weight = weight + sweep_keys<4>(gradient, tile, j, t, count, query, out.key);
-    for (; j < tile.keys; j++) weight = weight + sweep_keys<1>(gradient, tile, j, t, count, query, out.key);
+    for (; j + 4 <= tile.keys; j += 4) weight = weight + sweep_keys<4>(gradient, tile, j, t, count, query, L, out.key);
+    for (; j < tile.keys; j++) weight = weight + sweep_keys<1>(gradient, tile, j, t, count, query, L, out.key);
     if (out.query)
       for (int64_t i = 0; i < tile.rows; i++) add_to(out.query + i * tile.d + t, load(query + i * L), count);
-    if (out.weight) {
-      weight.store(lanes);
-      for (int64_t l = 0; l < L; l++) out.weight[t + l] += static_cast<double>(lanes[l]);
+    if (out.weight) add_weight(out.weight + t, weight);
+  }
+}
+
+// With a query or two nothing stays in registers for long: keys are read, and their gradients written, row by row.
+// `sums` is scratch for kNarrow + 1 rows.
+template <class T, class Gradient>
+void sweep_rows(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& out, T* sums) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t ld = row_stride(tile.d);
+  T* weight = sums + tile.rows * ld;
+  std::fill(sums, weight + ld, T(0));
+  for (int64_t j = 0; j < tile.keys;) {
+    const bool four = j + 4 <= tile.keys;
+    for (int64_t t = 0; t < tile.d; t += L) {
+      const int64_t count = std::min(L, tile.d - t);
+      const Vec<T> w = four ? sweep_keys<4>(gradient, tile, j, t, count, sums + t, ld, out.key)
+                            : sweep_keys<1>(gradient, tile, j, t, count, sums + t, ld, out.key);
+      (load(weight + t) + w).store(weight + t);
     }
+    j += four ? 4 : 1;
+  }
+  for (int64_t t = 0; t < tile.d; t += L) {
+    const int64_t count = std::min(L, tile.d - t);
+    if (out.query)
+      for (int64_t i = 0; i < tile.rows; i++) add_to(out.query + i * tile.d + t, load(sums + i * ld + t), count);
+    if (out.weight) add_weight(out.weight + t, load(weight + t));
   }
 }
 
 template <class T>
-void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out) {
+void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out, T* sums) {
   const Vec<T> slope(scorer.slope());
+  auto with = [&](const auto& gradient) {
+    tile.rows <= kNarrow ? sweep_rows(gradient, tile, out, sums) : sweep_columns(gradient, tile, out);
+  };
   switch (scorer.variant()) {
-    case Variant::factored: return sweep(LogisticGradient<Factored>{}, tile, out);
+    case Variant::factored: return with(LogisticGradient<Factored>{});
     case Variant::bounded:
-      if (scorer.pairs_are_safe()) return sweep(LogisticGradient<Factored>{}, tile, out);
-      return sweep(LogisticGradient<Bounded>{}, tile, out);
-    case Variant::direct: return sweep(LogisticGradient<Direct<T>>{{Vec<T>(scorer.gain())}}, tile, out);
+      return scorer.pairs_are_safe() ? with(LogisticGradient<Factored>{}) : with(LogisticGradient<Bounded>{});
+    case Variant::direct: return with(LogisticGradient<Direct<T>>{{Vec<T>(scorer.gain())}});
     case Variant::rectified:
-      if (scorer.leaky()) return sweep(RectifiedGradient<T, true>{{slope}}, tile, out);
-      return sweep(RectifiedGradient<T, false>{{slope}}, tile, out);
+      return scorer.leaky() ? with(RectifiedGradient<T, true>{{slope}}) : with(RectifiedGradient<T, false>{{slope}});
   }
 }
 

@@ -1,0 +1,64 @@
+"""`python -m attnkernels.info`: what is built, what is installed, and which backend can do what."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from . import __version__
+from .backends import BACKENDS, native
+from .backends.base import Backend, Problem
+
+DEVICES = ("cpu", "cuda")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def versions() -> dict[str, str]:
+    """What runs here, by name."""
+    return {
+        "attnkernels": __version__,
+        "python": f"{platform.python_version()} ({platform.machine()}, {platform.system()})",
+        "torch": torch.__version__,
+        "triton": _installed("triton"),
+        "torch's instruction set": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "no device",
+    }
+
+
+def availability(backend: Backend, device_type: str) -> dict[str, list[str]]:
+    """The dtypes for which a backend gives each answer; "available" where nothing is in the way."""
+    answers: dict[str, list[str]] = {}
+    for dtype in DTYPES:
+        answer = backend.why_not(Problem(device_type, dtype)) or "available"
+        answers.setdefault(answer, []).append(str(dtype).removeprefix("torch."))
+    return answers
+
+
+def report() -> str:
+    """The page that `python -m attnkernels.info` prints."""
+    lines = ["versions", *_table(versions()), "", "native build", *_table(native.build_info())]
+    for backend in BACKENDS:
+        lines += ["", f"backend {backend.NAME}"]
+        for device_type in DEVICES:
+            for answer, dtypes in availability(backend, device_type).items():
+                lines.append(f"  {device_type:<5} {', '.join(dtypes)}: {answer}")
+    return "\n".join(lines)
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _table(entries: dict[str, str]) -> list[str]:
+    width = max(map(len, entries), default=0)
+    return [f"  {name:<{width}}  {text}" for name, text in entries.items()]
+
+
+if __name__ == "__main__":
+    print(report())

@@ -1,0 +1,357 @@
+"""The float64 oracle, and the one error budget that every backend is held to.
+
+    error against float64 <= 2 * (error of the reference in the same dtype + one rounding band)
+
+Errors are the largest over a tensor. The band is one rounding of the result in its own dtype and
+one of each of its terms in the dtype of the arithmetic (float32, or float64 for float64):
+
+    band = eps(dtype) * max |exact| + eps(arithmetic) * magnitude
+
+The magnitude is that of the terms, in float64: sums of absolute values, because it is not the
+backend's fault where terms cancel. Write S for that of a score, |scale| sum_t |w_t f| + |mask|,
+where f counts as 1 (tanh, sigmoid) or |q + k| (the others), and f' as its largest value.
+
+    scores     S
+    lse        max(S, |lse|)
+    weights    a
+    context    sum_j a |u|
+    gradients  (E5), (E6) with |ds_ij| = a_ij (g_ij + sum_j a_ij g_ij + |dlse_i|),
+               g_ij = sum |dc_i| |u_j| + |da_ij|
+
+What is linear in a carries the rounding of the scores along, for exp makes of their absolute error
+a relative one: weights, context and gradients are multiplied by 1 + max S. Dropout's 1 / (1 - p) is
+in them, its zeros are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends.base import accumulate_dtype
+from .functional import additive_attention, additive_attention_varlen, additive_scores
+
+Tensors = dict[str, Tensor]
+_SEED = 20  # of dropout and of the gradients that come in
+
+
+def assert_within_budget(
+    actual: Tensor,
+    reference: Tensor,
+    exact: Tensor,
+    *,
+    magnitude: float | None = None,
+    name: str = "result",
+) -> None:
+    """Assert that `actual` is within the budget of this module.
+
+    Args:
+        actual: what is tested, of any floating dtype.
+        reference: the reference's result in the same dtype.
+        exact: the float64 result, of the same shape.
+        magnitude: of the terms that were summed; by default the largest entry of `exact`.
+        name: what to call it in a complaint.
+
+    Raises:
+        AssertionError: the shape or dtype differs, NaN or infinities are not where `exact` has
+            them, or the error exceeds the budget; says where and by how much.
+    """
+    found, wanted = (tuple(actual.shape), actual.dtype), (tuple(exact.shape), reference.dtype)
+    assert found == wanted, f"{name} has shape and dtype {found}, not {wanted}"
+    actual, reference, exact = (x.detach().cpu() for x in (actual, reference, exact))
+    rounded = exact.to(actual.dtype)
+    finite = rounded.isfinite()
+    same = torch.where(finite, actual.isfinite(), actual == rounded) | (
+        actual.isnan() & rounded.isnan()
+    )
+    if not same.all():
+        at = tuple(torch.nonzero(~same)[0].tolist())
+        raise AssertionError(f"{name} is {actual[at]} at {at}, where float64 gives {exact[at]}")
+
+    info = torch.finfo(actual.dtype)
+    largest = _largest(exact)
+    terms = largest if magnitude is None else magnitude
+    band = info.eps * (largest + info.tiny)  # with tiny: a rounding below the normal numbers
+    band += torch.finfo(accumulate_dtype(actual.dtype)).eps * terms
+    inexact = _largest(reference.double() - exact)
+    allowed = 2 * (inexact + band)
+    error = torch.where(finite, (actual.double() - exact).abs(), 0.0)
+    if error.numel() and not error.max() <= allowed:
+        at = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+        raise AssertionError(
+            f"{name} has an error of {error[at]:.3g} at {at}: {actual[at]} where float64 gives "
+            f"{exact[at]}. Allowed is {allowed:.3g}, twice the reference's {inexact:.3g} and the "
+            f"band {band:.3g} (largest entry {largest:.3g}, magnitude {terms:.3g})"
+        )
+
+
+def check_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    *,
+    backend: str | Callable[..., Any],
+    through: tuple[str, ...] = ("context", "weights", "lse"),
+    **options: Any,
+) -> None:
+    """Assert that `additive_attention` is within the budget: all outputs and all gradients.
+
+    Gradients are checked for the inputs that require them (attn_mask included), with a random
+    gradient coming in through each output of `through` that is asked for. Strides are kept.
+
+    Args:
+        query, key, value, weight, options: as for `additive_attention`.
+        backend: its name, or a function to be tested, with the signature of `additive_attention`.
+        through: some of "context", "weights", "lse".
+
+    Raises:
+        AssertionError: as `assert_within_budget`.
+    """
+    inputs = {"query": query, "key": key, "value": value, "weight": weight}
+    names = _outputs(**options)
+    magnitudes = partial(_attention_magnitudes, **options)
+    _check(additive_attention, backend, inputs, options, names, through, magnitudes)
+
+
+def check_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    *,
+    backend: str | Callable[..., Any],
+    through: tuple[str, ...] = ("context", "lse"),
+    **options: Any,
+) -> None:
+    """`check_attention` for `additive_attention_varlen`."""
+    inputs = {"query": query, "key": key, "value": value, "weight": weight}
+    inputs |= {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    names = _outputs(**options)
+
+    def magnitudes(inputs: Tensors, directions: Tensors) -> dict[str, float]:
+        """Those of one attention over all the rows, masked to pairs of one sequence."""
+        inputs, dense = dict(inputs), dict(options)
+        (s, i), (r, j) = (
+            _positions(inputs.pop(name), inputs[of].shape[-2])
+            for name, of in (("cu_seqlens_q", "query"), ("cu_seqlens_k", "key"))
+        )
+        pairs = s.unsqueeze(-1) == r
+        if dense.pop("is_causal", False):
+            pairs &= i.unsqueeze(-1) >= j
+        return _attention_magnitudes(inputs, directions, attn_mask=pairs, **dense)
+
+    _check(additive_attention_varlen, backend, inputs, options, names, through, magnitudes)
+
+
+def check_scores(
+    query: Tensor,
+    key: Tensor,
+    weight: Tensor,
+    *,
+    backend: str | Callable[..., Any],
+    **options: Any,
+) -> None:
+    """`check_attention` for `additive_scores`."""
+    inputs = {"query": query, "key": key, "weight": weight}
+
+    def magnitudes(inputs: Tensors, directions: Tensors) -> dict[str, float]:
+        s, leaves = _score_magnitudes(*inputs.values(), **options)
+        gradients = torch.autograd.grad(s, list(leaves.values()), directions["scores"].abs())
+        return {"scores": _largest(s)} | _largest_gradients(leaves, gradients)
+
+    _check(additive_scores, backend, inputs, options, ("scores",), ("scores",), magnitudes)
+
+
+def oracle(
+    function: Callable[..., Any],
+    inputs: Tensors,
+    options: dict[str, Any],
+    names: tuple[str, ...],
+    directions: Tensors,
+) -> Tensors:
+    """Outputs and gradients of the reference in float64, on detached copies of the inputs.
+
+    Args:
+        function: additive_attention, additive_attention_varlen or additive_scores.
+        inputs: its positional arguments, in order.
+        options: its keyword arguments. Floating tensors in both are converted to float64.
+        names: what to call its outputs.
+        directions: the gradient that comes in through each output, by name; none for the others.
+
+    Returns:
+        The outputs by name, and "gradient of query" and so on for the inputs that require one.
+    """
+    inputs, options = ({n: _to_double(x) for n, x in each.items()} for each in (inputs, options))
+    outputs = _call(partial(function, backend="reference"), inputs, options, names)
+    return outputs | _gradients(outputs, inputs | options, directions)
+
+
+def _check(
+    function: Callable[..., Any],
+    backend: str | Callable[..., Any],
+    inputs: Tensors,
+    options: dict[str, Any],
+    names: tuple[str, ...],
+    through: tuple[str, ...],
+    magnitudes: Callable[[Tensors, Tensors], dict[str, float]],
+) -> None:
+    tested = partial(function, backend=backend) if isinstance(backend, str) else backend
+    reference = _call(partial(function, backend="reference"), inputs, options, names)
+    generator = torch.Generator().manual_seed(_SEED)
+    directions = {
+        name: torch.randn(x.shape, generator=generator).to(x)
+        for name, x in reference.items()
+        if name in through
+    }
+    actual = _call(tested, inputs, options, names)
+    exact = oracle(function, inputs, options, names, directions)
+    actual |= _gradients(actual, inputs | options, directions)
+    reference |= _gradients(reference, inputs | options, directions)
+    doubles = {name: _to_double(x.detach()) for name, x in inputs.items()}
+    magnitude = magnitudes(doubles, {name: x.double() for name, x in directions.items()})
+    assert actual.keys() == exact.keys(), f"got {list(actual)}, not {list(exact)}"
+    for name in exact:
+        assert_within_budget(
+            actual[name], reference[name], exact[name], magnitude=magnitude[name], name=name
+        )
+
+
+def _call(
+    function: Callable[..., Any], inputs: Tensors, options: dict[str, Any], names: tuple[str, ...]
+) -> Tensors:
+    with torch.random.fork_rng():
+        torch.manual_seed(_SEED)  # the same dropout for all who are compared
+        outputs = function(*inputs.values(), **options)
+    return dict(zip(names, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
+
+
+def _gradients(outputs: Tensors, arguments: dict[str, Any], directions: Tensors) -> Tensors:
+    leaves = {n: x for n, x in arguments.items() if isinstance(x, Tensor) and x.requires_grad}
+    through = [name for name in directions if outputs[name].requires_grad]
+    if not through:
+        return {}
+    gradients = torch.autograd.grad(
+        [outputs[name] for name in through],
+        list(leaves.values()),
+        [directions[name].to(outputs[name]) for name in through],
+        materialize_grads=True,
+    )
+    return {_gradient(name): x for name, x in zip(leaves, gradients, strict=True)}
+
+
+def _score_magnitudes(
+    query: Tensor,
+    key: Tensor,
+    weight: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    activation: str = "tanh",
+    negative_slope: float = 0.2,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensors]:
+    """(S, leaves): S (*L, n, m), whose gradients for the leaves are (E5), (E6) in absolute terms.
+
+    query and key enter through leaves of zeros, with the largest f' as their derivative.
+    """
+    q, k, w = (_finite(x) for x in (query, key, weight))
+    leaves = {
+        "query": torch.zeros_like(q).requires_grad_(),
+        "key": torch.zeros_like(k).requires_grad_(),
+        "weight": w.abs().requires_grad_(),
+    }
+    f = (q.unsqueeze(-2) + k.unsqueeze(-3)).abs()
+    if activation in ("tanh", "sigmoid"):
+        f = torch.ones_like(f)
+    slope = 0.25 if activation == "sigmoid" else 1.0
+    f = f + slope * (leaves["query"].unsqueeze(-2) + leaves["key"].unsqueeze(-3))
+    s = abs(scale) * torch.einsum("...ijt,...t->...ij", f, leaves["weight"])
+    if attn_mask is not None and attn_mask.is_floating_point():
+        leaves["attn_mask"] = _finite(attn_mask).abs().requires_grad_()
+        s = s + leaves["attn_mask"]
+    return s, leaves
+
+
+def _attention_magnitudes(
+    inputs: Tensors,
+    directions: Tensors,
+    *,
+    attn_mask: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    return_lse: bool = False,
+    **scoring: Any,
+) -> dict[str, float]:
+    query, key, value, weight = inputs.values()
+    attn_mask = _to_double(attn_mask)
+    _, a, lse = additive_attention(
+        query,
+        key,
+        value,
+        weight,
+        attn_mask=attn_mask,
+        key_lengths=key_lengths,
+        is_causal=is_causal,
+        **scoring,
+        return_weights=True,
+        return_lse=True,
+        backend="reference",
+    )
+    a = _finite(a.detach())
+    s, leaves = _score_magnitudes(query, key, weight, attn_mask=attn_mask, **scoring)
+    s = s.expand_as(a)
+    leaves["value"] = _finite(value).abs().requires_grad_()
+    kept = 0.0 if dropout_p == 1 else 1 / (1 - dropout_p)
+    context = kept * a @ leaves["value"]
+
+    incoming = {"context": context, "weights": a, "lse": lse}
+    dc, da, dlse = (directions.get(n, torch.zeros_like(x)).abs() for n, x in incoming.items())
+    g = kept * (dc @ leaves["value"].mT + da)
+    ds = a * (g + (a * g).sum(-1, keepdim=True) + dlse.unsqueeze(-1))
+    gradients = torch.autograd.grad([s, context], list(leaves.values()), [ds, dc])
+
+    size = _largest(torch.where(a > 0, s, 0.0))
+    linear = {"context": _largest(context), "weights": _largest(kept * a)}
+    linear |= _largest_gradients(leaves, gradients)
+    return {"lse": max(size, _largest(lse))} | {n: x * (1 + size) for n, x in linear.items()}
+
+
+def _positions(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """For each row, its sequence and where it is in it."""
+    rows = torch.arange(total, device=cu_seqlens.device)
+    sequence = torch.searchsorted(cu_seqlens[1:].long(), rows, right=True)
+    return sequence, rows - cu_seqlens[sequence]
+
+
+def _outputs(return_weights: bool = False, return_lse: bool = False, **_: Any) -> tuple[str, ...]:
+    return ("context", *["weights"] * return_weights, *["lse"] * return_lse)
+
+
+def _gradient(name: str) -> str:
+    return f"gradient of {name}"
+
+
+def _largest_gradients(leaves: Tensors, gradients: tuple[Tensor, ...]) -> dict[str, float]:
+    return {_gradient(name): _largest(x) for name, x in zip(leaves, gradients, strict=True)}
+
+
+def _largest(x: Tensor) -> float:
+    return _finite(x.detach()).abs().max().item() if x.numel() else 0.0
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _to_double(x: Any) -> Any:
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return x.detach().double().requires_grad_(x.requires_grad)
+    return x
