@@ -31,42 +31,37 @@ def differentiable(ops: SimpleNamespace) -> tuple[Callable[..., Any], Callable[.
     backward = _function(ops.backward, 15, _backward_gradient)
     scores_backward = _function(ops.scores_backward, 4, _scores_backward_gradient)
 
-    def forward_gradient(ctx: Any, dc: Tensor, dlse: Tensor, da: Tensor) -> Any:
+    def forward_gradient(ctx: Any, dc: Any, dlse: Any, da: Any) -> Any:
         *inputs, context, lse, weights = ctx.saved_tensors
         *options, return_weights = ctx.options
+        if dc is None and dlse is None and da is None:
+            return _nothing(ctx)
         wanted = _wanted(ctx, (QUERY, KEY, VALUE, WEIGHT, MASK))
-        da = da if return_weights else None
-        apply = backward if torch.is_grad_enabled() else ops.backward
-        grads = apply(
-            dc, dlse, da, *inputs[:8], inputs[9], context, lse, weights, *options, wanted
-        )
+        outer = (dc, dlse, da if return_weights else None)
+        grads = backward(*outer, *inputs[:8], inputs[9], context, lse, weights, *options, wanted)
         return _fitted(ctx, grads, inputs)
 
-    def scores_gradient(ctx: Any, grad: Tensor) -> Any:
+    def scores_gradient(ctx: Any, grad: Tensor | None) -> Any:
         inputs = ctx.saved_tensors
-        apply = scores_backward if torch.is_grad_enabled() else ops.scores_backward
-        grads = apply(grad, *inputs, *ctx.options, _wanted(ctx, (QUERY, KEY, WEIGHT)))
+        if grad is None:
+            return _nothing(ctx)
+        grads = scores_backward(grad, *inputs, *ctx.options, _wanted(ctx, (QUERY, KEY, WEIGHT)))
         return _fitted(ctx, grads, inputs)
 
     forward = _function(ops.forward, 10, forward_gradient, keep_outputs=True)
-    scores = _function(ops.scores, 3, scores_gradient)
-
-    def attention(*inputs: Any) -> Any:
-        return (forward if _needs_gradient(inputs[:5]) else ops.forward)(*inputs)
-
-    def raw_scores(*inputs: Any) -> Any:
-        return (scores if _needs_gradient(inputs[:3]) else ops.scores)(*inputs)
-
-    return attention, raw_scores
+    return forward, _function(ops.scores, 3, scores_gradient)
 
 
 def _function(
     op: Callable[..., Any], tensors: int, gradient: Callable[..., Any], keep_outputs: bool = False
 ) -> Callable[..., Any]:
-    """`op` with the derivative `gradient`; its first `tensors` arguments are tensors or None."""
+    """`op`, with the derivative `gradient` where one may be asked for.
 
-    def keep(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
-        ctx.save_for_backward(*inputs[:tensors], *(outputs if keep_outputs else ()))
+    Its first `tensors` arguments are tensors or None.
+    """
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:tensors], *(output if keep_outputs else ()))
         ctx.options = inputs[tensors:]
         ctx.set_materialize_grads(False)
 
@@ -89,23 +84,24 @@ def _function(
             return op(*inputs)
 
     def apply(*inputs: Any) -> Any:
-        transformed = torch._C._are_functorch_transforms_active()
-        return (Transformable if transformed else Plain).apply(*inputs)
+        if torch._C._are_functorch_transforms_active():
+            return Transformable.apply(*inputs)
+        if torch.is_grad_enabled():
+            for x in inputs[:tensors]:
+                if x is not None and x.requires_grad:
+                    return Plain.apply(*inputs)
+        return op(*inputs)
 
     return apply
 
 
-def _needs_gradient(tensors: tuple[Tensor | None, ...]) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    for x in tensors:
-        if x is not None and x.requires_grad:
-            return True
-    return False
-
-
 def _wanted(ctx: Any, bits: tuple[int, ...]) -> int:
     return sum(bit for bit, need in zip(bits, ctx.needs_input_grad, strict=False) if need)
+
+
+def _nothing(ctx: Any) -> tuple[None, ...]:
+    """The gradients where no output has one."""
+    return (None,) * len(ctx.needs_input_grad)
 
 
 def _fitted(ctx: Any, grads: tuple[Tensor, ...], inputs: Any) -> tuple[Tensor | None, ...]:
@@ -198,7 +194,7 @@ def _second_vjp(
     def first(*args: Tensor) -> tuple[Tensor, ...]:
         return torch.func.vjp(outputs, *args[split:])[1](args[:split])
 
-    found, pull = torch.func.vjp(first, *cotangents, *primals)
+    found, pull, *_ = torch.func.vjp(first, *cotangents, *primals)
     # a gradient that was not computed has no elements, and nothing depends on it
     weights = tuple(
         g if g is not None and g.shape == y.shape else torch.zeros_like(y)

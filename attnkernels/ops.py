@@ -3,12 +3,13 @@
 `define("native")` makes attnkernels::native_forward, native_backward, native_scores,
 native_scores_backward and native_pack_keys; a library or a module then supplies implementations for
 its devices. Outputs are in the dtype of the arithmetic (float32, or float64 for float64). Gradients
-have the leading shape L that the inputs broadcast to, and the dtype of their input or, where they are
-still to be summed over L, that of the arithmetic; callers sum and round.
+have the leading shape L that the inputs broadcast to, and the dtype of their input, or that of the
+arithmetic where they are still to be summed over L; callers sum and round.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,8 +26,8 @@ LANE = 16  # d is rounded to whole vectors
 _library = Library("attnkernels", "DEF")
 
 _TENSORS = (
-    "Tensor query, Tensor key, Tensor value, Tensor weight, Tensor? attn_mask, Tensor? key_lengths, "
-    "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k"
+    "Tensor query, Tensor key, Tensor value, Tensor weight, Tensor? attn_mask, "
+    "Tensor? key_lengths, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k"
 )
 _ACTIVATION = "int activation, float negative_slope, float scale"
 _OPTIONS = f"float dropout_p, bool is_causal, {_ACTIVATION}"
@@ -126,7 +127,7 @@ def _fake_pack_keys(key: Tensor, activation: int) -> Tensor:
     return _new(key, *key.shape[:-2], panels, rows, PANEL)
 
 
-FAKES = {
+FAKES: dict[str, Callable[..., Any]] = {
     "forward": _fake_forward,
     "backward": _fake_backward,
     "scores": _fake_scores,

@@ -12,22 +12,28 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from attnkernels import backends
-from attnkernels.backends.base import Problem
-from attnkernels.profiling import report
-from attnkernels.profiling.machine import cpu_name, free_memory, versions
-from attnkernels.profiling.plot import draw
-from attnkernels.profiling.sweep import Method, Row, methods, nominal_work, sweep
-from attnkernels.profiling.text import Text, encode, read_text
-from attnkernels.profiling.units import show_mib
+from .backends import select
+from .backends.base import Problem
+from .profiling import report
+from .profiling.machine import cpu_name, free_memory, versions
+from .profiling.plot import draw
+from .profiling.sweep import Method, Row, methods, nominal_work, sweep
+from .profiling.text import Text, encode, read_text
+from .profiling.units import show_mib
 
 LENGTHS = [2**power for power in range(6, 17)]  # 64 to 65,536
+DEFAULT_SECONDS = 60.0  # for a length that was not asked for: the default takes minutes, not hours
 INTERRUPTED = 130  # as a shell reports SIGINT
 
 
@@ -40,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         lengths = _lengths(options.lengths, text)
         if options.dim < 2 or options.dim % 2:
             raise ValueError(f"--dim is {options.dim}; wanted an even number, 2 or more")
-        backend = backends.select(Problem("cpu", torch.float32), options.backend).NAME
+        backend = select(Problem("cpu", torch.float32), options.backend).NAME
     except ValueError as error:
         parser.error(str(error))
     return _run(options, text, lengths, backend)
@@ -98,57 +104,76 @@ def _lengths(wanted: list[int] | None, text: Text) -> list[int]:
 
 
 def _run(options: argparse.Namespace, text: Text, lengths: list[int], backend: str) -> int:
-    from rich.console import Console, Group
-    from rich.live import Live
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else report.WIDTH)
+    free_mib = free_memory() / 2**20
+    machine = f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    console.print(f"{machine}, {show_mib(free_mib)} free; fused: backend {backend}")
     passes = "forward + backward" if options.backward else "forward"
     title = f"Additive attention over {text.source}, {passes}, width {options.dim}"
-    free_mib = free_memory() / 2**20
-    console.print(
-        f"{cpu_name()}, {torch.get_num_threads()} threads, {show_mib(free_mib)} free; "
-        f"torch {torch.__version__}; fused operator: backend {backend}"
-    )
-    todo = methods(options.dim, options.backward, options.compile, backend)
-    names = [method.name for method in todo]
+
     head = _head(options, text, backend)
     rows: list[Row] = []
+    try:
+        for _ in _measure(options, text, lengths, backend, console, title, rows):
+            report.write_json(options.json, {**head, "interrupted": True}, rows)
+        interrupted = False
+    except KeyboardInterrupt:
+        interrupted = True
 
+    if rows:
+        report.write_json(options.json, {**head, "interrupted": interrupted}, rows)
+        draw(options.plot, rows, f"{title}\n{machine}", free_mib)
+    console.print()
+    console.print(report.sentence(rows, options.dim, options.backward), highlight=False)
+    if interrupted:
+        console.print("Interrupted: this is what was measured until then.")
+    for kind, path in (("plot", options.plot), ("json", options.json)) if rows else ():
+        console.print(f"{kind}: {path.resolve()}", soft_wrap=True, highlight=False)
+    return INTERRUPTED if interrupted else 0
+
+
+def _measure(
+    options: argparse.Namespace,
+    text: Text,
+    lengths: list[int],
+    backend: str,
+    console: Console,
+    title: str,
+    rows: list[Row],
+) -> Iterator[Row]:
+    """Append to `rows`, and yield, what is measured; a table grows above a progress bar."""
+    todo = methods(
+        options.dim,
+        options.backward,
+        options.compile,
+        backend,
+        naive_seconds=options.naive_seconds,
+        fused_seconds=float("inf") if options.lengths else DEFAULT_SECONDS,
+    )
+    names = [method.name for method in todo]
     progress = Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     )
-    work = sum(nominal_work(method, length) for method in todo for length in lengths)
-    task = progress.add_task(f"encoding {lengths[-1]:,} characters", total=work)
+    work = {
+        (method.name, length): nominal_work(method, length) for method in todo for length in lengths
+    }
+    task = progress.add_task(f"encoding {lengths[-1]:,} characters", total=sum(work.values()))
 
     def starting(method: Method, length: int) -> None:
         progress.update(task, description=f"{method.name}, {length:,} characters")
 
-    interrupted = False
     with Live(progress, console=console, refresh_per_second=8) as live:
+        drawn: Table | str = ""
         try:
             inputs = encode(text.characters[: lengths[-1]], options.dim, options.seed)
-            for row in sweep(
-                inputs, lengths, todo, options.backward, options.naive_seconds, starting
-            ):
+            for row in sweep(inputs, lengths, todo, options.backward, starting):
                 rows.append(row)
-                report.write_json(options.json, {**head, "interrupted": True}, rows)
-                method = todo[names.index(row.method)]
-                progress.advance(task, nominal_work(method, row.length))
-                live.update(Group(report.table(title, lengths, names, rows), progress))
-        except KeyboardInterrupt:
-            interrupted = True
-        live.update(report.table(title, lengths, names, rows) if rows else "")
-
-    if rows:
-        report.write_json(options.json, {**head, "interrupted": interrupted}, rows)
-        draw(options.plot, rows, f"{title}\n{cpu_name()}, {torch.get_num_threads()} threads", free_mib)
-    console.print(report.sentence(rows, options.dim, options.backward), highlight=False)
-    if rows:
-        console.print(f"plot: {options.plot.resolve()}\njson: {options.json.resolve()}", soft_wrap=True)
-    if interrupted:
-        console.print("Interrupted: this is what was measured.")
-    return INTERRUPTED if interrupted else 0
+                drawn = report.table(title, lengths, names, rows, console.width)
+                progress.advance(task, work[row.method, row.length])
+                live.update(Group(drawn, progress))
+                yield row
+        finally:  # the table stays, the bar goes
+            live.update(drawn)
 
 
 def _head(options: argparse.Namespace, text: Text, backend: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,25 +19,25 @@ def rules(ops: SimpleNamespace) -> dict[str, Callable[..., Any]]:
     """The vmap rule of each operator."""
 
     def forward(info: Any, dims: tuple[Any, ...], *args: Any) -> Any:
-        refuse(dims, {6: "cu_seqlens_q", 7: "cu_seqlens_k", 9: "a dropout seed"})
+        refuse(dims, {6: "cu_seqlens_q", 7: "cu_seqlens_k"}, args[9])
         outputs = ops.forward(*leading(info.batch_size, dims, args, FORWARD))
         return outputs, (0, 0, 0 if args[-1] else None)
 
     def backward(info: Any, dims: tuple[Any, ...], *args: Any) -> Any:
-        refuse(dims, {9: "cu_seqlens_q", 10: "cu_seqlens_k", 11: "a dropout seed"})
-        args = mapped(info.batch_size, dims, args, (0, 1, 2, 7, 12, 13, 14))
+        refuse(dims, {9: "cu_seqlens_q", 10: "cu_seqlens_k"}, args[11])
+        whole = mapped(info.batch_size, dims, args, (0, 1, 2, 7, 12, 13, 14))
         dims = (*dims[:7], 0, *dims[8:])
-        *grads, mask = ops.backward(*leading(info.batch_size, dims, args, BACKWARD))
+        *grads, mask = ops.backward(*leading(info.batch_size, dims, whole, BACKWARD))
         if mask.numel():
-            mask = mask.view(args[7].shape)
+            mask = mask.view(whole[7].shape)
         return (*grads, mask), places((*grads, mask))
 
     def scores(info: Any, dims: tuple[Any, ...], *args: Any) -> Any:
         return ops.scores(*leading(info.batch_size, dims, args, SCORES)), 0
 
     def scores_backward(info: Any, dims: tuple[Any, ...], *args: Any) -> Any:
-        args = mapped(info.batch_size, dims, args, (0,))
-        grads = ops.scores_backward(*leading(info.batch_size, dims, args, SCORES_BACKWARD))
+        whole = mapped(info.batch_size, dims, args, (0,))
+        grads = ops.scores_backward(*leading(info.batch_size, dims, whole, SCORES_BACKWARD))
         return grads, places(grads)
 
     def pack_keys(info: Any, dims: tuple[Any, ...], key: Tensor, activation: int) -> Any:
@@ -52,29 +52,35 @@ def rules(ops: SimpleNamespace) -> dict[str, Callable[..., Any]]:
     }
 
 
-def refuse(dims: tuple[Any, ...], names: dict[int, str]) -> None:
-    """What all examples must share."""
+def refuse(dims: tuple[Any, ...], names: dict[int, str], seed: Tensor | None) -> None:
+    """What the rules cannot do."""
+    if seed is not None:
+        raise ValueError(
+            "torch.func.vmap cannot map a call with dropout: the leading index of an example is a"
+            " part of its mask; give the dimension as a leading one instead"
+        )
     for place, name in names.items():
         if dims[place] is not None:
-            raise ValueError(
-                f"torch.func.vmap cannot map over {name}: it must be the same for every example"
-                " (for dropout, use randomness='same')"
-            )
+            raise ValueError(f"torch.func.vmap cannot map over {name}: examples must share it")
 
 
-def mapped(size: int, dims: tuple[Any, ...], args: Iterable[Any], which: tuple[int, ...]) -> list[Any]:
+def mapped(
+    size: int, dims: tuple[Any, ...], args: Sequence[Any], which: tuple[int, ...]
+) -> list[Any]:
     """`args` with the mapped dimension first in those of `which`, made where there is none."""
-    args = list(args)
+    out = list(args)
     for place in which:
         x, dim = args[place], dims[place]
         if x is not None:
-            args[place] = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-    return args
+            out[place] = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return out
 
 
-def leading(size: int, dims: tuple[Any, ...], args: Iterable[Any], trailing: dict[int, int]) -> list[Any]:
+def leading(
+    size: int, dims: tuple[Any, ...], args: Sequence[Any], trailing: dict[int, int]
+) -> list[Any]:
     """`args` with the mapped dimension as the first leading one; query has it in any case."""
-    args = list(args)
+    out = list(args)
     query = min(trailing)
     rank = max(
         args[place].dim() - (dims[place] is not None) - t
@@ -87,8 +93,8 @@ def leading(size: int, dims: tuple[Any, ...], args: Iterable[Any], trailing: dic
             continue
         x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
         missing = rank + t - (x.dim() - 1)
-        args[place] = x[(slice(None), *(None,) * missing)] if missing else x
-    return args
+        out[place] = x[(slice(None), *(None,) * missing)] if missing else x
+    return out
 
 
 def places(grads: tuple[Tensor, ...]) -> tuple[int | None, ...]:

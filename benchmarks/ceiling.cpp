@@ -1,6 +1,8 @@
-// The ceiling of one core of this machine: how fast it can do the inner loops of docs/math.md (E9) when nothing
-// surrounds them; no masks, softmax, tails, range tests or threads. A kernel is read against these rates.
-//   g++ -O3 -march=native -std=c++20 ceiling.cpp -o ceiling && ./ceiling [n m d]      (python -m benchmarks.ceiling)
+// The ceiling of one core of this machine: how fast it can do the inner loops of docs/math.md (E9)
+// when nothing surrounds them; no masks, softmax, tails, range tests or threads. A kernel is read
+// against these rates.
+//   g++ -O3 -march=native -std=c++20 ceiling.cpp -o ceiling && ./ceiling [n m d]      (python -m
+//   benchmarks.ceiling)
 // GCC vector extensions, so the same source runs on any instruction set. Prints one JSON object.
 #include <algorithm>
 #include <array>
@@ -67,7 +69,8 @@ struct Problem {
   std::vector<float> q, k, w, g;  // inputs, and the gradient of the scores
   std::vector<float> A, B;        // exp(2 q), exp(2 k) row by row
 
-  Problem(int n, int m, int d) : n(n), m(m), d(d), q(n * d), k(m * d), w(d), g(n * m), A(n * d), B(m * d) {
+  Problem(int n, int m, int d)
+      : n(n), m(m), d(d), q(n * d), k(m * d), w(d), g(n * m), A(n * d), B(m * d) {
     std::mt19937 generator(7);
     std::normal_distribution<float> normal;
     for (float& x : q) x = normal(generator);
@@ -80,24 +83,29 @@ struct Problem {
   double elements() const { return double(n) * m * d; }
 };
 
-// Panels of `width` keys, features outermost, so that one load takes neighbouring keys of one feature.
+// Panels of `width` keys, features outermost, so that one load takes neighbouring keys of one
+// feature.
 static std::vector<float> key_panels(const Problem& p, int width) {
   std::vector<float> panels(p.B.size());
   for (int j = 0; j < p.m; j++)
-    for (int t = 0; t < p.d; t++) panels[(size_t(j / width) * p.d + t) * width + j % width] = p.B[size_t(j) * p.d + t];
+    for (int t = 0; t < p.d; t++)
+      panels[(size_t(j / width) * p.d + t) * width + j % width] = p.B[size_t(j) * p.d + t];
   return panels;
 }
 
-// (E9) in quads: ROWS queries by COLUMNS registers of keys, four features a division. Lanes over keys.
+// (E9) in quads: ROWS queries by COLUMNS registers of keys, four features a division. Lanes over
+// keys.
 template <int ROWS, int COLUMNS>
-static void scores(const Problem& p, const std::vector<float>& panels, float total, std::vector<float>& out) {
+static void scores(const Problem& p, const std::vector<float>& panels, float total,
+                   std::vector<float>& out) {
   constexpr int WIDTH = COLUMNS * LANES;
   for (int j = 0; j < p.m; j += WIDTH)
     for (int i = 0; i < p.n; i += ROWS) {
       const float* b = &panels[size_t(j) * p.d];
       Vec sum[ROWS][COLUMNS] = {};
       for (int t = 0; t < p.d; t += 4, b += 4 * WIDTH) {
-        const Vec w0 = splat(p.w[t]), w1 = splat(p.w[t + 1]), w2 = splat(p.w[t + 2]), w3 = splat(p.w[t + 3]);
+        const Vec w0 = splat(p.w[t]), w1 = splat(p.w[t + 1]), w2 = splat(p.w[t + 2]),
+                  w3 = splat(p.w[t + 3]);
 #pragma GCC unroll 8
         for (int c = 0; c < COLUMNS; c++) {
           const float* column = b + c * LANES;
@@ -106,7 +114,8 @@ static void scores(const Problem& p, const std::vector<float>& panels, float tot
 #pragma GCC unroll 8
           for (int r = 0; r < ROWS; r++) {
             const float* a = &p.A[size_t(i + r) * p.d + t];
-            const Vec x0 = a[0] * b0 + 1.f, x1 = a[1] * b1 + 1.f, x2 = a[2] * b2 + 1.f, x3 = a[3] * b3 + 1.f;
+            const Vec x0 = a[0] * b0 + 1.f, x1 = a[1] * b1 + 1.f, x2 = a[2] * b2 + 1.f,
+                      x3 = a[3] * b3 + 1.f;
             const Vec d01 = x0 * x1, n01 = w0 * x1 + w1 * x0;
             const Vec d23 = x2 * x3, n23 = w2 * x3 + w3 * x2;
             sum[r][c] += (n01 * d23 + n23 * d01) / (d01 * d23);
@@ -128,7 +137,8 @@ static std::array<Vec, SHARE> reciprocals(const std::array<Vec, SHARE>& x) {
     const Vec both = 1.f / (x[0] * x[1]);
     return {x[1] * both, x[0] * both};
   } else {
-    const Vec x01 = x[0] * x[1], x23 = x[2] * x[3], all = 1.f / (x01 * x23), r01 = x23 * all, r23 = x01 * all;
+    const Vec x01 = x[0] * x[1], x23 = x[2] * x[3], all = 1.f / (x01 * x23), r01 = x23 * all,
+              r23 = x01 * all;
     return {x[1] * r01, x[0] * r01, x[3] * r23, x[2] * r23};
   }
 }
@@ -137,8 +147,8 @@ struct Gradients {
   std::vector<float> q, k, w;
 };
 
-// The sums of (E5) and (E6), without their factors of w: KEYS keys in registers while BLOCK queries run past.
-// Lanes over features, SHARE keys a division.
+// The sums of (E5) and (E6), without their factors of w: KEYS keys in registers while BLOCK queries
+// run past. Lanes over features, SHARE keys a division.
 template <int KEYS, int SHARE>
 static void gradients(const Problem& p, Gradients& out) {
   constexpr int BLOCK = 32;
@@ -182,7 +192,8 @@ static double score_error(const Problem& p, const std::vector<float>& s) {
   for (int i = 0; i < std::min(p.n, 8); i++)
     for (int j = 0; j < p.m; j++) {
       double exact = 0;
-      for (int t = 0; t < p.d; t++) exact += p.w[t] * std::tanh(double(p.q[i * p.d + t]) + p.k[j * p.d + t]);
+      for (int t = 0; t < p.d; t++)
+        exact += p.w[t] * std::tanh(double(p.q[i * p.d + t]) + p.k[j * p.d + t]);
       worst = std::max(worst, std::abs(exact - s[size_t(i) * p.m + j]));
     }
   return worst;
@@ -206,7 +217,8 @@ static double gradient_error(const Problem& p, const Gradients& g) {
 
 int main(int argc, char** argv) {
   const bool sized = argc == 4;
-  const Problem p(sized ? std::atoi(argv[1]) : 512, sized ? std::atoi(argv[2]) : 512, sized ? std::atoi(argv[3]) : 256);
+  const Problem p(sized ? std::atoi(argv[1]) : 512, sized ? std::atoi(argv[2]) : 512,
+                  sized ? std::atoi(argv[3]) : 256);
   if (p.n <= 0 || p.m <= 0 || p.d <= 0 || p.n % 32 || p.m % (4 * LANES) || p.d % LANES) {
     std::fprintf(stderr, "n must be a multiple of 32, m of %d, d of %d\n", 4 * LANES, LANES);
     return 2;
@@ -215,7 +227,8 @@ int main(int argc, char** argv) {
   float total = 0;
   for (float w : p.w) total += w;
 
-  // Which register block is best depends on the instruction set; the ceiling is the fastest of a few.
+  // Which register block is best depends on the instruction set; the ceiling is the fastest of a
+  // few.
   std::vector<float> out(size_t(p.n) * p.m);
   double score_seconds = 1e30;
   const auto try_scores = [&]<int ROWS, int COLUMNS>() {
@@ -230,7 +243,8 @@ int main(int argc, char** argv) {
   try_scores.operator()<4, 2>();
   try_scores.operator()<8, 1>();
 
-  Gradients g{std::vector<float>(p.q.size()), std::vector<float>(p.k.size()), std::vector<float>(p.d)};
+  Gradients g{std::vector<float>(p.q.size()), std::vector<float>(p.k.size()),
+              std::vector<float>(p.d)};
   double gradient_seconds = 1e30;
   const auto try_gradients = [&]<int KEYS, int SHARE>() {
     const double s = fastest_seconds(RUNS, [&] { gradients<KEYS, SHARE>(p, g); });
@@ -245,6 +259,6 @@ int main(int argc, char** argv) {
   std::printf(
       "{\"lanes\": %d, \"multiply_add_g\": %.2f, \"scores_g\": %.2f, \"gradients_g\": %.2f, "
       "\"scores_error\": %.1e, \"gradients_error\": %.1e}\n",
-      LANES, multiply_add_rate() / 1e9, p.elements() / score_seconds / 1e9, p.elements() / gradient_seconds / 1e9,
-      score_error(p, out), gradient_error(p, g));
+      LANES, multiply_add_rate() / 1e9, p.elements() / score_seconds / 1e9,
+      p.elements() / gradient_seconds / 1e9, score_error(p, out), gradient_error(p, g));
 }

@@ -36,18 +36,16 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) { ret
 
 class TorchHost {
  public:
-  explicit TorchHost(const Tensor& like)
-      : host{static_cast<int>(torch::stable::get_num_threads()), this, allocate, run}, like_(like) {}
+  TorchHost() : host{static_cast<int>(torch::stable::get_num_threads()), this, allocate, run} {}
   TorchHost(const TorchHost&) = delete;
 
   const cpu::Host host;
 
  private:
   static void* allocate(void* self, int64_t bytes) {
-    auto& me = *static_cast<TorchHost*>(self);
-    const int64_t unit = accumulator(me.like_) == ScalarType::Double ? 8 : 4;
     if (bytes == 0) return nullptr;
-    me.memory_.push_back(empty(me.like_, {(bytes + unit - 1) / unit}));
+    auto& me = *static_cast<TorchHost*>(self);
+    me.memory_.push_back(empty({(bytes + 3) / 4}, ScalarType::Float));
     return me.memory_.back().mutable_data_ptr();
   }
 
@@ -65,7 +63,6 @@ class TorchHost {
     });
   }
 
-  const Tensor& like_;
   std::vector<Tensor> memory_;
 };
 

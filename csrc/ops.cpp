@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& query, const Tensor& ke
   const Call call({query, key, weight, &value, &attn_mask, &key_lengths, &cu_seqlens_q, &cu_seqlens_k, &packed_key});
   Tensor context = empty(query, call.leading.with({call.n, call.dv})), lse = empty(query, call.leading.with({call.n}));
   Tensor weights = return_weights ? zeros(query, call.leading.with({call.n, call.m})) : nothing(query);
-  TorchHost torch(query);
+  TorchHost torch;
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
     Forward<T> p{};
@@ -82,7 +82,7 @@ Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight, int6
               double scale) {
   const Call call({query, key, weight});
   Tensor out = empty(query, call.leading.with({call.n, call.m}));
-  TorchHost torch(query);
+  TorchHost torch;
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
     Scores<T> p{};
@@ -134,7 +134,7 @@ std::tuple<Tensor, Tensor, Tensor> scores_backward(const Tensor& grad, const Ten
   const Call call(in);
   const Tensor whole = dense(grad);
   QueryKeyWeight out(in, call, wanted);
-  TorchHost torch(query);
+  TorchHost torch;
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
     Backward<T> p{};
@@ -176,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     mask_col = at[0].col;
     for (size_t b = 0; b < call.items.size(); b++) call.items[b].mask_grad = at.offset(static_cast<int64_t>(b));
   }
-  TorchHost torch(query);
+  TorchHost torch;
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
     Backward<T> p{};
@@ -206,7 +206,7 @@ Tensor pack_keys(const Tensor& key, int64_t activation) {
   Leading leading;
   leading.include(key, 2);
   Tensor packed = empty(key, leading.with({panels, packed_rows(d), kPanel}));
-  TorchHost torch(key);
+  TorchHost torch;
   dispatch(key, [&](auto t, const auto& table) {
     using T = decltype(t);
     const Slices at = slices(key, 2, leading);

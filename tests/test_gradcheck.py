@@ -15,7 +15,7 @@ from attnkernels import additive_attention, additive_attention_varlen, additive_
 from attnkernels.backends import BACKENDS
 from attnkernels.backends.base import Problem
 
-SHAPE = (2, 3, 4, 3, 2)
+SHAPE = (2, 2, 3, 3, 2)
 Call = Callable[..., Any]
 
 
@@ -64,13 +64,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "leaky_relu": {"activation": "leaky_relu", "negative_slope": 0.3},
     "dropout": {"dropout_p": 0.4},
     "causal": {"is_causal": True},
-    "lengths 0 and 3": {"key_lengths": torch.tensor([0, 3])},
-    "a masked row": {
-        "attn_mask": torch.tensor([[True] * 4, [False] * 4, [False, True, True, False]])
-    },
+    "lengths 0 and 2": {"key_lengths": torch.tensor([0, 2])},
+    "a masked row": {"attn_mask": torch.tensor([[False] * 3, [False, True, True]])},
     "all at once": {
-        "attn_mask": torch.tensor([[True, True, False, True]]),
-        "key_lengths": torch.tensor([4, 1]),
+        "attn_mask": torch.tensor([[True, False, True]]),
+        "key_lengths": torch.tensor([3, 1]),
         "is_causal": True,
         "dropout_p": 0.3,
         "scale": 1.5,
@@ -83,7 +81,7 @@ def test_attention(backend64: str, options: dict[str, Any]) -> None:
     twice(attention(backend64, **options), make(SHAPE, F64))
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 1, 4), (2, 3, 1), (3, 4), (4,), ()], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2, 3), (1, 1, 3), (2, 2, 1), (2, 3), (3,), ()], ids=str)
 def test_the_gradient_of_a_float_mask(backend64: str, shape: tuple[int, ...]) -> None:
     mask = normal(*shape, dtype=F64)
     twice(attention(backend64), (*make(SHAPE, F64), mask))
@@ -91,13 +89,13 @@ def test_the_gradient_of_a_float_mask(backend64: str, shape: tuple[int, ...]) ->
 
 def test_a_float_mask_with_minus_infinity(backend64: str) -> None:
     """Finite differences of -inf are NaN: the mask is built from a finite part inside the call."""
-    excluded = torch.tensor([[False, True, False, False], [True] * 4, [False, False, True, True]])
+    excluded = torch.tensor([[False, True, False], [True] * 3])
 
     def call(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, part: Tensor) -> Any:
         mask = part.masked_fill(excluded, float("-inf"))
         return attention(backend64)(query, key, value, weight, mask)
 
-    twice(call, (*make(SHAPE, F64), normal(3, 4, dtype=F64)))
+    twice(call, (*make(SHAPE, F64), normal(2, 3, dtype=F64)))
 
 
 @pytest.mark.parametrize("output", [0, 1, 2], ids=["context", "weights", "lse"])

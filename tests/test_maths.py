@@ -1,4 +1,4 @@
-"""The kernels' inner functions on every instruction set of this machine, by units in the last place."""
+"""The kernels' inner functions, by units in the last place, on every instruction set there is."""
 
 import numpy as np
 import pytest

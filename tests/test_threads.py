@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from inputs import Shape, make
@@ -13,13 +11,6 @@ from attnkernels import additive_attention
 
 # a decoder step (split over keys), one long sequence, many small ones
 SHAPES: list[Shape] = [(2, 1, 700, 40, 24), (1, 270, 300, 33, 20), (9, 5, 6, 7, 8)]
-
-
-@pytest.fixture(autouse=True)
-def _restore_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def everything(inputs: tuple[Tensor, ...], backend: str, dropout_p: float) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from . import native, reference
+from . import native as native
+from . import reference as reference
 from .base import Backend, Problem
 
 BACKENDS: tuple[Backend, ...] = (native, reference)

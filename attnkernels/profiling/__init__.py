@@ -1,1 +1,1 @@
-"""What `python -m attnkernels.profile` is made of; the benchmark suite shares its measuring parts."""
+"""What `python -m attnkernels.profile` is made of; `benchmarks` shares its measuring parts."""

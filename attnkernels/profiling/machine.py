@@ -1,4 +1,4 @@
-"""The machine under the measurements: its name and its free memory. Standard library and torch only."""
+"""The machine under the measurements: its name, its free memory, the versions it runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 
 import torch
+
+from .. import __version__
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -47,10 +49,8 @@ def _container_allowance(default: int) -> int:
 
 def versions() -> dict[str, str]:
     """The versions a measurement depends on."""
-    import attnkernels
-
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "attnkernels": getattr(attnkernels, "__version__", "unknown"),
+        "attnkernels": __version__,
     }

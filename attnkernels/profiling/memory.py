@@ -5,8 +5,9 @@ returning the allocator's free pages to the system (malloc_trim) and resetting t
 water mark (writing 5 to /proc/self/clear_refs), the call runs, and VmHWM minus the VmRSS before
 is what it needed, whoever allocated it (PyTorch, a C++ std::vector, a generated kernel). The
 result of the call counts; its inputs do not. It costs nothing while the call runs, so the same run
-can be timed, and it is exact to a few pages. A buffer that a library keeps from an earlier call
-is not seen again, and a page that is never touched never counts.
+can be timed, and it is exact to a few pages. What an allocator wastes counts (glibc leaves holes
+between blocks below 32 MiB); a buffer that a library keeps from an earlier call is not seen again,
+and a page that is never touched never counts.
 
 Where /proc has no clear_refs (macOS, some containers), torch.profiler's allocation events
 are summed instead; these see only what PyTorch's allocator hands out, and slow the call down.

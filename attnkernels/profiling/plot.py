@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from attnkernels.profiling.sweep import Row
-from attnkernels.profiling.units import show_mib, show_ms
+from .sweep import Row
+from .units import show_mib, show_ms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's palette: told apart with every common colour vision.
 COLOURS = {"naive": "#D55E00", "compile": "#CC79A7", "fused": "#0072B2"}
 MARKERS = {"naive": "o", "compile": "D", "fused": "s"}
 LABELS = {"naive": "naive formula", "compile": "torch.compile", "fused": "attnkernels"}
-INK, FAINT = "#333333", "#8a8a8a"
+INK, FAINT = "#333333", "#767676"
+TIME_TICKS = [10.0**power for power in range(-3, 9)]  # milliseconds
+MEMORY_TICKS = [1024.0**step * power for step in (0, 1, 2) for power in (1, 10, 100)]
+MEMORY_TICKS = [0.001, 0.01, 0.1, *MEMORY_TICKS, 1024.0**3]  # mebibytes
 
 
 def draw(path: Path, rows: list[Row], title: str, free_mib: float) -> None:
@@ -23,26 +31,19 @@ def draw(path: Path, rows: list[Row], title: str, free_mib: float) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     FigureCanvasAgg(figure)
     times, memory = figure.subplots(1, 2)
-    _panel(times, rows, "ms", "estimated_ms", "time")
-    _panel(memory, rows, "peak_mib", "estimated_mib", "peak extra memory")
-    _label_units(times, show_ms)
-    _label_units(memory, show_mib)
-    memory.axhline(free_mib, color=FAINT, linewidth=1, linestyle=(0, (6, 3)), zorder=1)
-    memory.annotate(
-        f"free memory, {show_mib(free_mib)}",
-        (0.015, free_mib),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 4),
-        textcoords="offset points",
-        fontsize=8.5,
-        color=FAINT,
-    )
+    _panel(times, rows, "ms", "estimated_ms", "Time")
+    _panel(memory, rows, "peak_mib", "estimated_mib", "Peak extra memory")
+    _ticks(times, TIME_TICKS, show_ms)
+    _ticks(memory, MEMORY_TICKS, show_mib)
+    _mark_free_memory(memory, free_mib)
+    _label_last(times, rows, "ms", show_ms)
+    _label_last(memory, rows, "peak_mib", show_mib)
     _say_what_does_not_fit(memory, rows)
     times.legend(frameon=False, loc="upper left", labelcolor=INK)
-    figure.suptitle(title, fontsize=12, color=INK)
+    figure.suptitle(title, fontsize=12, color=INK, x=0.012, ha="left")
 
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = path.suffix[1:] or "png"
@@ -51,7 +52,7 @@ def draw(path: Path, rows: list[Row], title: str, free_mib: float) -> None:
     os.replace(partial, path)
 
 
-def _panel(axes, rows: list[Row], field: str, estimated: str, title: str) -> None:
+def _panel(axes: Axes, rows: list[Row], field: str, estimated: str, title: str) -> None:
     lengths = sorted({row.length for row in rows})
     for name, colour in COLOURS.items():
         mine = [row for row in rows if row.method == name]
@@ -59,21 +60,15 @@ def _panel(axes, rows: list[Row], field: str, estimated: str, title: str) -> Non
         guessed = [
             (r.length, getattr(r, estimated)) for r in mine if r.skipped and getattr(r, estimated)
         ]
-        style = {"color": colour, "marker": MARKERS[name], "markersize": 6}
+        style: dict[str, Any] = {"color": colour, "marker": MARKERS[name], "markersize": 6}
         if measured:
-            axes.plot(*zip(*measured), **style, linewidth=2, label=LABELS[name], zorder=3)
+            axes.plot(*_columns(measured), **style, linewidth=2, label=LABELS[name], zorder=3)
         if guessed:
             line = measured[-1:] + guessed
-            axes.plot(*zip(*line), color=colour, linewidth=1.2, linestyle=":", zorder=2)
-            label = f"{LABELS[name]}, extrapolated" if name == "naive" else None
-            axes.plot(
-                *zip(*guessed),
-                **style,
-                markerfacecolor="white",
-                linestyle="none",
-                label=label,
-                zorder=3,
-            )
+            axes.plot(*_columns(line), color=colour, linewidth=1.2, linestyle=":", zorder=2)
+            style.update(markerfacecolor="white", linestyle="none")
+            label = f"{LABELS[name]}, extrapolated"
+            axes.plot(*_columns(guessed), **style, label=label, zorder=3)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(lengths, [_short(length) for length in lengths])
@@ -87,27 +82,64 @@ def _panel(axes, rows: list[Row], field: str, estimated: str, title: str) -> Non
     axes.tick_params(colors=INK, labelsize=9, length=3)
 
 
+def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
 def _short(length: int) -> str:
     return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else str(length)
 
 
-def _label_units(axes, show) -> None:
-    axes.yaxis.set_major_formatter(lambda value, _: show(value))
+def _ticks(axes: Axes, ticks: list[float], show: Callable[[float], str]) -> None:
+    """Label the powers that lie in the data, with a power of room above for the legend."""
+    low, high = axes.get_ylim()
+    high *= 4
+    shown = [tick for tick in ticks if low <= tick <= high]
+    axes.set_yticks(shown, [show(tick) for tick in shown])
+    axes.set_ylim(low, high)
 
 
-def _say_what_does_not_fit(axes, rows: list[Row]) -> None:
-    refused = [row for row in rows if row.method == "naive" and row.estimated_mib]
-    refused = [row for row in refused if row.skipped and "fit" in row.skipped]
-    if not refused:
-        return
-    row = refused[-1]
+def _mark_free_memory(axes: Axes, free_mib: float) -> None:
+    if free_mib > axes.get_ylim()[1]:
+        return  # nothing came near
+    axes.axhline(free_mib, color=FAINT, linewidth=1, linestyle=(0, (6, 3)), zorder=1)
     axes.annotate(
-        f"needs {show_mib(row.estimated_mib or 0)},\ndoes not fit",
-        (row.length, row.estimated_mib or 0),
-        xytext=(-10, 0),
+        f"free memory, {show_mib(free_mib)}",
+        (0.015, free_mib),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 4),
         textcoords="offset points",
-        ha="right",
-        va="center",
         fontsize=9,
-        color=COLOURS["naive"],
+        color=FAINT,
     )
+
+
+def _label_last(axes: Axes, rows: list[Row], field: str, show: Callable[[float], str]) -> None:
+    row = next((row for row in reversed(rows) if row.method == "fused" and row.ms), None)
+    if row is not None:
+        axes.annotate(
+            show(getattr(row, field)),
+            (row.length, getattr(row, field)),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            color=COLOURS["fused"],
+        )
+
+
+def _say_what_does_not_fit(axes: Axes, rows: list[Row]) -> None:
+    refused = [
+        row for row in rows if row.method == "naive" and row.does_not_fit and row.estimated_mib
+    ]
+    for row in refused[:1] + refused[1:][-1:]:
+        needs = show_mib(row.estimated_mib or 0)
+        axes.annotate(
+            f"needs {needs},\ndoes not fit" if row is refused[0] else f"needs {needs}",
+            (row.length, row.estimated_mib or 0),
+            xytext=(-9, 2),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+            color=COLOURS["naive"],
+        )

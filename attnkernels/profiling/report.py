@@ -9,14 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from attnkernels.profiling.sweep import Row
-from attnkernels.profiling.units import show_mib, show_ms, show_ratio
+from .sweep import Row
+from .units import show_mib, show_ms, show_ratio
 
 STYLES = {"naive": "dark_orange", "compile": "magenta", "fused": "dodger_blue1"}
 NOTHING = Text("–", style="dim")
+WIDTH = 108
 
 Cells = dict[tuple[int, str], Row]
 
@@ -31,18 +33,26 @@ def ratio(slow: Row | None, fast: Row | None, field: str) -> float | None:
     return over / under if over and under else None
 
 
-def table(title: str, lengths: list[int], names: list[str], rows: list[Row]) -> Table:
-    """One line a length that has been reached; three columns a method."""
+def table(
+    title: str, lengths: list[int], names: list[str], rows: list[Row], width: int = WIDTH
+) -> Table:
+    """One line a length that has been reached; three columns a method.
+
+    Three methods do not fit in a terminal narrower than WIDTH: their rates are left out there.
+    """
+    compact = width < WIDTH and len(names) > 2
     cells = by_cell(rows)
-    drawn = Table(title=title, title_style="bold", header_style="bold", pad_edge=False)
-    drawn.add_column("length", justify="right")
+    drawn = Table(title=title, title_style="bold", box=SIMPLE_HEAD, show_edge=False)
+    drawn.padding = (0, 0, 0, 1)
+    drawn.add_column("\nlength", justify="right", no_wrap=True)
     for name in names:
-        for heading in (f"{name}\ntime", "\nmemory", "\nG/s"):
+        for heading in (f"{name}\ntime", "\nmemory", "\nG/s")[: 2 if compact else 3]:
             drawn.add_column(heading, justify="right", header_style=STYLES[name], no_wrap=True)
-    others = [name for name in names if name != "fused"]
+    others = [name for name in names if name != "fused"][: 1 if compact else 2]
     for name in others:
-        drawn.add_column(f"times faster\nthan {name}", justify="right", style="bold green")
-    drawn.add_column("times less\nmemory", justify="right", style="bold green")
+        heading = "times\nfaster" if name == "naive" else f"than\n{name}"
+        drawn.add_column(heading, justify="right", style="bold green", no_wrap=True)
+    drawn.add_column("less\nmemory", justify="right", style="bold green", no_wrap=True)
 
     for length in lengths:
         reached = [cells.get((length, name)) for name in names]
@@ -50,27 +60,34 @@ def table(title: str, lengths: list[int], names: list[str], rows: list[Row]) -> 
             break
         line: list[str | Text] = [f"{length:,}"]
         for row in reached:
-            line += _measurement(row)
+            line += _measurement(row)[: 2 if compact else 3]
         fused = cells.get((length, "fused"))
         for name in others:
             line.append(_show(ratio(cells.get((length, name)), fused, "ms")))
         line.append(_show(ratio(cells.get((length, "naive")), fused, "peak_mib")))
         drawn.add_row(*line)
+    notes = [] if compact else ["G/s: 10^9 elements (i, j, t) a second"]
     if any(row.skipped for row in rows):
-        drawn.caption = "grey: not run, extrapolated; red: does not fit in free memory"
+        notes.append("~ extrapolated, not run")
+    if any(row.does_not_fit for row in rows):
+        notes.append("! needs that much, does not fit")
+    drawn.caption = "\n".join(notes)
     return drawn
 
 
 def _measurement(row: Row | None) -> list[str | Text]:
+    """Time, memory and rate of one method at one length."""
     if row is None:
         return [NOTHING] * 3
-    if row.skipped is None and row.ms is not None and row.peak_mib is not None:
+    if row.ms is not None and row.peak_mib is not None:
         return [show_ms(row.ms), show_mib(row.peak_mib), f"{row.g_elements_per_s:.3g}"]
-    fits = "does not fit" not in (row.skipped or "")
-    time = NOTHING if row.estimated_ms is None else Text(show_ms(row.estimated_ms), "dim")
-    if row.estimated_mib is None:
-        return [time, NOTHING, NOTHING]
-    return [time, Text(show_mib(row.estimated_mib), "dim" if fits else "red"), NOTHING]
+    time = memory = NOTHING
+    if row.estimated_ms is not None:
+        time = Text(f"~{show_ms(row.estimated_ms)}", "dim")
+    if row.estimated_mib is not None:
+        mark, style = ("!", "red") if row.does_not_fit else ("~", "dim")
+        memory = Text(mark + show_mib(row.estimated_mib), style)
+    return [time, memory, NOTHING]
 
 
 def _show(factor: float | None) -> str | Text:
@@ -93,7 +110,7 @@ def sentence(rows: list[Row], dim: int, backward: bool) -> str:
     )
     naive = cells.get((longest.length, "naive"))
     if naive is not None and naive.skipped is not None and naive.estimated_mib is not None:
-        said += f", where the naive formula needs {show_mib(naive.estimated_mib)}"
+        said += f", where the naive formula would need {show_mib(naive.estimated_mib)}"
     said += "."
     for row in reversed(fused):
         other = cells.get((row.length, "naive"))

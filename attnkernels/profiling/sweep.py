@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-import attnkernels
-from attnkernels.profiling.machine import free_memory
-from attnkernels.profiling.memory import Measured, measure
-from attnkernels.profiling.naive import naive_attention, naive_bytes
-from attnkernels.profiling.text import Attended
-from attnkernels.profiling.units import show_mib, show_ms
+from .. import additive_attention
+from .machine import free_memory
+from .memory import measure
+from .naive import naive_attention, naive_bytes
+from .text import Attended
+from .units import show_mib, show_ms
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 REPEAT_SECONDS = 1.0  # repeat a measurement until it has taken this long,
-MOST_REPEATS = 15  # or this often
+MOST_REPEATS = 20  # or this often
 FREE_FRACTION = 0.85  # of free memory that a measurement may ask for
+NO_MEMORY = "allocate memory"  # how PyTorch's CPU allocator complains
 WARM_UP = 32  # length of the call before the first measured one
 
 
@@ -38,61 +40,72 @@ class Row:
     skipped: str | None = None
     estimated_ms: float | None = None
     estimated_mib: float | None = None
+    does_not_fit: bool = False
 
 
 @dataclass
 class Method:
-    """A way to compute the attention. `limited`: its memory or time may forbid a length."""
+    """A way to compute the attention, and what may forbid a length: its time, or its memory where
+    it grows with the square of the length (`materialises`)."""
 
     name: str
     attention: Attention
-    limited: bool
+    materialises: bool
+    most_seconds: float
     needed_bytes: Callable[[int], float] | None = None
     compiled: bool = False
     last: Row | None = None
 
     def estimate(self, row: Row) -> None:
-        """Fill in what `row` would take: all of it grows with the square of the length."""
+        """Fill in what `row` would take, going by the last length that was measured."""
         if self.last is not None and self.last.ms is not None:
             growth = (row.length / self.last.length) ** 2
             row.estimated_ms = self.last.ms * growth
-            row.estimated_mib = (self.last.peak_mib or 0) * growth
+            if self.materialises:
+                row.estimated_mib = (self.last.peak_mib or 0) * growth
         if self.needed_bytes is not None:
             row.estimated_mib = self.needed_bytes(row.length) / 2**20
 
-    def why_not(self, row: Row, most_seconds: float) -> str | None:
-        """A sentence where the estimate of `row` forbids to run it."""
-        if not self.limited:
-            return None
+    def forbid(self, row: Row) -> None:
+        """Say in `row` why it is not to be run, where its estimate exceeds what there is."""
         free = free_memory() * FREE_FRACTION / 2**20
-        if row.estimated_mib is not None and row.estimated_mib > free:
-            return f"needs {show_mib(row.estimated_mib)}, does not fit"
-        if row.estimated_ms is not None and row.estimated_ms > most_seconds * 1e3:
-            return f"would take about {show_ms(row.estimated_ms)}"
-        return None
+        if (row.estimated_mib or 0) > free:
+            row.does_not_fit = True
+            row.skipped = f"needs {show_mib(row.estimated_mib or 0)}, does not fit"
+        elif (row.estimated_ms or 0) > self.most_seconds * 1e3:
+            row.skipped = f"would take about {show_ms(row.estimated_ms or 0)}"
 
 
-def methods(dim: int, backward: bool, compiled: bool, backend: str | None) -> list[Method]:
-    """The naive formula, torch.compile of it where asked, and the fused operator."""
+def methods(
+    dim: int,
+    backward: bool,
+    compiled: bool,
+    backend: str,
+    naive_seconds: float,
+    fused_seconds: float,
+) -> list[Method]:
+    """The naive formula, torch.compile of it where asked, and the fused operator, each with the
+    most seconds that one call of it may take."""
 
     def fused(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-        return attnkernels.additive_attention(query, key, value, weight, backend=backend)
+        return additive_attention(query, key, value, weight, backend=backend)
 
     def needed(length: int) -> float:
         return naive_bytes(length * length, dim, torch.float32.itemsize, backward)
 
-    materialises = backend == "reference"
-    found = [Method("naive", naive_attention, limited=True, needed_bytes=needed)]
+    found = [Method("naive", naive_attention, True, naive_seconds, needed)]
     if compiled:
         # The forward never builds the tensor, the backward does: only measuring tells.
-        found.append(Method("compile", naive_attention, limited=True, compiled=True))
-    found.append(Method("fused", fused, materialises, needed if materialises else None))
+        found.append(Method("compile", naive_attention, True, naive_seconds, compiled=True))
+    naive_too = backend == "reference"
+    found.append(Method("fused", fused, naive_too, fused_seconds, needed if naive_too else None))
     return found
 
 
 def nominal_work(method: Method, length: int) -> float:
     """How much of the progress bar a measurement is: seconds, give or take a machine."""
-    return (0.5 + length**2 * 2e-9) if method.name == "fused" else (1.0 + length**2 * 5e-7)
+    seconds = length**2 / (1e8 if method.name == "fused" else 1e6)
+    return 1 + seconds if seconds < method.most_seconds else 0
 
 
 def sweep(
@@ -100,12 +113,11 @@ def sweep(
     lengths: list[int],
     todo: list[Method],
     backward: bool,
-    most_seconds: float,
     starting: Callable[[Method, int], None] = lambda method, length: None,
 ) -> Iterator[Row]:
     """Measure `todo` at `lengths` (ascending), calling `starting` before each measurement.
 
-    Limited methods are not run where memory, or `most_seconds` a call, would not allow it.
+    A method is not run where its memory or its limit of time would not allow it.
     """
     for method in todo:
         if not method.compiled:
@@ -116,10 +128,16 @@ def sweep(
             starting(method, length)
             row = Row(length, method.name)
             method.estimate(row)
-            row.skipped = method.why_not(row, most_seconds)
+            method.forbid(row)
             if row.skipped is None:
-                _fill(row, _run(method, cut, backward), cut)
-                method.last = row
+                try:
+                    _fill(row, *_run(method, cut, backward), cut)
+                    method.last = row
+                except RuntimeError as error:
+                    if NO_MEMORY not in str(error):
+                        raise
+                    row.does_not_fit = True
+                    row.skipped = "ran out of memory"
             yield row
 
 
@@ -138,7 +156,7 @@ def _call(attention: Attention, inputs: Attended, backward: bool) -> Callable[[]
 
         return forward
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    arriving = torch.ones_like(inputs.value)
+    arriving = torch.randn(inputs.value.shape, generator=torch.Generator().manual_seed(0))
 
     def both() -> object:
         context = attention(*leaves)
@@ -147,7 +165,8 @@ def _call(attention: Attention, inputs: Attended, backward: bool) -> Callable[[]
     return both
 
 
-def _run(method: Method, inputs: Attended, backward: bool) -> list[Measured]:
+def _run(method: Method, inputs: Attended, backward: bool) -> tuple[list[float], int]:
+    """Seconds of every repeat, and the peak extra bytes."""
     attention = method.attention
     if method.compiled:
         torch.compiler.reset()  # a new shape each time, and the best code for each
@@ -155,18 +174,22 @@ def _run(method: Method, inputs: Attended, backward: bool) -> list[Measured]:
     call = _call(attention, inputs, backward)
     if method.compiled:
         call()
-    results = [measure(call)]
-    while sum(r.seconds for r in results) < REPEAT_SECONDS and len(results) < MOST_REPEATS:
-        results.append(measure(call))
-    return results
+    first = measure(call)
+    if first.seconds >= REPEAT_SECONDS:
+        return [first.seconds], first.peak_bytes
+    seconds: list[float] = []  # without the first, which had to fetch its pages anew
+    while sum(seconds) < REPEAT_SECONDS and len(seconds) < MOST_REPEATS:
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return seconds, first.peak_bytes
 
 
-def _fill(row: Row, results: list[Measured], inputs: Attended) -> None:
-    seconds = [result.seconds for result in results]
+def _fill(row: Row, seconds: list[float], peak_bytes: int, inputs: Attended) -> None:
     row.ms = statistics.median(seconds) * 1e3
     row.min_ms = min(seconds) * 1e3
     row.repeats = len(seconds)
-    row.peak_mib = statistics.median(result.peak_bytes for result in results) / 2**20
+    row.peak_mib = peak_bytes / 2**20
     elements = row.length**2 * inputs.query.shape[-1]
     row.g_elements_per_s = elements / statistics.median(seconds) / 1e9
     row.estimated_ms = row.estimated_mib = None

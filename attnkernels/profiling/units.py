@@ -4,16 +4,20 @@ from __future__ import annotations
 
 
 def show_ms(ms: float) -> str:
-    """Milliseconds in three digits: 31 µs, 4.2 ms, 1.25 s, 3 min."""
+    """Milliseconds in three digits: 31 µs, 4.2 ms, 1.25 s, 3 min, 2.8 h."""
     if ms < 0.9995:
         return f"{ms * 1e3:.3g} µs"
     if ms < 999.5:
         return f"{ms:.3g} ms"
-    return f"{ms / 1e3:.3g} s" if ms < 120e3 else f"{ms / 60e3:,.0f} min"
+    if ms < 119.5e3:
+        return f"{ms / 1e3:.3g} s"
+    return f"{ms / 60e3:.0f} min" if ms < 119.5 * 60e3 else f"{ms / 3600e3:,.1f} h"
 
 
 def show_mib(mib: float) -> str:
     """Mebibytes in three digits: 0.25 MiB, 31 MiB, 4.2 GiB, 1.25 TiB."""
+    if mib < 0.995:
+        return f"{mib:.2f} MiB"
     if mib < 999.5:
         return f"{mib:.3g} MiB"
     return f"{mib / 1024:.3g} GiB" if mib < 999.5 * 1024 else f"{mib / 1024**2:.3g} TiB"

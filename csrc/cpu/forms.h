@@ -32,7 +32,7 @@ struct Factored {
 struct Bounded {
   template <class T>
   Vec<T> operator()(Vec<T> a, Vec<T> b) const {
-    return clamp_max(a * b, Vec<T>(Limits<T>::exp_quad)) + Vec<T>(T(1));
+    return clamp_max(Factored{}(a, b), Vec<T>(Limits<T>::exp_quad));
   }
 };
 

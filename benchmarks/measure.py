@@ -1,0 +1,57 @@
+"""Interleaved timing: in every round each call runs once, so that noise hits all alike."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from attnkernels.profiling.memory import measure
+
+BLOCK_SECONDS = 2e-3  # shorter calls are timed several at a time
+FEWEST, MOST = 3, 100  # rounds
+
+Call = Callable[[], object]
+
+
+class Timing(NamedTuple):
+    median_ms: float
+    min_ms: float
+    peak_mib: float
+
+
+def interleaved(calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
+    """Median and minimum time, and peak extra memory, of calls that have been warmed up.
+
+    `seconds` is how long the rounds together should take; there are at least FEWEST of them.
+    """
+    peaks = {name: measure(call).peak_bytes / 2**20 for name, call in calls.items()}
+    alone = {name: _seconds(call, 1) for name, call in calls.items()}
+    repeats = {name: max(1, math.ceil(BLOCK_SECONDS / alone[name])) for name in calls}
+    for name, call in calls.items():  # a single run of a short call says little
+        if repeats[name] > 1:
+            alone[name] = _seconds(call, repeats[name])
+            repeats[name] = max(1, math.ceil(BLOCK_SECONDS / alone[name]))
+    one_round = sum(alone[name] * repeats[name] for name in calls)
+    rounds = min(MOST, max(FEWEST, int(seconds / one_round))) if calls else 0
+
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    for _ in range(rounds):
+        for name in order:
+            times[name].append(_seconds(calls[name], repeats[name]))
+        order.append(order.pop(0))  # nobody always follows the same neighbour
+    return {
+        name: Timing(statistics.median(t) * 1e3, min(t) * 1e3, peaks[name])
+        for name, t in times.items()
+    }
+
+
+def _seconds(call: Call, repeats: int) -> float:
+    """Of one call, the mean of `repeats`."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats

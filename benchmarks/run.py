@@ -1,0 +1,208 @@
+"""The suite: medians of interleaved runs, as a table, JSON and a plot.
+
+    python -m benchmarks.run [--cases NAME,...] [--providers NAME,...] [--directions forward,both]
+                             [--dtypes float32,bfloat16,float16] [--threads N] [--seconds S]
+                             [--json FILE] [--plot FILE]
+
+A run of everything is written to benchmarks/results/DATE-device.json, and `python -m
+benchmarks.table` puts it into the README; a partial run is written where --json says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from attnkernels.profiling.machine import cpu_name
+from benchmarks import cases, providers
+from benchmarks.cases import Case
+from benchmarks.ceiling import ceiling
+from benchmarks.measure import interleaved
+from benchmarks.plot import draw
+from benchmarks.providers import Provider
+from benchmarks.table import Result, rich_table
+
+RESULTS = Path(__file__).with_name("results")
+DTYPES = ("float32", "bfloat16", "float16")
+INTERRUPTED = 130  # as a shell reports SIGINT
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0, or 130 when interrupted (2 for bad usage)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        chosen_cases = cases.choose(options.cases)
+        chosen_providers = providers.choose(options.providers)
+        directions = _subset("directions", options.directions, cases.DIRECTIONS)
+        dtypes = _subset("dtypes", options.dtypes, DTYPES)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # what KeOps goes by
+
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    result = head()
+    whole = options.cases is None and options.providers is None
+    path = options.json or (RESULTS / default_name(result) if whole else None)
+    console.print(f"{result['cpu']}, {result['threads']} threads, torch {result['torch']}")
+    jobs = [
+        (case, direction, dtype)
+        for dtype in dtypes
+        for case in chosen_cases
+        for direction in directions
+        if direction in case.directions
+    ]
+    interrupted = False
+    try:
+        for rows in _measure(jobs, chosen_providers, options.seconds, console):
+            result["cases"] += rows
+            if path is not None:
+                write(path, result)
+    except KeyboardInterrupt:
+        interrupted = True
+    if result["cases"]:
+        for table in rich_table(result):
+            console.print(table)
+        draw(options.plot, result)
+        written = {"json": path, "plot": options.plot}
+        for kind, file in written.items():
+            if file is not None:
+                console.print(f"{kind}: {file.resolve()}", soft_wrap=True, highlight=False)
+    if interrupted:
+        console.print("Interrupted: this is what was measured until then.")
+    return INTERRUPTED if interrupted else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description="Additive attention against its peers."
+    )
+    add = parser.add_argument
+    names = ", ".join(case.name for case in cases.CASES)
+    add("--cases", metavar="NAME,...", help=f"cases or groups main, small, long; cases: {names}")
+    names = ", ".join(provider.name for provider in providers.PROVIDERS)
+    add("--providers", metavar="NAME,...", help=names)
+    add("--directions", default="forward,both", help="default: %(default)s")
+    add("--dtypes", default="float32", help=f"of {', '.join(DTYPES)} (default: %(default)s)")
+    add("--threads", type=int, help="default: PyTorch's")
+    add("--seconds", type=float, default=5.0, help="of timing a case (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE")
+    add("--plot", type=Path, metavar="FILE", default=Path("build/benchmarks.png"))
+    return parser
+
+
+def _subset(name: str, wanted: str, known: tuple[str, ...]) -> list[str]:
+    unknown = [each for each in wanted.split(",") if each not in known]
+    if unknown:
+        raise ValueError(f"--{name}: no {', '.join(unknown)}; there are {', '.join(known)}")
+    return wanted.split(",")
+
+
+def _measure(
+    jobs: list[tuple[Case, str, str]],
+    chosen: list[Provider],
+    seconds: float,
+    console: Console,
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one case, direction and dtype at a time; says who sat out, and why."""
+    said: set[tuple[Provider, str]] = set()  # each reason once
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(jobs))
+        for case, direction, name in jobs:
+            dtype = getattr(torch, name)
+            job = f"{case.name}, {direction}, {name}"
+            calls = {}
+            for provider in chosen:
+                sentence = providers.why_not(provider, case, direction, dtype)
+                if sentence is None:
+                    progress.update(task, description=f"{job}: preparing {provider.name}")
+                    call = calls[provider.name] = providers.prepare(
+                        provider, case, direction, dtype
+                    )
+                    call()  # compiles
+                elif provider.name in case.providers and (provider, sentence) not in said:
+                    said.add((provider, sentence))
+                    console.print(f"{job}: {provider.name}: {sentence}", highlight=False)
+            progress.update(task, description=f"{job}: measuring")
+            yield [
+                {
+                    "case": case.name,
+                    "shape": list(case.shape),
+                    "direction": direction,
+                    "dtype": name,
+                    "provider": provider,
+                    "median_ms": round(timing.median_ms, 5),
+                    "min_ms": round(timing.min_ms, 5),
+                    "peak_mib": round(timing.peak_mib, 3),
+                }
+                for provider, timing in interleaved(calls, seconds).items()
+            ]
+            progress.advance(task)
+
+
+def head() -> Result:
+    """A result without cases: the machine, the versions, and the ceiling measured now."""
+    return {
+        "device": "cpu",
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": _installed("triton"),
+        "commit": _commit(),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "ceiling": ceiling(),
+        "cases": [],
+    }
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit that is measured, with "-dirty" where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        ran = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
+    except OSError:
+        return None
+    return ran.stdout.strip() or None
+
+
+def default_name(result: Result) -> str:
+    """DATE-device.json, the processor's name with it."""
+    device = re.sub(r"[^a-z0-9]+", "-", f"{result['device']} {result['cpu']}".lower()).strip("-")
+    return f"{result['date'][:10]}-{device}.json"
+
+
+def write(path: Path, result: Result) -> None:
+    """In one step, so that whoever reads it never sees half of it; one line a measurement."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({**result, "cases": []}, indent=1).removesuffix("[]\n}")
+    lines = ",\n  ".join(json.dumps(row) for row in result["cases"])
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(f"{head}[\n  {lines}\n ]\n}}\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
