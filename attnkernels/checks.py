@@ -17,6 +17,8 @@ from .backends.base import Problem, leading_shape
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "leaky_relu")
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INTEGERS = (torch.int64, torch.int32)
+_STRIDED = torch.strided
+_ON_CPU = {dtype: Problem("cpu", dtype) for dtype in _FLOATING}
 _NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
 
 
@@ -36,18 +38,48 @@ def attention(
     return_weights: bool,
     return_lse: bool,
 ) -> Problem:
-    problem = _same_kind(("query", "key", "value", "weight"), (query, key, value, weight))
-    leads = _pairs(query, key, weight)
-    leads["value"] = _values(value, key.shape)
-    if attn_mask is not None:
-        leads["attn_mask"] = _mask(attn_mask, query, key.shape[-2])
-    if key_lengths is not None:
-        leads["key_lengths"] = _lengths(key_lengths, key)
-    _leading(leads)
-    _flags(is_causal=is_causal, return_weights=return_weights, return_lse=return_lse)
-    _dropout(dropout_p)
-    _scoring(activation, negative_slope, scale)
+    problem = None
+    if attn_mask is None and key_lengths is None:
+        problem = _plain(query, key, value, weight)
+    if problem is None:
+        problem = _same_kind(("query", "key", "value", "weight"), (query, key, value, weight))
+        leads = _pairs(query, key, weight)
+        leads["value"] = _values(value, key.shape)
+        if attn_mask is not None:
+            leads["attn_mask"] = _mask(attn_mask, query, key.shape[-2])
+        if key_lengths is not None:
+            leads["key_lengths"] = _lengths(key_lengths, key)
+        _leading(leads)
+    for flag in (is_causal, return_weights, return_lse):
+        if flag is not True and flag is not False:
+            names = ("is_causal", "return_weights", "return_lse")
+            _flags(names, (is_causal, return_weights, return_lse))
+    if dropout_p.__class__ is not float or not 0 <= dropout_p <= 1:
+        _dropout(dropout_p)
+    if not (
+        activation == "tanh"
+        and negative_slope == 0.2
+        and scale.__class__ is float
+        and -inf < scale < inf
+    ):
+        _scoring(activation, negative_slope, scale)
     return problem
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem | None:
+    """The usual call, seen to be right in half the time; None: it takes a closer look."""
+    for x in (query, key, value, weight):
+        if not (isinstance(x, Tensor) and x.is_cpu and x.layout is _STRIDED):
+            return None
+    dtype = query.dtype
+    if not (dtype in _FLOATING and dtype is key.dtype is value.dtype is weight.dtype):
+        return None
+    q, k, u, w = query.shape, key.shape, value.shape, weight.shape
+    if not (len(q) == len(k) == len(u) > 1 == len(w)):
+        return None
+    if not (q[-1] == k[-1] == w[0] > 0 and k[-2] == u[-2] and q[:-2] == k[:-2] == u[:-2]):
+        return None
+    return _ON_CPU[dtype]
 
 
 def scores(
@@ -91,7 +123,7 @@ def varlen(
             "cu_seqlens_q and cu_seqlens_k must describe the same number of sequences, got "
             f"{cu_seqlens_q.shape[0] - 1} and {cu_seqlens_k.shape[0] - 1}"
         )
-    _flags(is_causal=is_causal, return_lse=return_lse)
+    _flags(("is_causal", "return_lse"), (is_causal, return_lse))
     _dropout(dropout_p)
     _scoring(activation, negative_slope, scale)
     return problem
@@ -138,7 +170,7 @@ def step(
     if attn_mask is not None:
         leads["attn_mask"] = _mask(attn_mask, query, m)
     _leading(leads)
-    _flags(return_weights=return_weights, return_lse=return_lse)
+    _flags(("return_weights", "return_lse"), (return_weights, return_lse))
     _dropout(dropout_p)
 
 
@@ -329,7 +361,7 @@ def _number(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
-def _flags(**flags: bool) -> None:
-    for name, value in flags.items():
-        if not isinstance(value, bool):
+def _flags(names: tuple[str, ...], values: tuple[bool, ...]) -> None:
+    for name, value in zip(names, values, strict=True):
+        if value is not True and value is not False:
             raise TypeError(f"{name} must be a bool, got {type(value).__name__}")

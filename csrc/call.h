@@ -14,19 +14,22 @@ using Maybe = std::optional<Tensor>;
 inline std::vector<int64_t> integers(const Tensor& t) {
   using torch::headeronly::ScalarType;
   const bool small = t.scalar_type() == ScalarType::Int;
-  STD_TORCH_CHECK(small || t.scalar_type() == ScalarType::Long, "attnkernels: lengths must be int32 or int64");
-  STD_TORCH_CHECK(t.dim() == 1 && t.stride(0) == 1, "attnkernels: cu_seqlens must be contiguous and 1-D");
+  STD_TORCH_CHECK(small || t.scalar_type() == ScalarType::Long,
+                  "attnkernels: lengths must be int32 or int64");
+  STD_TORCH_CHECK(t.dim() == 1 && t.stride(0) == 1,
+                  "attnkernels: cu_seqlens must be contiguous and 1-D");
   std::vector<int64_t> out(t.numel());
   for (size_t k = 0; k < out.size(); k++)
-    out[k] = small ? static_cast<const int32_t*>(t.const_data_ptr())[k] : static_cast<const int64_t*>(t.const_data_ptr())[k];
+    out[k] = small ? static_cast<const int32_t*>(t.const_data_ptr())[k]
+                   : static_cast<const int64_t*>(t.const_data_ptr())[k];
   return out;
 }
 
 struct Inputs {
   const Tensor &query, &key, &weight;
   const Tensor* value = nullptr;
-  const Maybe *attn_mask = nullptr, *key_lengths = nullptr, *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr,
-              *packed_key = nullptr;
+  const Maybe *attn_mask = nullptr, *key_lengths = nullptr, *cu_seqlens_q = nullptr,
+              *cu_seqlens_k = nullptr, *packed_key = nullptr;
 };
 
 class Call {
@@ -36,13 +39,13 @@ class Call {
   std::vector<cpu::Item> items;
 
   explicit Call(const Inputs& in)
-      : n(in.query.size(in.query.dim() - 2)),
-        m(in.key.size(in.key.dim() - 2)),
+      : n(in.query.size(in.query.dim() - 2)), m(in.key.size(in.key.dim() - 2)),
         d(in.query.size(in.query.dim() - 1)),
         dv(in.value ? in.value->size(in.value->dim() - 1) : 0) {
     STD_TORCH_CHECK(in.key.size(in.key.dim() - 1) == d && in.weight.size(in.weight.dim() - 1) == d,
                     "attnkernels: query, key and weight differ in their last dimension");
-    STD_TORCH_CHECK(!in.value || in.value->size(in.value->dim() - 2) == m, "attnkernels: key and value differ in length");
+    STD_TORCH_CHECK(!in.value || in.value->size(in.value->dim() - 2) == m,
+                    "attnkernels: key and value differ in length");
     leading.include(in.query, 2);
     leading.include(in.key, 2);
     leading.include(in.weight, 1);
@@ -69,7 +72,8 @@ class Call {
       const Tensor& mask = **in.attn_mask;
       for (int64_t k = 1; k <= std::min<int64_t>(2, mask.dim()); k++) {
         const int64_t size = mask.size(mask.dim() - k);
-        STD_TORCH_CHECK(size == 1 || size == (k == 1 ? m : n), "attnkernels: attn_mask does not broadcast to (n, m)");
+        STD_TORCH_CHECK(size == 1 || size == (k == 1 ? m : n),
+                        "attnkernels: attn_mask does not broadcast to (n, m)");
       }
       fill(items, mask, std::min<int64_t>(2, mask.dim()), &cpu::Item::mask);
     }
@@ -89,15 +93,18 @@ class Call {
         const int64_t k = at.offset(b);
         const int64_t length = small ? static_cast<const int32_t*>(lengths.const_data_ptr())[k]
                                      : static_cast<const int64_t*>(lengths.const_data_ptr())[k];
-        STD_TORCH_CHECK(0 <= length && length <= m, "attnkernels: key_lengths must lie between 0 and ", m, ", got ", length);
+        STD_TORCH_CHECK(0 <= length && length <= m,
+                        "attnkernels: key_lengths must lie between 0 and ", m, ", got ", length);
         items[b].m = length;
       }
     }
     if (given(in.packed_key)) {
       const Tensor& packed = **in.packed_key;
-      const int64_t rank = packed.dim(), panels = (m + cpu::kPanel - 1) / cpu::kPanel, rows = cpu::packed_rows(d);
-      STD_TORCH_CHECK(rank >= 3 && packed.size(rank - 3) == panels && packed.size(rank - 2) == rows &&
-                          packed.size(rank - 1) == cpu::kPanel && packed.scalar_type() != torch::headeronly::ScalarType::Half,
+      const int64_t rank = packed.dim(), panels = (m + cpu::kPanel - 1) / cpu::kPanel,
+                    rows = cpu::packed_rows(d);
+      STD_TORCH_CHECK(rank >= 3 && packed.size(rank - 3) == panels &&
+                          packed.size(rank - 2) == rows && packed.size(rank - 1) == cpu::kPanel &&
+                          packed.scalar_type() != torch::headeronly::ScalarType::Half,
                       "attnkernels: packed_key was not prepared from this key");
       STD_TORCH_CHECK(packed.is_contiguous(), "attnkernels: packed_key must be contiguous");
       const Slices at = slices(packed, 3, leading);
@@ -105,11 +112,14 @@ class Call {
     }
   }
 
-  // Sequence s of leading index h: rows cu_q[s] .. cu_q[s + 1] of the queries, and likewise of the keys.
-  void list_sequences(const Inputs& in, const std::vector<int64_t>& cu_q, const std::vector<int64_t>& cu_k) {
+  // Sequence s of leading index h: rows cu_q[s] .. cu_q[s + 1] of the queries, and likewise of the
+  // keys.
+  void list_sequences(const Inputs& in, const std::vector<int64_t>& cu_q,
+                      const std::vector<int64_t>& cu_k) {
     check_sequences(cu_q, n, "cu_seqlens_q");
     check_sequences(cu_k, m, "cu_seqlens_k");
-    STD_TORCH_CHECK(cu_q.size() == cu_k.size(), "attnkernels: cu_seqlens_q and cu_seqlens_k differ in length");
+    STD_TORCH_CHECK(cu_q.size() == cu_k.size(),
+                    "attnkernels: cu_seqlens_q and cu_seqlens_k differ in length");
     sequences = static_cast<int64_t>(cu_q.size()) - 1;
     std::vector<cpu::Item> whole(leading.count(), cpu::Item{});
     fill(whole, in.query, 2, &cpu::Item::query);
@@ -137,7 +147,8 @@ class Call {
     STD_TORCH_CHECK(good, "attnkernels: ", name, " must rise from 0 to ", total);
   }
 
-  void fill(std::vector<cpu::Item>& out, const Tensor& t, int64_t trailing, cpu::Matrix cpu::Item::*field) {
+  void fill(std::vector<cpu::Item>& out, const Tensor& t, int64_t trailing,
+            cpu::Matrix cpu::Item::* field) {
     const Slices at = slices(t, trailing, leading);
     for (size_t b = 0; b < out.size(); b++) out[b].*field = at[static_cast<int64_t>(b)];
   }

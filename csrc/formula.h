@@ -13,7 +13,9 @@ struct Logistic {
   double gain, span;
 };
 
-constexpr bool is_logistic(Activation a) { return a == Activation::tanh || a == Activation::sigmoid; }
+constexpr bool is_logistic(Activation a) {
+  return a == Activation::tanh || a == Activation::sigmoid;
+}
 
 constexpr Logistic logistic(Activation a) {
   return a == Activation::tanh ? Logistic{2, 2} : Logistic{1, 1};

@@ -17,8 +17,8 @@ inline ScalarType accumulator(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// A contiguous CPU tensor, straight from the C interface: a small call feels the microsecond that new_empty takes
-// through the dispatcher.
+// A contiguous CPU tensor, straight from the C interface: a small call feels the microsecond that
+// new_empty takes through the dispatcher.
 inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType type) {
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
@@ -28,11 +28,14 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType type) {
                         : type == ScalarType::Half     ? aoti_torch_dtype_float16()
                                                        : aoti_torch_dtype_float32();
   AtenTensorHandle out;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                         dtype, aoti_torch_device_type_cpu(), 0, &out));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
+                                                         sizes.data(), strides.data(), dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &out));
   return Tensor(out);
 }
-inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) { return empty(sizes, accumulator(like)); }
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return empty(sizes, accumulator(like));
+}
 
 class TorchHost {
  public:
@@ -50,7 +53,8 @@ class TorchHost {
   }
 
   // Each thread takes the next task when it is free.
-  static void run(void* self, int64_t tasks, void (*call)(const void*, int64_t, int64_t), const void* f) {
+  static void run(void* self, int64_t tasks, void (*call)(const void*, int64_t, int64_t),
+                  const void* f) {
     const int64_t workers = std::min<int64_t>(static_cast<TorchHost*>(self)->host.threads, tasks);
     if (workers <= 1) {
       for (int64_t t = 0; t < tasks; t++) call(f, t, 0);

@@ -1,4 +1,5 @@
-// Leading dimensions: how arguments broadcast against each other, and where each one's matrix lies for an index.
+// Leading dimensions: how arguments broadcast against each other, and where each one's matrix lies
+// for an index.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -30,11 +31,13 @@ class Leading {
  public:
   void include(const torch::stable::Tensor& t, int64_t trailing) {
     const int64_t rank = t.dim() - trailing;
-    if (rank > static_cast<int64_t>(sizes_.size())) sizes_.insert(sizes_.begin(), rank - sizes_.size(), 1);
+    if (rank > static_cast<int64_t>(sizes_.size()))
+      sizes_.insert(sizes_.begin(), rank - sizes_.size(), 1);
     for (int64_t k = 0; k < rank; k++) {
       int64_t& size = sizes_[sizes_.size() - rank + k];
       const int64_t given = t.size(k);
-      STD_TORCH_CHECK(size == given || size == 1 || given == 1, "attnkernels: leading dimensions do not broadcast");
+      STD_TORCH_CHECK(size == given || size == 1 || given == 1,
+                      "attnkernels: leading dimensions do not broadcast");
       if (size == 1) size = given;
     }
   }
@@ -54,12 +57,14 @@ class Leading {
   Sizes sizes_;
 };
 
-// The matrices of one argument: its last two dimensions (or fewer), by flat leading index. Nothing is copied:
-// a broadcast dimension has stride 0, whether the tensor was expanded or has size 1 or no such dimension.
+// The matrices of one argument: its last two dimensions (or fewer), by flat leading index. Nothing
+// is copied: a broadcast dimension has stride 0, whether the tensor was expanded or has size 1 or
+// no such dimension.
 class Slices {
  public:
   Slices(const torch::stable::Tensor& t, int64_t trailing, const Leading& leading)
-      : first_{t.const_data_ptr(), 0, 0, cpu::Dtype::f32}, sizes_(leading.sizes()), strides_(sizes_.size(), 0) {
+      : first_{t.const_data_ptr(), 0, 0, cpu::Dtype::f32}, sizes_(leading.sizes()),
+        strides_(sizes_.size(), 0) {
     auto stride = [&](int64_t k) { return t.size(k) == 1 ? 0 : t.stride(k); };
     const int64_t rank = t.dim(), lead = rank - trailing;
     if (trailing >= 1) first_.col = stride(rank - 1);

@@ -1,6 +1,6 @@
-// The operators on torch's stable ABI: allocate the results and call the kernels of this machine. The schemas are in
-// attnkernels/ops.py, and what is wrong with an argument is said in Python; what is checked here again is what would
-// touch memory that is not there.
+// The operators on torch's stable ABI: allocate the results and call the kernels of this machine.
+// The schemas are in attnkernels/ops.py, and what is wrong with an argument is said in Python; what
+// is checked here again is what would touch memory that is not there.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
@@ -57,14 +57,17 @@ void describe(Problem& p, const Call& call, const Options& o) {
     p.dropout = {o.dropout_p, *static_cast<const uint64_t*>((**o.seed).const_data_ptr())};
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& weight,
-                                           const Maybe& attn_mask, const Maybe& key_lengths, const Maybe& cu_seqlens_q,
-                                           const Maybe& cu_seqlens_k, const Maybe& packed_key, const Maybe& seed,
-                                           double dropout_p, bool is_causal, int64_t activation, double negative_slope,
-                                           double scale, bool return_weights) {
-  const Call call({query, key, weight, &value, &attn_mask, &key_lengths, &cu_seqlens_q, &cu_seqlens_k, &packed_key});
-  Tensor context = empty(query, call.leading.with({call.n, call.dv})), lse = empty(query, call.leading.with({call.n}));
-  Tensor weights = return_weights ? zeros(query, call.leading.with({call.n, call.m})) : nothing(query);
+std::tuple<Tensor, Tensor, Tensor> forward(
+    const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& weight,
+    const Maybe& attn_mask, const Maybe& key_lengths, const Maybe& cu_seqlens_q,
+    const Maybe& cu_seqlens_k, const Maybe& packed_key, const Maybe& seed, double dropout_p,
+    bool is_causal, int64_t activation, double negative_slope, double scale, bool return_weights) {
+  const Call call({query, key, weight, &value, &attn_mask, &key_lengths, &cu_seqlens_q,
+                   &cu_seqlens_k, &packed_key});
+  Tensor context = empty(query, call.leading.with({call.n, call.dv})),
+         lse = empty(query, call.leading.with({call.n}));
+  Tensor weights =
+      return_weights ? zeros(query, call.leading.with({call.n, call.m})) : nothing(query);
   TorchHost torch;
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
@@ -78,8 +81,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& query, const Tensor& ke
   return {context, lse, weights};
 }
 
-Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight, int64_t activation, double negative_slope,
-              double scale) {
+Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight, int64_t activation,
+              double negative_slope, double scale) {
   const Call call({query, key, weight});
   Tensor out = empty(query, call.leading.with({call.n, call.m}));
   TorchHost torch;
@@ -96,8 +99,9 @@ Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight, int6
 // Bits of `wanted`: which gradients to compute.
 enum Wanted : int64_t { kQuery = 1, kKey = 2, kWeight = 4, kValue = 8, kMask = 16 };
 
-// A gradient of shape (leading, rows of x): in x's dtype where that is all there is to it, in that of the arithmetic
-// where it is still to be summed over leading dimensions that x was broadcast along.
+// A gradient of shape (leading, rows of x): in x's dtype where that is all there is to it, in that
+// of the arithmetic where it is still to be summed over leading dimensions that x was broadcast
+// along.
 Tensor gradient(const Tensor& x, const Call& call, int64_t wanted) {
   if (!wanted) return nothing(x);
   const Sizes shape = call.leading.with({x.size(x.dim() - 2), x.size(x.dim() - 1)});
@@ -111,9 +115,8 @@ struct QueryKeyWeight {
   Tensor query, key, weight;
 
   QueryKeyWeight(const Inputs& in, const Call& c, int64_t wanted)
-      : query(gradient(in.query, c, wanted & kQuery)),
-        key(gradient(in.key, c, wanted & kKey)),
-        weight(!(wanted & kWeight)             ? nothing(in.query)
+      : query(gradient(in.query, c, wanted & kQuery)), key(gradient(in.key, c, wanted & kKey)),
+        weight(!(wanted & kWeight)            ? nothing(in.query)
                : Call::given(in.cu_seqlens_q) ? empty(in.query, c.leading.with({c.sequences, c.d}))
                                               : empty(in.query, c.leading.with({c.d}))) {}
 
@@ -127,8 +130,9 @@ struct QueryKeyWeight {
 
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-std::tuple<Tensor, Tensor, Tensor> scores_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
-                                                   const Tensor& weight, int64_t activation, double negative_slope,
+std::tuple<Tensor, Tensor, Tensor> scores_backward(const Tensor& grad, const Tensor& query,
+                                                   const Tensor& key, const Tensor& weight,
+                                                   int64_t activation, double negative_slope,
                                                    double scale, int64_t wanted) {
   const Inputs in{query, key, weight};
   const Call call(in);
@@ -146,7 +150,8 @@ std::tuple<Tensor, Tensor, Tensor> scores_backward(const Tensor& grad, const Ten
   return {out.query, out.key, out.weight};
 }
 
-// A gradient of an output, with its last two dimensions (or one) as the columns and all before as rows.
+// A gradient of an output, with its last two dimensions (or one) as the columns and all before as
+// rows.
 Matrix rows_of(const Maybe& grad, int64_t trailing) {
   if (!grad || !grad->numel()) return {};
   const int64_t rank = grad->dim();
@@ -155,14 +160,18 @@ Matrix rows_of(const Maybe& grad, int64_t trailing) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Maybe& grad_context, const Maybe& grad_lse, const Maybe& grad_weights, const Tensor& query, const Tensor& key,
-    const Tensor& value, const Tensor& weight, const Maybe& attn_mask, const Maybe& key_lengths, const Maybe& cu_seqlens_q,
-    const Maybe& cu_seqlens_k, const Maybe& seed, const Tensor& context, const Tensor& lse, const Tensor& weights,
-    double dropout_p, bool is_causal, int64_t activation, double negative_slope, double scale, int64_t wanted) {
-  const Inputs in{query, key, weight, &value, &attn_mask, &key_lengths, &cu_seqlens_q, &cu_seqlens_k};
+    const Maybe& grad_context, const Maybe& grad_lse, const Maybe& grad_weights,
+    const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& weight,
+    const Maybe& attn_mask, const Maybe& key_lengths, const Maybe& cu_seqlens_q,
+    const Maybe& cu_seqlens_k, const Maybe& seed, const Tensor& context_, const Tensor& lse_,
+    const Tensor& weights_, double dropout_p, bool is_causal, int64_t activation,
+    double negative_slope, double scale, int64_t wanted) {
+  const Inputs in{query,      key,          weight,        &value,
+                  &attn_mask, &key_lengths, &cu_seqlens_q, &cu_seqlens_k};
   Call call(in);
   auto whole = [](const Maybe& t) { return t ? Maybe(dense(*t)) : t; };
   const Maybe dc = whole(grad_context), dl = whole(grad_lse), dw = whole(grad_weights);
+  const Tensor context = dense(context_), lse = dense(lse_), weights = dense(weights_);
   QueryKeyWeight out(in, call, wanted);
   const Tensor grad_value = gradient(value, call, wanted & kValue);
   Tensor grad_mask = nothing(query);
@@ -174,7 +183,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Slices at = slices(grad_mask, std::min<int64_t>(2, mask.dim()), call.leading);
     mask_row = at[0].row;
     mask_col = at[0].col;
-    for (size_t b = 0; b < call.items.size(); b++) call.items[b].mask_grad = at.offset(static_cast<int64_t>(b));
+    for (size_t b = 0; b < call.items.size(); b++)
+      call.items[b].mask_grad = at.offset(static_cast<int64_t>(b));
   }
   TorchHost torch;
   dispatch(query, [&](auto t, const auto& table) {
@@ -196,13 +206,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   });
   if (cu_seqlens_q && wanted & kWeight) {
     const int64_t sequences = -2;
-    out.weight = torch::stable::sum(out.weight, torch::headeronly::IntHeaderOnlyArrayRef(&sequences, 1));
+    out.weight =
+        torch::stable::sum(out.weight, torch::headeronly::IntHeaderOnlyArrayRef(&sequences, 1));
   }
   return {out.query, out.key, grad_value, out.weight, grad_mask};
 }
 
 Tensor pack_keys(const Tensor& key, int64_t activation) {
-  const int64_t rank = key.dim(), m = key.size(rank - 2), d = key.size(rank - 1), panels = (m + kPanel - 1) / kPanel;
+  const int64_t rank = key.dim(), m = key.size(rank - 2), d = key.size(rank - 1),
+                panels = (m + kPanel - 1) / kPanel;
   Leading leading;
   leading.include(key, 2);
   Tensor packed = empty(key, leading.with({panels, packed_rows(d), kPanel}));
@@ -232,4 +244,6 @@ STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(attnkernels, m) { m.def("native_isa() -> str"); }
-STABLE_TORCH_LIBRARY_IMPL(attnkernels, CompositeExplicitAutograd, m) { m.impl("native_isa", TORCH_BOX(&isa)); }
+STABLE_TORCH_LIBRARY_IMPL(attnkernels, CompositeExplicitAutograd, m) {
+  m.impl("native_isa", TORCH_BOX(&isa));
+}

@@ -280,6 +280,8 @@ def test_no_grad_gives_the_same_numbers(backend: str) -> None:
     inputs = make((2, 6, 40, 19, 7))
     with torch.no_grad():
         quiet = additive_attention(*inputs, backend=backend)
+    with torch.inference_mode():
+        assert torch.equal(quiet, additive_attention(*inputs, backend=backend))
     assert not quiet.requires_grad
     assert torch.equal(quiet, additive_attention(*inputs, backend=backend))
 

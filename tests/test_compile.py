@@ -209,6 +209,8 @@ def test_fake_tensors_have_the_real_shapes(backend: str, shape: Shape, dtype: to
         inputs = [mode.from_tensor(x) for x in make(shape, dtype)]
         fake = additive_attention(*inputs, **options)
         gradients = torch.autograd.grad(sum(x.float().sum() for x in fake), inputs)
+    meta = additive_attention(*(x.to("meta") for x in make(shape, dtype)), **options)
+    assert [(x.shape, x.dtype) for x in meta] == [(x.shape, x.dtype) for x in real]
     for a, b in zip(fake, real, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
     for a, b in zip(gradients, inputs, strict=True):

@@ -15,6 +15,7 @@ from attnkernels import (
     additive_scores,
     prepare_keys,
 )
+from attnkernels.backends import BACKENDS
 
 SHAPE = (2, 3, 4, 5, 6)
 VARLEN = (
@@ -213,28 +214,31 @@ def test_messages_say_what_came_and_what_is_wanted() -> None:
     assert "float32" in str(caught_type.value)
 
 
-def test_a_backend_asked_for_by_name_never_falls_back() -> None:
-    """On a device that is not its own it says so in its sentence."""
-    from attnkernels.backends import BACKENDS
-    from attnkernels.backends.base import Problem
-
-    for backend in BACKENDS:
-        sentence = backend.why_not(Problem("meta", torch.float32))
-        if sentence is not None:
-            meta = [x.to("meta") for x in (q, k, v, w)]
-            with pytest.raises(ValueError) as caught:
-                additive_attention(*meta, backend=backend.NAME)
-            assert sentence in str(caught.value)
+@pytest.mark.parametrize("module", BACKENDS, ids=lambda module: module.NAME)
+def test_a_backend_asked_for_by_name_never_falls_back(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = "the moon is not right"
+    monkeypatch.setattr(module, "why_not", lambda problem: sentence)
+    for call in (attend, scores, varlen, prepare):
+        with pytest.raises(ValueError, match=module.NAME) as caught:
+            call(backend=module.NAME)
+        assert sentence in str(caught.value)
 
 
 def test_nothing_fits_prints_every_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from attnkernels.backends import BACKENDS
-
-    for backend in BACKENDS:
-        sentence = f"the moon is not right for {backend.NAME}"
-        monkeypatch.setattr(backend, "why_not", lambda problem, sentence=sentence: sentence)
+    sentences = [f"the moon is not right for {module.NAME}" for module in BACKENDS]
+    for module, sentence in zip(BACKENDS, sentences, strict=True):
+        monkeypatch.setattr(module, "why_not", lambda problem, sentence=sentence: sentence)
     with pytest.raises(ValueError) as caught:
         attend()
-    assert all(
-        f"the moon is not right for {backend.NAME}" in str(caught.value) for backend in BACKENDS
-    )
+    assert all(sentence in str(caught.value) for sentence in sentences)
+
+
+def test_the_first_backend_that_can_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is called, it is asked; those before it said why not."""
+    last = BACKENDS[-1]
+    for module in BACKENDS[:-1]:
+        monkeypatch.setattr(module, "why_not", lambda problem: "not today")
+    monkeypatch.setattr(last, "attention", lambda *args, **options: ("asked", None, None))
+    assert attend() == "asked"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from inputs import Shape, make
@@ -47,3 +49,13 @@ def test_the_mask_is_the_same_at_any_thread_count(backend: str, shape: Shape) ->
             )
             seen.append((outputs[1] if wanted else outputs) != 0)
     assert all(torch.equal(seen[0], other) for other in seen[1:])
+
+
+def test_callers_may_be_threads_themselves(backend: str) -> None:
+    """As many calls at once as there are workers: each gets what it gets alone."""
+    calls = [make(shape) for shape in SHAPES * 4]
+    alone = [everything(inputs, backend, 0.0) for inputs in calls]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda inputs: everything(inputs, backend, 0.0), calls))
+    for a, b in zip(alone, together, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

@@ -1,9 +1,10 @@
 // One sweep over tiles of pairs computes every gradient, (E4)-(E6), from scores made anew.
 //
-// A sum over keys belongs to a query and a sum over queries to a key, so each item is cut into P pieces of queries and
-// P pieces of keys, and in step s task p works on queries p and keys (p + s) mod P: no two tasks of a step share an
-// output, nothing is atomic, and the order of every sum is fixed. Where one side is too short to be cut, tasks share it
-// and each has its own copy of its gradient, added at the end.
+// A sum over keys belongs to a query and a sum over queries to a key, so each item is cut into P
+// pieces of queries and P pieces of keys, and in step s task p works on queries p and keys (p + s)
+// mod P: no two tasks of a step share an output, nothing is atomic, and the order of every sum is
+// fixed. Where one side is too short to be cut, tasks share it and each has its own copy of its
+// gradient, added at the end.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -17,7 +18,8 @@ inline namespace CPU_CAPABILITY {
 
 struct Plan {
   int64_t pieces = 1, query_pieces = 1, key_pieces = 1;
-  std::vector<int64_t> order, group;  // items in order; group g is order[group[g]] .. order[group[g + 1]]
+  std::vector<int64_t> order,
+      group;  // items in order; group g is order[group[g]] .. order[group[g + 1]]
 
   int64_t groups() const { return static_cast<int64_t>(group.size()) - 1; }
   int64_t steps() const { return std::min(query_pieces, key_pieces); }
@@ -32,7 +34,8 @@ struct Span {
 // Piece p of `pieces` of `count`, on multiples of `unit`.
 inline Span piece(int64_t count, int64_t p, int64_t pieces, int64_t unit) {
   const int64_t units = (count + unit - 1) / unit;
-  return {std::min(count, units * p / pieces * unit), std::min(count, units * (p + 1) / pieces * unit)};
+  return {std::min(count, units * p / pieces * unit),
+          std::min(count, units * (p + 1) / pieces * unit)};
 }
 
 template <class T>
@@ -46,15 +49,20 @@ Plan plan_backward(const Backward<T>& p, int threads) {
   }
   // items that add to the same mask gradient follow each other in one task
   auto mask = [&](int64_t b) { return p.items[b].mask_grad; };
-  if (p.grad_mask) std::stable_sort(plan.order.begin(), plan.order.end(), [&](int64_t a, int64_t b) { return mask(a) < mask(b); });
+  if (p.grad_mask)
+    std::stable_sort(plan.order.begin(), plan.order.end(),
+                     [&](int64_t a, int64_t b) { return mask(a) < mask(b); });
   for (int64_t k = 0; k < p.count; k++)
-    if (!k || !p.grad_mask || mask(plan.order[k]) != mask(plan.order[k - 1])) plan.group.push_back(k);
+    if (!k || !p.grad_mask || mask(plan.order[k]) != mask(plan.order[k - 1]))
+      plan.group.push_back(k);
   plan.group.push_back(p.count);
 
   const int64_t groups = std::max<int64_t>(1, plan.groups()), tasks = threads * (p.causal ? 4 : 2);
   const int64_t wanted = threads > 1 && groups < tasks ? (tasks + groups - 1) / groups : 1;
-  const int64_t queries = (n + kTileRows - 1) / kTileRows, keys = (m + tile_keys(p.d) - 1) / tile_keys(p.d);
-  const bool row_shared = p.grad_mask && p.grad_mask_row == 0, col_shared = p.grad_mask && p.grad_mask_col == 0;
+  const int64_t queries = (n + kTileRows - 1) / kTileRows,
+                keys = (m + tile_keys(p.d) - 1) / tile_keys(p.d);
+  const bool row_shared = p.grad_mask && p.grad_mask_row == 0,
+             col_shared = p.grad_mask && p.grad_mask_col == 0;
   if (row_shared && col_shared) return plan;
   if (queries > 1 && keys > 1)
     plan.query_pieces = plan.key_pieces = plan.pieces = std::min({wanted, queries, keys});
@@ -72,15 +80,26 @@ struct BackwardScratch {
   static int64_t carve(const Problem& p, T* base, BackwardScratch* s) {
     const int64_t tile = tile_keys(p.d), ld = row_stride(p.dv);
     T* at = base;
-    auto take = [&](int64_t count) { T* out = at; at += padded(count); return out; };
-    BackwardScratch f{take(Scorer<T>::scratch(p, rows(p))), take(kTileRows * tile), take(kTileRows * tile), take(kTileRows * tile),
-                      take(tile * ld), take(tile * padded(p.dv)), take(rows(p) * ld), take((kNarrow + 1) * row_stride(p.d))};
+    auto take = [&](int64_t count) {
+      T* out = at;
+      at += padded(count);
+      return out;
+    };
+    BackwardScratch f{take(Scorer<T>::scratch(p, rows(p))),
+                      take(kTileRows * tile),
+                      take(kTileRows * tile),
+                      take(kTileRows * tile),
+                      take(tile * ld),
+                      take(tile * padded(p.dv)),
+                      take(rows(p) * ld),
+                      take((kNarrow + 1) * row_stride(p.d))};
     if (s) *s = f;
     return at - base;
   }
 };
 
-// delta_i = sum_j a_ij da_ij - dlse_i, where da is the gradient of the weights: D_i of (E4) with every output's part.
+// delta_i = sum_j a_ij da_ij - dlse_i, where da is the gradient of the weights: D_i of (E4) with
+// every output's part.
 template <class T>
 T row_delta(const Backward<T>& p, const Item& item, int64_t i) {
   const int64_t row = item.query_row + i;
@@ -92,15 +111,16 @@ T row_delta(const Backward<T>& p, const Item& item, int64_t i) {
     delta += static_cast<T>(total);
   };
   if (p.grad_context.data) add(p.grad_context, row, p.context + row * p.dv, p.dv);
-  if (p.grad_weights.data) add(p.grad_weights, item.pair_row + i, p.weights + (item.pair_row + i) * p.pair_cols, item.m);
+  if (p.grad_weights.data)
+    add(p.grad_weights, item.pair_row + i, p.weights + (item.pair_row + i) * p.pair_cols, item.m);
   if (p.grad_lse.data) delta -= *static_cast<const T*>(p.grad_lse.at(row).data);
   return delta;
 }
 
 // From scores in `weight` and da in `ds` to the weights used, and ds of (E4).
 template <class T>
-inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i, int64_t j0, int64_t keys, T delta,
-                               T* weight, T* ds) {
+inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i, int64_t j0,
+                               int64_t keys, T delta, T* weight, T* ds) {
   using V = Vec<T>;
   const T lse = p.lse[item.query_row + i];
   if (lse == -std::numeric_limits<T>::infinity()) {
@@ -129,10 +149,11 @@ struct Gradients {
 
 // Queries `is` against keys `js` of one item.
 template <class T>
-void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, const T* delta, const Gradients<T>& out,
-                    const BackwardScratch<T>& s) {
+void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, const T* delta,
+                    const Gradients<T>& out, const BackwardScratch<T>& s) {
   const int64_t block = BackwardScratch<T>::rows(p), width = padded(p.dv), ld = row_stride(p.dv);
-  const bool from_context = p.grad_context.data != nullptr, sweeps = out.query || out.key || out.weight;
+  const bool from_context = p.grad_context.data != nullptr,
+             sweeps = out.query || out.key || out.weight;
   Scorer<T> scorer(p, item, block, s.scorer);
   for (int64_t ib = is.begin; ib < is.end; ib += block) {
     const int64_t rows = std::min(block, is.end - ib);
@@ -140,7 +161,8 @@ void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, co
     const int64_t tile = rows > kNarrow ? tile_keys(p.d) : kNarrowTile;
     scorer.queries(ib, rows);
     Rows<T> dc{};
-    if (from_context) dc = rows_of(p.grad_context.at(item.query_row + ib), rows, p.dv, width, ld, s.grad_context);
+    if (from_context)
+      dc = rows_of(p.grad_context.at(item.query_row + ib), rows, p.dv, width, ld, s.grad_context);
     for (int64_t j0 = js.begin; j0 < js.end; j0 += tile) {
       const int64_t keys = std::min(tile, js.end - j0);
       if (!visible(p.causal, ib + rows - 1, j0, keys)) break;
@@ -155,7 +177,8 @@ void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, co
           if (from_context) value = rows_of(item.value.at(j0), keys, p.dv, width, ld, s.value);
           if (from_context && panels)
             for (int64_t j = 0; j < keys; j += kPanel)
-              transpose_panel(s.value_panels + j * width, Rows<T>{value[j], value.ld}, std::min(kPanel, keys - j), width);
+              transpose_panel(s.value_panels + j * width, Rows<T>{value[j], value.ld},
+                              std::min(kPanel, keys - j), width);
         }
         if (p.grad_scores) {
           for (int64_t r = 0; r < count; r++) {
@@ -169,20 +192,23 @@ void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, co
             std::fill(s.ds, s.ds + count * tile, T(0));
           else if (panels)
             for (int64_t j = 0; j < keys; j += kPanel)
-              panel_sums(Dot{}, dc[r0], dc.ld, count, s.value_panels + j * width, s.value_panels, width, s.ds + j, tile,
-                         std::min(kPanel, keys - j));
+              panel_sums(Dot{}, dc[r0], dc.ld, count, s.value_panels + j * width, s.value_panels,
+                         width, s.ds + j, tile, std::min(kPanel, keys - j));
           else
             for (int64_t r = 0; r < count; r++)
               for (int64_t j = 0; j < keys; j++)
                 s.ds[r * tile + j] = row_sum(Dot{}, dc[r0 + r], value[j], value[j], p.dv);
           for (int64_t r = 0; r < count; r++)
-            score_gradient_row(p, item, i0 + r, j0, keys, delta[item.query_row + i0 + r], s.weight + r * tile, s.ds + r * tile);
+            score_gradient_row(p, item, i0 + r, j0, keys, delta[item.query_row + i0 + r],
+                               s.weight + r * tile, s.ds + r * tile);
           if (out.value && from_context)
-            product(Coefficients<T>{s.weight, 1, tile}, keys, count, dc[r0], dc.ld, static_cast<const T*>(nullptr),
-                    out.value + (item.key_row + j0) * p.dv, p.dv, p.dv);
+            product(Coefficients<T>{s.weight, 1, tile}, keys, count, dc[r0], dc.ld,
+                    static_cast<const T*>(nullptr), out.value + (item.key_row + j0) * p.dv, p.dv,
+                    p.dv);
           if (p.grad_mask)
             for (int64_t r = 0; r < count; r++) {
-              T* g = p.grad_mask + item.mask_grad + (i0 + r) * p.grad_mask_row + j0 * p.grad_mask_col;
+              T* g =
+                  p.grad_mask + item.mask_grad + (i0 + r) * p.grad_mask_row + j0 * p.grad_mask_col;
               for (int64_t j = 0; j < keys; j++) g[j * p.grad_mask_col] += s.ds[r * tile + j];
             }
         }
@@ -194,7 +220,8 @@ void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, co
           out.weight[padded(p.d)] += total;
         }
         const Rows<T> queries = scorer.query_rows();
-        sweep(scorer, Tile<T>{{queries[r0], queries.ld}, scorer.key_rows(), s.ds, tile, count, keys, p.d},
+        sweep(scorer,
+              Tile<T>{{queries[r0], queries.ld}, scorer.key_rows(), s.ds, tile, count, keys, p.d},
               Sums<T>{out.query ? out.query + (item.query_row + i0) * p.d : nullptr,
                       out.key ? out.key + (item.key_row + j0) * p.d : nullptr, out.weight},
               s.sums);
@@ -206,17 +233,18 @@ void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, co
 // The factor of (E5) that the sweep left out: scale w_t span gain.
 template <class T>
 void row_factor(const Problem& p, const Item& item, T* factor) {
-  const double unit = is_logistic(p.activation) ? logistic(p.activation).span * logistic(p.activation).gain : 1;
+  const double unit =
+      is_logistic(p.activation) ? logistic(p.activation).span * logistic(p.activation).gain : 1;
   load_row(factor, item.weight, 0, p.d);
   for (int64_t t = 0; t < p.d; t++) factor[t] *= static_cast<T>(p.scale * unit);
 }
 
-// One of the gradients that rows are added to. Sums are in T: in the output itself if that is its dtype, else in
-// `whole`, or in each worker's scratch where a task finishes what it began.
+// One of the gradients that rows are added to. Sums are in T: in the output itself if that is its
+// dtype, else in `whole`, or in each worker's scratch where a task finishes what it began.
 template <class T>
 struct Accumulator {
   Output out;
-  int64_t d, rows;    // of the whole output
+  int64_t d, rows;  // of the whole output
   T* whole = nullptr;
   T* copies = nullptr;
   int64_t copy_count = 0;
@@ -236,7 +264,8 @@ struct Accumulator {
   // Rows of the output that nothing is added to.
   void clear_output(int64_t first, int64_t count) const {
     const int64_t size = element_size(out.dtype) * d;
-    if (wanted() && count > 0) std::memset(static_cast<char*>(out.data) + first * size, 0, count * size);
+    if (wanted() && count > 0)
+      std::memset(static_cast<char*>(out.data) + first * size, 0, count * size);
   }
   // output <- factor * (sums + those of the other copies); no factor: 1.
   void finish(T* rows_at, int64_t first, int64_t count, const T* factor) const {

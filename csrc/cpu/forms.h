@@ -1,14 +1,16 @@
-// The inner formulas. A form adds sum_e w_e f(a_e, b_e) over four hidden units to an accumulator, one (query, key)
-// pair a lane. What a and b hold (exponentials, or the inputs themselves) is set by pack.h.
+// The inner formulas. A form adds sum_e w_e f(a_e, b_e) over four hidden units to an accumulator,
+// one (query, key) pair a lane. What a and b hold (exponentials, or the inputs themselves) is set
+// by pack.h.
 #pragma once
 #include "vec.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// How far exponents y = gain * x may go: four factors 1 + exp(y) multiply to a finite product while y <= quad, two
-// while y <= pair; one exponential of |y| < factored neither overflows nor underflows. docs/math.md, "Ranges".
-// From exp(quad) on, 1 / (1 + exp(y)) is 0 to the last bit of the activation, so larger values are cut there.
+// How far exponents y = gain * x may go: four factors 1 + exp(y) multiply to a finite product while
+// y <= quad, two while y <= pair; one exponential of |y| < factored neither overflows nor
+// underflows. docs/math.md, "Ranges". From exp(quad) on, 1 / (1 + exp(y)) is 0 to the last bit of
+// the activation, so larger values are cut there.
 template <class T>
 struct Limits;
 template <>

@@ -1,10 +1,11 @@
-// Scores, online softmax and context in one pass, (E1)-(E3). A task is one block of queries against a range of keys;
-// with few queries the keys are split between tasks too, and the parts merged.
+// Scores, online softmax and context in one pass, (E1)-(E3). A task is one block of queries against
+// a range of keys; with few queries the keys are split between tasks too, and the parts merged.
 //
 //   for a tile of keys:              keys -> exponentials, transposed          (score.h)
 //     for 32 queries of the block:   S = scores; P = exp(S - max); context = alpha context + P V
 //
-// S and P are one tile of 32 x 64 in the first-level cache; nothing of size n x m exists unless weights are returned.
+// S and P are one tile of 32 x 64 in the first-level cache; nothing of size n x m exists unless
+// weights are returned.
 #pragma once
 #include "mask.h"
 #include "philox.h"
@@ -16,7 +17,8 @@ inline namespace CPU_CAPABILITY {
 
 constexpr int64_t kTileRows = 32;
 
-// Queries i0 .. i1 of an item against its keys j0 .. j1. `part` >= 0: an unfinished softmax, for merging.
+// Queries i0 .. i1 of an item against its keys j0 .. j1. `part` >= 0: an unfinished softmax, for
+// merging.
 struct Block {
   int64_t item, i0, i1, j0, j1, part;
 };
@@ -27,22 +29,29 @@ int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
   int64_t rows = 0;
   for (int64_t b = 0; b < p.count; b++) rows += p.items[b].n;
   const int64_t most = block_rows(p.d), tile = tile_keys(p.d);
-  // two blocks a thread, so that the slower one does not decide; a block's keys are prepared for all its queries
-  const int64_t limit = std::clamp<int64_t>((rows + 2 * threads - 1) / (2 * threads), std::min<int64_t>(kTileRows, most), most);
+  // two blocks a thread, so that the slower one does not decide; a block's keys are prepared for
+  // all its queries
+  const int64_t limit = std::clamp<int64_t>((rows + 2 * threads - 1) / (2 * threads),
+                                            std::min<int64_t>(kTileRows, most), most);
   auto pieces = [&](const Item& item) { return (item.n + limit - 1) / limit; };
   int64_t count = 0;
   for (int64_t b = 0; b < p.count; b++) count += pieces(p.items[b]);
-  const int64_t wanted = split_keys && count < 2 * threads ? (2 * threads + count - 1) / std::max<int64_t>(1, count) : 1;
+  const int64_t wanted = split_keys && count < 2 * threads
+                             ? (2 * threads + count - 1) / std::max<int64_t>(1, count)
+                             : 1;
   int64_t parts = 0;
   for (int64_t b = 0; b < p.count; b++) {
     const Item& item = p.items[b];
     if (!item.n) continue;
-    const int64_t size = ((item.n + pieces(item) - 1) / pieces(item) + 3) / 4 * 4;  // alike, and whole registers
+    const int64_t size =
+        ((item.n + pieces(item) - 1) / pieces(item) + 3) / 4 * 4;  // alike, and whole registers
     for (int64_t i = 0; i < item.n; i += size) {
       const int64_t i1 = std::min(item.n, i + size);
-      const int64_t tiles = (item.m + tile - 1) / tile, split = std::clamp<int64_t>(tiles / 2, 1, wanted);
+      const int64_t tiles = (item.m + tile - 1) / tile,
+                    split = std::clamp<int64_t>(tiles / 2, 1, wanted);
       for (int64_t s = 0; s < split; s++)
-        blocks.push_back({b, i, i1, tiles * s / split * tile, std::min(item.m, tiles * (s + 1) / split * tile),
+        blocks.push_back({b, i, i1, tiles * s / split * tile,
+                          std::min(item.m, tiles * (s + 1) / split * tile),
                           split > 1 ? parts + s * (i1 - i) : -1});
       if (split > 1) parts += split * (i1 - i);
     }
@@ -50,14 +59,16 @@ int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
   return parts;
 }
 
-// The running state of (E2) for a block: maximum, sum of exp(s - maximum), and context in units of that sum.
+// The running state of (E2) for a block: maximum, sum of exp(s - maximum), and context in units of
+// that sum.
 template <class T>
 struct Softmax {
   T *high, *total, *context;
   int64_t ld;
 };
 
-// One row of a tile: P = exp(S - new maximum), the state carried over by alpha = exp(old maximum - new maximum).
+// One row of a tile: P = exp(S - new maximum), the state carried over by alpha = exp(old maximum -
+// new maximum).
 template <class T>
 inline T softmax_row(T* s, int64_t ld, T& high, T& total) {
   using V = Vec<T>;
@@ -87,23 +98,35 @@ struct ForwardScratch {
   static int64_t carve(const Problem& p, T* base, ForwardScratch* s) {
     const int64_t rows = block_rows(p.d), tile = tile_keys(p.d), ld = row_stride(p.dv);
     T* at = base;
-    auto take = [&](int64_t count) { T* out = at; at += padded(count); return out; };
-    ForwardScratch f{take(Scorer<T>::scratch(p, rows)), take(kTileRows * tile), take(kTileRows * tile), take(tile * ld),
-                     take(kTileRows), take(rows), take(rows), take(rows * ld)};
+    auto take = [&](int64_t count) {
+      T* out = at;
+      at += padded(count);
+      return out;
+    };
+    ForwardScratch f{take(Scorer<T>::scratch(p, rows)),
+                     take(kTileRows * tile),
+                     take(kTileRows * tile),
+                     take(tile * ld),
+                     take(kTileRows),
+                     take(rows),
+                     take(rows),
+                     take(rows * ld)};
     if (s) *s = f;
     return at - base;
   }
 };
 
 template <class T>
-void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>& s, const Softmax<T>& state) {
+void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>& s,
+                   const Softmax<T>& state) {
   const Item& item = p.items[b.item];
   const int64_t rows = b.i1 - b.i0;
   const bool panels = rows > kNarrow || item.packed;
   const int64_t tile = panels ? tile_keys(p.d) : kNarrowTile;
   std::fill(state.high, state.high + rows, -std::numeric_limits<T>::infinity());
   std::fill(state.total, state.total + rows, T(0));
-  for (int64_t r = 0; r < rows; r++) std::fill(state.context + r * state.ld, state.context + r * state.ld + p.dv, T(0));
+  for (int64_t r = 0; r < rows; r++)
+    std::fill(state.context + r * state.ld, state.context + r * state.ld + p.dv, T(0));
   Scorer<T> scorer(p, item, block_rows(p.d), s.scorer);
   scorer.queries(b.i0, rows);
   for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
@@ -124,7 +147,8 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
       for (int64_t r = 0; r < count; r++) {
         T* row = s.scores + r * tile;
         const int64_t i = i0 + r;
-        if (p.weights) std::copy(row, row + keys, p.weights + (item.pair_row + i) * p.pair_cols + j0);
+        if (p.weights)
+          std::copy(row, row + keys, p.weights + (item.pair_row + i) * p.pair_cols + j0);
         s.alpha[r] = softmax_row(row, tile, state.high[r0 + r], state.total[r0 + r]);
         if (p.dropout.p > 0) drop_row(row, p.dropout.p, p.dropout.seed, item.counter, i, j0, keys);
       }
@@ -145,7 +169,8 @@ inline void finish_row(const Forward<T>& p, int64_t row, T high, T total, const 
 
 // Merge the parts of one block: the sums of each are in units of exp(its own maximum).
 template <class T>
-void merge(const Forward<T>& p, const Block* parts, int64_t count, const Softmax<T>& state, int64_t rows_before) {
+void merge(const Forward<T>& p, const Block* parts, int64_t count, const Softmax<T>& state,
+           int64_t rows_before) {
   const Block& b = parts[0];
   const int64_t rows = b.i1 - b.i0;
   for (int64_t r = 0; r < rows; r++) {
@@ -175,10 +200,12 @@ void finish_weights(const Forward<T>& p, const Block& b) {
     const bool empty = lse == -std::numeric_limits<T>::infinity();
     for (int64_t j = b.j0; j < b.j1; j += kLanes<T>) {
       const int64_t left = std::min(kLanes<T>, b.j1 - j);
-      const Vec<T> e = empty ? Vec<T>(T(0)) : exp_weight(Vec<T>::loadu(row + j, left) - Vec<T>(lse));
+      const Vec<T> e =
+          empty ? Vec<T>(T(0)) : exp_weight(Vec<T>::loadu(row + j, left) - Vec<T>(lse));
       e.store(row + j, static_cast<int>(left));
     }
-    if (p.dropout.p > 0) drop_row(row + b.j0, p.dropout.p, p.dropout.seed, item.counter, i, b.j0, b.j1 - b.j0);
+    if (p.dropout.p > 0)
+      drop_row(row + b.j0, p.dropout.p, p.dropout.seed, item.counter, i, b.j0, b.j1 - b.j0);
   }
 }
 

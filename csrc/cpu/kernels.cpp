@@ -10,7 +10,8 @@ void forward(const Forward<T>& p, const Host& host) {
   const int64_t parts = cut(p, host.threads, blocks, true), ld = row_stride(p.dv);
   const int64_t size = ForwardScratch<T>::carve(p, nullptr, nullptr);
   T* scratch = host.allocate<T>(host.threads * size);
-  const Softmax<T> all{host.allocate<T>(parts), host.allocate<T>(parts), host.allocate<T>(parts * ld), ld};
+  const Softmax<T> all{host.allocate<T>(parts), host.allocate<T>(parts),
+                       host.allocate<T>(parts * ld), ld};
 
   host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t worker) {
     const Block& b = blocks[task];
@@ -22,7 +23,9 @@ void forward(const Forward<T>& p, const Host& host) {
         T* row = p.weights + (item.pair_row + i) * p.pair_cols;
         std::fill(row + b.j0, row + b.j1, -std::numeric_limits<T>::infinity());
       }
-    if (b.part >= 0) return forward_block(p, b, s, {all.high + b.part, all.total + b.part, all.context + b.part * ld, ld});
+    if (b.part >= 0)
+      return forward_block(p, b, s,
+                           {all.high + b.part, all.total + b.part, all.context + b.part * ld, ld});
     forward_block(p, b, s, {s.high, s.total, s.context, ld});
     for (int64_t r = 0; r < b.i1 - b.i0; r++)
       finish_row(p, item.query_row + b.i0 + r, s.high[r], s.total[r], s.context + r * ld);
@@ -35,7 +38,8 @@ void forward(const Forward<T>& p, const Host& host) {
   host.run(static_cast<int64_t>(first.size()), [&](int64_t task, int64_t) {
     const int64_t k = first[task];
     int64_t end = k + 1;
-    while (end < static_cast<int64_t>(blocks.size()) && blocks[end].part >= 0 && blocks[end].j0 > 0) end++;
+    while (end < static_cast<int64_t>(blocks.size()) && blocks[end].part >= 0 && blocks[end].j0 > 0)
+      end++;
     merge(p, &blocks[k], end - k, all, blocks[k].part);
     if (p.weights)
       for (int64_t e = k; e < end; e++) finish_weights(p, blocks[e]);
@@ -46,7 +50,8 @@ template <class T>
 void scores(const Scores<T>& p, const Host& host) {
   std::vector<Block> blocks;
   cut(p, host.threads, blocks, false);
-  const int64_t tile = tile_keys(p.d), rows_most = block_rows(p.d), size = Scorer<T>::scratch(p, rows_most) + kTileRows * tile;
+  const int64_t tile = tile_keys(p.d), rows_most = block_rows(p.d),
+                size = Scorer<T>::scratch(p, rows_most) + kTileRows * tile;
   T* scratch = host.allocate<T>(host.threads * size);
   host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t worker) {
     const Block& b = blocks[task];
@@ -93,12 +98,14 @@ void backward(const Backward<T>& p, const Host& host) {
   const Accumulator<T> key = accumulator(p.grad_key, p.d, key_rows, plan.key_copies());
   const Accumulator<T> value = accumulator(p.grad_value, p.dv, key_rows, plan.key_copies());
 
-  const int64_t kernel_size = BackwardScratch<T>::carve(p, nullptr, nullptr), weight_size = padded(p.d) + 1;
+  const int64_t kernel_size = BackwardScratch<T>::carve(p, nullptr, nullptr),
+                weight_size = padded(p.d) + 1;
   auto sums_size = [&](const Accumulator<T>& a, int64_t rows) {
     return a.wanted() && !a.in_place() && at_once ? padded(rows * a.d) : 0;
   };
   const int64_t query_size = sums_size(query, most_queries), key_size = sums_size(key, most_keys);
-  const int64_t size = kernel_size + padded(p.d) + query_size + key_size + sums_size(value, most_keys);
+  const int64_t size =
+      kernel_size + padded(p.d) + query_size + key_size + sums_size(value, most_keys);
   T* scratch = host.allocate<T>(host.threads * size);
   const int64_t weight_count = p.grad_weight ? p.count * plan.pieces * weight_size : 0;
   double* weight_sums = host.allocate<double>(weight_count);
@@ -107,7 +114,8 @@ void backward(const Backward<T>& p, const Host& host) {
   T* delta = p.grad_scores ? nullptr : host.allocate<T>(query_rows);
   if (delta)
     host.run(p.count, [&](int64_t b, int64_t) {
-      for (int64_t i = 0; i < p.items[b].n; i++) delta[p.items[b].query_row + i] = row_delta(p, p.items[b], i);
+      for (int64_t i = 0; i < p.items[b].n; i++)
+        delta[p.items[b].query_row + i] = row_delta(p, p.items[b], i);
     });
 
   auto weight_gradient = [&](int64_t b) {
@@ -126,20 +134,24 @@ void backward(const Backward<T>& p, const Host& host) {
   for (int64_t step = 0; step < plan.steps(); step++)
     host.run(plan.groups() * plan.pieces, [&](int64_t task, int64_t worker) {
       const int64_t g = task / plan.pieces, k = task % plan.pieces;
-      const int64_t qk = plan.query_pieces > 1 ? k : 0, kk = plan.key_pieces > 1 ? (k + step) % plan.key_pieces : 0;
+      const int64_t qk = plan.query_pieces > 1 ? k : 0,
+                    kk = plan.key_pieces > 1 ? (k + step) % plan.key_pieces : 0;
       const int64_t qc = plan.query_pieces > 1 ? 0 : k, kc = plan.key_pieces > 1 ? 0 : k;
       BackwardScratch<T> s;
       T* mine = scratch + worker * size;
       BackwardScratch<T>::carve(p, mine, &s);
-      T *factor = mine + kernel_size, *query_sums = factor + padded(p.d), *key_sums = query_sums + query_size;
+      T *factor = mine + kernel_size, *query_sums = factor + padded(p.d),
+        *key_sums = query_sums + query_size;
       T* value_sums = key_sums + key_size;
       for (int64_t o = plan.group[g]; o < plan.group[g + 1]; o++) {
         const int64_t b = plan.order[o];
         const Item& item = p.items[b];
-        const Span is = piece(item.n, qk, plan.query_pieces, kTileRows), js = piece(item.m, kk, plan.key_pieces, tile_keys(p.d));
-        const Gradients<T> out{query.at(qc, item.query_row, query_sums), key.at(kc, item.key_row, key_sums),
-                               value.at(kc, item.key_row, value_sums),
-                               p.grad_weight ? weight_sums + (b * plan.pieces + k) * weight_size : nullptr};
+        const Span is = piece(item.n, qk, plan.query_pieces, kTileRows),
+                   js = piece(item.m, kk, plan.key_pieces, tile_keys(p.d));
+        const Gradients<T> out{
+            query.at(qc, item.query_row, query_sums), key.at(kc, item.key_row, key_sums),
+            value.at(kc, item.key_row, value_sums),
+            p.grad_weight ? weight_sums + (b * plan.pieces + k) * weight_size : nullptr};
         if (step == 0) {  // which meets every piece once
           query.clear(out.query, item.query_row + is.begin, is.end - is.begin);
           key.clear(out.key, item.key_row + js.begin, js.end - js.begin);
@@ -163,7 +175,8 @@ void backward(const Backward<T>& p, const Host& host) {
   constexpr int64_t rows_each = 256;
   std::vector<Block> blocks;
   for (int64_t b = 0; b < p.count; b++)
-    for (int64_t i = 0; i < std::max(p.items[b].n, p.items[b].m); i += rows_each) blocks.push_back({b, i, i + rows_each, 0, 0, -1});
+    for (int64_t i = 0; i < std::max(p.items[b].n, p.items[b].m); i += rows_each)
+      blocks.push_back({b, i, i + rows_each, 0, 0, -1});
   host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t worker) {
     const Block& b = blocks[task];
     const Item& item = p.items[b.item];

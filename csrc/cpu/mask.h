@@ -10,7 +10,8 @@ inline int64_t visible(bool causal, int64_t i, int64_t j0, int64_t keys) {
   return causal ? std::clamp<int64_t>(i + 1 - j0, 0, keys) : keys;
 }
 
-// row[j] <- what the mask adds to the score of (i, j0 + j): 0 or -inf for bool. False where it leaves nothing.
+// row[j] <- what the mask adds to the score of (i, j0 + j): 0 or -inf for bool. False where it
+// leaves nothing.
 template <class T>
 inline bool mask_row(T* row, const Matrix& mask, int64_t i, int64_t j0, int64_t keys) {
   constexpr T out = -std::numeric_limits<T>::infinity();
@@ -26,10 +27,11 @@ inline bool mask_row(T* row, const Matrix& mask, int64_t i, int64_t j0, int64_t 
   return false;
 }
 
-// The mask of a tile into `tile` (rows, ld). False where nothing in it takes part, and it need not be computed.
+// The mask of a tile into `tile` (rows, ld). False where nothing in it takes part, and it need not
+// be computed.
 template <class T>
-inline bool mask_tile(T* tile, int64_t ld, const Problem& p, const Item& item, int64_t i0, int64_t rows, int64_t j0,
-                      int64_t keys) {
+inline bool mask_tile(T* tile, int64_t ld, const Problem& p, const Item& item, int64_t i0,
+                      int64_t rows, int64_t j0, int64_t keys) {
   if (!visible(p.causal, i0 + rows - 1, j0, keys)) return false;
   if (!item.mask.data) return true;
   bool any = false;
@@ -39,15 +41,16 @@ inline bool mask_tile(T* tile, int64_t ld, const Problem& p, const Item& item, i
 
 // scores <- scores + mask, -inf for what does not take part and for the columns up to `ld`.
 template <class T>
-inline void apply_mask(T* scores, const T* tile, int64_t ld, const Problem& p, const Item& item, int64_t i0,
-                       int64_t rows, int64_t j0, int64_t keys) {
+inline void apply_mask(T* scores, const T* tile, int64_t ld, const Problem& p, const Item& item,
+                       int64_t i0, int64_t rows, int64_t j0, int64_t keys) {
   constexpr T out = -std::numeric_limits<T>::infinity();
   for (int64_t r = 0; r < rows; r++) {
     T* s = scores + r * ld;
     const int64_t last = visible(p.causal, i0 + r, j0, keys);
     if (item.mask.data) {
       const T* m = tile + r * ld;
-      for (int64_t j = 0; j < last; j++) s[j] = m[j] == out ? out : s[j] + m[j];  // even where s is NaN
+      for (int64_t j = 0; j < last; j++)
+        s[j] = m[j] == out ? out : s[j] + m[j];  // even where s is NaN
     }
     std::fill(s + last, s + ld, out);
   }

@@ -1,5 +1,6 @@
-// From tensors as they lie in memory (any dtype, any strides, broadcast) to what the inner loops read:
-// rows of T padded to whole vectors, as they are or as exponentials, and panels of 32 keys transposed.
+// From tensors as they lie in memory (any dtype, any strides, broadcast) to what the inner loops
+// read: rows of T padded to whole vectors, as they are or as exponentials, and panels of 32 keys
+// transposed.
 #pragma once
 #include <algorithm>
 
@@ -37,7 +38,8 @@ inline void load_row(T* out, const Matrix& m, int64_t i, int64_t count) {
   switch (m.dtype) {
     case Dtype::f32: return load_row_as(out, static_cast<const float*>(r.data), m.col, count);
     case Dtype::f64: return load_row_as(out, static_cast<const double*>(r.data), m.col, count);
-    case Dtype::bf16: return load_row_as(out, static_cast<const c10::BFloat16*>(r.data), m.col, count);
+    case Dtype::bf16:
+      return load_row_as(out, static_cast<const c10::BFloat16*>(r.data), m.col, count);
     case Dtype::f16: return load_row_as(out, static_cast<const c10::Half*>(r.data), m.col, count);
     case Dtype::boolean: return;
   }
@@ -55,8 +57,10 @@ struct Rows {
 };
 
 template <class T>
-inline Rows<T> rows_of(const Matrix& m, int64_t count, int64_t cols, int64_t width, int64_t ld, T* scratch) {
-  if (m.dtype == dtype_of<T> && m.col == 1 && cols == width) return {static_cast<const T*>(m.data), m.row};
+inline Rows<T> rows_of(const Matrix& m, int64_t count, int64_t cols, int64_t width, int64_t ld,
+                       T* scratch) {
+  if (m.dtype == dtype_of<T> && m.col == 1 && cols == width)
+    return {static_cast<const T*>(m.data), m.row};
   for (int64_t i = 0; i < count; i++) {
     load_row(scratch + i * ld, m, i, cols);
     std::fill(scratch + i * ld + cols, scratch + i * ld + width, T(0));
@@ -72,7 +76,8 @@ inline void store_row(void* out, Dtype dtype, int64_t offset, const T* row, int6
     int64_t t = 0;
     if constexpr (sizeof(S) == 2 && sizeof(T) == 4)
       for (; t + 2 * kLanes<T> <= count; t += 2 * kLanes<T>)
-        at::vec::convert_from_float<S>(load(row + t), load(row + t + kLanes<T>)).store(to + offset + t);
+        at::vec::convert_from_float<S>(load(row + t), load(row + t + kLanes<T>))
+            .store(to + offset + t);
     for (; t < count; t++) to[offset + t] = static_cast<S>(row[t]);
   };
   switch (dtype) {
@@ -113,7 +118,8 @@ inline Range<T> range_of(const T* row, int64_t count) {
   return out;
 }
 
-// row <- exp(gain * row), padded with zeros to whole vectors: an absent hidden unit makes x = 1 + 0.
+// row <- exp(gain * row), padded with zeros to whole vectors: an absent hidden unit makes x = 1 +
+// 0.
 template <class T>
 inline void exponentiate(T* out, const T* row, int64_t d, T gain) {
   const Vec<T> g(gain);
@@ -129,7 +135,8 @@ inline void scale_row(T* out, const T* row, int64_t d, T gain) {
   std::fill(out + d, out + padded(d), T(0));
 }
 
-// (kPanel, ld) rows to a (width, kPanel) panel; width a multiple of 16. Rows past `count` are taken as zero.
+// (kPanel, ld) rows to a (width, kPanel) panel; width a multiple of 16. Rows past `count` are taken
+// as zero.
 template <class T>
 inline void transpose_panel(T* panel, const Rows<T>& rows, int64_t count, int64_t width) {
   for (int64_t j = 0; j < kPanel; j += 16) {

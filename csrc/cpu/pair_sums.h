@@ -1,6 +1,7 @@
 // Sums over d for every pair of a tile, in two layouts:
-//   panel: lanes over 32 keys, keys transposed to (d, 32); no horizontal sums. 4 queries x 32 keys stay in registers.
-//   row:   lanes over d, keys as they lie; for a query or two, where transposing would cost more than it saves.
+//   panel: lanes over 32 keys, keys transposed to (d, 32); no horizontal sums. 4 queries x 32 keys
+//   stay in registers. row:   lanes over d, keys as they lie; for a query or two, where transposing
+//   would cost more than it saves.
 #pragma once
 #include "forms.h"
 #include "problem.h"
@@ -9,8 +10,8 @@ namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
 template <int Rows, int Cols, class T, class Form>
-inline void panel_block(const Form& form, const T* a, int64_t lda, const T* panel, const T* w, int64_t depth, T* out,
-                        int64_t ldo) {
+inline void panel_block(const Form& form, const T* a, int64_t lda, const T* panel, const T* w,
+                        int64_t depth, T* out, int64_t ldo) {
   using V = Vec<T>;
   V acc[Rows][Cols];
   for (auto& row : acc)
@@ -34,27 +35,32 @@ inline void panel_block(const Form& form, const T* a, int64_t lda, const T* pane
 }
 
 template <int Rows, class T, class Form>
-inline void panel_rows(const Form& form, const T* a, int64_t lda, const T* panel, const T* w, int64_t depth, T* out,
-                       int64_t ldo, int64_t keys) {
+inline void panel_rows(const Form& form, const T* a, int64_t lda, const T* panel, const T* w,
+                       int64_t depth, T* out, int64_t ldo, int64_t keys) {
   constexpr int64_t wide = 2 * kLanes<T>;
   int64_t c = 0;
   for (; c + wide <= kPanel && c + kLanes<T> < keys; c += wide)
     panel_block<Rows, 2>(form, a, lda, panel + c, w, depth, out + c, ldo);
-  for (; c < keys; c += kLanes<T>) panel_block<Rows, 1>(form, a, lda, panel + c, w, depth, out + c, ldo);
+  for (; c < keys; c += kLanes<T>)
+    panel_block<Rows, 1>(form, a, lda, panel + c, w, depth, out + c, ldo);
 }
 
-// out[r, j] = sum_t form(a[r, t], panel[t, j]) for r < rows, j < keys (and garbage up to a whole vector).
-// a: (rows, lda), panel: (depth, kPanel), depth a multiple of 4.
+// out[r, j] = sum_t form(a[r, t], panel[t, j]) for r < rows, j < keys (and garbage up to a whole
+// vector). a: (rows, lda), panel: (depth, kPanel), depth a multiple of 4.
 template <class T, class Form>
-inline void panel_sums(const Form& form, const T* a, int64_t lda, int64_t rows, const T* panel, const T* w,
-                       int64_t depth, T* out, int64_t ldo, int64_t keys) {
+inline void panel_sums(const Form& form, const T* a, int64_t lda, int64_t rows, const T* panel,
+                       const T* w, int64_t depth, T* out, int64_t ldo, int64_t keys) {
   int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) panel_rows<4>(form, a + r * lda, lda, panel, w, depth, out + r * ldo, ldo, keys);
-  for (; r + 2 <= rows; r += 2) panel_rows<2>(form, a + r * lda, lda, panel, w, depth, out + r * ldo, ldo, keys);
-  for (; r < rows; r++) panel_rows<1>(form, a + r * lda, lda, panel, w, depth, out + r * ldo, ldo, keys);
+  for (; r + 4 <= rows; r += 4)
+    panel_rows<4>(form, a + r * lda, lda, panel, w, depth, out + r * ldo, ldo, keys);
+  for (; r + 2 <= rows; r += 2)
+    panel_rows<2>(form, a + r * lda, lda, panel, w, depth, out + r * ldo, ldo, keys);
+  for (; r < rows; r++)
+    panel_rows<1>(form, a + r * lda, lda, panel, w, depth, out + r * ldo, ldo, keys);
 }
 
-// sum_t form(a[t], b[t]) over the whole vectors of a row; what is left of d is added one at a time by padding.
+// sum_t form(a[t], b[t]) over the whole vectors of a row; what is left of d is added one at a time
+// by padding.
 template <class T, class Form>
 inline T row_sum(const Form& form, const T* a, const T* b, const T* w, int64_t d) {
   using V = Vec<T>;

@@ -1,5 +1,6 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): a dropout mask that is a
-// function of (seed, batch, query, key), so the backward and every thread count see the same one.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): a dropout
+// mask that is a function of (seed, batch, query, key), so the backward and every thread count see
+// the same one.
 #pragma once
 #include <cstdint>
 
@@ -24,13 +25,16 @@ inline Words philox(uint64_t seed, Words c) {
 
 // out[j] *= kept / (1 - p) for keys j0 .. j0 + keys of query i; j0 is a multiple of 4.
 template <class T>
-inline void drop_row(T* out, double p, uint64_t seed, int64_t batch, int64_t i, int64_t j0, int64_t keys) {
+inline void drop_row(T* out, double p, uint64_t seed, int64_t batch, int64_t i, int64_t j0,
+                     int64_t keys) {
   const uint64_t threshold = static_cast<uint64_t>(p * 4294967296.0);
   const T scale = p < 1 ? static_cast<T>(1 / (1 - p)) : T(0);
   for (int64_t j = 0; j < keys; j += 4) {
-    const Words u = philox(seed, {{static_cast<uint32_t>((j0 + j) / 4), static_cast<uint32_t>(i),
-                                   static_cast<uint32_t>(batch), static_cast<uint32_t>(batch >> 32)}});
-    for (int64_t e = 0; e < 4 && j + e < keys; e++) out[j + e] = u.w[e] >= threshold ? out[j + e] * scale : T(0);
+    const Words u =
+        philox(seed, {{static_cast<uint32_t>((j0 + j) / 4), static_cast<uint32_t>(i),
+                       static_cast<uint32_t>(batch), static_cast<uint32_t>(batch >> 32)}});
+    for (int64_t e = 0; e < 4 && j + e < keys; e++)
+      out[j + e] = u.w[e] >= threshold ? out[j + e] * scale : T(0);
   }
 }
 

@@ -28,16 +28,17 @@ struct Matrix {
   }
 };
 
-// One attention: a leading index, or one sequence of a packed batch. The rest of a problem is a list of these.
+// One attention: a leading index, or one sequence of a packed batch. The rest of a problem is a
+// list of these.
 struct Item {
   Matrix query, key, value, weight, mask;  // mask.data null: none
   const void* packed;                      // prepared keys, or null
   int64_t n, m;                            // queries, and keys that take part
   int64_t key_rows;                        // keys there are, m and those beyond
-  int64_t query_row, key_row;              // first row in the outputs of shape (rows, d) and (rows, dv)
-  int64_t pair_row;                        // first row in the outputs of shape (rows, pair_cols)
-  int64_t mask_grad;                       // offset of this item's mask gradient
-  int64_t counter;                         // batch word of the dropout counter
+  int64_t query_row, key_row;  // first row in the outputs of shape (rows, d) and (rows, dv)
+  int64_t pair_row;            // first row in the outputs of shape (rows, pair_cols)
+  int64_t mask_grad;           // offset of this item's mask gradient
+  int64_t counter;             // batch word of the dropout counter
 };
 
 struct Dropout {
@@ -66,21 +67,30 @@ struct Output {
 struct Host {
   int threads;
   void* self;
-  void* (*allocate_bytes)(void* self, int64_t bytes);  // uninitialised, freed when the operator returns
-  void (*run_tasks)(void* self, int64_t tasks, void (*call)(const void* f, int64_t task, int64_t worker), const void* f);
+  void* (*allocate_bytes)(void* self,
+                          int64_t bytes);  // uninitialised, freed when the operator returns
+  void (*run_tasks)(void* self, int64_t tasks,
+                    void (*call)(const void* f, int64_t task, int64_t worker), const void* f);
 
   template <class T>
   T* allocate(int64_t count) const {
     return static_cast<T*>(allocate_bytes(self, count * static_cast<int64_t>(sizeof(T))));
   }
-  // f(task, worker) for every task, in any order on any thread; worker < threads names the thread's scratch.
+  // f(task, worker) for every task, in any order on any thread; worker < threads names the thread's
+  // scratch.
   template <class F>
   void run(int64_t tasks, const F& f) const {
-    run_tasks(self, tasks, [](const void* g, int64_t task, int64_t worker) { (*static_cast<const F*>(g))(task, worker); }, &f);
+    run_tasks(
+        self, tasks,
+        [](const void* g, int64_t task, int64_t worker) {
+          (*static_cast<const F*>(g))(task, worker);
+        },
+        &f);
   }
 };
 
-// Outputs and arithmetic are in T: float for float32, bfloat16 and float16 inputs, double for float64.
+// Outputs and arithmetic are in T: float for float32, bfloat16 and float16 inputs, double for
+// float64.
 template <class T>
 struct Forward : Problem {
   T* context;  // (rows, dv)
@@ -95,22 +105,23 @@ struct Scores : Problem {
 
 template <class T>
 struct Backward : Problem {
-  // Either the gradient of raw scores, or what the backward of the whole op needs; null where there is none.
-  const T* grad_scores;                                // (rows, pair_cols)
-  const T *context, *lse, *weights;                    // as the forward returned them
-  Matrix grad_context, grad_lse, grad_weights;         // (rows, dv), (rows, 1), (rows, pair_cols)
-  Output grad_query, grad_key, grad_value;             // (rows, d), (rows, d), (rows, dv)
-  T* grad_weight;                                      // (items, d), or null
-  T* grad_mask;                                        // zero on entry, or null
+  // Either the gradient of raw scores, or what the backward of the whole op needs; null where there
+  // is none.
+  const T* grad_scores;                         // (rows, pair_cols)
+  const T *context, *lse, *weights;             // as the forward returned them
+  Matrix grad_context, grad_lse, grad_weights;  // (rows, dv), (rows, 1), (rows, pair_cols)
+  Output grad_query, grad_key, grad_value;      // (rows, d), (rows, d), (rows, dv)
+  T* grad_weight;                               // (items, d), or null
+  T* grad_mask;                                 // zero on entry, or null
   int64_t grad_mask_row, grad_mask_col;
 };
 
 template <class T>
 struct PackKeys {
-  Matrix key;      // one (m, d) matrix
+  Matrix key;  // one (m, d) matrix
   int64_t m, d;
   Activation activation;
-  T* packed;       // (panels, packed_rows(d), kPanel)
+  T* packed;  // (panels, packed_rows(d), kPanel)
 };
 
 template <class T>

@@ -1,4 +1,5 @@
-// out (rows, cols) = alpha out + P X: the value product of (E3), and with P read transposed du of (E6).
+// out (rows, cols) = alpha out + P X: the value product of (E3), and with P read transposed du of
+// (E6).
 #pragma once
 #include "vec.h"
 
@@ -13,8 +14,8 @@ struct Coefficients {
 };
 
 template <int R, int C, class T>
-inline void product_block(Coefficients<T> p, int64_t depth, const T* x, int64_t ldx, const T* alpha, T* out,
-                          int64_t ldo, int64_t last) {
+inline void product_block(Coefficients<T> p, int64_t depth, const T* x, int64_t ldx, const T* alpha,
+                          T* out, int64_t ldo, int64_t last) {
   using V = Vec<T>;
   constexpr int64_t L = kLanes<T>;
   V acc[R][C];
@@ -45,22 +46,24 @@ inline void product_block(Coefficients<T> p, int64_t depth, const T* x, int64_t 
 }
 
 template <int R, class T>
-inline void product_rows(Coefficients<T> p, int64_t depth, const T* x, int64_t ldx, const T* alpha, T* out,
-                         int64_t ldo, int64_t cols) {
+inline void product_rows(Coefficients<T> p, int64_t depth, const T* x, int64_t ldx, const T* alpha,
+                         T* out, int64_t ldo, int64_t cols) {
   constexpr int64_t L = kLanes<T>;
   constexpr int wide = R == 1 ? 8 : 4;
   int64_t c = 0;
   for (; c + wide * L <= cols; c += wide * L)
     product_block<R, wide>(p, depth, x + c, ldx, alpha, out + c, ldo, L);
-  for (; c + 2 * L <= cols; c += 2 * L) product_block<R, 2>(p, depth, x + c, ldx, alpha, out + c, ldo, L);
+  for (; c + 2 * L <= cols; c += 2 * L)
+    product_block<R, 2>(p, depth, x + c, ldx, alpha, out + c, ldo, L);
   for (; c < cols; c += L)
     product_block<R, 1>(p, depth, x + c, ldx, alpha, out + c, ldo, std::min(L, cols - c));
 }
 
-// x must be readable to whole vectors in every row; out is touched in its first `cols` columns only.
+// x must be readable to whole vectors in every row; out is touched in its first `cols` columns
+// only.
 template <class T>
-inline void product(Coefficients<T> p, int64_t rows, int64_t depth, const T* x, int64_t ldx, const T* alpha, T* out,
-                    int64_t ldo, int64_t cols) {
+inline void product(Coefficients<T> p, int64_t rows, int64_t depth, const T* x, int64_t ldx,
+                    const T* alpha, T* out, int64_t ldo, int64_t cols) {
   int64_t r = 0;
   auto from = [&](int64_t i) { return Coefficients<T>{p.p + i * p.row, p.row, p.col}; };
   for (; r + 4 <= rows; r += 4)

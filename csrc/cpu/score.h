@@ -1,4 +1,5 @@
-// Scores of a tile, (E1) by (E7) and (E9): a block of queries, prepared once, against one tile of keys after another.
+// Scores of a tile, (E1) by (E7) and (E9): a block of queries, prepared once, against one tile of
+// keys after another.
 #pragma once
 #include "pack.h"
 
@@ -12,10 +13,15 @@ enum class Variant { factored, bounded, direct, rectified };
 constexpr int64_t kNarrow = 2;  // up to here keys are not transposed
 constexpr int64_t kNarrowTile = 16;
 inline int64_t tile_keys(int64_t d) { return padded(d) > 1024 ? kPanel : 2 * kPanel; }
-inline int64_t block_rows(int64_t d) { return std::clamp<int64_t>((1 << 16) / padded(d) / 32 * 32, 32, 256); }
+inline int64_t block_rows(int64_t d) {
+  return std::clamp<int64_t>((1 << 16) / padded(d) / 32 * 32, 32, 256);
+}
 
-// Rows of d lie an odd number of cache lines apart: else a column of a tile falls into one set of the cache.
-constexpr int64_t row_stride(int64_t d) { return padded(d) / kLane % 2 ? padded(d) : padded(d) + kLane; }
+// Rows of d lie an odd number of cache lines apart: else a column of a tile falls into one set of
+// the cache.
+constexpr int64_t row_stride(int64_t d) {
+  return padded(d) / kLane % 2 ? padded(d) : padded(d) + kLane;
+}
 
 template <class T>
 class Scorer {
@@ -27,7 +33,8 @@ class Scorer {
   }
 
   Scorer(const Problem& p, const Item& item, int64_t rows, T* scratch)
-      : item_(item), d_(p.d), width_(padded(p.d)), ld_(row_stride(p.d)), activation_(p.activation), slope_(static_cast<T>(p.negative_slope)) {
+      : item_(item), d_(p.d), width_(padded(p.d)), ld_(row_stride(p.d)), activation_(p.activation),
+        slope_(static_cast<T>(p.negative_slope)) {
     const int64_t keys = tile_keys(d_);
     w_ = scratch;
     query_exp_ = w_ + width_;
@@ -50,7 +57,8 @@ class Scorer {
     }
   }
 
-  // Keys j0 .. j0 + keys. Without exponentials the keys are read as they lie, for when they are used once.
+  // Keys j0 .. j0 + keys. Without exponentials the keys are read as they lie, for when they are
+  // used once.
   void keys(int64_t j0, int64_t keys, bool exponentials, bool panels) {
     keys_ = keys;
     if (item_.packed && panels && !exponentials && use_packed(j0)) return;
@@ -66,13 +74,15 @@ class Scorer {
       for (int64_t j = 0; j < keys; j++) range.include(range_of(key_rows_[j], d_));
       choose(range);
       if (variant_ != Variant::direct) {
-        for (int64_t j = 0; j < keys; j++) exponentiate(key_exp_ + j * ld_, key_rows_[j], d_, gain());
+        for (int64_t j = 0; j < keys; j++)
+          exponentiate(key_exp_ + j * ld_, key_rows_[j], d_, gain());
         key_rows_ = {key_exp_, ld_};
       }
     }
     if (panels)
       for (int64_t j = 0; j < keys; j += kPanel)
-        transpose_panel(panels_ + j * width_, Rows<T>{key_rows_[j], key_rows_.ld}, std::min(kPanel, keys - j), width_);
+        transpose_panel(panels_ + j * width_, Rows<T>{key_rows_[j], key_rows_.ld},
+                        std::min(kPanel, keys - j), width_);
     panels_ready_ = panels;
   }
 
@@ -80,9 +90,15 @@ class Scorer {
   void score(int64_t r0, int64_t rows, T* out, int64_t ldo) const {
     const Vec<T> g(gain());
     switch (variant_) {
-      case Variant::factored: sums(SharedReciprocal<Factored>{}, query_exp_, r0, rows, out, ldo); break;
-      case Variant::bounded: sums(SharedReciprocal<Bounded>{}, query_exp_, r0, rows, out, ldo); break;
-      case Variant::direct: sums(SharedReciprocal<Direct<T>>{{g}}, query_raw_, r0, rows, out, ldo); break;
+      case Variant::factored:
+        sums(SharedReciprocal<Factored>{}, query_exp_, r0, rows, out, ldo);
+        break;
+      case Variant::bounded:
+        sums(SharedReciprocal<Bounded>{}, query_exp_, r0, rows, out, ldo);
+        break;
+      case Variant::direct:
+        sums(SharedReciprocal<Direct<T>>{{g}}, query_raw_, r0, rows, out, ldo);
+        break;
       case Variant::rectified:
         if (activation_ == Activation::relu)
           sums(Rectified<T, false>{Vec<T>(slope_)}, query_raw_, r0, rows, out, ldo);
@@ -98,7 +114,9 @@ class Scorer {
   }
 
   Variant variant() const { return variant_; }
-  T gain() const { return is_logistic(activation_) ? static_cast<T>(logistic(activation_).gain) : T(1); }
+  T gain() const {
+    return is_logistic(activation_) ? static_cast<T>(logistic(activation_).gain) : T(1);
+  }
   T slope() const { return slope_; }
   bool leaky() const { return activation_ == Activation::leaky_relu; }
   // What the variant reads: exponentials, or gain * query and the keys themselves.
@@ -108,9 +126,12 @@ class Scorer {
   bool pairs_are_safe() const { return exponent_ <= Limits<T>::pair; }
 
  private:
-  bool exponentials() const { return variant_ == Variant::factored || variant_ == Variant::bounded; }
+  bool exponentials() const {
+    return variant_ == Variant::factored || variant_ == Variant::bounded;
+  }
 
-  // w as it stands in the sums: scaled by a power of two to at most 1, so that no intermediate product overflows.
+  // w as it stands in the sums: scaled by a power of two to at most 1, so that no intermediate
+  // product overflows.
   void set_weight(double scale) {
     load_row(w_, item_.weight, 0, d_);
     std::fill(w_ + d_, w_ + width_, T(0));
@@ -160,7 +181,8 @@ class Scorer {
                    std::min(kPanel, keys_ - j));
     } else {
       for (int64_t r = 0; r < rows; r++)
-        for (int64_t j = 0; j < keys_; j++) out[r * ldo + j] = row_sum(form, query + r * ld_, key_rows_[j], w_, d_);
+        for (int64_t j = 0; j < keys_; j++)
+          out[r * ldo + j] = row_sum(form, query + r * ld_, key_rows_[j], w_, d_);
     }
   }
 
@@ -176,7 +198,8 @@ class Scorer {
   bool panels_ready_ = false;
 };
 
-// The keys of one panel, prepared to be used again and again: (width, 32) and a row that holds their range.
+// The keys of one panel, prepared to be used again and again: (width, 32) and a row that holds
+// their range.
 template <class T>
 void pack_panel(const PackKeys<T>& p, int64_t panel) {
   const int64_t width = padded(p.d), j0 = panel * kPanel, keys = std::min(kPanel, p.m - j0);

@@ -1,5 +1,6 @@
-// The sums of (E5) and (E6) over a tile of pairs, without the factors of w, which are the same for a whole row and
-// are multiplied in at the end. Lanes over d; 4 keys and their gradients stay in registers while the queries run.
+// The sums of (E5) and (E6) over a tile of pairs, without the factors of w, which are the same for
+// a whole row and are multiplied in at the end. Lanes over d; 4 keys and their gradients stay in
+// registers while the queries run.
 #pragma once
 #include "score.h"
 
@@ -36,7 +37,8 @@ template <class T, bool Leaky>
 struct RectifiedGradient {
   Rectified<T, Leaky> f;
   template <int K>
-  void operator()(Vec<T> a, const Vec<T> (&b)[K], const Vec<T> (&ds)[K], Vec<T> (&to_w)[K], Vec<T> (&to_x)[K]) const {
+  void operator()(Vec<T> a, const Vec<T> (&b)[K], const Vec<T> (&ds)[K], Vec<T> (&to_w)[K],
+                  Vec<T> (&to_x)[K]) const {
     const Vec<T> zero(T(0));
     for (int c = 0; c < K; c++) {
       const Vec<T> x = a + b[c];
@@ -60,10 +62,11 @@ struct Sums {
   double* weight;  // (padded d)
 };
 
-// Keys j .. j + K and hidden units t .. t + lanes of all queries. `query` (rows, ldq): sums of the tile.
+// Keys j .. j + K and hidden units t .. t + lanes of all queries. `query` (rows, ldq): sums of the
+// tile.
 template <int K, class T, class Gradient>
-inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t j, int64_t t, int64_t count, T* query,
-                         int64_t ldq, T* grad_key) {
+inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t j, int64_t t,
+                         int64_t count, T* query, int64_t ldq, T* grad_key) {
   using V = Vec<T>;
   V b[K], key[K], weight(T(0));
   for (int c = 0; c < K; c++) {
@@ -94,8 +97,9 @@ inline void add_weight(double* out, Vec<T> weight) {
   for (int64_t l = 0; l < kLanes<T>; l++) out[l] += static_cast<double>(lanes[l]);
 }
 
-// A column of 16 hidden units at a time, all keys of the tile: keys and their gradients stay in registers for 32
-// queries. Sums of one tile are formed first and added then, so that long sums stay accurate.
+// A column of 16 hidden units at a time, all keys of the tile: keys and their gradients stay in
+// registers for 32 queries. Sums of one tile are formed first and added then, so that long sums
+// stay accurate.
 template <class T, class Gradient>
 void sweep_columns(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& out) {
   constexpr int64_t L = kLanes<T>;
@@ -105,16 +109,19 @@ void sweep_columns(const Gradient& gradient, const Tile<T>& tile, const Sums<T>&
     std::fill(query, query + tile.rows * L, T(0));
     Vec<T> weight(T(0));
     int64_t j = 0;
-    for (; j + 4 <= tile.keys; j += 4) weight = weight + sweep_keys<4>(gradient, tile, j, t, count, query, L, out.key);
-    for (; j < tile.keys; j++) weight = weight + sweep_keys<1>(gradient, tile, j, t, count, query, L, out.key);
+    for (; j + 4 <= tile.keys; j += 4)
+      weight = weight + sweep_keys<4>(gradient, tile, j, t, count, query, L, out.key);
+    for (; j < tile.keys; j++)
+      weight = weight + sweep_keys<1>(gradient, tile, j, t, count, query, L, out.key);
     if (out.query)
-      for (int64_t i = 0; i < tile.rows; i++) add_to(out.query + i * tile.d + t, load(query + i * L), count);
+      for (int64_t i = 0; i < tile.rows; i++)
+        add_to(out.query + i * tile.d + t, load(query + i * L), count);
     if (out.weight) add_weight(out.weight + t, weight);
   }
 }
 
-// With a query or two nothing stays in registers for long: keys are read, and their gradients written, row by row.
-// `sums` is scratch for kNarrow + 1 rows.
+// With a query or two nothing stays in registers for long: keys are read, and their gradients
+// written, row by row. `sums` is scratch for kNarrow + 1 rows.
 template <class T, class Gradient>
 void sweep_rows(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& out, T* sums) {
   constexpr int64_t L = kLanes<T>;
@@ -134,7 +141,8 @@ void sweep_rows(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& ou
   for (int64_t t = 0; t < tile.d; t += L) {
     const int64_t count = std::min(L, tile.d - t);
     if (out.query)
-      for (int64_t i = 0; i < tile.rows; i++) add_to(out.query + i * tile.d + t, load(sums + i * ld + t), count);
+      for (int64_t i = 0; i < tile.rows; i++)
+        add_to(out.query + i * tile.d + t, load(sums + i * ld + t), count);
     if (out.weight) add_weight(out.weight + t, load(weight + t));
   }
 }
@@ -143,15 +151,18 @@ template <class T>
 void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out, T* sums) {
   const Vec<T> slope(scorer.slope());
   auto with = [&](const auto& gradient) {
-    tile.rows <= kNarrow ? sweep_rows(gradient, tile, out, sums) : sweep_columns(gradient, tile, out);
+    tile.rows <= kNarrow ? sweep_rows(gradient, tile, out, sums)
+                         : sweep_columns(gradient, tile, out);
   };
   switch (scorer.variant()) {
     case Variant::factored: return with(LogisticGradient<Factored>{});
     case Variant::bounded:
-      return scorer.pairs_are_safe() ? with(LogisticGradient<Factored>{}) : with(LogisticGradient<Bounded>{});
+      return scorer.pairs_are_safe() ? with(LogisticGradient<Factored>{})
+                                     : with(LogisticGradient<Bounded>{});
     case Variant::direct: return with(LogisticGradient<Direct<T>>{{Vec<T>(scorer.gain())}});
     case Variant::rectified:
-      return scorer.leaky() ? with(RectifiedGradient<T, true>{{slope}}) : with(RectifiedGradient<T, false>{{slope}});
+      return scorer.leaky() ? with(RectifiedGradient<T, true>{{slope}})
+                            : with(RectifiedGradient<T, false>{{slope}});
   }
 }
 

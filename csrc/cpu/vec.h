@@ -43,12 +43,14 @@ inline T max(Vec<T> x) {
   return at::vec::vec_reduce_all<T>([](Vec<T>& a, Vec<T>& b) { return at::vec::maximum(a, b); }, x);
 }
 
-// exp to about one ULP: x = k ln2 + r, exp(r) by a minimax polynomial of degree 6 (relative error 3.1e-9).
-// Below -87.3 it stays at the smallest normal number; above 88.7 it is not used. NaN stays NaN.
+// exp to about one ULP: x = k ln2 + r, exp(r) by a minimax polynomial of degree 6 (relative
+// error 3.1e-9). Below -87.3 it stays at the smallest normal number; above 88.7 it is not used. NaN
+// stays NaN.
 inline Vec<float> exp(Vec<float> x) {
   using V = Vec<float>;
   x = clamp_min(x, V(-87.3f));
-  const V magic(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
+  const V magic(
+      12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
   const V shifted = fmadd(x, V(1.44269504f), magic), k = shifted - magic;
   V r = fmadd(k, V(-0.693359375f), x);
   r = fmadd(k, V(2.12194440e-4f), r);

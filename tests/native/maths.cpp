@@ -26,7 +26,8 @@ Array<T> map(const Array<T>& in, const F& f) {
 
 // 1 / x0 .. 1 / x3 weighted and summed, by each way to form x.
 template <class X>
-Array<float> quad(const X& x, const Array<float>& a, const Array<float>& b, const std::vector<float>& w) {
+Array<float> quad(const X& x, const Array<float>& a, const Array<float>& b,
+                  const std::vector<float>& w) {
   using V = Vec<float>;
   const int64_t pairs = a.size() / 4;
   Array<float> out(pairs);
@@ -47,14 +48,21 @@ Array<float> quad(const X& x, const Array<float>& a, const Array<float>& b, cons
 
 PYBIND11_MODULE(maths, m) {
   m.attr("lanes") = kLanes<float>;
-  m.def("exp", [](const Array<float>& x) { return map<float>(x, [](auto v) { return attnkernels::cpu::exp(v); }); });
-  m.def("exp_double", [](const Array<double>& x) { return map<double>(x, [](auto v) { return attnkernels::cpu::exp(v); }); });
-  m.def("exp_weight", [](const Array<float>& x) { return map<float>(x, [](auto v) { return exp_weight(v); }); });
+  m.def("exp", [](const Array<float>& x) {
+    return map<float>(x, [](auto v) { return attnkernels::cpu::exp(v); });
+  });
+  m.def("exp_double", [](const Array<double>& x) {
+    return map<double>(x, [](auto v) { return attnkernels::cpu::exp(v); });
+  });
+  m.def("exp_weight",
+        [](const Array<float>& x) { return map<float>(x, [](auto v) { return exp_weight(v); }); });
   m.def("range", [](const Array<float>& x) {
     const Range<float> r = range_of(x.data(), x.size());
     return py::make_tuple(r.high, r.magnitude);
   });
-  m.def("limits", [] { return py::make_tuple(Limits<float>::quad, Limits<float>::pair, Limits<float>::factored); });
+  m.def("limits", [] {
+    return py::make_tuple(Limits<float>::quad, Limits<float>::pair, Limits<float>::factored);
+  });
   m.def("factored", [](const Array<float>& a, const Array<float>& b, const std::vector<float>& w) {
     return quad(Factored{}, a, b, w);
   });
