@@ -27,8 +27,8 @@ def interleaved(calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
 
     `seconds` is how long the rounds together should take; there are at least FEWEST of them.
     """
-    peaks = {name: measure(call).peak_bytes / 2**20 for name, call in calls.items()}
-    alone = {name: _seconds(call, 1) for name, call in calls.items()}
+    measured = {name: measure(call) for name, call in calls.items()}
+    alone = {name: once.seconds for name, once in measured.items()}
     repeats = {name: max(1, math.ceil(BLOCK_SECONDS / alone[name])) for name in calls}
     for name, call in calls.items():  # a single run of a short call says little
         if repeats[name] > 1:
@@ -44,7 +44,7 @@ def interleaved(calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
             times[name].append(_seconds(calls[name], repeats[name]))
         order.append(order.pop(0))  # nobody always follows the same neighbour
     return {
-        name: Timing(statistics.median(t) * 1e3, min(t) * 1e3, peaks[name])
+        name: Timing(statistics.median(t) * 1e3, min(t) * 1e3, measured[name].peak_bytes / 2**20)
         for name, t in times.items()
     }
 

@@ -20,11 +20,11 @@ INK, FAINT = "#333333", "#767676"
 TITLES = {"forward": "Forward", "both": "Forward + backward"}
 
 
-def draw(path: Path, result: dict[str, Any]) -> None:
+def draw(path: Path, result: dict[str, Any]) -> bool:
     """Write the picture: a panel a direction, a group of bars a case, of the first dtype measured.
 
-    The format follows the suffix of `path` (PNG where it has none). Nothing is written where there
-    is nothing to compare.
+    The format follows the suffix of `path` (PNG where it has none). Where there is nothing to
+    compare nothing is written, and False returned.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ def draw(path: Path, result: dict[str, Any]) -> None:
     factors = speed_ups(result, dtype)
     directions = [direction for direction in TITLES if any(d == direction for _, d, _ in factors)]
     if not directions:
-        return
+        return False
     places, labels = _places(factors)
     height = 1.8 + 0.2 * max(places.values())
     figure = Figure(figsize=(5.2 * len(directions) + 1.2, height), layout="constrained")
@@ -62,6 +62,7 @@ def draw(path: Path, result: dict[str, Any]) -> None:
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format=path.suffix[1:] or "png", dpi=150)
     os.replace(partial, path)
+    return True
 
 
 def speed_ups(result: dict[str, Any], dtype: str) -> dict[tuple[str, str, str], float]:

@@ -62,10 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(f"{result['cpu']}, {result['threads']} threads, torch {result['torch']}")
     jobs = [
         (case, direction, dtype)
-        for dtype in dtypes
         for case in chosen_cases
         for direction in directions
         if direction in case.directions
+        for dtype in dtypes
     ]
     interrupted = False
     try:
@@ -78,8 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
     if result["cases"]:
         for table in rich_table(result):
             console.print(table)
-        draw(options.plot, result)
-        written = {"json": path, "plot": options.plot}
+        drawn = draw(options.plot, result)
+        written = {"json": path, "plot": options.plot if drawn else None}
         for kind, file in written.items():
             if file is not None:
                 console.print(f"{kind}: {file.resolve()}", soft_wrap=True, highlight=False)

@@ -235,9 +235,9 @@ def test_the_readme_follows_the_newest_result(
 
 
 def test_the_plot_needs_something_to_compare(tmp_path: Path, result: dict[str, Any]) -> None:
-    plot.draw(tmp_path / "some.png", result)
+    assert plot.draw(tmp_path / "some.png", result)
     assert (tmp_path / "some.png").read_bytes().startswith(b"\x89PNG")
-    plot.draw(tmp_path / "none.png", result | {"cases": [row("native", 1.0)]})
+    assert not plot.draw(tmp_path / "none.png", result | {"cases": [row("native", 1.0)]})
     assert not (tmp_path / "none.png").exists()
 
 

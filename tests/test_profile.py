@@ -247,6 +247,7 @@ def test_units() -> None:
         "4.2 GiB",
         "1.24 TiB",
     ]
+    assert [units.show_rate(rate) for rate in (0.0123, 0.238, 13.06)] == ["0.012", "0.24", "13.1"]
     assert [units.show_ratio(x) for x in (0.824, 5.32, 61.2, 1234)] == [
         "0.82x",
         "5.3x",

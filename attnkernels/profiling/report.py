@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from .sweep import Row
-from .units import show_mib, show_ms, show_ratio
+from .units import show_mib, show_ms, show_rate, show_ratio
 
 STYLES = {"naive": "dark_orange", "compile": "magenta", "fused": "dodger_blue1"}
 NOTHING = Text("–", style="dim")
-WIDTH = 108
+WIDTH = 114
 
 Cells = dict[tuple[int, str], Row]
 
@@ -80,7 +80,7 @@ def _measurement(row: Row | None) -> list[str | Text]:
     if row is None:
         return [NOTHING] * 3
     if row.ms is not None and row.peak_mib is not None:
-        return [show_ms(row.ms), show_mib(row.peak_mib), f"{row.g_elements_per_s:.3g}"]
+        return [show_ms(row.ms), show_mib(row.peak_mib), show_rate(row.g_elements_per_s or 0)]
     time = memory = NOTHING
     if row.estimated_ms is not None:
         time = Text(f"~{show_ms(row.estimated_ms)}", "dim")

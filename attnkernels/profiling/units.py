@@ -27,3 +27,8 @@ def show_ratio(ratio: float) -> str:
     """A factor: 0.82x, 5.3x, 61x, 1,230x."""
     digits = 2 if ratio < 1 else 1 if ratio < 10 else 0
     return f"{ratio:,.{digits}f}x"
+
+
+def show_rate(rate: float) -> str:
+    """A rate in two digits below 1, three above: 0.012, 0.24, 13.1."""
+    return f"{rate:.2g}" if rate < 1 else f"{rate:.3g}"
