@@ -58,6 +58,13 @@ class Call {
       list_batch(in);
   }
 
+  // Hidden units and value columns of all pairs.
+  int64_t work() const {
+    int64_t pairs = 0;
+    for (const cpu::Item& item : items) pairs += item.n * item.m;
+    return pairs * (d + dv);
+  }
+
   static bool given(const Maybe* t) { return t && t->has_value(); }
 
  private:

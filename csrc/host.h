@@ -39,12 +39,18 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
 
 class TorchHost {
  public:
-  TorchHost() : host{static_cast<int>(torch::stable::get_num_threads()), this, allocate, run} {}
+  // As many threads as torch has, and no more than the work is worth waking.
+  explicit TorchHost(int64_t work)
+      : host{static_cast<int>(
+                 std::min<int64_t>(torch::stable::get_num_threads(), 1 + work / kGrain)),
+             this, allocate, run} {}
   TorchHost(const TorchHost&) = delete;
 
   const cpu::Host host;
 
  private:
+  static constexpr int64_t kGrain = 1 << 15;  // hidden units of pairs: some microseconds
+
   static void* allocate(void* self, int64_t bytes) {
     if (bytes == 0) return nullptr;
     auto& me = *static_cast<TorchHost*>(self);

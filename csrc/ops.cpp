@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(
          lse = empty(query, call.leading.with({call.n}));
   Tensor weights =
       return_weights ? zeros(query, call.leading.with({call.n, call.m})) : nothing(query);
-  TorchHost torch;
+  TorchHost torch(call.work());
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
     Forward<T> p{};
@@ -85,7 +85,7 @@ Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight, int6
               double negative_slope, double scale) {
   const Call call({query, key, weight});
   Tensor out = empty(query, call.leading.with({call.n, call.m}));
-  TorchHost torch;
+  TorchHost torch(call.work());
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
     Scores<T> p{};
@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> scores_backward(const Tensor& grad, const Ten
   const Call call(in);
   const Tensor whole = dense(grad);
   QueryKeyWeight out(in, call, wanted);
-  TorchHost torch;
+  TorchHost torch(call.work());
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
     Backward<T> p{};
@@ -186,7 +186,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     for (size_t b = 0; b < call.items.size(); b++)
       call.items[b].mask_grad = at.offset(static_cast<int64_t>(b));
   }
-  TorchHost torch;
+  TorchHost torch(call.work());
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
     Backward<T> p{};
@@ -218,7 +218,7 @@ Tensor pack_keys(const Tensor& key, int64_t activation) {
   Leading leading;
   leading.include(key, 2);
   Tensor packed = empty(key, leading.with({panels, packed_rows(d), kPanel}));
-  TorchHost torch;
+  TorchHost torch(key.numel());
   dispatch(key, [&](auto t, const auto& table) {
     using T = decltype(t);
     const Slices at = slices(key, 2, leading);
