@@ -15,7 +15,7 @@ template <class T>
 struct Limits;
 template <>
 struct Limits<float> {
-  static constexpr float quad = 21.f, pair = 43.f, factored = 86.f, exp_quad = 1.3188157e9f;
+  static constexpr float quad = 22.f, pair = 44.f, factored = 86.f, exp_quad = 3.5849128e9f;
 };
 template <>
 struct Limits<double> {
