@@ -34,7 +34,7 @@ struct Factored {
 struct Bounded {
   template <class T>
   Vec<T> operator()(Vec<T> a, Vec<T> b) const {
-    return clamp_max(Factored{}(a, b), Vec<T>(Limits<T>::exp_quad));
+    return at_most(Factored{}(a, b), Vec<T>(Limits<T>::exp_quad));
   }
 };
 
@@ -43,7 +43,7 @@ template <class T>
 struct Direct {
   Vec<T> gain;
   Vec<T> operator()(Vec<T> a, Vec<T> b) const {
-    return exp(clamp_max(fmadd(b, gain, a), Vec<T>(Limits<T>::quad))) + Vec<T>(T(1));
+    return exp(at_most(fmadd(b, gain, a), Vec<T>(Limits<T>::quad))) + Vec<T>(T(1));
   }
 };
 
@@ -65,8 +65,8 @@ template <class T, bool Leaky>
 struct Rectified {
   Vec<T> slope;
   Vec<T> operator()(Vec<T> x) const {
-    const Vec<T> zero(T(0)), up = clamp_min(x, zero);
-    if constexpr (Leaky) return fmadd(clamp_max(x, zero), slope, up);
+    const Vec<T> zero(T(0)), up = at_least(x, zero);
+    if constexpr (Leaky) return fmadd(at_most(x, zero), slope, up);
     return up;
   }
   void add(Vec<T>& acc, const Vec<T> (&a)[4], const Vec<T> (&b)[4], const Vec<T> (&w)[4]) const {

@@ -16,9 +16,26 @@ using Vec = at::vec::Vectorized<T>;
 template <class T>
 constexpr int64_t kLanes = Vec<T>::size();
 
-using at::vec::clamp_max;  // both clamps let NaN through
-using at::vec::clamp_min;
 using at::vec::fmadd;
+
+// min(x, high) and max(x, low) that let NaN through. GCC 12 compiles the loops that at::vec has for
+// them without vector instructions wrongly at -O3.
+template <class T>
+inline Vec<T> at_most(Vec<T> x, Vec<T> high) {
+#if defined(CPU_CAPABILITY_DEFAULT)
+  return Vec<T>::blendv(x, high, x > high);
+#else
+  return at::vec::clamp_max(x, high);
+#endif
+}
+template <class T>
+inline Vec<T> at_least(Vec<T> x, Vec<T> low) {
+#if defined(CPU_CAPABILITY_DEFAULT)
+  return Vec<T>::blendv(x, low, x < low);
+#else
+  return at::vec::clamp_min(x, low);
+#endif
+}
 
 template <class T>
 inline Vec<T> load(const T* p) {
@@ -48,7 +65,7 @@ inline T max(Vec<T> x) {
 // stays NaN.
 inline Vec<float> exp(Vec<float> x) {
   using V = Vec<float>;
-  x = clamp_min(x, V(-87.3f));
+  x = at_least(x, V(-87.3f));
   const V magic(
       12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
   const V shifted = fmadd(x, V(1.44269504f), magic), k = shifted - magic;
