@@ -74,6 +74,16 @@ void scores(const Scores<T>& p, const Host& host) {
   });
 }
 
+// Every item's rows, queries or keys, in blocks for work that goes row by row; one at least.
+std::vector<Block> row_blocks(const Problem& p) {
+  constexpr int64_t each = 128;
+  std::vector<Block> blocks;
+  for (int64_t b = 0; b < p.count; b++)
+    for (int64_t i = 0; i < std::max<int64_t>({1, p.items[b].n, p.items[b].m}); i += each)
+      blocks.push_back({b, i, i + each, 0, 0, -1});
+  return blocks;
+}
+
 template <class T>
 void backward(const Backward<T>& p, const Host& host) {
   const Plan plan = plan_backward(p, host.threads);
@@ -112,10 +122,12 @@ void backward(const Backward<T>& p, const Host& host) {
   std::fill(weight_sums, weight_sums + weight_count, 0.0);
 
   T* delta = p.grad_scores ? nullptr : host.allocate<T>(query_rows);
+  const std::vector<Block> blocks = row_blocks(p);
   if (delta)
-    host.run(p.count, [&](int64_t b, int64_t) {
-      for (int64_t i = 0; i < p.items[b].n; i++)
-        delta[p.items[b].query_row + i] = row_delta(p, p.items[b], i);
+    host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t) {
+      const Item& item = p.items[blocks[task].item];
+      for (int64_t i = blocks[task].i0; i < std::min(item.n, blocks[task].i1); i++)
+        delta[item.query_row + i] = row_delta(p, item, i);
     });
 
   auto weight_gradient = [&](int64_t b) {
@@ -172,11 +184,6 @@ void backward(const Backward<T>& p, const Host& host) {
     });
   if (at_once) return;
 
-  constexpr int64_t rows_each = 256;
-  std::vector<Block> blocks;
-  for (int64_t b = 0; b < p.count; b++)
-    for (int64_t i = 0; i < std::max(p.items[b].n, p.items[b].m); i += rows_each)
-      blocks.push_back({b, i, i + rows_each, 0, 0, -1});
   host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t worker) {
     const Block& b = blocks[task];
     const Item& item = p.items[b.item];
@@ -188,8 +195,6 @@ void backward(const Backward<T>& p, const Host& host) {
     value.finish(value.at(0, 0, nullptr), item.key_row + b.i0, keys, nullptr);
     if (b.i0 == 0) weight_gradient(b.item);
   });
-  for (int64_t b = 0; b < p.count; b++)
-    if (!p.items[b].n && !p.items[b].m) weight_gradient(b);
 }
 
 }  // namespace CPU_CAPABILITY

@@ -150,5 +150,16 @@ inline void transpose_panel(T* panel, const Rows<T>& rows, int64_t count, int64_
   }
 }
 
+// The same of exp(gain * rows), 16 hidden units at a time.
+template <class T>
+inline void exponential_panel(T* panel, const Rows<T>& rows, int64_t count, int64_t d, T gain) {
+  T block[kPanel * kLane];
+  for (int64_t t = 0; t < d; t += kLane) {
+    for (int64_t j = 0; j < count; j++)
+      exponentiate(block + j * kLane, rows[j] + t, std::min(kLane, d - t), gain);
+    transpose_panel(panel + t * kPanel, Rows<T>{block, kLane}, count, kLane);
+  }
+}
+
 }  // namespace CPU_CAPABILITY
 }  // namespace attnkernels::cpu

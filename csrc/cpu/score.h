@@ -47,43 +47,49 @@ class Scorer {
 
   // Rows i0 .. i0 + rows of the queries.
   void queries(int64_t i0, int64_t rows) {
+    i0_ = i0;
+    rows_ = rows;
+    raw_ready_ = false;
     query_range_ = {};
+    if (!is_logistic(activation_)) return;
     for (int64_t r = 0; r < rows; r++) {
-      T* row = query_raw_ + r * ld_;
-      load_row(row, item_.query, i0 + r, d_);
-      query_range_.include(range_of(row, d_));
-      if (is_logistic(activation_)) exponentiate(query_exp_ + r * ld_, row, d_, gain());
-      scale_row(row, row, d_, gain());
+      load_row(query_raw_, item_.query, i0 + r, d_);
+      query_range_.include(range_of(query_raw_, d_));
+      exponentiate(query_exp_ + r * ld_, query_raw_, d_, gain());
     }
   }
 
-  // Keys j0 .. j0 + keys. Without exponentials the keys are read as they lie, for when they are
-  // used once.
-  void keys(int64_t j0, int64_t keys, bool exponentials, bool panels) {
+  // Keys j0 .. j0 + keys. `row_major`: they are wanted as rows too, not only for the scores.
+  // Without panels and without that they are read as they lie, for they are used once.
+  void keys(int64_t j0, int64_t keys, bool row_major, bool panels) {
     keys_ = keys;
-    if (item_.packed && panels && !exponentials && use_packed(j0)) return;
+    panels_ready_ = panels;
+    if (item_.packed && panels && !row_major && use_packed(j0)) return;
     panel_rows_ = width_;
     panel_data_ = panels_;
     key_rows_ = rows_of(item_.key.at(j0), keys, d_, width_, ld_, key_raw_);
     if (!is_logistic(activation_)) {
       variant_ = Variant::rectified;
-    } else if (!exponentials && !panels) {
+    } else if (!row_major && !panels) {
       variant_ = Variant::direct;
     } else {
       Range<T> range;
       for (int64_t j = 0; j < keys; j++) range.include(range_of(key_rows_[j], d_));
       choose(range);
-      if (variant_ != Variant::direct) {
-        for (int64_t j = 0; j < keys; j++)
-          exponentiate(key_exp_ + j * ld_, key_rows_[j], d_, gain());
-        key_rows_ = {key_exp_, ld_};
-      }
     }
-    if (panels)
-      for (int64_t j = 0; j < keys; j += kPanel)
-        transpose_panel(panels_ + j * width_, Rows<T>{key_rows_[j], key_rows_.ld},
-                        std::min(kPanel, keys - j), width_);
-    panels_ready_ = panels;
+    if (!exponentials()) raw_queries();
+    if (exponentials() && row_major) {
+      for (int64_t j = 0; j < keys; j++) exponentiate(key_exp_ + j * ld_, key_rows_[j], d_, gain());
+      key_rows_ = {key_exp_, ld_};
+    }
+    for (int64_t j = 0; panels && j < keys; j += kPanel) {
+      const Rows<T> rows{key_rows_[j], key_rows_.ld};
+      const int64_t count = std::min(kPanel, keys - j);
+      if (exponentials() && !row_major)
+        exponential_panel(panels_ + j * width_, rows, count, d_, gain());
+      else
+        transpose_panel(panels_ + j * width_, rows, count, width_);
+    }
   }
 
   // out[r, j] = score of query r0 + r and key j of the tile.
@@ -157,12 +163,23 @@ class Scorer {
                                                   : Variant::bounded;
   }
 
+  void raw_queries() {
+    for (int64_t r = 0; r < rows_ && !raw_ready_; r++) {
+      T* row = query_raw_ + r * ld_;
+      load_row(row, item_.query, i0_ + r, d_);
+      scale_row(row, row, d_, gain());
+    }
+    raw_ready_ = true;
+  }
+
   bool use_packed(int64_t j0) {
     panel_rows_ = packed_rows(d_);
     panel_data_ = static_cast<const T*>(item_.packed) + j0 / kPanel * panel_rows_ * kPanel;
-    panels_ready_ = true;
     variant_ = Variant::rectified;
-    if (!is_logistic(activation_)) return true;
+    if (!is_logistic(activation_)) {
+      raw_queries();
+      return true;
+    }
     Range<T> range;
     for (int64_t j = 0; j < keys_; j += kPanel) {
       const T* stored = panel_data_ + (j / kPanel * panel_rows_ + width_) * kPanel;
@@ -187,7 +204,7 @@ class Scorer {
   }
 
   const Item& item_;
-  int64_t d_, width_, ld_, keys_ = 0, panel_rows_ = 0;
+  int64_t d_, width_, ld_, i0_ = 0, rows_ = 0, keys_ = 0, panel_rows_ = 0;
   Activation activation_;
   T slope_, factor_, offset_, exponent_ = 0;
   T *w_, *query_exp_, *query_raw_, *key_raw_, *key_exp_, *panels_;
@@ -195,7 +212,7 @@ class Scorer {
   Rows<T> key_rows_{};
   Range<T> query_range_;
   Variant variant_ = Variant::direct;
-  bool panels_ready_ = false;
+  bool panels_ready_ = false, raw_ready_ = false;
 };
 
 // The keys of one panel, prepared to be used again and again: (width, 32) and a row that holds
