@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 from attnkernels.profiling.memory import measure
 
-BLOCK_SECONDS = 2e-3  # shorter calls are timed several at a time
+BLOCK_SECONDS = 5e-3  # shorter calls are timed several at a time
+REST_SECONDS = 20e-3  # between turns: threads of one library's OpenMP spin on after its call
+SLOW_SECONDS = 50e-3  # a faster call runs once untimed at its turn, to find its own data again
 FEWEST, MOST = 3, 100  # rounds
+LONG_ROUND = 20.0  # seconds, from which on one round must do
 
 Call = Callable[[], object]
 
@@ -25,7 +28,8 @@ class Timing(NamedTuple):
 def interleaved(calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
     """Median and minimum time, and peak extra memory, of calls that have been warmed up.
 
-    `seconds` is how long the rounds together should take; there are at least FEWEST of them.
+    `seconds` is how long the rounds together should take; there are at least FEWEST of them, unless
+    one alone takes LONG_ROUND.
     """
     measured = {name: measure(call) for name, call in calls.items()}
     alone = {name: once.seconds for name, once in measured.items()}
@@ -35,12 +39,16 @@ def interleaved(calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
             alone[name] = _seconds(call, repeats[name])
             repeats[name] = max(1, math.ceil(BLOCK_SECONDS / alone[name]))
     one_round = sum(alone[name] * repeats[name] for name in calls)
-    rounds = min(MOST, max(FEWEST, int(seconds / one_round))) if calls else 0
+    fewest = FEWEST if one_round < LONG_ROUND else 1
+    rounds = min(MOST, max(fewest, int(seconds / one_round))) if calls else 0
 
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
     for _ in range(rounds):
         for name in order:
+            time.sleep(REST_SECONDS)
+            if alone[name] < SLOW_SECONDS:
+                calls[name]()
             times[name].append(_seconds(calls[name], repeats[name]))
         order.append(order.pop(0))  # nobody always follows the same neighbour
     return {
