@@ -139,13 +139,18 @@ inline void scale_row(T* out, const T* row, int64_t d, T gain) {
 // as zero.
 template <class T>
 inline void transpose_panel(T* panel, const Rows<T>& rows, int64_t count, int64_t width) {
-  for (int64_t j = 0; j < kPanel; j += 16) {
-    if (j + 16 <= count) {
-      for (int64_t t = 0; t < width; t += 16)
-        at::vec::transpose_mxn<T, 16, 16>(rows[j] + t, rows.ld, panel + t * kPanel + j, kPanel);
-    } else {
-      for (int64_t t = 0; t < width; t++)
-        for (int64_t l = j; l < j + 16; l++) panel[t * kPanel + l] = l < count ? rows[l][t] : T(0);
+  constexpr int64_t L = kLane;
+  for (int64_t j = 0; j < kPanel; j += L) {
+    T block[L * L] = {};
+    for (int64_t t = 0; t < width; t += L) {
+      T* out = panel + t * kPanel + j;
+      if (j + L <= count) {
+        at::vec::transpose_mxn<T, L, L>(rows[j] + t, rows.ld, out, kPanel);
+      } else {
+        for (int64_t l = 0; j + l < count; l++)
+          std::copy(rows[j + l] + t, rows[j + l] + t + L, block + l * L);
+        at::vec::transpose_mxn<T, L, L>(block, L, out, kPanel);
+      }
     }
   }
 }
@@ -153,11 +158,11 @@ inline void transpose_panel(T* panel, const Rows<T>& rows, int64_t count, int64_
 // The same of exp(gain * rows), 16 hidden units at a time.
 template <class T>
 inline void exponential_panel(T* panel, const Rows<T>& rows, int64_t count, int64_t d, T gain) {
-  T block[kPanel * kLane];
+  T block[kPanel * kLane] = {};
   for (int64_t t = 0; t < d; t += kLane) {
     for (int64_t j = 0; j < count; j++)
       exponentiate(block + j * kLane, rows[j] + t, std::min(kLane, d - t), gain);
-    transpose_panel(panel + t * kPanel, Rows<T>{block, kLane}, count, kLane);
+    transpose_panel(panel + t * kPanel, Rows<T>{block, kLane}, kPanel, kLane);
   }
 }
 
