@@ -8,7 +8,7 @@ enum class Activation : int64_t { tanh = 0, sigmoid = 1, relu = 2, leaky_relu = 
 
 // tanh and sigmoid are one function of r = 1 / (1 + exp(gain * x)), (E7):
 //   f(x) = 1 - span * r,   f'(x) = span * gain * r * (1 - r)     (E8)
-// so one kernel serves both. For the others span and gain mean nothing; gain 1 leaves x as it is.
+// so one kernel serves both. The others have 1 for both, which changes nothing.
 struct Logistic {
   double gain, span;
 };

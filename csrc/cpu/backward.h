@@ -233,10 +233,9 @@ void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, co
 // The factor of (E5) that the sweep left out: scale w_t span gain.
 template <class T>
 void row_factor(const Problem& p, const Item& item, T* factor) {
-  const double unit =
-      is_logistic(p.activation) ? logistic(p.activation).span * logistic(p.activation).gain : 1;
+  const Logistic f = logistic(p.activation);
   load_row(factor, item.weight, 0, p.d);
-  for (int64_t t = 0; t < p.d; t++) factor[t] *= static_cast<T>(p.scale * unit);
+  for (int64_t t = 0; t < p.d; t++) factor[t] *= static_cast<T>(p.scale * f.span * f.gain);
 }
 
 // One of the gradients that rows are added to. Sums are in T: in the output itself if that is its

@@ -120,9 +120,7 @@ class Scorer {
   }
 
   Variant variant() const { return variant_; }
-  T gain() const {
-    return is_logistic(activation_) ? static_cast<T>(logistic(activation_).gain) : T(1);
-  }
+  T gain() const { return static_cast<T>(logistic(activation_).gain); }
   T slope() const { return slope_; }
   bool leaky() const { return activation_ == Activation::leaky_relu; }
   // What the variant reads: exponentials, or gain * query and the keys themselves.
@@ -223,7 +221,7 @@ void pack_panel(const PackKeys<T>& p, int64_t panel) {
   T* out = p.packed + panel * packed_rows(p.d) * kPanel;
   T rows[kPanel * kLane];
   Range<T> range;
-  const T gain = is_logistic(p.activation) ? static_cast<T>(logistic(p.activation).gain) : T(1);
+  const T gain = static_cast<T>(logistic(p.activation).gain);
   for (int64_t t = 0; t < p.d; t += kLane) {
     const int64_t count = std::min(kLane, p.d - t);
     for (int64_t j = 0; j < keys; j++) {
