@@ -4,14 +4,15 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 SANITIZE_TESTS ?= tests/test_native.py
 PYTEST_FLAGS ?=
+INTERPRETED ?= $(addprefix tests/test_,$(addsuffix .py,attention masks scores varlen dropout ranges nan))
 
 BIN := $(VENV)/bin
-SOURCES = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h')
+SOURCES = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 SANITIZED := build/sanitize/_C.abi3.so
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv build profile test bench sanitize lint format wheel clean
+.PHONY: help venv build profile test bench gpu sass sanitize lint format wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,9 +39,16 @@ profile: build ## the main job: attention over real text, time and memory agains
 
 test: $(VENV)/.dev build ## the tests
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 --require triton -W ignore::RuntimeWarning $(PYTEST_FLAGS) $(INTERPRETED)
 
 bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
 	$(BIN)/python -m benchmarks.run
+
+gpu: $(VENV)/.dev build ## tests and benchmarks of a GPU, under nine minutes, into build/gpu
+	$(BIN)/python -m benchmarks.gpu --out build/gpu
+
+sass: $(VENV)/.dev ## what the Triton kernels are compiled to, for every architecture
+	$(BIN)/python -m benchmarks.sass
 
 sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan
 	ATTNKERNELS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize/lib

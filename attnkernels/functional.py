@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import checks
 from .backends import select
+from .ranges import ranged
 
 Result: TypeAlias = Tensor | Any  # a tensor, or a tuple of them where more than one is asked for
 P = ParamSpec("P")
@@ -110,8 +111,8 @@ def additive_attention(
         scale: finite, multiplies the scores.
         return_weights: also return the weights a, as they were used: after dropout.
         return_lse: also return lse of (E2), before dropout.
-        backend: "native" or "reference"; None takes the first that can do it. One asked for by
-            name never falls back to another.
+        backend: "native" (CPU), "triton" (GPU) or "reference"; None takes the first that can do
+            it. One asked for by name never falls back to another.
 
     Returns:
         context (*L, n, dv) in query's dtype; where more is asked for, a tuple of context, weights
@@ -141,7 +142,8 @@ def additive_attention(
         return_weights=return_weights,
         return_lse=return_lse,
     )
-    context, weights, lse = select(problem, backend).attention(
+    chosen = select(problem, backend)
+    context, weights, lse = ranged("additive_attention", chosen.NAME, chosen.attention)(
         query,
         key,
         value,
@@ -178,7 +180,8 @@ def additive_scores(
     problem = checks.scores(
         query, key, weight, activation=activation, negative_slope=negative_slope, scale=scale
     )
-    return select(problem, backend).scores(
+    chosen = select(problem, backend)
+    return ranged("additive_scores", chosen.NAME, chosen.scores)(
         query, key, weight, activation=activation, negative_slope=negative_slope, scale=scale
     )
 
@@ -237,7 +240,8 @@ def additive_attention_varlen(
         scale=scale,
         return_lse=return_lse,
     )
-    context, lse = select(problem, backend).attention_varlen(
+    chosen = select(problem, backend)
+    context, lse = ranged("additive_attention_varlen", chosen.NAME, chosen.attention_varlen)(
         query,
         key,
         value,

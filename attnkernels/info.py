@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from . import __version__
 from .backends import BACKENDS, native
 from .backends.base import Backend, Problem
+from .profiling.machine import triton_version
 
-DEVICES = ("cpu", "cuda")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -21,11 +20,16 @@ def versions() -> dict[str, str]:
         "attnkernels": __version__,
         "python": f"{platform.python_version()} ({platform.machine()}, {platform.system()})",
         "torch": torch.__version__,
-        "triton": _installed("triton"),
+        "triton": triton_version() or "not installed",
         "torch's instruction set": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "no device",
+        **_accelerator(),
     }
+
+
+def devices() -> tuple[str, ...]:
+    """The kinds of device that this torch is built for; ROCm's is called cuda as well."""
+    return ("cpu", "cuda") if torch.backends.cuda.is_built() else ("cpu",)
 
 
 def availability(backend: Backend, device_type: str) -> dict[str, list[str]]:
@@ -42,17 +46,20 @@ def report() -> str:
     lines = ["versions", *_table(versions()), "", "native build", *_table(native.build_info())]
     for backend in BACKENDS:
         lines += ["", f"backend {backend.NAME}"]
-        for device_type in DEVICES:
+        for device_type in devices():
             for answer, dtypes in availability(backend, device_type).items():
                 lines.append(f"  {device_type:<5} {', '.join(dtypes)}: {answer}")
     return "\n".join(lines)
 
 
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def _accelerator() -> dict[str, str]:
+    """The toolkit torch is built for, and the device it finds."""
+    if not torch.backends.cuda.is_built():
+        return {"cuda": "not in this torch"}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"
+    if torch.version.hip is not None:
+        return {"rocm": f"{torch.version.hip}, {device}"}
+    return {"cuda": f"{torch.version.cuda}, {device}"}
 
 
 def _table(entries: dict[str, str]) -> list[str]:

@@ -13,6 +13,7 @@ from . import checks
 from .backends import select
 from .backends.base import Backend
 from .functional import Result, cast, draw_seed, follows_autocast, results
+from .ranges import ranged
 
 
 @follows_autocast
@@ -51,7 +52,8 @@ def prepare_keys(
     )
     chosen = select(problem, backend)
     with torch.no_grad():  # gradients reach the key itself
-        packed_key = chosen.pack_keys(key, activation=activation)
+        pack_keys = ranged("prepare_keys", chosen.NAME, chosen.pack_keys)
+        packed_key = pack_keys(key, activation=activation)
     return AdditiveMemory(
         key=key,
         value=value,
@@ -119,7 +121,8 @@ class AdditiveMemory:
             return_weights=return_weights,
             return_lse=return_lse,
         )
-        context, weights, lse = self.chosen.attention(
+        attention = ranged("AdditiveMemory.attend", self.chosen.NAME, self.chosen.attention)
+        context, weights, lse = attention(
             query,
             self.key,
             self.value,

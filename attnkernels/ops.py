@@ -1,10 +1,10 @@
 """The operators behind the backends with kernels: one schema, one fake and one vmap rule each.
 
-`define("native")` makes attnkernels::native_forward, native_backward, native_scores,
-native_scores_backward and native_pack_keys; a library or a module then supplies implementations for
-its devices. Outputs are in the dtype of the arithmetic (float32, or float64 for float64). Gradients
-have the leading shape L that the inputs broadcast to, and the dtype of their input, or that of the
-arithmetic where they are still to be summed over L; callers sum and round.
+`define("native", "forward", ...)` makes attnkernels::native_forward and so on; a library, or a
+module by `implement`, then supplies implementations for its devices. Outputs are in the dtype of
+the arithmetic (float32, or float64 for float64). Gradients have the leading shape L that the inputs
+broadcast to, and the dtype of their input, or that of the arithmetic where they are still to be
+summed over L; callers sum and round.
 """
 
 from __future__ import annotations
@@ -44,17 +44,23 @@ SCHEMAS = {
 }
 
 
-def define(prefix: str) -> SimpleNamespace:
-    """Define one backend's operators; returns their overloads by name."""
+def define(prefix: str, *names: str) -> SimpleNamespace:
+    """Define one backend's operators, those of `names`; returns their overloads by name."""
     ops = SimpleNamespace()
-    for name, schema in SCHEMAS.items():
+    for name in names:
         full = f"{prefix}_{name}"
-        _library.define(full + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.define(full + SCHEMAS[name], tags=(torch.Tag.pt2_compliant_tag,))
         setattr(ops, name, getattr(torch.ops.attnkernels, full).default)
         torch.library.register_fake(f"attnkernels::{full}", FAKES[name], lib=_library)
-    for name, rule in vmaps.rules(ops).items():
-        torch.library.register_vmap(f"attnkernels::{prefix}_{name}", rule, lib=_library)
+    rules = vmaps.rules(ops)
+    for name in names:
+        torch.library.register_vmap(f"attnkernels::{prefix}_{name}", rules[name], lib=_library)
     return ops
+
+
+def implement(full: str, function: Callable[..., Any], dispatch_key: str) -> None:
+    """Give operator `full` a Python implementation for one kind of device."""
+    _library.impl(full, function, dispatch_key)
 
 
 def _new(like: Tensor, *shape: int) -> Tensor:

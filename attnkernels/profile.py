@@ -1,11 +1,12 @@
 """The main job: additive attention of every character of a real text to every other.
 
-    python -m attnkernels.profile [--text FILE] [--lengths 64,128,...] [--dim 256] [--backward]
-                                  [--compile] [--json FILE] [--plot FILE]
+    python -m attnkernels.profile [--device cuda] [--text FILE] [--lengths 64,128,...] [--dim 256]
+                                  [--backward] [--compile] [--json FILE] [--plot FILE]
 
 The text is encoded once by a seeded embedding and bidirectional GRU (RNNsearch's encoder), and its
 first n characters attend to each other, for growing n: by the naive formula as long as that fits in
 memory and patience, by torch.compile of it where asked, and by `additive_attention`.
+The inputs are the same on every device: the CPU encodes the text for all.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from rich.table import Table
 from .backends import select
 from .backends.base import Problem
 from .profiling import report
-from .profiling.machine import cpu_name, free_memory, versions
+from .profiling.device import KINDS, Device, find
 from .profiling.plot import draw
 from .profiling.sweep import Method, Row, methods, nominal_work, sweep
-from .profiling.text import Text, encode, read_text
+from .profiling.text import Attended, Text, encode, read_text
 from .profiling.units import show_mib
 
 LENGTHS = [2**power for power in range(6, 17)]  # 64 to 65,536
@@ -46,10 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
         lengths = _lengths(options.lengths, text)
         if options.dim < 2 or options.dim % 2:
             raise ValueError(f"--dim is {options.dim}; wanted an even number, 2 or more")
-        backend = select(Problem("cpu", torch.float32), options.backend).NAME
+        device = find(options.device)
+        backend = select(Problem(device.type, torch.float32), options.backend).NAME
     except ValueError as error:
         parser.error(str(error))
-    return _run(options, text, lengths, backend)
+    return _run(options, device, text, lengths, backend)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Time and memory of additive attention over the characters of a real text.",
     )
     add = parser.add_argument
+    add("--device", choices=KINDS, default="cpu", help="cuda is ROCm as well (default: cpu)")
     add("--text", metavar="FILE", help="a UTF-8 file (default: the documentation inside Python)")
     add("--lengths", metavar="N,N,...", type=_integers, help="default: 64, doubling to 65536")
     add("--dim", type=int, default=256, help="width of query, key and value (default: 256)")
@@ -103,18 +106,20 @@ def _lengths(wanted: list[int] | None, text: Text) -> list[int]:
     return fitting
 
 
-def _run(options: argparse.Namespace, text: Text, lengths: list[int], backend: str) -> int:
+def _run(
+    options: argparse.Namespace, device: Device, text: Text, lengths: list[int], backend: str
+) -> int:
     console = Console(width=None if sys.stdout.isatty() else report.WIDTH)
-    free_mib = free_memory() / 2**20
-    machine = f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    free_mib = device.free_memory() / 2**20
+    machine = f"{device.name}, torch {torch.__version__}"
     console.print(f"{machine}, {show_mib(free_mib)} free; fused: backend {backend}")
     passes = "forward + backward" if options.backward else "forward"
     title = f"Additive attention over {text.source}, {passes}, width {options.dim}"
 
-    head = _head(options, text, backend)
+    head = _head(options, device, text, backend)
     rows: list[Row] = []
     try:
-        for _ in _measure(options, text, lengths, backend, console, title, rows):
+        for _ in _measure(options, device, text, lengths, backend, console, title, rows):
             report.write_json(options.json, {**head, "interrupted": True}, rows)
         interrupted = False
     except KeyboardInterrupt:
@@ -134,6 +139,7 @@ def _run(options: argparse.Namespace, text: Text, lengths: list[int], backend: s
 
 def _measure(
     options: argparse.Namespace,
+    device: Device,
     text: Text,
     lengths: list[int],
     backend: str,
@@ -157,6 +163,8 @@ def _measure(
     work = {
         (method.name, length): nominal_work(method, length) for method in todo for length in lengths
     }
+    # The ceilings are those of a forward.
+    ceilings = {} if options.backward else device.ceilings
     task = progress.add_task(f"encoding {lengths[-1]:,} characters", total=sum(work.values()))
 
     def starting(method: Method, length: int) -> None:
@@ -165,10 +173,11 @@ def _measure(
     with Live(progress, console=console, refresh_per_second=8) as live:
         drawn: Table | str = ""
         try:
-            inputs = encode(text.characters[: lengths[-1]], options.dim, options.seed)
-            for row in sweep(inputs, lengths, todo, options.backward, starting):
+            encoded = encode(text.characters[: lengths[-1]], options.dim, options.seed)
+            inputs = Attended(*(tensor.to(device.type) for tensor in encoded))
+            for row in sweep(device, inputs, lengths, todo, options.backward, starting):
                 rows.append(row)
-                drawn = report.table(title, lengths, names, rows, console.width)
+                drawn = report.table(title, lengths, names, rows, console.width, ceilings)
                 progress.advance(task, work[row.method, row.length])
                 live.update(Group(drawn, progress))
                 yield row
@@ -176,13 +185,11 @@ def _measure(
             live.update(drawn)
 
 
-def _head(options: argparse.Namespace, text: Text, backend: str) -> dict[str, Any]:
+def _head(options: argparse.Namespace, device: Device, text: Text, backend: str) -> dict[str, Any]:
     return {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "device": "cpu",
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "device": device.type,
+        **device.facts(),
         "text": {"source": text.source, "characters": len(text.characters)},
         "seed": options.seed,
         "dim": options.dim,

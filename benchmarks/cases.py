@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 DIRECTIONS = ("forward", "both")
-EVERYONE = frozenset({"eager", "compile", "keras", "keops", "native"})
+GRAPH = "graph"  # the forward replayed from a CUDA graph: a step's kernels without its Python
+EVERYONE = frozenset({"eager", "compile", "keras", "keops", "triton", "native"})
 
 
 class Case(NamedTuple):
@@ -26,15 +27,18 @@ def _case(name: str, batch: int, n: int, m: int, d: int, **options: Any) -> Case
     return Case(name, (batch, n, m, d, d), **options)
 
 
-_LONG: dict[str, Any] = {"group": "long", "providers": frozenset({"native"})}
-_SMALL: dict[str, Any] = {"group": "small", "providers": frozenset({"eager", "compile", "native"})}
+_OURS = frozenset({"triton", "native"})
+_LONG: dict[str, Any] = {"group": "long", "providers": _OURS}
+_SMALL: dict[str, Any] = {"group": "small", "providers": _OURS | {"eager", "compile"}}
+_STEP: dict[str, Any] = {"directions": (*DIRECTIONS, GRAPH)}
+_GPU_LONG: dict[str, Any] = {"group": "gpu", "directions": ("both",), "providers": _OURS}
 
 CASES = (
     _case("rnnsearch", 8, 50, 50, 1000),
     _case("gnmt", 32, 74, 75, 1024),
-    _case("decoder-step", 32, 1, 200, 512),
-    _case("decoder-step-prepared", 32, 1, 200, 512, directions=("forward",), prepared=True),
-    _case("tacotron-step", 16, 1, 400, 128),
+    _case("decoder-step", 32, 1, 200, 512, **_STEP),
+    _case("decoder-step-prepared", 32, 1, 200, 512, directions=("forward", GRAPH), prepared=True),
+    _case("tacotron-step", 16, 1, 400, 128, **_STEP),
     _case("pooling", 256, 1, 512, 256),
     _case("pointer", 64, 20, 20, 256),
     _case("character", 1, 2048, 2048, 256),
@@ -45,12 +49,15 @@ CASES = (
     _case("tiny-4", 4, 7, 9, 33, **_SMALL),
     _case("long-16k", 1, 16384, 16384, 128, **_LONG),
     _case("long-64k", 1, 65536, 65536, 64, directions=("forward",), **_LONG),
+    _case("gpu-square", 8, 1024, 1024, 256, group="gpu"),
+    _case("gpu-step", 64, 1, 4096, 512, group="gpu", **_STEP),
+    _case("gpu-long", 1, 32768, 32768, 256, **_GPU_LONG),
 )
-BY_REQUEST = {"long"}  # groups that run only when they, or a case of them, are named
+BY_REQUEST = {"long", "gpu"}  # groups that run only when they, or a case of them, are named
 
 
 def choose(wanted: str | None) -> list[Case]:
-    """The cases called by name or by group, separated by commas; None: all but the long ones.
+    """The cases called by name or by group, separated by commas; None: all but BY_REQUEST.
 
     Raises ValueError listing what there is, where a name is unknown.
     """
@@ -74,13 +81,13 @@ class Inputs(NamedTuple):
     arriving: Tensor  # (B, n, dv), the gradient of the context
 
 
-def inputs(case: Case, dtype: torch.dtype, requires_grad: bool) -> Inputs:
+def inputs(case: Case, dtype: torch.dtype, requires_grad: bool, device: str = "cpu") -> Inputs:
     """Standard normal inputs, the same in every process; weight of variance 1 / d."""
     batch, n, m, d, dv = case.shape
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
 
     weight = (normal(d) / d**0.5).to(dtype)
     given = Inputs(

@@ -47,19 +47,25 @@ def seconds(rates: dict[str, float], elements: float, direction: str, threads: i
 
 
 def _program() -> Path | None:
-    """The compiled program, kept between runs in the user's cache."""
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        return None
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    made_of = SOURCE.read_text() + version.stdout + " ".join(FLAGS) + cpu_name()
-    name = f"ceiling-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+    return None if compiler is None else compiled(SOURCE, [compiler, *FLAGS], cpu_name())
+
+
+def compiled(source: Path, command: list[str], machine: str) -> Path:
+    """The program that `command` makes of `source` for `machine`, kept in the user's cache.
+
+    Raises subprocess.CalledProcessError, with what the compiler said, where it does not compile.
+    """
+    version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=True)
+    made_of = source.read_text() + version.stdout + " ".join(command) + machine
+    name = f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnkernels"
     program = cache / name
     if not program.exists():
         cache.mkdir(parents=True, exist_ok=True)
         partial = cache / f"{name}.{os.getpid()}"
-        subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(partial)], check=True)
+        output = ["-o", str(partial)]
+        subprocess.run([*command, str(source), *output], capture_output=True, text=True, check=True)
         partial.replace(program)
     return program
 

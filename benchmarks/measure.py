@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
-from attnkernels.profiling.memory import measure
+from benchmarks.meters import Call, meter
 
 BLOCK_SECONDS = 5e-3  # shorter calls are timed several at a time
-REST_SECONDS = 20e-3  # between turns: threads of one library's OpenMP spin on after its call
 SLOW_SECONDS = 50e-3  # a faster call runs once untimed at its turn, to find its own data again
 FEWEST, MOST = 3, 100  # rounds
 LONG_ROUND = 20.0  # seconds, from which on one round must do
-
-Call = Callable[[], object]
 
 
 class Timing(NamedTuple):
@@ -25,18 +21,19 @@ class Timing(NamedTuple):
     peak_mib: float
 
 
-def interleaved(calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
+def interleaved(calls: dict[str, Call], seconds: float, device: str = "cpu") -> dict[str, Timing]:
     """Median and minimum time, and peak extra memory, of calls that have been warmed up.
 
     `seconds` is how long the rounds together should take; there are at least FEWEST of them, unless
     one alone takes LONG_ROUND.
     """
-    measured = {name: measure(call) for name, call in calls.items()}
+    by = meter(device)
+    measured = {name: by.once(call) for name, call in calls.items()}
     alone = {name: once.seconds for name, once in measured.items()}
     repeats = {name: max(1, math.ceil(BLOCK_SECONDS / alone[name])) for name in calls}
     for name, call in calls.items():  # a single run of a short call says little
         if repeats[name] > 1:
-            alone[name] = _seconds(call, repeats[name])
+            alone[name] = by.mean(call, repeats[name])
             repeats[name] = max(1, math.ceil(BLOCK_SECONDS / alone[name]))
     one_round = sum(alone[name] * repeats[name] for name in calls)
     fewest = FEWEST if one_round < LONG_ROUND else 1
@@ -46,20 +43,12 @@ def interleaved(calls: dict[str, Call], seconds: float) -> dict[str, Timing]:
     order = list(calls)
     for _ in range(rounds):
         for name in order:
-            time.sleep(REST_SECONDS)
+            time.sleep(by.rest)
             if alone[name] < SLOW_SECONDS:
                 calls[name]()
-            times[name].append(_seconds(calls[name], repeats[name]))
+            times[name].append(by.mean(calls[name], repeats[name]))
         order.append(order.pop(0))  # nobody always follows the same neighbour
     return {
         name: Timing(statistics.median(t) * 1e3, min(t) * 1e3, measured[name].peak_bytes / 2**20)
         for name, t in times.items()
     }
-
-
-def _seconds(call: Call, repeats: int) -> float:
-    """Of one call, the mean of `repeats`."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from attnkernels import additive_attention, prepare_keys
-from attnkernels.backends import native
-from attnkernels.backends.base import Problem
-from attnkernels.profiling.machine import free_memory
+from attnkernels.backends import BACKENDS
+from attnkernels.backends.base import Backend, Problem
 from attnkernels.profiling.naive import naive_attention
 from attnkernels.profiling.units import show_mib
-from benchmarks.cases import Case, Inputs, inputs
+from benchmarks.cases import GRAPH, Case, Inputs, inputs
+from benchmarks.meters import meter
 
 FREE_FRACTION = 0.8  # of free memory that a call may be expected to take
 HALVES = (torch.float16, torch.bfloat16)
@@ -29,51 +29,83 @@ Built = tuple[Callable[[], Tensor], tuple[Tensor, ...]]
 @dataclass(frozen=True)
 class Provider:
     """`tensors`: how many of shape (B, n, m, d) it holds at once, forward and forward + backward,
-    as measured in float32 by `attnkernels.profiling.memory`; 16 bits hold more, but fewer bytes."""
+    as measured in float32 by `attnkernels.profiling.memory`; 16 bits hold more, but fewer bytes.
+    `generates`: it makes code for every shape and direction, which takes seconds each time.
+    `follows_stream`: its kernels run in PyTorch's current stream, where a CUDA graph catches them.
+    """
 
     name: str
-    why_not: Callable[[torch.dtype], str | None]
+    why_not: Callable[[Problem], str | None]
     build: Callable[[Case, Inputs], Built]
     tensors: tuple[int, int] = (0, 0)
+    generates: bool = False
+    follows_stream: bool = True
 
 
-def why_not(provider: Provider, case: Case, direction: str, dtype: torch.dtype) -> str | None:
+def why_not(
+    provider: Provider, case: Case, direction: str, dtype: torch.dtype, device: str = "cpu"
+) -> str | None:
     """None where the provider can run the case here and now, otherwise a sentence."""
     if provider.name not in case.providers:
         return "is not run in this case"
-    sentence = provider.why_not(dtype)
+    if direction == GRAPH and device != "cuda":
+        return f"there are no CUDA graphs on {device}"
+    if direction == GRAPH and not provider.follows_stream:
+        return "a CUDA graph would miss its kernels"
+    sentence = provider.why_not(Problem(device, dtype))
     if sentence is not None:
         return sentence
     batch, n, m, d, _ = case.shape
     needed = provider.tensors[direction == "both"] * batch * n * m * d * 4
-    if needed > FREE_FRACTION * free_memory():
-        needs, free = show_mib(needed / 2**20), show_mib(free_memory() / 2**20)
+    available = meter(device).free_memory()
+    if needed > FREE_FRACTION * available:
+        needs, free = show_mib(needed / 2**20), show_mib(available / 2**20)
         return f"needs {needs} for its [B, n, m, d] tensors, {free} is free"
     return None
 
 
 def prepare(
-    provider: Provider, case: Case, direction: str, dtype: torch.dtype
+    provider: Provider, case: Case, direction: str, dtype: torch.dtype, device: str = "cpu"
 ) -> Callable[[], object]:
     """One call of what is measured.
 
-    forward: the context, of inputs that require no gradient. both: the context and, through a graph
-    made anew in every call, the gradients of query, key, value and weight.
+    forward: the context, of inputs that require no gradient. graph: the same, replayed. both: the
+    context and, through a graph made anew in every call, the gradients of query, key, value and
+    weight.
     """
-    given = inputs(case, dtype, requires_grad=direction == "both")
+    given = inputs(case, dtype, direction == "both", device)
     context, leaves = provider.build(case, given)
-    if direction == "forward":
-        return context
-    return lambda: torch.autograd.grad(context(), leaves, given.arriving)
+    if direction == "both":
+        return lambda: torch.autograd.grad(context(), leaves, given.arriving)
+    return _replayed(context) if direction == GRAPH else context
 
 
-def _anywhere(dtype: torch.dtype) -> str | None:
+def _replayed(call: Callable[[], object]) -> Callable[[], object]:
+    """`call` captured in a CUDA graph, after it has compiled and allocated what it needs."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        context = call()
+
+    def replay() -> object:
+        graph.replay()
+        return call, context  # what the graph reads and writes, which must live as long as it
+
+    return replay
+
+
+def _anywhere(problem: Problem) -> str | None:
     return None
 
 
-def _needs(package: str) -> Callable[[torch.dtype], str | None]:
+def _needs(package: str) -> Callable[[Problem], str | None]:
     sentence = None if find_spec(package) else f"{package} is not installed"
-    return lambda dtype: sentence
+    return lambda problem: sentence
 
 
 def _eager(case: Case, given: Inputs) -> Built:
@@ -109,9 +141,10 @@ def _keras(case: Case, given: Inputs) -> Built:
     return lambda: layer([query, value, key]), (query, key, value, scale)
 
 
-def _keops_why_not(dtype: torch.dtype) -> str | None:
-    if dtype in HALVES:
-        return f"KeOps has no {dtype} on a CPU"
+def _keops_why_not(problem: Problem) -> str | None:
+    lacking = HALVES if problem.device_type == "cpu" else (torch.bfloat16,)
+    if problem.dtype in lacking:
+        return f"KeOps has no {problem.dtype} on {problem.device_type}"
     return None if find_spec("pykeops") else "pykeops is not installed"
 
 
@@ -131,25 +164,26 @@ def _keops(case: Case, given: Inputs) -> Built:
     return context, leaves
 
 
-def _native_why_not(dtype: torch.dtype) -> str | None:
-    return native.why_not(Problem("cpu", dtype))
+def _ours(backend: Backend) -> Provider:
+    name = backend.NAME
 
+    def build(case: Case, given: Inputs) -> Built:
+        leaves = query, key, value, weight = given[:4]
+        if case.prepared:
+            memory = prepare_keys(key, value, weight, backend=name)
+            return lambda: memory.attend(query), leaves
+        return lambda: additive_attention(query, key, value, weight, backend=name), leaves
 
-def _native(case: Case, given: Inputs) -> Built:
-    leaves = query, key, value, weight = given[:4]
-    if case.prepared:
-        memory = prepare_keys(key, value, weight, backend="native")
-        return lambda: memory.attend(query), leaves
-    return lambda: additive_attention(query, key, value, weight, backend="native"), leaves
+    return Provider(name, backend.why_not, build)
 
 
 # In the order of a round, of tables and of plots.
 PROVIDERS = (
     Provider("eager", _anywhere, _eager, (2, 3)),
-    Provider("compile", _anywhere, _compile, (0, 2)),
+    Provider("compile", _anywhere, _compile, (0, 2), generates=True),
     Provider("keras", _needs("keras"), _keras, (2, 3)),
-    Provider("keops", _keops_why_not, _keops),
-    Provider("native", _native_why_not, _native),
+    Provider("keops", _keops_why_not, _keops, generates=True, follows_stream=False),
+    *(_ours(backend) for backend in BACKENDS if backend.NAME != "reference"),
 )
 
 

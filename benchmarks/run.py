@@ -18,7 +18,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from attnkernels.profiling.machine import cpu_name
+from attnkernels.profiling.machine import cpu_name, triton_version
 from benchmarks import cases, providers
 from benchmarks.cases import Case
 from benchmarks.ceiling import ceiling
-from benchmarks.measure import interleaved
+from benchmarks.measure import Timing, interleaved
 from benchmarks.plot import draw
 from benchmarks.providers import Provider
-from benchmarks.table import Result, rich_table
+from benchmarks.rates import Result
+from benchmarks.table import rich_table
 
 RESULTS = Path(__file__).with_name("results")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -47,8 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         chosen_cases = cases.choose(options.cases)
         chosen_providers = providers.choose(options.providers)
-        directions = _subset("directions", options.directions, cases.DIRECTIONS)
-        dtypes = _subset("dtypes", options.dtypes, DTYPES)
+        directions = subset("directions", options.directions, cases.DIRECTIONS)
+        dtypes = subset("dtypes", options.dtypes, DTYPES)
     except ValueError as error:
         parser.error(str(error))
     if options.threads is not None:
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # what KeOps goes by
 
     console = Console(width=None if sys.stdout.isatty() else 130)
-    result = head()
+    result = head("cpu", ceiling())
     whole = options.cases is None and options.providers is None
     path = options.json or (RESULTS / default_name(result) if whole else None)
     console.print(f"{result['cpu']}, {result['threads']} threads, torch {result['torch']}")
@@ -106,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _subset(name: str, wanted: str, known: tuple[str, ...]) -> list[str]:
+def subset(name: str, wanted: str, known: tuple[str, ...]) -> list[str]:
+    """The names of an option, separated by commas; ValueError where one is unknown."""
     unknown = [each for each in wanted.split(",") if each not in known]
     if unknown:
         raise ValueError(f"--{name}: no {', '.join(unknown)}; there are {', '.join(known)}")
@@ -140,42 +141,45 @@ def _measure(
                     said.add((provider, sentence))
                     console.print(f"{job}: {provider.name}: {sentence}", highlight=False)
             progress.update(task, description=f"{job}: measuring")
-            yield [
-                {
-                    "case": case.name,
-                    "shape": list(case.shape),
-                    "direction": direction,
-                    "dtype": name,
-                    "provider": provider,
-                    "median_ms": round(timing.median_ms, 5),
-                    "min_ms": round(timing.min_ms, 5),
-                    "peak_mib": round(timing.peak_mib, 3),
-                }
-                for provider, timing in interleaved(calls, seconds).items()
-            ]
+            yield rows(case, direction, name, interleaved(calls, seconds))
             progress.advance(task)
 
 
-def head() -> Result:
-    """A result without cases: the machine, the versions, and the ceiling measured now."""
+def rows(
+    case: Case, direction: str, dtype: str, timings: dict[str, Timing]
+) -> list[dict[str, Any]]:
+    """What was measured of one case, as the JSON has it: a row a provider."""
+    return [
+        {
+            "case": case.name,
+            "shape": list(case.shape),
+            "direction": direction,
+            "dtype": dtype,
+            "provider": provider,
+            "median_ms": round(timing.median_ms, 5),
+            "min_ms": round(timing.min_ms, 5),
+            "peak_mib": round(timing.peak_mib, 3),
+        }
+        for provider, timing in timings.items()
+    ]
+
+
+def head(device: str, rates: dict[str, float]) -> Result:
+    """A result without cases: the machine, the versions, and the ceiling of the device.
+
+    A result's device is "cpu", or the name of the GPU.
+    """
     return {
-        "device": "cpu",
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "triton": _installed("triton"),
+        "triton": triton_version(),
         "commit": _commit(),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "ceiling": ceiling(),
+        "ceiling": rates,
         "cases": [],
     }
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _commit() -> str | None:
@@ -189,8 +193,9 @@ def _commit() -> str | None:
 
 
 def default_name(result: Result) -> str:
-    """DATE-device.json, the processor's name with it."""
-    device = re.sub(r"[^a-z0-9]+", "-", f"{result['device']} {result['cpu']}".lower()).strip("-")
+    """DATE-device.json; that of a CPU with the processor's name."""
+    name = f"cpu {result['cpu']}" if result["device"] == "cpu" else result["device"]
+    device = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return f"{result['date'][:10]}-{device}.json"
 
 

@@ -1,8 +1,8 @@
-"""The README's table, made from the newest result.
+"""The README's tables, made from the newest result of a CPU and of a GPU.
 
     python -m benchmarks.table [--check] [--readme FILE] [--results FOLDER]
 
---check changes nothing and fails where the README is not what the newest result makes it.
+--check changes nothing and fails where the README is not what the newest results make it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from attnkernels.profiling.units import show_mib, show_ms, show_ratio
-from benchmarks.ceiling import seconds
+from benchmarks import rates
+from benchmarks.cases import GRAPH
+from benchmarks.rates import NOTHING, Result, Row
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
-OURS = "native"
-NOTHING = "–"
-
-Result = dict[str, Any]
+MARKERS = {  # what stands around the tables of a CPU and of a GPU
+    "cpu": ("<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"),
+    "gpu": ("<!-- benchmarks-gpu:begin -->", "<!-- benchmarks-gpu:end -->"),
+}
+COMMANDS = {"cpu": "python -m benchmarks.run", "gpu": "python -m benchmarks.gpu --out DIR"}
+OURS = ("native", "triton")
 
 
 class Line(NamedTuple):
-    """One case and direction as it is shown; the factors and the memory are those of `native`."""
+    """One case and direction as it is shown; factors, memory and rates are those of `ours`."""
 
     case: str
     shape: str
@@ -37,7 +40,7 @@ class Line(NamedTuple):
     than_eager: str
     than_compile: str
     memory: str
-    of_ceiling: str
+    rates: dict[str, str]
 
 
 def lines(result: Result, dtype: str) -> list[Line]:
@@ -49,24 +52,34 @@ def lines(result: Result, dtype: str) -> list[Line]:
     return [_line(result, case, direction, rows) for (case, direction), rows in grouped.items()]
 
 
-def _line(result: Result, case: str, direction: str, rows: dict[str, dict[str, Any]]) -> Line:
+def _line(result: Result, case: str, direction: str, rows: dict[str, Row]) -> Line:
     batch, n, m, d, dv = next(iter(rows.values()))["shape"]
-    ours, eager = rows.get(OURS), rows.get("eager")
-    limit = seconds(result["ceiling"], batch * n * m * d, direction, result["threads"])
+    mine, eager = rows.get(ours(result)), rows.get("eager")
     return Line(
         case=case,
         shape="x".join(map(str, (batch, n, m, d))) + (f" dv {dv}" if dv != d else ""),
         direction=direction,
         times={name: show_ms(row["median_ms"]) for name, row in rows.items()},
-        than_eager=_faster(eager, ours),
-        than_compile=_faster(rows.get("compile"), ours),
-        memory=" / ".join(show_mib(row["peak_mib"]) if row else NOTHING for row in (eager, ours)),
-        of_ceiling=f"{1e5 * limit / ours['median_ms']:.0f}%" if limit and ours else NOTHING,
+        than_eager=_faster(eager, mine),
+        than_compile=_faster(rows.get("compile"), mine),
+        memory=" / ".join(_peak(row) for row in (eager, mine)),
+        rates=rates.rates(result, mine),
     )
 
 
-def _faster(other: dict[str, Any] | None, ours: dict[str, Any] | None) -> str:
-    return show_ratio(other["median_ms"] / ours["median_ms"]) if other and ours else NOTHING
+def _faster(other: Row | None, mine: Row | None) -> str:
+    return show_ratio(other["median_ms"] / mine["median_ms"]) if other and mine else NOTHING
+
+
+def _peak(row: Row | None) -> str:
+    """A CUDA graph keeps its memory between replays, which thus need none."""
+    return show_mib(row["peak_mib"]) if row and row["direction"] != GRAPH else NOTHING
+
+
+def ours(result: Result) -> str:
+    """The backend of this library that the others are compared with."""
+    names = provider_names(result)
+    return next((name for name in OURS if name in names), OURS[0])
 
 
 def dtypes(result: Result) -> list[str]:
@@ -80,39 +93,39 @@ def provider_names(result: Result) -> list[str]:
 def _cells(line: Line, names: list[str]) -> list[str]:
     times = [line.times.get(name, NOTHING) for name in names]
     ratios = [line.than_eager, line.than_compile]
-    return [line.case, line.shape, line.direction, *times, *ratios, line.memory, line.of_ceiling]
+    return [
+        *(line.case, line.shape, line.direction),
+        *times,
+        *ratios,
+        line.memory,
+        *line.rates.values(),
+    ]
 
 
 def about(result: Result) -> str:
     """What was measured where, and what the columns mean."""
-    rates = result["ceiling"]
-    said = (
-        f"{result['cpu']}, {result['threads']} threads, PyTorch {result['torch']}, "
+    return (
+        f"{rates.machine(result)}, PyTorch {result['torch']}, "
         f"{result['date'][:10]}, commit {result['commit'] or 'unknown'}. Medians of interleaved "
         "runs; memory is the peak above the inputs; `both` is forward and backward with the "
-        "gradients of query, key, value and weight."
-    )
-    if rates:
-        said += (
-            f" The ceiling is that of `benchmarks/ceiling.cpp` on every thread; one core does "
-            f"{rates['scores_g']:.1f} G elements/s forward, {rates['gradients_g']:.1f} in the "
-            "backward's sweep."
-        )
-    return said
+        f"gradients of query, key, value and weight. {rates.about(result)}"
+    ).rstrip()
 
 
 def rich_table(result: Result) -> list[Table]:
     """A table a dtype, for a terminal."""
-    names = provider_names(result)
+    names, mine = provider_names(result), ours(result)
     tables = []
     for dtype in dtypes(result):
         table = Table(title=dtype, box=SIMPLE_HEAD, show_edge=False)
         table.padding = (0, 0, 0, 1)
         for place, heading in enumerate(["case", "shape", "pass", *names]):
-            ours = "bold" if heading == OURS else None
-            table.add_column(heading, justify="left" if place < 3 else "right", style=ours)
-        for heading in ("x eager", "x compile", "eager / native", "ceiling"):
-            table.add_column(heading, justify="right", style="green" if "x" in heading else None)
+            style = "bold" if heading == mine else None
+            table.add_column(heading, justify="left" if place < 3 else "right", style=style)
+        last = ["x eager", "x compile", f"eager / {mine}", *rates.columns(result)]
+        for heading in last:
+            style = "green" if heading.startswith("x ") else None
+            table.add_column(heading, justify="right", style=style)
         for line in lines(result, dtype):
             table.add_row(*_cells(line, names))
         tables.append(table)
@@ -121,12 +134,12 @@ def rich_table(result: Result) -> list[Table]:
 
 def markdown(result: Result) -> str:
     """A table a dtype, for the README, with what stands above it."""
-    names = provider_names(result)
-    headings = [f"**{name}**" if name == OURS else name for name in names]
+    names, mine = provider_names(result), ours(result)
+    headings = [f"**{name}**" if name == mine else name for name in names]
     parts = [about(result)]
     for dtype in dtypes(result):
         columns = ["case", "B x n x m x d", "pass", *headings, "times eager", "times compile"]
-        columns += ["memory, eager / native", "of ceiling"]
+        columns += [f"memory, eager / {mine}", *rates.columns(result)]
         rule = ["---"] * 3 + ["---:"] * (len(columns) - 3)
         body = [_cells(line, names) for line in lines(result, dtype)]
         table = "\n".join("| " + " | ".join(row) + " |" for row in [columns, rule, *body])
@@ -134,20 +147,20 @@ def markdown(result: Result) -> str:
     return "\n\n".join(parts)
 
 
-def newest(folder: Path) -> Result:
-    """The result with the latest date; ValueError where there is none."""
+def newest(folder: Path, kind: str) -> Result | None:
+    """The result of a kind, "cpu" or "gpu", with the latest date; None where there is none."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    if not results:
-        raise ValueError(f"{folder} has no results: python -m benchmarks.run makes one")
-    return max(results, key=lambda result: result["date"])
+    of_kind = [each for each in results if (each["device"] == "cpu") == (kind == "cpu")]
+    return max(of_kind, key=lambda result: result["date"], default=None)
 
 
-def insert(text: str, table: str) -> str:
+def insert(text: str, table: str, kind: str) -> str:
     """`text` with `table` between its markers; ValueError where they are not there once each."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the README needs the lines {BEGIN} and {END}, once, in that order")
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
+    begin, end = MARKERS[kind]
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"the README needs the lines {begin} and {end}, once, in that order")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -158,8 +171,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
     try:
-        old = options.readme.read_text(encoding="utf-8")
-        new = insert(old, markdown(newest(options.results)))
+        old = new = options.readme.read_text(encoding="utf-8")
+        for kind in MARKERS:
+            result = newest(options.results, kind)
+            missing = f"Not measured yet: `{COMMANDS[kind]}` does."
+            new = insert(new, markdown(result) if result else missing, kind)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if old == new:

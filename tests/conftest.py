@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from math import prod
 
 import pytest
 
@@ -18,6 +19,10 @@ from attnkernels.backends.base import Problem
 
 NAMES = [backend.NAME for backend in BACKENDS]
 
+# With TRITON_INTERPRET=1 the suite is that of the triton backend, as far as an interpreter gets.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED_ELEMENTS = 20_000
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -26,6 +31,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="BACKEND",
         help="fail, rather than skip, where this backend is not available",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if INTERPRETED:
+        chosen = [item for item in items if _worth_interpreting(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
+
+
+def _worth_interpreting(item: pytest.Item) -> bool:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if "triton" not in parameters.values():
+        return False
+    if {torch.float16, torch.int32} & {
+        x for x in parameters.values() if isinstance(x, torch.dtype)
+    }:
+        return False  # loaded as bfloat16 and int64 are; that they compile is tested in test_aot
+    shapes = [x for x in parameters.values() if isinstance(x, tuple) and len(x) == 5]
+    return item.get_closest_marker("large") is None and all(
+        prod(shape[:4]) <= INTERPRETED_ELEMENTS for shape in shapes
     )
 
 
@@ -42,9 +68,15 @@ def _seeded_and_nan_filled() -> Iterator[None]:
 
 def _available(request: pytest.FixtureRequest) -> str:
     name: str = request.param
-    sentence = BACKENDS[NAMES.index(name)].why_not(Problem("cpu", torch.float32))
-    if sentence is not None:
-        if name in request.config.getoption("--require"):
+    dtypes = [
+        x
+        for x in request.node.callspec.params.values()
+        if isinstance(x, torch.dtype) and x.is_floating_point
+    ]
+    why_not = BACKENDS[NAMES.index(name)].why_not
+    sentences = [why_not(Problem("cpu", dtype)) for dtype in (torch.float32, *dtypes)]
+    for sentence in filter(None, sentences):
+        if name in request.config.getoption("--require") and sentence == sentences[0]:
             pytest.fail(f"backend {name} is required: {sentence}")
         pytest.skip(sentence)
     return name

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from attnkernels.backends import BACKENDS
+from attnkernels.backends.base import Problem
+
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+
+# keys that take more than one tile; an interpreter has smaller tiles, and less time
+MANY = 40 if os.environ.get("TRITON_INTERPRET") == "1" else 140
 
 Shape = tuple[int, int, int, int, int]
 
@@ -73,3 +80,9 @@ def batch_last(x: Tensor) -> Tensor:
 def cumulative(lengths: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:
     """cu_seqlens of these sequence lengths."""
     return torch.tensor([0, *lengths]).cumsum(0).to(dtype)
+
+
+def supports(backend: str, dtype: torch.dtype) -> bool:
+    """Whether a backend that is available has kernels for `dtype`."""
+    (module,) = (each for each in BACKENDS if each.NAME == backend)
+    return module.why_not(Problem("cpu", dtype)) is None

@@ -17,8 +17,9 @@ OBSERVERS = {"profile", "profiling", "info", "viz", "distributed"}
 # module, or folder with a trailing slash -> the parts of attnkernels it may import
 MAY_IMPORT: dict[str, set[str]] = {
     "checks": {"backends.base"},
-    "functional": {"backends", "checks"},
-    "memory": {"backends", "checks", "functional"},
+    "functional": {"backends", "checks", "ranges"},
+    "memory": {"backends", "checks", "functional", "ranges"},
+    "ranges": set(),
     "ops": {"backends.base", "derivatives", "vmaps"},
     "derivatives": {"backends.base", "backends.reference"},  # what double backward goes through
     "vmaps": set(),
@@ -26,7 +27,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends/base": set(),
     "backends/philox": set(),
     "backends/reference": {"backends.base", "backends.philox"},
-    "backends/": {"backends.base", "derivatives", "ops"},
+    "backends/fused": {"derivatives"},
+    "backends/triton/": {
+        "backends.base",
+        "backends.fused",
+        "backends.triton",
+        "derivatives",
+        "ops",
+    },
+    "backends/": {"backends.base", "backends.fused", "derivatives", "ops"},
     "nn/": {"functional", "memory", "nn"},
     "models/": {"nn", "models"},
     "testing": {"backends", "functional", "memory", "nn"},
@@ -44,9 +53,9 @@ def rule(module: str) -> set[str] | None:
         return None
     if module in MAY_IMPORT:
         return MAY_IMPORT[module]
-    folder = module.split("/")[0] + "/"
-    assert folder in MAY_IMPORT, f"{module} is not in the import table: decide what it may import"
-    return MAY_IMPORT[folder]
+    folders = [name for name in MAY_IMPORT if name.endswith("/") and module.startswith(name)]
+    assert folders, f"{module} is not in the import table: decide what it may import"
+    return MAY_IMPORT[max(folders, key=len)]
 
 
 def imports(module: str) -> set[str]:

@@ -19,6 +19,7 @@ from inputs import (
     make,
     normal,
     sliced,
+    supports,
     transposed,
 )
 from torch import Tensor
@@ -248,6 +249,8 @@ def test_the_same_tensor_as_key_and_value(backend: str) -> None:
 
 def test_outputs_come_in_order_and_in_their_dtypes(backend: str) -> None:
     for dtype, acc in ((F32, F32), (BF16, F32), (F16, F32), (F64, F64)):
+        if not supports(backend, dtype):
+            continue
         inputs = make((2, 3, 5, 4, 6), dtype)
         context = additive_attention(*inputs, backend=backend)
         assert isinstance(context, Tensor) and context.dtype == dtype
@@ -266,9 +269,11 @@ def test_autocast_casts_as_matmul_does(backend: str, dtype: torch.dtype) -> None
     inputs, mask = make((2, 3, 5, 4, 6)), normal(3, 5)
     with torch.autocast("cpu", dtype):
         context, lse = additive_attention(*inputs, attn_mask=mask, return_lse=True, backend=backend)
-        doubles = additive_attention(*make((2, 3, 5, 4, 6), F64), backend=backend)
+        if supports(backend, F64):
+            doubles = additive_attention(*make((2, 3, 5, 4, 6), F64), backend=backend)
+            assert doubles.dtype == F64
         mixed = additive_attention(inputs[0], *(x.to(dtype) for x in inputs[1:]), backend=backend)
-    assert context.dtype == mixed.dtype == dtype and lse.dtype == F32 and doubles.dtype == F64
+    assert context.dtype == mixed.dtype == dtype and lse.dtype == F32
     cast = additive_attention(
         *(x.to(dtype) for x in inputs), attn_mask=mask.to(dtype), backend=backend
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +39,8 @@ ROW = {
     "peak_mib": float,
 }
 KNOWN = {"eager", "compile", "keras", "keops", "native", "triton"}
+GPU_RATES = {"sms": 100, "max_mhz": 1000.0, "torch_copy_gb": 1900, "scores": 36.0}
+GPU_RATES |= {"tanh_scores": 15.9, "copy_gb": 2000}
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +69,15 @@ def result() -> dict[str, Any]:
     head = {"device": "cpu", "cpu": "A cpu (R) 9000", "threads": 2, "torch": "2.13.0"}
     head |= {"triton": None, "commit": "abc", "date": "2030-01-02T03:04:05+00:00"}
     return head | {"ceiling": dict(RATES), "cases": rows}
+
+
+@pytest.fixture
+def gpu_result(result: dict[str, Any]) -> dict[str, Any]:
+    square = {"case": "gpu-square", "shape": [8, 1024, 1024, 256, 256]}
+    step = {"case": "gpu-step", "shape": [64, 1, 4096, 512, 512], "direction": "graph"}
+    rows = [row("eager", 40.0, **square), row("triton", 10.0, **square), row("triton", 1.0, **step)]
+    rows += [row("triton", 50.0, **square | {"direction": "both"})]
+    return result | {"device": "A GPU", "triton": "3.6.0", "ceiling": GPU_RATES, "cases": rows}
 
 
 def test_the_form_of_the_json_is_as_documented(
@@ -145,6 +157,8 @@ def test_cases_are_the_named_ones_and_long_ones_run_only_when_named() -> None:
     assert shapes["character"] == "1x2048x2048x256" and shapes["square"] == "1x512x512x256"
     assert len(shapes) == len(CASES)
     assert not any(case.group == "long" for case in choose(None))
+    assert not any(case.group == "gpu" for case in choose(None))
+    assert shapes["gpu-square"] == "8x1024x1024x256" and shapes["gpu-step"] == "64x1x4096x512"
     assert [case.name for case in choose("long")] == ["long-16k", "long-64k"]
     assert [case.name for case in choose("square,long-64k")] == ["square", "long-64k"]
 
@@ -177,10 +191,11 @@ def test_every_provider_computes_the_same(
 
 def test_a_case_says_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     square = next(case for case in CASES if case.name == "square")
-    monkeypatch.setattr(providers, "free_memory", lambda: 2**30)
+    has = {"free_memory": lambda: 2**30}
+    monkeypatch.setattr(providers, "meter", lambda device: SimpleNamespace(**has))
     eager, compiled = providers.PROVIDERS[:2]
     assert providers.why_not(eager, square, "both", torch.float32) is None
-    monkeypatch.setattr(providers, "free_memory", lambda: 2**29)
+    has["free_memory"] = lambda: 2**29
     assert "needs 512 MiB" in (providers.why_not(eager, square, "forward", torch.float32) or "")
     assert providers.why_not(compiled, square, "forward", torch.float32) is None
 
@@ -200,24 +215,50 @@ def test_the_table_shows_factors_memory_and_ceiling(result: dict[str, Any]) -> N
     assert (forward.than_eager, forward.than_compile) == ("134x", "30x")
     assert forward.memory == "268 MiB / 2 MiB" and both.memory == "– / 8 MiB"
     # 67.1e6 elements: 3.36 ms on one core at 20 G/s, half of it on two
-    assert forward.of_ceiling == "84%"
+    assert forward.rates == {"of ceiling": "84%"}
     # two passes of scores and one of gradients: 13.4 ms on one core
-    assert both.of_ceiling == "84%"
+    assert both.rates == {"of ceiling": "84%"}
     text = table.markdown(result)
     assert text.index("float32:") < text.index("bfloat16:")
     head = next(line for line in text.splitlines() if line.startswith("| case"))
     assert all(line.count("|") == head.count("|") for line in text.splitlines() if "|" in line)
 
 
-def test_the_readme_follows_the_newest_result(
-    tmp_path: Path, result: dict[str, Any], capsys: pytest.CaptureFixture[str]
+def test_the_table_of_a_gpu_shows_rates_and_bandwidth(gpu_result: dict[str, Any]) -> None:
+    forward, step, both = (
+        line
+        for name in ("forward", "graph", "both")
+        for line in table.lines(gpu_result, "float32")
+        if line.direction == name
+    )
+    assert forward.times == {"eager": "40 ms", "triton": "10 ms"}
+    assert (forward.than_eager, forward.memory) == ("4.0x", "40 MiB / 10 MiB")
+    # 2.147e9 elements in 10e6 clocks of 100 processors
+    wanted = {"elements/clk/SM": "2.15", "of ceiling": "6%", "of copy": "–"}
+    assert forward.rates == wanted
+    # 64 x 4096 x 1024 floats and little more: 1074 of 2000 GB/s; a replay takes no memory
+    assert step.rates["of copy"] == "54%" and step.memory == "– / –"
+    assert both.rates == wanted | {"elements/clk/SM": "0.43", "of ceiling": "–"}
+    text = table.markdown(gpu_result)
+    assert "**triton**" in text and "36.0 elements/clk/SM forward" in text
+    assert "A GPU, Triton 3.6.0" in text and "2000 GB/s" in text
+    bare = table.lines(gpu_result | {"ceiling": {}}, "float32")
+    assert all(set(line.rates.values()) == {"–"} for line in bare)
+    assert run.default_name(gpu_result) == "2030-01-02-a-gpu.json"
+
+
+def test_the_readme_follows_the_newest_results(
+    tmp_path: Path,
+    result: dict[str, Any],
+    gpu_result: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     readme = tmp_path / "README.md"
     where = ["--readme", str(readme), "--results", str(tmp_path)]
-    readme.write_text(f"above\n{table.BEGIN}\n{table.END}\nbelow\n")
-    with pytest.raises(SystemExit):
-        table.main(where)
-    assert "has no results" in capsys.readouterr().err
+    (begin, end), (gpu_begin, gpu_end) = table.MARKERS["cpu"], table.MARKERS["gpu"]
+    readme.write_text(f"above\n{begin}\n{end}\nbetween\n{gpu_begin}\n{gpu_end}\nbelow\n")
+    assert table.main(where) == 0
+    assert readme.read_text().count("Not measured yet: ") == 2
 
     run.write(tmp_path / "new.json", result)
     run.write(tmp_path / "old.json", result | {"date": "2029-01-02T03:04:05", "cpu": "older"})
@@ -226,12 +267,19 @@ def test_the_readme_follows_the_newest_result(
     text = readme.read_text()
     assert text.startswith("above\n") and text.endswith("\nbelow\n")
     assert "A cpu (R) 9000" in text and "older" not in text
+    assert text.count("Not measured yet: ") == 1
     assert table.main(where) == 0 and readme.read_text() == text
 
-    readme.write_text("no markers")
+    run.write(tmp_path / "gpu.json", gpu_result)
+    assert table.main(where) == 0
+    by_cpu, by_gpu = readme.read_text().split("\nbetween\n")
+    assert "A cpu (R) 9000" in by_cpu and "A GPU" not in by_cpu
+    assert "A GPU" in by_gpu and "A cpu" not in by_gpu
+
+    readme.write_text(f"{begin}\n{end}")
     with pytest.raises(SystemExit):
         table.main(where)
-    assert "needs the lines" in capsys.readouterr().err
+    assert f"needs the lines {gpu_begin}" in capsys.readouterr().err
 
 
 def test_the_plot_needs_something_to_compare(tmp_path: Path, result: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ ASK = "import torch; print(torch.backends.cpu.get_cpu_capability())"
 
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
 def test_battery(fused: str, isa: str) -> None:
+    if fused != "native":
+        pytest.skip("only the native backend has code for each instruction set of a CPU")
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": isa}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import BF16, F16, F32, F64, Shape, make, normal
+from inputs import BF16, F16, F32, F64, MANY, Shape, make, normal
 from torch import Tensor
 
 from attnkernels import AdditiveMemory, additive_attention, prepare_keys
 from attnkernels.testing import check_attention
 
-SHAPE: Shape = (3, 2, 140, 19, 7)
+SHAPE: Shape = (3, 2, MANY, 19, 7)
 PREPARED = ("key_lengths", "activation", "negative_slope", "scale")
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "lengths": {"key_lengths": torch.tensor([0, 129, 140])},
+    "lengths": {"key_lengths": torch.tensor([0, MANY - 11, MANY])},
     "relu": {"activation": "relu"},
     "leaky": {"activation": "leaky_relu", "negative_slope": 0.4, "scale": 0.7},
     "sigmoid": {"activation": "sigmoid", "scale": -2.0},
@@ -40,8 +40,8 @@ def prepared(backend: str, change: Any = lambda memory: memory) -> Callable[...,
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("n", [1, 2, 40])
 def test_attends_as_a_plain_call(backend: str, options: dict[str, Any], n: int) -> None:
-    check_attention(*make((3, n, 140, 19, 7)), **options, backend=prepared(backend))
-    check_attention(*make((3, n, 140, 19, 7), grad=False), **options, backend=prepared(backend))
+    check_attention(*make((3, n, MANY, 19, 7)), **options, backend=prepared(backend))
+    check_attention(*make((3, n, MANY, 19, 7), grad=False), **options, backend=prepared(backend))
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F64])
@@ -65,14 +65,14 @@ def test_without_autograd(backend: str) -> None:
 def test_weights_lse_mask_and_dropout(backend: str) -> None:
     check_attention(
         *make(SHAPE),
-        attn_mask=torch.rand(2, 140) < 0.7,
+        attn_mask=torch.rand(2, MANY) < 0.7,
         dropout_p=0.3,
         return_weights=True,
         return_lse=True,
         **OPTIONS["lengths"],
         backend=prepared(backend),
     )
-    check_attention(*make(SHAPE), attn_mask=normal(2, 140), backend=prepared(backend))
+    check_attention(*make(SHAPE), attn_mask=normal(2, MANY), backend=prepared(backend))
 
 
 def test_gradients_reach_keys_over_several_steps(backend: str) -> None:
@@ -101,7 +101,9 @@ def equal(chosen: AdditiveMemory, anew: AdditiveMemory, query: Tensor, *leaves: 
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("lengths", [None, torch.tensor([3, 140, 77])], ids=["full", "lengths"])
+@pytest.mark.parametrize(
+    "lengths", [None, torch.tensor([3, MANY, MANY // 2 + 7])], ids=["full", "lengths"]
+)
 @pytest.mark.parametrize("index", [[2, 0, 0, 1], [1], [], [0, 1, 2]], ids=str)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_index_select_reorders_beams(
@@ -172,7 +174,7 @@ def test_leading_dimensions_broadcast(backend: str) -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_and_pickles(backend: str, copied: Callable[..., AdditiveMemory]) -> None:
     query, key, value, weight = make(SHAPE, grad=False)
-    lengths = torch.tensor([3, 140, 77])
+    lengths = torch.tensor([3, MANY, MANY // 2 + 7])
     memory = prepare_keys(
         key, value, weight, key_lengths=lengths, activation="sigmoid", backend=backend
     )
@@ -182,7 +184,7 @@ def test_copies_and_pickles(backend: str, copied: Callable[..., AdditiveMemory])
 def test_under_autocast(backend: str) -> None:
     """Prepared inside: in the narrow dtype. Prepared outside: cast as by a plain call."""
     query, key, value, weight = make(SHAPE)
-    mask = normal(2, 140)
+    mask = normal(2, MANY)
     outside = prepare_keys(key, value, weight, backend=backend)
     with torch.autocast("cpu", BF16):
         wanted = additive_attention(query, key, value, weight, attn_mask=mask, backend=backend)

@@ -58,6 +58,7 @@ CASES: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.large
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc/self")
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_peak_is_linear_in_the_lengths(fused: str, options: dict[str, object]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from inputs import BF16, F32, F64, Shape, cumulative, make, normal
+from inputs import BF16, F32, F64, MANY, Shape, cumulative, make, normal
 from torch import Tensor
 
 from attnkernels import additive_attention, additive_attention_varlen, additive_scores
 
 NAN, INF = float("nan"), float("inf")
 ACTIVATIONS = ["tanh", "sigmoid", "relu", "leaky_relu"]
-SHAPES: list[Shape] = [(2, 1, 70, 19, 5), (2, 6, 140, 20, 5)]
+SHAPES: list[Shape] = [(2, 1, 70, 19, 5), (2, 6, MANY, 20, 5)]
 
 
 def poisoned(x: Tensor, where: tuple[int, ...], poison: float = NAN) -> Tensor:
@@ -58,7 +58,7 @@ def test_in_a_value(backend: str, shape: Shape) -> None:
     context, weights, lse = additive_attention(
         query,
         key,
-        poisoned(value, (1, 66, 2)),
+        poisoned(value, (1, shape[2] - 4, 2)),
         weight,
         return_weights=True,
         return_lse=True,
@@ -71,7 +71,7 @@ def test_in_a_value(backend: str, shape: Shape) -> None:
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_in_the_weight(backend: str, activation: str) -> None:
-    query, key, value, weight = make((2, 6, 140, 20, 5))
+    query, key, value, weight = make((2, 6, MANY, 20, 5))
     context, lse = additive_attention(
         query,
         key,
@@ -85,23 +85,23 @@ def test_in_the_weight(backend: str, activation: str) -> None:
 
 
 def test_in_a_float_mask(backend: str) -> None:
-    mask = poisoned(torch.zeros(6, 140), (2, 100))
-    context = additive_attention(*make((2, 6, 140, 20, 5)), attn_mask=mask, backend=backend)
+    mask = poisoned(torch.zeros(6, MANY), (2, MANY - 10))
+    context = additive_attention(*make((2, 6, MANY, 20, 5)), attn_mask=mask, backend=backend)
     assert context[:, 2].isnan().all()
     assert int(context.isnan().sum()) == context[:, 2].numel()
 
 
 def test_opposite_infinities_are_nan(backend: str) -> None:
     """inf - inf has no sum: NaN in that pair, as in the reference."""
-    for n, m in ((1, 70), (6, 140)):
+    for n, m in ((1, 70), (6, MANY)):
         query, key, _, weight = make((1, n, m, 20, 1))
         scores = additive_scores(
             poisoned(query, (0, 0, 3), INF),
-            poisoned(key, (0, 65, 3), -INF),
+            poisoned(key, (0, m - 5, 3), -INF),
             weight,
             backend=backend,
         )
-        assert scores[0, 0, 65].isnan()
+        assert scores[0, 0, m - 5].isnan()
         assert int(scores.isnan().sum()) == 1
 
 
@@ -152,7 +152,7 @@ def test_padding_is_never_looked_at(
 
 
 def test_a_nan_query_with_nothing_to_look_at(backend: str) -> None:
-    query, key, value, weight = make((2, 6, 140, 20, 5))
+    query, key, value, weight = make((2, 6, MANY, 20, 5))
     context, lse = additive_attention(
         torch.full_like(query, NAN),
         key,

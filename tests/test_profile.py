@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from attnkernels import profile
-from attnkernels.profiling import machine, memory, plot, report, sweep, text, units
+from attnkernels.profiling import device, machine, memory, plot, report, sweep, text, units
 from attnkernels.profiling.naive import naive_attention, naive_bytes
 from attnkernels.profiling.sweep import Row
 from attnkernels.testing import assert_within_budget
@@ -72,7 +72,7 @@ def test_compile_is_a_third_method(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_says_what_does_not_fit_instead_of_dying(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "free_memory", lambda: MIB // 4)
+    monkeypatch.setattr(device, "free_memory", lambda: MIB // 4)
     _, result = run(tmp_path, "--lengths", "16,256")
     small, large = (row for row in result["rows"] if row["method"] == "naive")
     assert small["skipped"] is None
@@ -91,10 +91,21 @@ def test_says_what_takes_too_long(tmp_path: Path) -> None:
     assert all(row["ms"] > 0 for row in result["rows"] if row["method"] == "fused")
 
 
-def test_survives_an_allocation_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def ask_for_too_much() -> None:
+    torch.empty(2**50)
+
+
+def run_out_as_a_gpu_does() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("ask", [ask_for_too_much, run_out_as_a_gpu_does])
+def test_survives_an_allocation_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Any
+) -> None:
     def fail(*tensors: torch.Tensor) -> torch.Tensor:
         if tensors[0].shape[1] > 32:
-            torch.empty(2**50)
+            ask()
         return naive_attention(*tensors)
 
     monkeypatch.setattr(sweep, "naive_attention", fail)
@@ -114,7 +125,7 @@ def test_interrupted_it_leaves_what_was_measured(
         left.pop()
         return memory.measure(call)
 
-    monkeypatch.setattr(sweep, "measure", interrupting)
+    monkeypatch.setattr(device, "measure", interrupting)
     status, result = run(tmp_path, "--lengths", "16,32,48")
     assert status == 130 and result["interrupted"]
     assert [(row["length"], row["method"]) for row in result["rows"]] == [
@@ -247,7 +258,8 @@ def test_units() -> None:
         "4.2 GiB",
         "1.24 TiB",
     ]
-    assert [units.show_rate(rate) for rate in (0.0123, 0.238, 13.06)] == ["0.012", "0.24", "13.1"]
+    rates = [units.show_rate(rate) for rate in (0.0123, 0.238, 13.06, 4181.3)]
+    assert rates == ["0.012", "0.24", "13.1", "4,181"]
     assert [units.show_ratio(x) for x in (0.824, 5.32, 61.2, 1234)] == [
         "0.82x",
         "5.3x",
@@ -258,12 +270,14 @@ def test_units() -> None:
 
 def test_a_narrow_terminal_gets_a_table_it_can_hold() -> None:
     names = ["naive", "compile", "fused"]
-    rows = [Row(65536, name, 123.4, 123.4, 1, 999.0, 0.123) for name in names]
+    rows = [Row(65536, name, 123.4, 123.4, 1, 999.0, 4181.0, 12.3) for name in names]
     from rich.console import Console
 
     for width in (80, report.WIDTH):
         console = Console(width=width, record=True, file=open("/dev/null", "w"))
-        console.print(report.table("title", [65536], names, rows, width))
+        console.print(
+            report.table("title", [65536], names, rows, width, {"one hardware tanh an element": 16})
+        )
         assert "…" not in console.export_text()
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from . import native as native
 from . import reference as reference
+from . import triton as triton
 from .base import Backend, Problem
 
-BACKENDS: tuple[Backend, ...] = (native, reference)
+BACKENDS: tuple[Backend, ...] = (native, triton, reference)
 
 
 def select(problem: Problem, name: str | None = None) -> Backend:

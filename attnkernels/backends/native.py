@@ -8,15 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..derivatives import ACTIVATIONS, differentiable
-from ..ops import define
+from ..derivatives import ACTIVATIONS
+from ..ops import SCHEMAS, define
 from .base import Problem
+from .fused import Fused
 
 NAME = "native"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-_ops = define(NAME)
-_forward, _scores = differentiable(_ops)
+_ops = define(NAME, *SCHEMAS)
+_fused = Fused(_ops)
+attention, attention_varlen, scores = _fused.attention, _fused.attention_varlen, _fused.scores
 
 
 def _load() -> str | None:
@@ -55,100 +57,6 @@ def build_info() -> dict[str, str]:
     return {"library": "loaded", "instruction set": torch.ops.attnkernels.native_isa()}
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    *,
-    attn_mask: Tensor | None,
-    key_lengths: Tensor | None,
-    is_causal: bool,
-    dropout_p: float,
-    seed: Tensor | None,
-    activation: str,
-    negative_slope: float,
-    scale: float,
-    return_weights: bool,
-    packed_key: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """(E1)-(E3) in one pass; see `Backend.attention`."""
-    context, lse, weights = _forward(
-        query,
-        key,
-        value,
-        weight,
-        attn_mask,
-        key_lengths,
-        None,
-        None,
-        packed_key,
-        seed,
-        dropout_p,
-        is_causal,
-        ACTIVATIONS[activation],
-        negative_slope,
-        scale,
-        return_weights,
-    )
-    return _rounded(context, query), _rounded(weights, query) if return_weights else None, lse
-
-
-def attention_varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    *,
-    is_causal: bool,
-    dropout_p: float,
-    seed: Tensor | None,
-    activation: str,
-    negative_slope: float,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """The same for packed sequences; see `Backend.attention_varlen`."""
-    context, lse, _ = _forward(
-        query,
-        key,
-        value,
-        weight,
-        None,
-        None,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        None,
-        seed,
-        dropout_p,
-        is_causal,
-        ACTIVATIONS[activation],
-        negative_slope,
-        scale,
-        False,
-    )
-    return _rounded(context, query), lse
-
-
-def scores(
-    query: Tensor,
-    key: Tensor,
-    weight: Tensor,
-    *,
-    activation: str,
-    negative_slope: float,
-    scale: float,
-) -> Tensor:
-    """(E1); see `Backend.scores`."""
-    code = ACTIVATIONS[activation]
-    return _rounded(_scores(query, key, weight, code, negative_slope, scale), query)
-
-
 def pack_keys(key: Tensor, *, activation: str) -> Tensor:
     """exp(2 k) in panels of 32 keys, transposed (E7)."""
     return _ops.pack_keys(key, ACTIVATIONS[activation])
-
-
-def _rounded(result: Tensor, like: Tensor) -> Tensor:
-    return result if result.dtype == like.dtype else result.to(like.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import torch
@@ -47,8 +48,14 @@ def _container_allowance(default: int) -> int:
         return default
 
 
+def triton_version() -> str | None:
+    """Triton's version, under whatever name it was installed: ROCm has another one."""
+    names = packages_distributions().get("triton")
+    return version(names[0]) if names else None
+
+
 def versions() -> dict[str, str]:
-    """The versions a measurement depends on."""
+    """The versions a measurement depends on, wherever it is made."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,20 @@ def ratio(slow: Row | None, fast: Row | None, field: str) -> float | None:
 
 
 def table(
-    title: str, lengths: list[int], names: list[str], rows: list[Row], width: int = WIDTH
+    title: str,
+    lengths: list[int],
+    names: list[str],
+    rows: list[Row],
+    width: int = WIDTH,
+    ceilings: Mapping[str, float] | None = None,
 ) -> Table:
-    """One line a length that has been reached; three columns a method.
+    """One line a length that has been reached; three columns a method, and where clocks were
+    counted one of the fused operator's elements a clock, with the `ceilings` to compare it with.
 
     Three methods do not fit in a terminal narrower than WIDTH: their rates are left out there.
     """
     compact = width < WIDTH and len(names) > 2
+    clocks = not compact and any(row.elements_per_clock is not None for row in rows)
     cells = by_cell(rows)
     drawn = Table(title=title, title_style="bold", box=SIMPLE_HEAD, show_edge=False)
     drawn.padding = (0, 0, 0, 1)
@@ -48,6 +55,9 @@ def table(
     for name in names:
         for heading in (f"{name}\ntime", "\nmemory", "\nG/s")[: 2 if compact else 3]:
             drawn.add_column(heading, justify="right", header_style=STYLES[name], no_wrap=True)
+    if clocks:
+        heading = "/clock\n/SM"
+        drawn.add_column(heading, justify="right", header_style=STYLES["fused"], no_wrap=True)
     others = [name for name in names if name != "fused"][: 1 if compact else 2]
     for name in others:
         heading = "times\nfaster" if name == "naive" else f"than\n{name}"
@@ -62,11 +72,19 @@ def table(
         for row in reached:
             line += _measurement(row)[: 2 if compact else 3]
         fused = cells.get((length, "fused"))
+        if clocks:
+            achieved = fused.elements_per_clock if fused is not None else None
+            line.append(NOTHING if achieved is None else show_rate(achieved))
         for name in others:
             line.append(_show(ratio(cells.get((length, name)), fused, "ms")))
         line.append(_show(ratio(cells.get((length, "naive")), fused, "peak_mib")))
         drawn.add_row(*line)
     notes = [] if compact else ["G/s: 10^9 elements (i, j, t) a second"]
+    if clocks:
+        notes.append("/clock/SM: elements a clock on each SM")
+        if ceilings:
+            limits = ", ".join(f"{most:g} with {how}" for how, most in ceilings.items())
+            notes[-1] += f"; at most {limits}"
     if any(row.skipped for row in rows):
         notes.append("~ extrapolated, not run")
     if any(row.does_not_fit for row in rows):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import additive_attention
-from .machine import free_memory
-from .memory import measure
+from .device import Device
 from .naive import naive_attention, naive_bytes
 from .text import Attended
 from .units import show_mib, show_ms
@@ -22,7 +20,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 REPEAT_SECONDS = 1.0  # repeat a measurement until it has taken this long,
 MOST_REPEATS = 20  # or this often
 FREE_FRACTION = 0.85  # of free memory that a measurement may ask for
-NO_MEMORY = "allocate memory"  # how PyTorch's CPU allocator complains
+NO_MEMORY = "allocate memory"  # how PyTorch's CPU allocator complains; a GPU's has its own error
 WARM_UP = 32  # length of the call before the first measured one
 
 
@@ -37,6 +35,7 @@ class Row:
     repeats: int = 0
     peak_mib: float | None = None
     g_elements_per_s: float | None = None
+    elements_per_clock: float | None = None  # on each SM, where the device has these
     skipped: str | None = None
     estimated_ms: float | None = None
     estimated_mib: float | None = None
@@ -66,9 +65,9 @@ class Method:
         if self.needed_bytes is not None:
             row.estimated_mib = self.needed_bytes(row.length) / 2**20
 
-    def forbid(self, row: Row) -> None:
+    def forbid(self, row: Row, free_bytes: int) -> None:
         """Say in `row` why it is not to be run, where its estimate exceeds what there is."""
-        free = free_memory() * FREE_FRACTION / 2**20
+        free = free_bytes * FREE_FRACTION / 2**20
         if (row.estimated_mib or 0) > free:
             row.does_not_fit = True
             row.skipped = f"needs {show_mib(row.estimated_mib or 0)}, does not fit"
@@ -109,6 +108,7 @@ def nominal_work(method: Method, length: int) -> float:
 
 
 def sweep(
+    device: Device,
     inputs: Attended,
     lengths: list[int],
     todo: list[Method],
@@ -117,7 +117,8 @@ def sweep(
 ) -> Iterator[Row]:
     """Measure `todo` at `lengths` (ascending), calling `starting` before each measurement.
 
-    A method is not run where its memory or its limit of time would not allow it.
+    `inputs` are on `device`. A method is not run where its memory or its limit of time would not
+    allow it.
     """
     for method in todo:
         if not method.compiled:
@@ -128,13 +129,15 @@ def sweep(
             starting(method, length)
             row = Row(length, method.name)
             method.estimate(row)
-            method.forbid(row)
+            method.forbid(row, device.free_memory())
             if row.skipped is None:
                 try:
-                    _fill(row, *_run(method, cut, backward), cut)
+                    _fill(row, *_run(device, method, cut, backward), device, cut)
                     method.last = row
                 except RuntimeError as error:
-                    if NO_MEMORY not in str(error):
+                    if not isinstance(error, torch.OutOfMemoryError) and NO_MEMORY not in str(
+                        error
+                    ):
                         raise
                     row.does_not_fit = True
                     row.skipped = "ran out of memory"
@@ -157,6 +160,7 @@ def _call(attention: Attention, inputs: Attended, backward: bool) -> Callable[[]
         return forward
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     arriving = torch.randn(inputs.value.shape, generator=torch.Generator().manual_seed(0))
+    arriving = arriving.to(inputs.value.device)
 
     def both() -> object:
         context = attention(*leaves)
@@ -165,31 +169,36 @@ def _call(attention: Attention, inputs: Attended, backward: bool) -> Callable[[]
     return both
 
 
-def _run(method: Method, inputs: Attended, backward: bool) -> tuple[list[float], int]:
+def _run(
+    device: Device, method: Method, inputs: Attended, backward: bool
+) -> tuple[list[float], int]:
     """Seconds of every repeat, and the peak extra bytes."""
     attention = method.attention
     if method.compiled:
         torch.compiler.reset()  # a new shape each time, and the best code for each
         attention = torch.compile(attention, dynamic=False)
     call = _call(attention, inputs, backward)
-    if method.compiled:
+    if method.compiled or device.warms_up:
         call()
-    first = measure(call)
+    first = device.measure(call)
     if first.seconds >= REPEAT_SECONDS:
         return [first.seconds], first.peak_bytes
     seconds: list[float] = []  # without the first, which had to fetch its pages anew
     while sum(seconds) < REPEAT_SECONDS and len(seconds) < MOST_REPEATS:
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(device.seconds(call))
     return seconds, first.peak_bytes
 
 
-def _fill(row: Row, seconds: list[float], peak_bytes: int, inputs: Attended) -> None:
+def _fill(
+    row: Row, seconds: list[float], peak_bytes: int, device: Device, inputs: Attended
+) -> None:
     row.ms = statistics.median(seconds) * 1e3
     row.min_ms = min(seconds) * 1e3
     row.repeats = len(seconds)
     row.peak_mib = peak_bytes / 2**20
     elements = row.length**2 * inputs.query.shape[-1]
-    row.g_elements_per_s = elements / statistics.median(seconds) / 1e9
+    rate = elements / statistics.median(seconds)
+    row.g_elements_per_s = rate / 1e9
+    if device.clocks_per_second is not None:
+        row.elements_per_clock = rate / device.clocks_per_second
     row.estimated_ms = row.estimated_mib = None

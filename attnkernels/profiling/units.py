@@ -30,5 +30,5 @@ def show_ratio(ratio: float) -> str:
 
 
 def show_rate(rate: float) -> str:
-    """A rate in two digits below 1, three above: 0.012, 0.24, 13.1."""
-    return f"{rate:.2g}" if rate < 1 else f"{rate:.3g}"
+    """A rate in two digits below 1, three or more above: 0.012, 0.24, 13.1, 4,181."""
+    return f"{rate:.2g}" if rate < 1 else f"{rate:.3g}" if rate < 999.5 else f"{rate:,.0f}"

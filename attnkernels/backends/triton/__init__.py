@@ -1,0 +1,64 @@
+"""Triton kernels, for NVIDIA and AMD GPUs; and for CPU tensors where TRITON_INTERPRET=1 is set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ops import define, implement
+from ..base import Problem
+from ..fused import Fused
+
+NAME = "triton"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# operator: the module that implements it, which imports triton and takes its time
+_MODULES = {
+    "forward": "forward",
+    "backward": "backward",
+    "scores": "forward",
+    "scores_backward": "backward",
+}
+_fused = Fused(define(NAME, *_MODULES))
+attention, attention_varlen, scores = _fused.attention, _fused.attention_varlen, _fused.scores
+_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+_missing = find_spec("triton") is None
+
+
+def _implementation(name: str) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        return getattr(import_module(f".{_MODULES[name]}", __package__), name)(*args)
+
+    return call
+
+
+for _name in _MODULES:
+    for _key in ("CUDA", "CPU") if _interpreted else ("CUDA",):  # a ROCm tensor is a CUDA one, too
+        implement(f"{NAME}_{_name}", _implementation(_name), _key)
+
+
+def why_not(problem: Problem) -> str | None:
+    """None where the kernels can do it, otherwise a sentence."""
+    if problem.device_type == "cpu" and not _interpreted:
+        return (
+            "it runs on cuda tensors, not on cpu (TRITON_INTERPRET=1, set before Python starts,"
+            " interprets its kernels on cpu tensors, slowly)"
+        )
+    if problem.device_type not in ("cuda", "cpu", "meta"):
+        return f"it runs on cuda tensors, not on {problem.device_type}"
+    if _missing:
+        return "the package triton is not installed"
+    if problem.dtype not in DTYPES:
+        return f"it has no kernels for {problem.dtype}"
+    return None
+
+
+def pack_keys(key: Tensor, *, activation: str) -> None:
+    """None: a step is bound by reading the keys, and prepared ones are no shorter."""
+    return None

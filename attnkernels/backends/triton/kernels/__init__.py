@@ -1,0 +1,1 @@
+"""The device code. Every file is one idea; docs/math.md has the equations that they cite."""

@@ -1,0 +1,195 @@
+"""The scores of a tile, (E1) by (E7) and (E9): where the elements are.
+
+A tile of BI queries and BJ keys is held as [RI, RJ, TI, TJ]: TI * TJ threads of RI * RJ pairs each,
+so that a thread computes an RI x RJ block of scores in registers, from RI + RJ loads a hidden unit,
+and no thread needs another's. An element takes 3.5 multiply-adds and a quarter of a reciprocal.
+"""
+
+import triton
+import triton.language as tl
+
+from .maths import (
+    EXP_QUAD,
+    FACTORED,
+    QUAD,
+    SIGMOID,
+    TANH,
+    at_most,
+    exp_sum,
+    reciprocal,
+    rectified,
+    two,
+)
+from .prepare import CHUNK
+from .rows import wide
+
+
+@triton.jit
+def _quads(s, a, b, w, padded, BI, BJ, BOUNDED: tl.constexpr, TARGET: tl.constexpr):
+    """sum_t w_t / (1 + a_t b_t), one reciprocal for four hidden units."""
+    for pair in range(0, padded // 2, 2):
+        a0, a1 = two(a + pair * BI)
+        a2, a3 = two(a + (pair + 1) * BI)
+        b0, b1 = two(b + pair * BJ)
+        b2, b3 = two(b + (pair + 1) * BJ)
+        w0, w1 = two(w + pair)
+        w2, w3 = two(w + pair + 1)
+        x0 = 1.0 + a0 * b0
+        x1 = 1.0 + a1 * b1
+        x2 = 1.0 + a2 * b2
+        x3 = 1.0 + a3 * b3
+        if BOUNDED:
+            x0 = at_most(x0, EXP_QUAD)
+            x1 = at_most(x1, EXP_QUAD)
+            x2 = at_most(x2, EXP_QUAD)
+            x3 = at_most(x3, EXP_QUAD)
+        d01 = x0 * x1
+        d23 = x2 * x3
+        numerator = (w0 * x1 + w1 * x0) * d23 + (w2 * x3 + w3 * x2) * d01
+        s += numerator * reciprocal(d01 * d23, TARGET)
+    return s
+
+
+@triton.jit
+def _direct(
+    s,
+    query,
+    query_row,
+    query_unit,
+    i,
+    n,
+    key,
+    key_row,
+    key_unit,
+    j,
+    m,
+    w,
+    d,
+    ACTIVATION: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """sum_t w_t / (1 + exp(gain * (q_t + k_t))) from the inputs, right whatever they are."""
+    i = tl.minimum(i, n - 1)  # beyond the end any row will do
+    j = tl.minimum(j, m - 1)
+    for t in range(0, d):
+        q = tl.load(query + i * query_row).to(tl.float32)
+        k = tl.load(key + j * key_row).to(tl.float32)
+        s += tl.load(w + t) * reciprocal(1.0 + exp_sum(q + k, ACTIVATION), TARGET)
+        query += query_unit
+        key += key_unit
+    return s
+
+
+@triton.jit
+def _rectified(s, a, b, w, padded, slope, BI, BJ, ACTIVATION: tl.constexpr):
+    """sum_t w_t f(a_t + b_t)."""
+    for pair in range(0, padded // 2):
+        a0, a1 = two(a + pair * BI)
+        b0, b1 = two(b + pair * BJ)
+        w0, w1 = two(w + pair)
+        s += w0 * rectified(a0 + b0, slope, ACTIVATION)
+        s += w1 * rectified(a1 + b1, slope, ACTIVATION)
+    return s
+
+
+@triton.jit
+def places(RI: tl.constexpr, RJ: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr):
+    """(queries [RI, 1, TI, 1], keys [1, RJ, 1, TJ]) of a tile, from 0 on."""
+    i = (tl.arange(0, RI) * TI)[:, None, None, None] + tl.arange(0, TI)[None, None, :, None]
+    j = (tl.arange(0, RJ) * TJ)[None, :, None, None] + tl.arange(0, TJ)[None, None, None, :]
+    return i, j
+
+
+@triton.jit
+def as_matrix(x):
+    """[RI, RJ, TI, TJ] as [BI, BJ]."""
+    rows: tl.constexpr = x.shape[0] * x.shape[2]
+    return tl.reshape(tl.permute(x, (0, 2, 1, 3)), (rows, x.shape[1] * x.shape[3]))
+
+
+@triton.jit
+def as_tile(x, RI: tl.constexpr, RJ: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr):
+    """[BI, BJ] as [RI, RJ, TI, TJ]."""
+    return tl.permute(tl.reshape(x, (RI, TI, RJ, TJ)), (0, 2, 1, 3))
+
+
+@triton.jit
+def row_ranges(ranges, panel, d, CHUNKS: tl.constexpr):
+    """(largest exponents by chunk, largest absolute exponent) of a panel."""
+    chunks = tl.cdiv(d, CHUNK)
+    c = tl.arange(0, CHUNKS)
+    at = ranges + (panel * chunks + c) * 2
+    highest = tl.load(at, mask=c < chunks, other=-float("inf"))
+    return highest, tl.max(tl.load(at + 1, mask=c < chunks, other=0.0))
+
+
+@triton.jit
+def score_tile(
+    query_panels,
+    query_ranges,
+    query_panel,
+    query,
+    query_row,
+    query_unit,
+    i0,
+    n,
+    key_panels,
+    key_ranges,
+    key_panel,
+    key,
+    key_row,
+    key_unit,
+    j0,
+    m,
+    weights,
+    d,
+    padded,
+    slope,
+    ACTIVATION: tl.constexpr,
+    RI: tl.constexpr,
+    RJ: tl.constexpr,
+    TI: tl.constexpr,
+    TJ: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """float32 [RI, RJ, TI, TJ]. Panels by number; query and key point at row 0, for `_direct`."""
+    BI: tl.constexpr = RI * TI
+    BJ: tl.constexpr = RJ * TJ
+    i, j = places(RI, RJ, TI, TJ)
+    word = tl.pointer_type(tl.int64)
+    a = (query_panels + query_panel * padded * BI).to(word) + i
+    b = (key_panels + key_panel * padded * BJ).to(word) + j
+    w = weights.to(word)
+    s = tl.zeros((RI, RJ, TI, TJ), tl.float32)
+    if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+        query_high, query_size = row_ranges(query_ranges, query_panel, d, CHUNKS)
+        key_high, key_size = row_ranges(key_ranges, key_panel, d, CHUNKS)
+        if tl.maximum(query_size, key_size) <= FACTORED:
+            if tl.max(query_high + key_high) <= QUAD:
+                s = _quads(s, a, b, w, padded, BI, BJ, False, TARGET)
+            else:
+                s = _quads(s, a, b, w, padded, BI, BJ, True, TARGET)
+        else:
+            s = _direct(
+                s,
+                query + wide(i0) * query_row,
+                query_row,
+                query_unit,
+                i,
+                n - i0,
+                key + wide(j0) * key_row,
+                key_row,
+                key_unit,
+                j,
+                m - j0,
+                weights,
+                d,
+                ACTIVATION,
+                TARGET,
+            )
+    else:
+        s = _rectified(s, a, b, w, padded, slope, BI, BJ, ACTIVATION)
+    base = tl.load(weights + padded)
+    unit = tl.load(weights + padded + 1)
+    return s * unit + base

@@ -1,0 +1,266 @@
+"""The gradients of query, key and weight from those of the scores, (E5) and (E6), in one sweep.
+
+A warp holds 4 * RI queries of LANES hidden units, a lane a hidden unit, and goes through the keys:
+all sums over queries lie inside a thread, all sums over keys in its registers, and nothing is
+exchanged. Half of the reciprocals are shared by pairs of queries, which balances the reciprocal
+unit against the rest. Program (item, part of the queries, part of the keys, LANES hidden units)
+owns its part of partial gradients, to be summed by the caller: no atomics, and the same bits each
+time.
+"""
+
+import triton
+import triton.language as tl
+
+from .maths import FACTORED, PAIR, SIGMOID, TANH, exp, exp_sum, gain, reciprocal, rectified, two
+from .rows import ANY, extent, lead_index, lead_offset, wide
+from .score import row_ranges
+
+
+@triton.jit
+def _both(a, b):
+    """Rows of a, then rows of b: registers only."""
+    joined = tl.permute(tl.join(a, b), (2, 0, 1))
+    return tl.reshape(joined, (2 * a.shape[0], a.shape[1]))
+
+
+@triton.jit
+def _four(a, b, c, d):
+    return _both(_both(a, b), _both(c, d))
+
+
+@triton.jit
+def _reciprocals(x0, x1, x2, x3, SHARED: tl.constexpr, TARGET: tl.constexpr):
+    if SHARED:
+        shared = reciprocal(x0 * x1, TARGET)
+        r0 = x1 * shared
+        r1 = x0 * shared
+    else:
+        r0 = reciprocal(x0, TARGET)
+        r1 = reciprocal(x1, TARGET)
+    return _four(r0, r1, reciprocal(x2, TARGET), reciprocal(x3, TARGET))
+
+
+@triton.jit
+def _sweep_tile(
+    q0,
+    q1,
+    q2,
+    q3,
+    key,
+    key_row,
+    ds,
+    width,
+    grad_key,
+    factor,
+    j0,
+    m,
+    grad_query,
+    grad_weight,
+    d,
+    inside,
+    slope,
+    ACTIVATION: tl.constexpr,
+    FROM_EXP: tl.constexpr,
+    SHARED: tl.constexpr,
+    RI: tl.constexpr,
+    BJ: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """Keys j0 and on of a tile, one after another. q are exponentials of queries, or queries."""
+    key += wide(j0) * key_row
+    grad_key += wide(j0) * d
+    pairs = (ds + wide(j0) * width).to(tl.pointer_type(tl.int64)) + tl.arange(0, RI)[:, None]
+    for _ in range(0, tl.minimum(m - j0, BJ)):
+        k = tl.load(key, mask=inside, other=0.0).to(tl.float32)
+        s0, s1 = two(pairs)
+        s2, s3 = two(pairs + RI)
+        s = _four(s0, s1, s2, s3)
+        if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+            if FROM_EXP:
+                b = exp(k * gain(ACTIVATION))
+                x0 = 1.0 + q0 * b
+                x1 = 1.0 + q1 * b
+                x2 = 1.0 + q2 * b
+                x3 = 1.0 + q3 * b
+            else:
+                x0 = 1.0 + exp_sum(q0 + k, ACTIVATION)
+                x1 = 1.0 + exp_sum(q1 + k, ACTIVATION)
+                x2 = 1.0 + exp_sum(q2 + k, ACTIVATION)
+                x3 = 1.0 + exp_sum(q3 + k, ACTIVATION)
+            f = _reciprocals(x0, x1, x2, x3, SHARED, TARGET)
+            g = f - f * f
+        else:
+            x = _four(q0, q1, q2, q3) + k
+            f = rectified(x, slope, ACTIVATION)
+            g = tl.where(x > 0, 1.0, tl.where(x == x, slope, x))
+        grad_query += s * g
+        grad_weight += tl.sum(s * f, 0)
+        row = tl.load(grad_key, mask=inside, other=0.0) + factor * tl.sum(s * g, 0)
+        tl.store(grad_key, row, mask=inside)
+        key += key_row
+        pairs += width // 2
+        grad_key += d
+    return grad_query, grad_weight
+
+
+@triton.jit
+def _rows(query, i, row, rows, inside):
+    """float32 [RI, LANES]; rows that are not there count as 0."""
+    q = tl.load(query + i * row, mask=(i < rows) & inside[None, :], other=0.0)
+    return q.to(tl.float32)
+
+
+# The compiler must not know that inputs are aligned, or a lane would load four hidden units.
+@triton.jit(do_not_specialize=({*ANY, "d", "query_row", "key_row"} - {"width"}))
+def sweep_kernel(
+    query,
+    query_strides,
+    query_row,
+    query_unit,
+    query_ranges,
+    query_panel_strides,
+    key,
+    key_strides,
+    key_row,
+    key_unit,
+    key_ranges,
+    key_panel_strides,
+    key_tiles,
+    weights,
+    weight_strides,
+    lengths,
+    length_strides,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    sequences,
+    sizes,
+    leads,
+    ds,
+    grad_query,
+    query_rows,
+    query_origin,
+    grad_key,
+    grad_weight,
+    n,
+    m,
+    d,
+    padded,
+    window,
+    width,
+    query_parts,
+    key_parts,
+    slope,
+    ACTIVATION: tl.constexpr,
+    LENGTHS: tl.constexpr,
+    VARLEN: tl.constexpr,
+    BI: tl.constexpr,
+    BJ: tl.constexpr,
+    RI: tl.constexpr,
+    LANES: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """grad_query: [key_parts, leads, query_rows, d], from row query_origin on; grad_key:
+    [query_parts, leads, m, d] and grad_weight: [programs, d] are added to. BI and BJ are the tiles
+    that ranges and ds are made of.
+    """
+    ROWS: tl.constexpr = 4 * RI
+    columns = tl.cdiv(d, LANES)
+    pid = tl.program_id(0)
+    t = pid % columns * LANES + tl.arange(0, LANES)
+    inside = t < d
+    part = pid // columns
+    query_part = part % query_parts
+    key_part = part // query_parts % key_parts
+    item = part // query_parts // key_parts
+    s = item % sequences
+    b = item // sequences
+    begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI, VARLEN)
+    begin_k, count, first_k = extent(cu_seqlens_k, s, m, BJ, VARLEN)
+    if LENGTHS:
+        count = tl.load(lengths + lead_index(b, sizes, length_strides)).to(tl.int32)
+    blocks = tl.cdiv(tl.minimum(rows - window, width), ROWS)
+    block_share = tl.cdiv(blocks, query_parts)
+    tiles = tl.cdiv(count, BJ)
+    tile_share = tl.cdiv(tiles, key_parts)
+
+    query += lead_offset(b, sizes, query_strides) + begin_q * query_row
+    query += t.to(tl.int64)[None, :] * query_unit
+    key += lead_offset(b, sizes, key_strides) + begin_k * key_row
+    key += t.to(tl.int64) * key_unit
+    weights += lead_index(b, sizes, weight_strides)
+    factor = tl.load(weights + t, mask=inside, other=0.0) * tl.load(weights + padded + 1)
+    if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+        factor *= -gain(ACTIVATION)
+    query_panel = lead_index(b, sizes, query_panel_strides) + first_q
+    key_panel = lead_index(b, sizes, key_panel_strides) + first_k
+    grad_query += ((wide(key_part) * leads + b) * query_rows + begin_q - query_origin) * d
+    grad_key += ((wide(query_part) * leads + b) * m + begin_k) * d + t
+    ds += (wide(b) * key_tiles + first_k) * BJ * width
+
+    first_tile = key_part * tile_share
+    last_tile = tl.minimum(first_tile + tile_share, tiles)
+    key_size = 0.0
+    if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+        for tile in range(first_tile, last_tile):
+            _, size = row_ranges(key_ranges, key_panel + tile, d, CHUNKS)
+            key_size = tl.maximum(key_size, size)
+
+    # registers hold the rows of a block in the order of _four
+    r = tl.arange(0, RI)[:, None]
+    rr = tl.arange(0, ROWS)
+    order = rr // (2 * RI) * (2 * RI) + rr % RI * 2 + rr // RI % 2
+    dw = tl.zeros((LANES,), tl.float32)
+    for block in range(
+        query_part * block_share, tl.minimum((query_part + 1) * block_share, blocks)
+    ):
+        first = window + block * ROWS
+        q = query + wide(first) * query_row
+        there = rows - first
+        # even and odd rows of the two halves of a block
+        q0 = _rows(q, 2 * r, query_row, there, inside)
+        q1 = _rows(q, 2 * r + 1, query_row, there, inside)
+        q2 = _rows(q, 2 * r + 2 * RI, query_row, there, inside)
+        q3 = _rows(q, 2 * r + 2 * RI + 1, query_row, there, inside)
+        dq = tl.zeros((ROWS, LANES), tl.float32)
+        if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+            panel = query_panel + first // BI
+            query_high, query_size = row_ranges(query_ranges, panel, d, CHUNKS)
+            if tl.maximum(query_size, key_size) <= FACTORED:
+                q0 = exp(q0 * gain(ACTIVATION))
+                q1 = exp(q1 * gain(ACTIVATION))
+                q2 = exp(q2 * gain(ACTIVATION))
+                q3 = exp(q3 * gain(ACTIVATION))
+                for tile in range(first_tile, last_tile):
+                    key_high, _ = row_ranges(key_ranges, key_panel + tile, d, CHUNKS)
+                    if tl.max(query_high + key_high) <= PAIR:
+                        dq, dw = _sweep_tile(
+                            q0, q1, q2, q3, key, key_row, ds + block * ROWS, width, grad_key,
+                            factor, tile * BJ, count, dq, dw, d, inside, slope, ACTIVATION, True,
+                            True, RI, BJ, TARGET,
+                        )  # fmt: skip
+                    else:
+                        dq, dw = _sweep_tile(
+                            q0, q1, q2, q3, key, key_row, ds + block * ROWS, width, grad_key,
+                            factor, tile * BJ, count, dq, dw, d, inside, slope, ACTIVATION, True,
+                            False, RI, BJ, TARGET,
+                        )  # fmt: skip
+            else:
+                for tile in range(first_tile, last_tile):
+                    dq, dw = _sweep_tile(
+                        q0, q1, q2, q3, key, key_row, ds + block * ROWS, width, grad_key, factor,
+                        tile * BJ, count, dq, dw, d, inside, slope, ACTIVATION, False, False, RI,
+                        BJ, TARGET,
+                    )  # fmt: skip
+        else:
+            for tile in range(first_tile, last_tile):
+                dq, dw = _sweep_tile(
+                    q0, q1, q2, q3, key, key_row, ds + block * ROWS, width, grad_key, factor,
+                    tile * BJ, count, dq, dw, d, inside, slope, ACTIVATION, False, False, RI, BJ,
+                    TARGET,
+                )  # fmt: skip
+        at = order[:, None] * d + t[None, :]
+        mask = (order < there)[:, None] & inside[None, :]
+        tl.store(grad_query + wide(first) * d + at, dq * factor[None, :], mask=mask)
+    at = grad_weight + wide(part) * d + t
+    tl.store(at, tl.load(at, mask=inside, other=0.0) + dw, mask=inside)

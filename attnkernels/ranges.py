@@ -1,0 +1,60 @@
+"""Calls by name in a profile: torch.profiler's where one runs, NVTX's where it is asked for."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch.autograd import profiler
+from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.cuda import nvtx
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SWITCH = "ATTNKERNELS_NVTX"
+
+
+def _nvtx_wanted() -> bool:
+    """Whether the environment asks for NVTX ranges, and this torch can make them."""
+    if os.environ.get(SWITCH) != "1":
+        return False
+    if not torch.backends.cuda.is_built():
+        warnings.warn(
+            f"{SWITCH}=1 has no effect: torch {torch.__version__} is built without CUDA, and NVTX"
+            " comes with it",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+NVTX = _nvtx_wanted()
+
+
+def ranged(call: str, backend: str, function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, within a range named after the public call and the backend if anyone looks.
+
+    Where nobody does it is `function` itself, for a decoder's step counts microseconds. What a
+    compiler traces has no range: it shows under the names of the operators.
+    """
+    # Dynamo is asked about first: a trace that never reads the profiler's state need not be made
+    # again when a profiler starts. torch.export without it is asked about last, for that is slower.
+    watched = not is_dynamo_compiling() and (NVTX or profiler._is_profiler_enabled)
+    if not watched or is_compiling():
+        return function
+    label = f"attnkernels::{call}[{backend}]"
+
+    def within(*args: P.args, **options: P.kwargs) -> R:
+        with ExitStack() as ranges:
+            if profiler._is_profiler_enabled:
+                ranges.enter_context(profiler.record_function(label))
+            if NVTX:
+                ranges.enter_context(nvtx.range(label))
+            return function(*args, **options)
+
+    return within

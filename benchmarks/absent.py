@@ -1,0 +1,58 @@
+"""Who was not measured, and why: true even when the process does not live to say so."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+LOST = "the process that ran it did not come back"
+
+
+class Attempt(NamedTuple):
+    case: str
+    direction: str
+    dtype: str
+    provider: str
+
+
+class Absent:
+    """Reasons by attempt, in a JSON file that is rewritten at every change.
+
+    What takes the process along has left its name in begin(), and is found there by the next.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        self._reasons = {
+            Attempt(*(row[name] for name in Attempt._fields)): row["why"] for row in rows
+        }
+        self._begun: set[Attempt] = set()
+
+    def __contains__(self, attempt: Attempt) -> bool:
+        return attempt in self._reasons
+
+    def note(self, why: str, attempt: Attempt) -> None:
+        self._begun.discard(attempt)
+        self._reasons[attempt] = why
+        self._write()
+
+    def begin(self, *attempts: Attempt) -> None:
+        self._begun.update(attempts)
+        self._reasons |= dict.fromkeys(attempts, LOST)
+        self._write()
+
+    def end(self) -> None:
+        """What was begun, and has no reason of its own, did come back."""
+        for attempt in self._begun:
+            del self._reasons[attempt]
+        self._begun.clear()
+        self._write()
+
+    def _write(self) -> None:
+        rows = [{**attempt._asdict(), "why": why} for attempt, why in self._reasons.items()]
+        partial = self._path.with_name(self._path.name + ".partial")
+        partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, self._path)

@@ -1,0 +1,57 @@
+"""What the tests on a GPU share: when they run, and how their tensors get there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from inputs import Shape, cumulative, normal
+from torch import Tensor
+
+from attnkernels import additive_attention
+from attnkernels.backends import select
+from attnkernels.backends.base import Problem
+from attnkernels.profiling import cuda
+from attnkernels.testing import check_attention
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the deterministic mode wants it
+NAME, GPU = "triton", torch.device("cuda")
+PAST_THE_TILES: Shape = (2, 130, 257, 33, 20)
+STEP: Shape = (3, 1, 300, 65, 7)
+EVERYTHING = {"return_weights": True, "return_lse": True}
+
+attention = partial(additive_attention, backend=NAME)
+check = partial(check_attention, backend=NAME)
+
+
+def _why_not() -> str | None:
+    if not torch.cuda.is_available():
+        return cuda.why_not()
+    try:
+        select(Problem("cuda", torch.float32), NAME)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+MARKS = [pytest.mark.gpu, pytest.mark.skipif(_why_not() is not None, reason=str(_why_not()))]
+
+
+def on_gpu(build: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What `build` makes, made there."""
+    with GPU:
+        return build(*arguments, **options)
+
+
+def packed(
+    lengths: tuple[list[int], list[int]], dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """query, key, value, weight, cu_seqlens_q, cu_seqlens_k of (queries, keys) a sequence."""
+    rows, columns = map(sum, lengths)
+    shapes = ((2, rows, 19), (2, columns, 19), (2, columns, 7), (19,))
+    ends = [on_gpu(cumulative, each) for each in lengths]
+    return [*(on_gpu(normal, *shape, dtype=dtype) for shape in shapes), *ends]
