@@ -93,7 +93,7 @@ def test_the_stages_leave_what_they_promise(
     page = (tmp_path / "summary.txt").read_text()
     assert "2x3x5x8" in page and "tests: they did not end" in page
     said = capfd.readouterr().out
-    assert "tiny-2 both bfloat16: eager" in said and "A sweep is not available" in said
+    assert "tiny-2 both bfloat16: eager" in said and "gpu-step both float32: nobody" in said
 
     monkeypatch.setattr(gpu, "_run", lambda *arguments: pytest.fail("it is all there"))
     assert gpu.main([*options, "--skip", "tests,cases,long,sweep"]) == 0
