@@ -1,7 +1,9 @@
 # Everything runs in $(VENV), which the first target that needs it makes. Variables: make VAR=value.
+# TRITON is the one that TORCH is made for; the CPU build of torch does not bring it.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.7.1
 SANITIZE_TESTS ?= tests/test_native.py
 PYTEST_FLAGS ?=
 INTERPRETED ?= $(addprefix tests/test_,$(addsuffix .py,attention masks scores varlen dropout ranges nan))
@@ -25,6 +27,7 @@ $(VENV)/.run: pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
+	$(BIN)/pip install -q "$(TRITON)"
 	$(BIN)/pip install -q --no-build-isolation -e ".[test,dev]"
 	touch $@
 

@@ -21,7 +21,7 @@ NAMES = [backend.NAME for backend in BACKENDS]
 
 # With TRITON_INTERPRET=1 the suite is that of the triton backend, as far as an interpreter gets.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-INTERPRETED_ELEMENTS = 20_000
+INTERPRETED_ELEMENTS = 12_000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,6 +49,8 @@ def _worth_interpreting(item: pytest.Item) -> bool:
         x for x in parameters.values() if isinstance(x, torch.dtype)
     }:
         return False  # loaded as bfloat16 and int64 are; that they compile is tested in test_aot
+    if parameters.get("seam", 0.0) < 0:
+        return False  # all of them meet in one tile in test_every_seam_in_one_tile
     shapes = [x for x in parameters.values() if isinstance(x, tuple) and len(x) == 5]
     return item.get_closest_marker("large") is None and all(
         prod(shape[:4]) <= INTERPRETED_ELEMENTS for shape in shapes

@@ -129,12 +129,21 @@ class Call:
         return rows // block + self.sequences if self.varlen else -(-rows // block)
 
     def tile(self, tiles: tuple[Tile, ...]) -> Tile:
-        """The largest tile that gives every processor four warps; the smallest where none does."""
-        for tile in tiles[:-1]:
-            programs = self.leads * self.tiles(self.n, tile.BI) * self.tiles(self.m, tile.BJ)
-            if programs * tile.warps >= 4 * self.target.processors:
-                return tile
-        return tiles[-1]
+        """Of the tiles that give every processor four warps, the one that costs least.
+
+        The last of `tiles`, the smallest, where none does.
+        """
+        n, m = (-(-rows // max(self.sequences, 1)) for rows in (self.n, self.m))
+
+        def programs(tile: Tile) -> int:
+            return self.leads * self.sequences * -(-n // tile.BI) * -(-m // tile.BJ)
+
+        def cost(tile: Tile) -> float:
+            loads = 1 + 8 / tile.BI  # a larger tile shares more of them
+            return programs(tile) * tile.BI * tile.BJ * loads
+
+        filling = [t for t in tiles if programs(t) * t.warps >= 4 * self.target.processors]
+        return min(filling, key=cost, default=tiles[-1])
 
     def parts(self, programs: int, warps: int, most: int) -> int:
         """Among how many programs to share what `programs` do, so that they fill the device."""

@@ -372,6 +372,7 @@ def step_sweep_kernel(
             sum_at = grad_query + (place * n + i) * d + t
             dq = tl.load(sum_at, mask=inside, other=0.0) + w * tl.sum(s * g, 0)
             tl.store(sum_at, dq, mask=inside)
+            tl.debug_barrier()  # the next tile may read a number in another thread
         at = (wide(b) * m + j)[:, None] * d + t[None, :]
         tl.store(grad_key + at, dk * w[None, :], mask=(j < m)[:, None] & inside[None, :])
     tl.store(grad_weight + place * d + t, scale * dw, mask=inside)
