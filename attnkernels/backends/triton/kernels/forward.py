@@ -22,17 +22,17 @@ def _add_values(
     value,
     value_row,
     value_unit,
-    j,
     m,
     dv,
     BV: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """context = alpha * context + p @ value; what is not `started` counts as 0.
+    """context = alpha * context + p @ value[:m]; what is not `started` counts as 0.
 
     Offsets inside a tile have 32 bits, of which a tile needs less: registers are short here.
     """
     i = tl.arange(0, p.shape[0])
+    j = tl.arange(0, p.shape[1])
     for c0 in range(0, dv, BV):
         c = c0 + tl.arange(0, BV)
         at_context = i[:, None] * dv + c[None, :]
@@ -62,7 +62,6 @@ def forward_kernel(
     key_panels,
     key_ranges,
     key_panel_strides,
-    key_tiles,
     value,
     value_strides,
     value_row,
@@ -213,7 +212,6 @@ def forward_kernel(
                 value + wide(jt * BJ) * value_row,
                 value_row,
                 value_unit,
-                tl.arange(0, BJ),
                 columns - jt * BJ,
                 dv,
                 BV,

@@ -78,6 +78,12 @@ def rectified(x, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def rectified_slope(x, slope):
+    """The derivative of `rectified`; the slope of relu is 0."""
+    return tl.where(x > 0, 1.0, tl.where(x == x, slope, x))
+
+
+@triton.jit
 def two(pointer):
     """Two neighbouring float32, loaded as the one 64-bit number that `pointer` is at."""
     word = tl.load(pointer)

@@ -97,7 +97,6 @@ def gradient_kernel(
     query_panels,
     query_ranges,
     query_panel_strides,
-    query_tiles,
     key,
     key_strides,
     key_row,

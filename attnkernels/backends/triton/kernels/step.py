@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .mask import NONE, kept, taking_part
-from .maths import SIGMOID, TANH, exp_sum, gain, reciprocal, rectified
+from .maths import SIGMOID, TANH, exp_sum, gain, reciprocal, rectified, rectified_slope
 from .rows import ANY, lead_index, lead_offset, wide
 
 
@@ -366,7 +366,7 @@ def step_sweep_kernel(
                 g = gain(ACTIVATION) * gain(ACTIVATION) * (r - r * r)
             else:
                 f = rectified(x, slope, ACTIVATION)
-                g = tl.where(x > 0, 1.0, tl.where(x == x, slope, x))
+                g = rectified_slope(x, slope)
             dk += s * g
             dw += tl.sum(s * f, 0)
             sum_at = grad_query + (place * n + i) * d + t

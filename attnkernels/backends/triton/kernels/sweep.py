@@ -11,7 +11,19 @@ time.
 import triton
 import triton.language as tl
 
-from .maths import FACTORED, PAIR, SIGMOID, TANH, exp, exp_sum, gain, reciprocal, rectified, two
+from .maths import (
+    FACTORED,
+    PAIR,
+    SIGMOID,
+    TANH,
+    exp,
+    exp_sum,
+    gain,
+    reciprocal,
+    rectified,
+    rectified_slope,
+    two,
+)
 from .rows import ANY, extent, lead_index, lead_offset, wide
 from .score import row_ranges
 
@@ -92,7 +104,7 @@ def _sweep_tile(
         else:
             x = _four(q0, q1, q2, q3) + k
             f = rectified(x, slope, ACTIVATION)
-            g = tl.where(x > 0, 1.0, tl.where(x == x, slope, x))
+            g = rectified_slope(x, slope)
         grad_query += s * g
         grad_weight += tl.sum(s * f, 0)
         row = tl.load(grad_key, mask=inside, other=0.0) + factor * tl.sum(s * g, 0)
