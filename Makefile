@@ -21,7 +21,7 @@ help: ## this list
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing $(TORCH) and building attnkernels: a minute or two"
+	@echo "Installing $(TORCH) and building attnkernels: a minute or two, and some more where there is nvcc"
 	$(BIN)/pip install -q "setuptools>=77" "$(TORCH)"
 	$(BIN)/pip install -q --no-build-isolation -e .
 	touch $@
@@ -33,7 +33,7 @@ $(VENV)/.dev: $(VENV)/.run
 
 venv: $(VENV)/.dev ## the virtual environment, with what tests and checks need
 
-build: $(VENV)/.run ## the C++ library, what has changed of it
+build: $(VENV)/.run ## the C++ and CUDA library, what has changed of it
 	$(BIN)/python setup.py -q build_ext --inplace
 
 profile: build ## the main job: attention over real text, time and memory against the formula

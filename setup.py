@@ -1,10 +1,12 @@
 """Builds `attnkernels/_C.abi3.so` from csrc/: one library for every Python and torch >= 2.10.
 
 It holds no Python symbols and asks of torch only its stable ABI, so plain compiler runs make it:
-each kernel once for every instruction set, in parallel, and only what has changed.
+each kernel once for every instruction set, in parallel, and only what has changed. Where there is
+an nvcc it holds the CUDA kernels too. They include nothing of torch: one without CUDA will do.
 
-Environment: CXX, CXXFLAGS, MAX_JOBS, and ATTNKERNELS_SANITIZE=1 for a library that reports bad
-memory accesses and undefined behaviour.
+Environment: CXX, CXXFLAGS, MAX_JOBS, ATTNKERNELS_CUDA=auto, 0 or 1, what build_cuda.py reads,
+ATTNKERNELS_WERROR=1 for nvcc's warnings as errors, and ATTNKERNELS_SANITIZE=1 for a library that
+reports bad memory accesses and undefined behaviour.
 """
 
 import os
@@ -13,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -24,6 +27,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, SetupError
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # where pip and runpy would not look
+from build_cuda import Toolkit, architectures, find_toolkit, gencode  # noqa: E402
+
 SANITIZE = os.environ.get("ATTNKERNELS_SANITIZE", "0") == "1"
 OBJECTS = ROOT / "build" / ("sanitize" if SANITIZE else "native")
 
@@ -41,19 +47,30 @@ OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS] if SANITIZE el
 WARN = ["-Wall", "-Wextra", "-Wno-psabi"]  # no vector leaves its object, whatever its ABI
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # nothing newer than torch 2.10
 
+CUDA_BINDING = ROOT / "csrc/cuda_ops.cpp"
+
 
 class Step(NamedTuple):
-    """One compiler run: the file it makes, its command, and the files the command names."""
+    """One compiler run: the file it makes, its command, and the files the command names.
+
+    `other` are options that do not change what it makes, and do not make the file out of date.
+    """
 
     output: Path
     command: list[str]
     inputs: list[Path]
+    other: Sequence[str] = ()
 
 
 def compiler() -> list[str] | None:
     """The C++ compiler: CXX, or the first of the usual names; None when there is none."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
     return next((shlex.split(name) for name in names if shutil.which(shlex.split(name)[0])), None)
+
+
+def jobs() -> int:
+    """How many compilers may run at a time."""
+    return int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
 
 
 def torch_root() -> Path:
@@ -94,11 +111,67 @@ def cpu_steps() -> list[Step]:
     ]
 
 
-def link_step(objects: list[Path], output: Path) -> Step:
+def cuda_toolkit() -> Toolkit | None:
+    """What compiles CUDA kernels; None, having said why, where there will be none."""
+    choice = os.environ.get("ATTNKERNELS_CUDA") or "auto"
+    if choice not in ("auto", "0", "1"):
+        raise SetupError(
+            f"ATTNKERNELS_CUDA is {choice!r}; it can be auto (CUDA kernels where nvcc is found),"
+            " 0 (none) or 1 (an error where they cannot be built)"
+        )
+    if SANITIZE or choice == "0":
+        found: Toolkit | str = "they are not wanted"
+    elif not CUDA_BINDING.exists():
+        found = "csrc has none"
+    else:
+        found = find_toolkit(compiler() or [])
+    if isinstance(found, Toolkit):
+        names = " ".join(architectures(found.known))
+        print(f"attnkernels: CUDA kernels for {names}, by {found.command[0]}")
+        return found
+    if choice == "1" and not SANITIZE:
+        raise SetupError(f"ATTNKERNELS_CUDA=1 wants CUDA kernels, but {found}")
+    print(f"attnkernels: no CUDA kernels: {found}")
+    return None
+
+
+def cuda_steps(toolkit: Toolkit) -> list[Step]:
+    """The CUDA kernels, each object with every architecture, and their binding."""
+    sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    flags = ["-c", "-O3", "-std=c++20", f"-I{ROOT / 'csrc'}"]
+    flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+    flags += [flag for name in architectures(toolkit.known) for flag in gencode(name)]
+    other = ["--threads", str(max(1, jobs() // max(1, len(sources))))]
+    if os.environ.get("ATTNKERNELS_WERROR") == "1":  # not for users, whose nvcc may warn of more
+        other += ["-Werror", "all-warnings"]
+    steps = []
+    for source in sources:
+        output = OBJECTS / f"{source.stem}.cu.o"
+        command = [*toolkit.command, *flags, "-MD", "-MF", f"{output}.d", str(source)]
+        steps.append(Step(output, [*command, "-o", str(output)], [source], other))
+    headers = [f"-isystem{folder}" for folder in toolkit.headers]
+    binding = compile_step(
+        CUDA_BINDING, OBJECTS / "cuda_ops.o", [*STABLE_ABI, "-DUSE_CUDA", *headers]
+    )
+    return [*steps, binding]
+
+
+def cuda_libraries(toolkit: Toolkit) -> list[str]:
+    """The linker's options for CUDA: its runtime, whole, and libtorch.
+
+    Where torch has CUDA, libtorch brings the stream, a weak symbol of the binding: nothing that the
+    library calls itself, so the linker would leave libtorch out.
+    """
+    folders = [f"-L{folder}" for folder in toolkit.libraries]
+    runtime = ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
+    return ["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed", *folders, *runtime]
+
+
+def link_step(objects: list[Path], output: Path, libraries: Sequence[str] = ()) -> Step:
     """The step that makes a library of objects, for a process that has torch loaded."""
     command = [*(compiler() or []), "-shared", *OPTIMIZE, *([] if SANITIZE else ["-s"])]
     command += [*map(str, objects), f"-L{torch_root() / 'lib'}", "-ltorch_cpu", "-lc10"]
-    return Step(output, [*command, "-o", str(output)], objects)
+    return Step(output, [*command, *libraries, "-o", str(output)], objects)
 
 
 def is_fresh(step: Step) -> bool:
@@ -124,7 +197,7 @@ def run(step: Step) -> None:
     record.unlink(missing_ok=True)  # a run that is interrupted leaves no record
     sys.stderr.write(f"building {step.output.relative_to(ROOT)}\n")
     done = subprocess.run(
-        step.command,
+        [*step.command, *step.other],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -136,11 +209,11 @@ def run(step: Step) -> None:
     record.write_text(shlex.join(step.command))
 
 
-def build(steps: list[Step], library: Path) -> Path:
+def build(steps: list[Step], library: Path, libraries: Sequence[str] = ()) -> Path:
     """Runs the steps, MAX_JOBS at a time, and links their outputs in the order given."""
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(jobs()) as pool:
         list(pool.map(run, steps))
-    run(link_step([step.output for step in steps], library))
+    run(link_step([step.output for step in steps], library, libraries))
     return library
 
 
@@ -148,7 +221,12 @@ class BuildLibrary(build_ext):
     """`build_ext` with the steps above instead of Python's own compiler and libraries."""
 
     def build_extension(self, ext: Extension) -> None:
-        library = build(cpu_steps(), OBJECTS / "_C.abi3.so")
+        steps: list[Step] = cpu_steps()
+        libraries: list[str] = []
+        if toolkit := cuda_toolkit():  # first, as they take longest
+            steps = [*cuda_steps(toolkit), *steps]
+            libraries = cuda_libraries(toolkit)
+        library = build(steps, OBJECTS / "_C.abi3.so", libraries)
         target = Path(self.get_ext_fullpath(ext.name))
         self.mkpath(str(target.parent))
         self.copy_file(str(library), str(target))
@@ -156,7 +234,7 @@ class BuildLibrary(build_ext):
 
 def extensions() -> list[Extension]:
     """The extension, or none where nothing can build it: then there is the reference backend."""
-    if compiler():
+    if compiler() or os.environ.get("ATTNKERNELS_CUDA") == "1":  # or an error, when it is built
         return [Extension("attnkernels._C", sources=[], py_limited_api=True)]
     print(
         "attnkernels: no C++ compiler (g++, clang++, c++, or what CXX names) was found.\n"

@@ -18,8 +18,10 @@ from .backends.base import accumulate_dtype
 ACTIVATIONS = {"tanh": 0, "sigmoid": 1, "relu": 2, "leaky_relu": 3}
 NAMES = tuple(ACTIVATIONS)
 
-# `wanted` is a sum of these: the gradients to compute. The others come back without elements.
+# `wanted` is a sum of these: the gradients to compute, and whether always in the same order where
+# that costs something. Gradients that are not wanted come back without elements.
 QUERY, KEY, WEIGHT, VALUE, MASK = 1, 2, 4, 8, 16
+DETERMINISTIC = 32
 
 
 def differentiable(ops: SimpleNamespace) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -96,7 +98,8 @@ def _function(
 
 
 def _wanted(ctx: Any, bits: tuple[int, ...]) -> int:
-    return sum(bit for bit, need in zip(bits, ctx.needs_input_grad, strict=False) if need)
+    wanted = sum(bit for bit, need in zip(bits, ctx.needs_input_grad, strict=False) if need)
+    return wanted + DETERMINISTIC * torch.are_deterministic_algorithms_enabled()
 
 
 def _nothing(ctx: Any) -> tuple[None, ...]:

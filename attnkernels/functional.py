@@ -111,8 +111,8 @@ def additive_attention(
         scale: finite, multiplies the scores.
         return_weights: also return the weights a, as they were used: after dropout.
         return_lse: also return lse of (E2), before dropout.
-        backend: "native" (CPU), "triton" (GPU) or "reference"; None takes the first that can do
-            it. One asked for by name never falls back to another.
+        backend: "native" (CPU and NVIDIA GPUs), "triton" (GPUs) or "reference"; None takes the
+            fastest that can do it. One asked for by name never falls back to another.
 
     Returns:
         context (*L, n, dv) in query's dtype; where more is asked for, a tuple of context, weights
@@ -142,7 +142,7 @@ def additive_attention(
         return_weights=return_weights,
         return_lse=return_lse,
     )
-    chosen = select(problem, backend)
+    chosen = select(problem, backend, (query, key, value, weight))
     context, weights, lse = ranged("additive_attention", chosen.NAME, chosen.attention)(
         query,
         key,
@@ -180,7 +180,7 @@ def additive_scores(
     problem = checks.scores(
         query, key, weight, activation=activation, negative_slope=negative_slope, scale=scale
     )
-    chosen = select(problem, backend)
+    chosen = select(problem, backend, (query, key, weight))
     return ranged("additive_scores", chosen.NAME, chosen.scores)(
         query, key, weight, activation=activation, negative_slope=negative_slope, scale=scale
     )
@@ -240,7 +240,8 @@ def additive_attention_varlen(
         scale=scale,
         return_lse=return_lse,
     )
-    chosen = select(problem, backend)
+    # How many queries a sequence has is known to the device only.
+    chosen = select(problem, backend, (query, key, value, weight), step=False)
     context, lse = ranged("additive_attention_varlen", chosen.NAME, chosen.attention_varlen)(
         query,
         key,

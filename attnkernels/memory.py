@@ -50,7 +50,7 @@ def prepare_keys(
         negative_slope=negative_slope,
         scale=scale,
     )
-    chosen = select(problem, backend)
+    chosen = select(problem, backend, (key, value, weight), step=True)
     with torch.no_grad():  # gradients reach the key itself
         pack_keys = ranged("prepare_keys", chosen.NAME, chosen.pack_keys)
         packed_key = pack_keys(key, activation=activation)

@@ -5,11 +5,13 @@
                              [--device cuda|cpu] [--commit TEXT]
 
 Its stages, each of which may fail without ending the run: environment, tests (those marked gpu),
-ceilings, cases, long, and sweep where asked for. What they find is in DIR at every moment:
+ceilings, cases, long, sanitizer (where compute-sanitizer is), and sweep where asked for. What they
+find is in DIR at every moment:
 
     environment.txt          the device, the versions, what can run
     tests.txt, tests.xml     what pytest said
     results.json             what benchmarks.table makes the README's table from
+    sanitizer-*.txt          what each tool of compute-sanitizer said of the native kernels
     absent.json              who was not measured, and why
     sweep*.json              the same two, of configurations of the Triton kernels
     summary.txt              all of it on a page
@@ -32,7 +34,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from attnkernels.profiling import cuda
-from benchmarks import ceiling, gpu_ceiling
+from benchmarks import ceiling, gpu_ceiling, gpu_sanitizer
 from benchmarks.gpu_cases import sentence
 from benchmarks.gpu_environment import environment
 from benchmarks.gpu_summary import summary
@@ -44,7 +46,7 @@ TESTS = ["-m", "pytest", "-m", "gpu", "-v", "--tb=short", "--durations=10"]
 TESTS += ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]
 TESTS += ["--continue-on-collection-errors"]  # of files that are not about a GPU
 # Of the budget: what the tests may take, and what is kept for the stages that come last.
-TESTS_SHARE, LONG_SHARE, SWEEP_SHARE, END_SHARE = 0.4, 0.06, 0.2, 0.03
+TESTS_SHARE, LONG_SHARE, SANITIZER_SHARE, SWEEP_SHARE, END_SHARE = 0.4, 0.06, 0.15, 0.2, 0.03
 GRACE = 10.0  # seconds that an interrupted process has to say what it knows
 SAME = ("device", "torch", "triton", "commit")  # or figures cannot stand in one table
 
@@ -181,9 +183,36 @@ def _long(run: Run) -> None:
 
 
 def _measure(run: Run, kept: float, *arguments: str) -> None:
-    until = run.until(END_SHARE, SWEEP_SHARE * run.options.sweep, kept)
+    until = run.until(*_last(run), SANITIZER_SHARE * _sanitizes(run), kept)
     chosen = ["--providers", run.options.providers] if run.options.providers else []
     _work(run, "benchmarks.gpu_cases", until, *chosen, *arguments)
+
+
+def _last(run: Run) -> tuple[float, ...]:
+    """Shares of what comes after everything else."""
+    return END_SHARE, SWEEP_SHARE * run.options.sweep
+
+
+def _sanitizes(run: Run) -> bool:
+    return "sanitizer" not in run.options.skip and not gpu_sanitizer.why_not(run.options.device)
+
+
+def _sanitizer(run: Run) -> None:
+    """Each tool over the same small calls, with an equal part of the time that is left."""
+    why = gpu_sanitizer.why_not(run.options.device)
+    if why:
+        run.note(f"sanitizer: {why}")
+        return
+    found = run.result["sanitizer"] = {}
+    run.result["cases"] = run.result.pop("cases")  # a line each, which write() does to the last
+    for place, tool in enumerate(gpu_sanitizer.TOOLS):
+        left = max(run.until(*_last(run)) - time.time(), 0)
+        limit = left / (len(gpu_sanitizer.TOOLS) - place)
+        with gpu_sanitizer.said(run.out, tool).open("w", encoding="utf-8") as sink:
+            status = _run(gpu_sanitizer.command(tool), limit, sink, **gpu_sanitizer.ENVIRONMENT)
+        found[tool] = gpu_sanitizer.outcome(status, limit)
+        print(f"{tool}: {found[tool]}", flush=True)
+        run.save()
 
 
 def _sweep(run: Run) -> None:
@@ -196,6 +225,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "ceilings": _ceilings,
     "cases": _cases,
     "long": _long,
+    "sanitizer": _sanitizer,
     "sweep": _sweep,
 }
 
@@ -220,9 +250,11 @@ def _work(run: Run, module: str, until: float, *arguments: str) -> None:
     run.result["cases"] = result["cases"]
 
 
-def _run(command: list[str], limit: float, sink: IO[str] | None = None) -> int | None:
+def _run(
+    command: list[str], limit: float, sink: IO[str] | None = None, **environment: str
+) -> int | None:
     """The exit status of `command`; None where it had to be stopped after `limit` seconds."""
-    environ = {**os.environ, "PYTHONUNBUFFERED": "1"}  # what was said must survive a stop
+    environ = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}  # what is said survives a stop
     output: dict[str, Any] = {"stdout": sink, "stderr": subprocess.STDOUT if sink else None}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True, **output)
     try:

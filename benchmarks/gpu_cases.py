@@ -26,7 +26,7 @@ from benchmarks.absent import Absent, Attempt
 from benchmarks.cases import Case
 from benchmarks.measure import Timing, interleaved
 from benchmarks.meters import Call
-from benchmarks.providers import Provider
+from benchmarks.providers import LATENCY, Provider
 from benchmarks.run import DTYPES, INTERRUPTED, rows, subset, write
 
 FIRST = ("gpu-square", "gpu-step", "decoder-step", "rnnsearch", "gnmt")
@@ -120,9 +120,18 @@ def jobs_of(chosen: list[Case], dtypes: list[str], device: str) -> list[Job]:
         Job(case, direction, dtype)
         for dtype in dtypes
         for case in ordered
-        for direction in case.directions
-        if direction != cases.GRAPH or device == "cuda"
+        for direction in _directions(case, device)
     ]
+
+
+def _directions(case: Case, device: str) -> list[str]:
+    """Those of the case, and of a decoder's step, which is one that a graph replays, its latency.
+
+    A CPU has neither.
+    """
+    if device == "cuda":
+        return [*case.directions, *([LATENCY] if cases.GRAPH in case.directions else [])]
+    return [direction for direction in case.directions if direction != cases.GRAPH]
 
 
 class Session:

@@ -59,14 +59,22 @@ def program_rates() -> dict[str, float]:
 
 
 def torch_rates(device: str, copied: int = COPIED) -> dict[str, float]:
-    """torch_copy_gb: as copy_gb, by `Tensor.copy_`. torch_launch_us: of one small addition."""
+    """torch_copy_gb: as copy_gb, by `Tensor.copy_`. torch_launch_us, torch_wait_us: as launch_us
+    and wait_us, of one small addition, which is as little as PyTorch launches.
+    """
     source = torch.empty(copied, dtype=torch.uint8, device=device)
     target, one = torch.empty_like(source), torch.ones(1, device=device)
+
+    def wait() -> None:
+        one.add_(1)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    copying = _fastest(device, lambda: target.copy_(source), 1)
     return {
-        "torch_copy_gb": round(
-            2 * copied / _fastest(device, lambda: target.copy_(source), 1) / 1e9
-        ),
+        "torch_copy_gb": round(2 * copied / copying / 1e9),
         "torch_launch_us": round(_fastest(device, lambda: one.add_(1), 1000) * 1e6, 2),
+        "torch_wait_us": round(_fastest(device, wait, 100) * 1e6, 2),
     }
 
 

@@ -38,7 +38,11 @@ TOOLS = (
 
 def environment(result: Result, device: str) -> str:
     """The page: the head of the result, the device, what its tool says, and attnkernels.info."""
-    head = {name: value for name, value in result.items() if name not in ("ceiling", "cases")}
+    head = {
+        name: value
+        for name, value in result.items()
+        if name not in ("ceiling", "sanitizer", "cases")
+    }
     head |= {"CUDA of torch": torch.version.cuda, "HIP of torch": torch.version.hip}
     parts = [_list(head)]
     if device == "cuda":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 from rich.console import Console, RenderableType
 
 from attnkernels.profiling.units import show_mib
+from benchmarks import gpu_pairs, gpu_sanitizer
 from benchmarks.rates import BYTES, Result, about, machine
 from benchmarks.run import default_name
 from benchmarks.table import rich_table
@@ -28,6 +30,9 @@ def summary(folder: Path, notes: list[str]) -> str:
     parts.append(_tests(folder))
     if result and result["cases"]:
         parts += [*rich_table(result), about(result), *_long(result)]
+        if pairs := gpu_pairs.tables(result):
+            parts += [*pairs, gpu_pairs.ABOUT, gpu_pairs.preferences(result)]
+    parts.append(gpu_sanitizer.report(folder, (result or {}).get("sanitizer", {})))
     parts += [_absent(folder / "absent.json"), *_sweep(folder)]
     if result and result["cases"]:
         name = f"benchmarks/results/{default_name(result)}"
@@ -74,7 +79,17 @@ def _tests(folder: Path) -> str:
         )
     )
     bad = [f"  {line}" for line in lines if line.startswith(("FAILED", "ERROR", "Stopped"))]
-    return "\n".join([f"tests: {counts}", *bad])
+    return "\n".join([f"tests: {counts}", *bad, *_skipped(lines)])
+
+
+def _skipped(lines: list[str]) -> list[str]:
+    """Of pytest's lines "SKIPPED [count] file:line: reason" each reason once."""
+    reasons: Counter[str] = Counter()
+    for line in lines:
+        found = re.fullmatch(r"SKIPPED \[(\d+)\] \S+: (.*)", line)
+        if found:
+            reasons[found[2]] += int(found[1])
+    return [f"  skipped, {count} x: {why}" for why, count in reasons.items()]
 
 
 def _long(result: Result) -> list[str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.absent import Absent
 from benchmarks.cases import Case, Inputs, choose
 from benchmarks.gpu_cases import Session, jobs_of, work
-from benchmarks.providers import PROVIDERS, Built, Provider
+from benchmarks.providers import LATENCY, PROVIDERS, Built, Provider
 from benchmarks.run import write
 
 CONFIGS = "attnkernels.backends.triton.configs"
@@ -57,7 +57,8 @@ def sweep(out: Path, device: str, until: float, seconds: float) -> int:
         result = json.loads((out / "results.json").read_text(encoding="utf-8"))
         write(path, result | {"cases": []})
     session = Session(device, chosen, Absent(out / "sweep-absent.json"), until, seconds)
-    return work(jobs_of(swept, ["float32"], device), session, path)
+    jobs = [job for job in jobs_of(swept, ["float32"], device) if job.direction != LATENCY]
+    return work(jobs, session, path)
 
 
 def _configured(triton: Provider, name: str, use: Use) -> Provider:

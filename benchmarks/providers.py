@@ -19,6 +19,7 @@ from attnkernels.profiling.units import show_mib
 from benchmarks.cases import GRAPH, Case, Inputs, inputs
 from benchmarks.meters import meter
 
+LATENCY = "latency"  # the forward of an idle device, and waiting until it is done
 FREE_FRACTION = 0.8  # of free memory that a call may be expected to take
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -52,6 +53,10 @@ def why_not(
         return f"there are no CUDA graphs on {device}"
     if direction == GRAPH and not provider.follows_stream:
         return "a CUDA graph would miss its kernels"
+    if direction == LATENCY and device != "cuda":
+        return f"a call on {device} is done when it returns"
+    if direction == LATENCY and provider.generates:
+        return "making its code once more would take longer than the rest"
     sentence = provider.why_not(Problem(device, dtype))
     if sentence is not None:
         return sentence
@@ -69,15 +74,26 @@ def prepare(
 ) -> Callable[[], object]:
     """One call of what is measured.
 
-    forward: the context, of inputs that require no gradient. graph: the same, replayed. both: the
-    context and, through a graph made anew in every call, the gradients of query, key, value and
-    weight.
+    forward: the context, of inputs that require no gradient. graph: the same, replayed. latency:
+    the same, waited for. both: the context and, through a graph made anew in every call, the
+    gradients of query, key, value and weight.
     """
     given = inputs(case, dtype, direction == "both", device)
     context, leaves = provider.build(case, given)
     if direction == "both":
         return lambda: torch.autograd.grad(context(), leaves, given.arriving)
+    if direction == LATENCY:
+        return _waited_for(context)
     return _replayed(context) if direction == GRAPH else context
+
+
+def _waited_for(call: Callable[[], object]) -> Callable[[], object]:
+    def waited() -> object:
+        result = call()
+        torch.cuda.synchronize()
+        return result
+
+    return waited
 
 
 def _replayed(call: Callable[[], object]) -> Callable[[], object]:

@@ -1,9 +1,9 @@
-"""What the Triton kernels are compiled to, as they are shipped, and whether that is good enough.
+"""What the GPU kernels are compiled to, as they are shipped, and whether that is good enough.
 
-    python -m benchmarks.sass [--targets sm_90,...] [--json FILE]
+    python -m benchmarks.sass [--kernels triton|native] [--targets sm_90,...] [--json FILE]
 
-No GPU is needed. The exit status is 1 where registers are spilled, or where an inner loop has more
-instructions than it should.
+No GPU is needed; the kernels of csrc/cuda, "native", need nvcc. The exit status is 1 where
+registers are spilled, or where an inner loop has more instructions than it should.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import re
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -21,17 +20,18 @@ from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, NamedTuple
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from triton import __version__, knobs
+from triton import __version__
 
 from attnkernels.backends.triton import configs, kernels
-from benchmarks import aot
+from benchmarks import aot, sass_native, sass_report
 from benchmarks.aot import TARGETS, Launch
-from benchmarks.sass_loops import ISSUED, MUFU, Code, Inner, classify, count, parse
+from benchmarks.sass_cubin import Function, functions
+from benchmarks.sass_loops import ISSUED, MUFU, Inner, classify
+from benchmarks.sass_report import Check, print_checks, spilled
 
 META = ("BI", "BJ", "BD", "BV", "RI", "RJ", "TI", "TJ", "LANES")
 TILED = {  # the kernels that go through tiles of scores, and those that they are given
@@ -87,14 +87,6 @@ class Row:
         return f"{self.kernel} {self.tile}, warps {self.warps}, of {self.call}"
 
 
-class Check(NamedTuple):
-    """An assertion about the kernels for a target, and what contradicts it."""
-
-    target: str
-    sentence: str
-    failures: list[str]
-
-
 def rows(target: str) -> list[Row]:
     """Every kernel that the shipped calls launch, each thing that it is compiled to once."""
     found: dict[str, Row] = {}
@@ -109,8 +101,16 @@ def rows(target: str) -> list[Row]:
 
 def rows_of(targets: list[str]) -> dict[str, list[Row]]:
     """By target, several at a time."""
+    return compiled(targets, [])[0]
+
+
+def compiled(
+    targets: list[str], builds: list[sass_native.Build]
+) -> tuple[dict[str, list[Row]], list[sass_native.Row]]:
+    """The rows of Triton's kernels by target, and of the others; several processes at a time."""
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        return dict(zip(targets, pool.map(rows, targets), strict=True))
+        triton, native = pool.map(rows, targets), pool.map(sass_native.rows, builds)
+        return dict(zip(targets, triton, strict=True)), [row for found in native for row in found]
 
 
 def _row(target: str, call: str, launch: Launch) -> Row:
@@ -118,9 +118,10 @@ def _row(target: str, call: str, launch: Launch) -> Row:
     meta = {name: launch.arguments[name] for name in META if name in launch.arguments}
     loops: list[Inner | None] = []
     if "cubin" in compiled.asm:
-        registers, spills, code = _nvidia(compiled.asm["cubin"])
+        function = _nvidia(compiled.asm["cubin"])
+        registers, spills = function.registers, function.spills
         pairs = _pairs(meta, warps * TARGETS[target].warp_size)
-        loops = [classify(launch.name, pairs, loop) for loop in code.innermost]
+        loops = [classify(launch.name, pairs, loop) for loop in function.code.innermost]
     else:
         registers, spills = _amd(compiled.asm["amdgcn"])
     return Row(
@@ -145,20 +146,12 @@ def _pairs(meta: dict[str, int], threads: int) -> int:
     return max(meta.get("BJ", 1) * meta.get("BD", 1) // threads, 1)
 
 
-def _nvidia(cubin: bytes) -> tuple[int, dict[str, int], Code]:
-    """(registers, spills, the code) of a kernel."""
+def _nvidia(cubin: bytes) -> Function:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
-        used = _output(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(file))
-        code = parse(_output(knobs.nvidia.nvdisasm.path, "-c", "-ndf", str(file)))
-    sizes = {name: int(size) for name, size in re.findall(r"(REG|STACK|LOCAL):(\d+)", used)}
-    spills = {"STACK": sizes["STACK"], "LOCAL": sizes["LOCAL"]}
-    return sizes["REG"], spills | {each: count(code.all, each) for each in ("STL", "LDL")}, code
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        (function,) = functions(file).values()
+    return function
 
 
 def _amd(assembly: str) -> tuple[int, dict[str, int]]:
@@ -171,7 +164,7 @@ def checks(target: str, found: list[Row]) -> list[Check]:
     """The assertions about the rows of a target."""
     made = {
         "every kernel and every tile is there": _absent(found),
-        "no spills": [f"{row}: {_spills(row)}" for row in found if row.spills],
+        "no spills": [f"{row}: {spilled(row.spills)}" for row in found if row.spills],
     }
     if TARGETS[target].backend == "cuda":
         made["every inner loop is there"] = [
@@ -226,66 +219,86 @@ def _costs(found: list[Row]) -> dict[str, list[str]]:
     }
 
 
-def _spills(row: Row) -> str:
-    return ", ".join(f"{name} {amount}" for name, amount in row.spills.items())
-
-
 def table(target: str, found: list[Row]) -> Table:
     """A line a kernel, or a line for each of its inner loops."""
-    table = Table(title=target, box=SIMPLE_HEAD, show_edge=False)
-    table.padding = (0, 0, 0, 1)
-    for heading in ("kernel", "tile", "call"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("warps", "registers", "shared", "spills"):
-        table.add_column(heading, justify="right")
-    table.add_column("loop")
-    for heading in ("issued", "MUFU", "SHFL", "elements/clk"):
-        table.add_column(heading, justify="right")
-    for row in sorted(found, key=lambda row: row.kernel):
-        sizes = (row.warps, row.registers, row.memory)
-        head = [row.kernel, row.tile, row.call, *map(str, sizes), _spills(row) or "none"]
-        for loop in row.loops or [None]:
-            table.add_row(*head, *(_cells(loop) if loop else ()))
-            head = [""] * len(head)
-    return table
+    lines = (
+        (
+            (row.kernel, row.tile, row.call, row.warps, row.registers, row.memory),
+            row.spills,
+            row.loops,
+        )
+        for row in sorted(found, key=lambda row: row.kernel)
+    )
+    numbers = ("warps", "registers", "shared")
+    return sass_report.table(target, ("kernel", "tile", "call"), numbers, lines)
 
 
-def _cells(loop: Inner) -> tuple[str, ...]:
-    figures = (f"{figure:.2f}" for figure in (loop.issued, loop.mufu))
-    return loop.variant, *figures, str(loop.shuffles), f"{loop.elements_a_clock:.1f}"
-
-
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: Row | sass_native.Row) -> dict[str, Any]:
     """The row for JSON, with what follows from it."""
     loops = [asdict(loop) | {"elements_a_clock": loop.elements_a_clock} for loop in row.loops]
-    return asdict(row) | {"tile": row.tile, "loops": loops}
+    tile = {"tile": row.tile} if isinstance(row, Row) else {}
+    return asdict(row) | tile | {"loops": loops}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sass")
-    parser.add_argument("--targets", default=",".join(TARGETS), help="default: %(default)s")
+    parser.add_argument("--kernels", choices=("triton", "native"), help="default: both")
+    parser.add_argument("--targets", help="separated by commas; default: all that there are")
     parser.add_argument("--json", type=Path, help="where to write what the tables show")
     options = parser.parse_args(arguments)
-    targets = options.targets.split(",")
-    unknown = [name for name in targets if name not in TARGETS]
-    if unknown:
-        parser.error(f"no target {', '.join(unknown)}; there are {', '.join(TARGETS)}")
-    found = rows_of(targets)
-    made = [check for target in targets for check in checks(target, found[target])]
+    of_triton, of_native = _targets(parser, options)
+    toolkit = sass_native.toolkit() if of_native else "they are not wanted"
+    builds = [] if isinstance(toolkit, str) else sass_native.builds(toolkit, of_native)
+    found, compiled_by_nvcc = compiled(of_triton, builds)
+    native = {
+        target: [row for row in compiled_by_nvcc if row.target == target]
+        for target in dict.fromkeys(build.target for build in builds)
+    }
+    made = [check for target in of_triton for check in checks(target, found[target])]
+    names = sass_native.kernels()
+    made += [x for target in native for x in sass_native.checks(target, native[target], names)]
+
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
-    for target in targets:
+    for target in of_triton:
         console.print(table(target, found[target]), "")
-    console.print(f"Triton {__version__}. Instructions and MUFU are an element's, and {ABOUT}")
-    for check in made:
-        console.print(f"{'FAILED' if check.failures else 'ok':6} {check.target}: {check.sentence}")
-        for failure in check.failures:
-            console.print(f"         {failure}")
+    for target in native:
+        console.print(sass_native.table(target, native[target]), "")
+    result: dict[str, Any] = {"triton": __version__, "nvcc": None}
+    if isinstance(toolkit, str):
+        compilers = f"Triton {__version__}"
+    else:
+        result["nvcc"] = sass_native.release(toolkit)
+        compilers = f"Triton {__version__}, nvcc {result['nvcc']}"
+        console.print(sass_native.ABOUT)
+    console.print(f"{compilers}. Instructions and MUFU are an element's, and {ABOUT}")
+    if of_native and isinstance(toolkit, str):
+        console.print(f"CUDA C++ was not compiled: {toolkit}.")
+    print_checks(console, made)
     if options.json:
-        plain = [_plain(row) for target in targets for row in found[target]]
-        result = {"triton": __version__, "rows": plain, "checks": [each._asdict() for each in made]}
+        result["rows"] = [_plain(row) for target in of_triton for row in found[target]]
+        result["native"] = [_plain(row) for target in native for row in native[target]]
+        result["checks"] = [check._asdict() for check in made]
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return int(any(check.failures for check in made))
+
+
+def _targets(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> tuple[list[str], list[str]]:
+    """Those of Triton's kernels and of the others. sm_90 means sm_90a as well."""
+    of_triton = list(TARGETS) if options.kernels != "native" else []
+    of_native = list(sass_native.TARGETS) if options.kernels != "triton" else []
+    if not options.targets:
+        return of_triton, of_native
+    wanted = options.targets.split(",")
+    known = dict.fromkeys([*of_triton, *of_native, *(name.rstrip("a") for name in of_native)])
+    if unknown := [name for name in wanted if name not in known]:
+        parser.error(f"no target {', '.join(unknown)}; there are {', '.join(known)}")
+    return (
+        [name for name in of_triton if name in wanted],
+        [name for name in of_native if {name, name.rstrip("a")} & {*wanted}],
+    )
 
 
 if __name__ == "__main__":

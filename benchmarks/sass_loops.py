@@ -84,9 +84,11 @@ def classify(kernel: str, pairs: int, loop: Counter[str]) -> Inner | None:
     at a time, and a quarter of the elements of a loop that takes four.
     """
     found = _variant(kernel, pairs, loop)
-    if found is None:
-        return None
-    variant, elements = found
+    return costs(*found, loop) if found else None
+
+
+def costs(variant: str, elements: int, loop: Counter[str]) -> Inner:
+    """What a loop that goes through so many elements costs each."""
     return Inner(
         variant=variant,
         issued=(sum(loop.values()) - count(loop, "NOP")) / elements,

@@ -14,14 +14,16 @@ namespace attnkernels {
 
 using Sizes = std::vector<int64_t>;
 
-inline cpu::Dtype dtype_of(const torch::stable::Tensor& t) {
+inline Dtype dtype_of(const torch::stable::Tensor& t) {
   using torch::headeronly::ScalarType;
   switch (t.scalar_type()) {
-    case ScalarType::Float: return cpu::Dtype::f32;
-    case ScalarType::Double: return cpu::Dtype::f64;
-    case ScalarType::BFloat16: return cpu::Dtype::bf16;
-    case ScalarType::Half: return cpu::Dtype::f16;
-    case ScalarType::Bool: return cpu::Dtype::boolean;
+    case ScalarType::Float: return Dtype::f32;
+    case ScalarType::Double: return Dtype::f64;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Half: return Dtype::f16;
+    case ScalarType::Bool: return Dtype::boolean;
+    case ScalarType::Int: return Dtype::i32;
+    case ScalarType::Long: return Dtype::i64;
     default: STD_TORCH_CHECK(false, "attnkernels: unsupported dtype"); return {};
   }
 }
@@ -63,7 +65,7 @@ class Leading {
 class Slices {
  public:
   Slices(const torch::stable::Tensor& t, int64_t trailing, const Leading& leading)
-      : first_{t.const_data_ptr(), 0, 0, cpu::Dtype::f32}, sizes_(leading.sizes()),
+      : first_{t.const_data_ptr(), 0, 0, Dtype::f32}, sizes_(leading.sizes()),
         strides_(sizes_.size(), 0) {
     auto stride = [&](int64_t k) { return t.size(k) == 1 ? 0 : t.stride(k); };
     const int64_t rank = t.dim(), lead = rank - trailing;
@@ -71,10 +73,13 @@ class Slices {
     if (trailing >= 2) first_.row = stride(rank - 2);
     for (int64_t k = 0; k < lead; k++) strides_[strides_.size() - lead + k] = stride(k);
   }
-  Slices as(cpu::Dtype dtype) && {
+  Slices as(Dtype dtype) && {
     first_.dtype = dtype;
     return std::move(*this);
   }
+  const cpu::Matrix& first() const { return first_; }
+  // Over the leading dimensions, the outermost first.
+  const Sizes& strides() const { return strides_; }
   int64_t offset(int64_t index) const {
     int64_t out = 0;
     for (size_t k = sizes_.size(); k-- > 0;) {
@@ -85,7 +90,7 @@ class Slices {
   }
   cpu::Matrix operator[](int64_t index) const {
     cpu::Matrix m = first_;
-    m.data = static_cast<const char*>(m.data) + offset(index) * cpu::element_size(m.dtype);
+    m.data = static_cast<const char*>(m.data) + offset(index) * element_size(m.dtype);
     return m;
   }
 

@@ -14,13 +14,6 @@ namespace {
 using namespace attnkernels;
 using namespace attnkernels::cpu;
 
-Tensor zeros(const Tensor& like, const Sizes& sizes) {
-  Tensor out = empty(like, sizes);
-  torch::stable::zero_(out);
-  return out;
-}
-Tensor nothing(const Tensor& like) { return empty(like, {0}); }
-
 // f(T{}, table of T): the arithmetic that inputs of this dtype want.
 template <class F>
 void dispatch(const Tensor& like, const F& f) {
@@ -28,11 +21,6 @@ void dispatch(const Tensor& like, const F& f) {
     f(double{}, kernels().f64);
   else
     f(float{}, kernels().f32);
-}
-
-template <class T>
-T* data(const Tensor& t) {
-  return t.numel() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
 }
 
 struct Options {
@@ -68,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(
          lse = empty(query, call.leading.with({call.n}));
   Tensor weights =
       return_weights ? zeros(query, call.leading.with({call.n, call.m})) : nothing(query);
-  TorchHost torch(call.work());
+  TorchHost torch(query, call.work());
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
     Forward<T> p{};
@@ -85,7 +73,7 @@ Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight, int6
               double negative_slope, double scale) {
   const Call call({query, key, weight});
   Tensor out = empty(query, call.leading.with({call.n, call.m}));
-  TorchHost torch(call.work());
+  TorchHost torch(query, call.work());
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
     Scores<T> p{};
@@ -96,26 +84,13 @@ Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight, int6
   return out;
 }
 
-// Bits of `wanted`: which gradients to compute.
-enum Wanted : int64_t { kQuery = 1, kKey = 2, kWeight = 4, kValue = 8, kMask = 16 };
-
-// A gradient of shape (leading, rows of x): in x's dtype where that is all there is to it, in that
-// of the arithmetic where it is still to be summed over leading dimensions that x was broadcast
-// along.
-Tensor gradient(const Tensor& x, const Call& call, int64_t wanted) {
-  if (!wanted) return nothing(x);
-  const Sizes shape = call.leading.with({x.size(x.dim() - 2), x.size(x.dim() - 1)});
-  const bool same = std::equal(shape.begin(), shape.end(), x.sizes().begin(), x.sizes().end());
-  return empty(shape, same ? x.scalar_type() : accumulator(x));
-}
-
 Output output(const Tensor& t) { return {t.numel() ? t.mutable_data_ptr() : nullptr, dtype_of(t)}; }
 
 struct QueryKeyWeight {
   Tensor query, key, weight;
 
   QueryKeyWeight(const Inputs& in, const Call& c, int64_t wanted)
-      : query(gradient(in.query, c, wanted & kQuery)), key(gradient(in.key, c, wanted & kKey)),
+      : query(gradient(in.query, c.leading, wanted & kQuery)), key(gradient(in.key, c.leading, wanted & kKey)),
         weight(!(wanted & kWeight)            ? nothing(in.query)
                : Call::given(in.cu_seqlens_q) ? empty(in.query, c.leading.with({c.sequences, c.d}))
                                               : empty(in.query, c.leading.with({c.d}))) {}
@@ -128,8 +103,6 @@ struct QueryKeyWeight {
   }
 };
 
-Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
 std::tuple<Tensor, Tensor, Tensor> scores_backward(const Tensor& grad, const Tensor& query,
                                                    const Tensor& key, const Tensor& weight,
                                                    int64_t activation, double negative_slope,
@@ -138,7 +111,7 @@ std::tuple<Tensor, Tensor, Tensor> scores_backward(const Tensor& grad, const Ten
   const Call call(in);
   const Tensor whole = dense(grad);
   QueryKeyWeight out(in, call, wanted);
-  TorchHost torch(call.work());
+  TorchHost torch(query, call.work());
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
     Backward<T> p{};
@@ -173,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   const Maybe dc = whole(grad_context), dl = whole(grad_lse), dw = whole(grad_weights);
   const Tensor context = dense(context_), lse = dense(lse_), weights = dense(weights_);
   QueryKeyWeight out(in, call, wanted);
-  const Tensor grad_value = gradient(value, call, wanted & kValue);
+  const Tensor grad_value = gradient(value, call.leading, wanted & kValue);
   Tensor grad_mask = nothing(query);
   int64_t mask_row = 0, mask_col = 0;
   if (wanted & kMask) {
@@ -186,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     for (size_t b = 0; b < call.items.size(); b++)
       call.items[b].mask_grad = at.offset(static_cast<int64_t>(b));
   }
-  TorchHost torch(call.work());
+  TorchHost torch(query, call.work());
   dispatch(query, [&](auto t, const auto& table) {
     using T = decltype(t);
     Backward<T> p{};
@@ -218,7 +191,7 @@ Tensor pack_keys(const Tensor& key, int64_t activation) {
   Leading leading;
   leading.include(key, 2);
   Tensor packed = empty(key, leading.with({panels, packed_rows(d), kPanel}));
-  TorchHost torch(key.numel());
+  TorchHost torch(key, key.numel());
   dispatch(key, [&](auto t, const auto& table) {
     using T = decltype(t);
     const Slices at = slices(key, 2, leading);

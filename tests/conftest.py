@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from attnkernels.backends import BACKENDS
+from attnkernels.backends import BACKENDS, native
 from attnkernels.backends.base import Problem
 
 NAMES = [backend.NAME for backend in BACKENDS]
@@ -22,6 +22,10 @@ NAMES = [backend.NAME for backend in BACKENDS]
 # With TRITON_INTERPRET=1 the suite is that of the triton backend, as far as an interpreter gets.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INTERPRETED_ELEMENTS = 12_000
+
+# With ATTNKERNELS_LIBRARY as tests/emulator/library.py builds it the suite is that of the CUDA
+# kernels, which an emulator runs on the CPU.
+EMULATED = native.build_info().get("instruction set") == "emulated CUDA"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,10 +39,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if INTERPRETED:
-        chosen = [item for item in items if _worth_interpreting(item)]
+    if INTERPRETED or EMULATED:
+        wanted = _worth_interpreting if INTERPRETED else _of_native
+        chosen = [item for item in items if wanted(item)]
         config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
         items[:] = chosen
+
+
+def _of_native(item: pytest.Item) -> bool:
+    return hasattr(item, "callspec") and "native" in item.callspec.params.values()
 
 
 def _worth_interpreting(item: pytest.Item) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -19,26 +18,37 @@ from attnkernels.profiling import cuda
 from attnkernels.testing import check_attention
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the deterministic mode wants it
-NAME, GPU = "triton", torch.device("cuda")
+NAMES, GPU = ("triton", "native"), torch.device("cuda")
 PAST_THE_TILES: Shape = (2, 130, 257, 33, 20)
 STEP: Shape = (3, 1, 300, 65, 7)
 EVERYTHING = {"return_weights": True, "return_lse": True}
 
-attention = partial(additive_attention, backend=NAME)
-check = partial(check_attention, backend=NAME)
 
-
-def _why_not() -> str | None:
+def _why_not(name: str) -> str | None:
     if not torch.cuda.is_available():
         return cuda.why_not()
     try:
-        select(Problem("cuda", torch.float32), NAME)
+        select(Problem("cuda", torch.float32), name)
     except ValueError as error:
         return str(error)
     return None
 
 
-MARKS = [pytest.mark.gpu, pytest.mark.skipif(_why_not() is not None, reason=str(_why_not()))]
+def _parameter(name: str) -> Any:
+    sentence = _why_not(name)
+    return pytest.param(name, marks=pytest.mark.skipif(sentence is not None, reason=str(sentence)))
+
+
+# Every test of a file that is marked so takes `name`: that of a backend with kernels for a GPU.
+MARKS = [pytest.mark.gpu, pytest.mark.parametrize("name", [_parameter(name) for name in NAMES])]
+
+
+def attention(backend: str, *inputs: Tensor, **options: Any) -> Any:
+    return additive_attention(*inputs, backend=backend, **options)
+
+
+def check(backend: str | Callable[..., Any], *inputs: Tensor, **options: Any) -> None:
+    check_attention(*inputs, backend=backend, **options)
 
 
 def on_gpu(build: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

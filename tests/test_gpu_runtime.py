@@ -1,4 +1,4 @@
-"""The Triton backend among the rest of a GPU's runtime: streams, graphs, compilers, memory."""
+"""The GPU's backends among the rest of a GPU's runtime: streams, graphs, compilers, memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import EVERYTHING, GPU, MARKS, NAME, PAST_THE_TILES, STEP, attention, check, on_gpu, packed
+from gpu import EVERYTHING, GPU, MARKS, PAST_THE_TILES, STEP, attention, check, on_gpu, packed
 from inputs import BF16, F64, Shape, cumulative, make, normal
 from test_compile import Recorder
 from torch import Tensor
@@ -20,9 +20,9 @@ from attnkernels.testing import assert_within_budget
 pytestmark = MARKS
 
 
-def gradients(*inputs: Tensor, **options: Any) -> list[Tensor]:
+def gradients(name: str, *inputs: Tensor, **options: Any) -> list[Tensor]:
     """Outputs and gradients of one call."""
-    outputs = attention(*inputs, **EVERYTHING, **options)
+    outputs = attention(name, *inputs, **EVERYTHING, **options)
     loss = sum(output.float().square().sum() for output in outputs)
     return [*outputs, *torch.autograd.grad(loss, inputs)]
 
@@ -33,18 +33,18 @@ def same(some: list[Tensor], others: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("shape", [(1, 600, 700, 33, 20), (2, 1, 9000, 65, 20)], ids=str)
-def test_the_same_bits_every_time(shape: Shape, deterministic: bool) -> None:
+def test_the_same_bits_every_time(name: str, shape: Shape, deterministic: bool) -> None:
     torch.use_deterministic_algorithms(deterministic)
     inputs = on_gpu(make, shape)
-    first = gradients(*inputs)
-    assert all(same(first, gradients(*inputs)) for _ in range(3))
+    first = gradients(name, *inputs)
+    assert all(same(first, gradients(name, *inputs)) for _ in range(3))
 
 
 @pytest.mark.parametrize("shape", [PAST_THE_TILES, STEP], ids=str)
-def test_another_stream(shape: Shape) -> None:
+def test_another_stream(name: str, shape: Shape) -> None:
     """A kernel in another than the current stream would read what is not there yet."""
     inputs = on_gpu(make, shape)
-    wanted = gradients(*inputs)
+    wanted = gradients(name, *inputs)
     late = [torch.zeros_like(x).requires_grad_() for x in inputs]
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
@@ -53,16 +53,16 @@ def test_another_stream(shape: Shape) -> None:
         with torch.no_grad():
             for x, y in zip(late, inputs, strict=True):
                 x.copy_(y)
-        found = gradients(*late)
+        found = gradients(name, *late)
     torch.cuda.synchronize()
     assert same(found, wanted)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
-def test_another_device_than_the_current_one() -> None:
+def test_another_device_than_the_current_one(name: str) -> None:
     inputs = on_gpu(make, PAST_THE_TILES)
     elsewhere = [x.detach().to("cuda:1").requires_grad_() for x in inputs]
-    assert same([x.to(GPU) for x in gradients(*elsewhere)], gradients(*inputs))
+    assert same([x.to(GPU) for x in gradients(name, *elsewhere)], gradients(name, *inputs))
 
 
 def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
@@ -78,21 +78,21 @@ def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
 
 
 @pytest.mark.parametrize("shape", [PAST_THE_TILES, STEP], ids=str)
-def test_cuda_graphs(shape: Shape) -> None:
+def test_cuda_graphs(name: str, shape: Shape) -> None:
     """Forward and backward replayed with other numbers in the same places."""
     inputs = on_gpu(make, shape)
-    graph, found = captured(lambda: gradients(*inputs))
+    graph, found = captured(lambda: gradients(name, *inputs))
     with torch.no_grad():
         for x in inputs:
             x.mul_(-0.5)
     graph.replay()
-    assert same(found, gradients(*inputs))
+    assert same(found, gradients(name, *inputs))
 
 
-def test_packed_sequences_in_a_cuda_graph() -> None:
+def test_packed_sequences_in_a_cuda_graph(name: str) -> None:
     """Their lengths are read on the device: the ones of the replay count."""
     *inputs, ends_q, ends_k = packed(([3, 8, 1], [50, 2, 33]))
-    call = partial(additive_attention_varlen, *inputs, ends_q, ends_k, backend=NAME)
+    call = partial(additive_attention_varlen, *inputs, ends_q, ends_k, backend=name)
     graph, found = captured(call)
     ends_q.copy_(on_gpu(cumulative, [1, 2, 9]))
     ends_k.copy_(on_gpu(cumulative, [0, 40, 45]))
@@ -100,9 +100,9 @@ def test_packed_sequences_in_a_cuda_graph() -> None:
     assert torch.equal(found, call())
 
 
-def test_every_replay_drops_anew() -> None:
+def test_every_replay_drops_anew(name: str) -> None:
     inputs = on_gpu(make, PAST_THE_TILES, grad=False)
-    graph, found = captured(lambda: attention(*inputs, dropout_p=0.5))
+    graph, found = captured(lambda: attention(name, *inputs, dropout_p=0.5))
     graph.replay()
     first = found.clone()
     graph.replay()
@@ -110,46 +110,54 @@ def test_every_replay_drops_anew() -> None:
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-def test_fullgraph(compiler: str) -> None:
+def test_fullgraph(name: str, compiler: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(additive_attention, fullgraph=True, backend=compiler)
     for shape in ((2, 40, 70, 19, 7), (3, 50, 90, 19, 7)):
         mask = on_gpu(normal, *shape[1:3])
         options = {"attn_mask": mask, "is_causal": True, "scale": 0.5, **EVERYTHING}
-        check(*on_gpu(make, shape), **options, backend=partial(compiled, backend=NAME))
+        check(partial(compiled, backend=name), *on_gpu(make, shape), **options)
 
 
-OPERATORS: dict[str, Callable[[], Any]] = {
-    "attention": lambda: attention(*on_gpu(make, (2, 9, 5, 4, 6)), dropout_p=0.3, **EVERYTHING),
-    "a step": lambda: attention(*on_gpu(make, (2, 1, 5, 4, 6)), attn_mask=on_gpu(normal, 5)),
-    "packed": lambda: additive_attention_varlen(*packed(([9, 2], [5, 3])), backend=NAME),
-    "scores": lambda: additive_scores(*(on_gpu(normal, 2, 9, 4) for _ in "qk"), on_gpu(normal, 4)),
+OPERATORS: dict[str, Callable[[str], Any]] = {
+    "attention": lambda name: attention(
+        name, *on_gpu(make, (2, 9, 5, 4, 6)), dropout_p=0.3, **EVERYTHING
+    ),
+    "a step": lambda name: attention(
+        name, *on_gpu(make, (2, 1, 5, 4, 6)), attn_mask=on_gpu(normal, 5)
+    ),
+    "packed": lambda name: additive_attention_varlen(*packed(([9, 2], [5, 3])), backend=name),
+    "scores": lambda name: additive_scores(
+        *(on_gpu(normal, 2, 9, 4) for _ in "qk"), on_gpu(normal, 4), backend=name
+    ),
 }
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-def test_opcheck(name: str) -> None:
+@pytest.mark.parametrize("call", OPERATORS)
+def test_opcheck(name: str, call: str) -> None:
     """Each operator that forward and backward reach, with the arguments of the call."""
     with Recorder() as recorder:
-        outputs = OPERATORS[name]()
+        outputs = OPERATORS[call](name)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         sum(output.square().sum() for output in outputs).backward()
     reached = {op.name().removeprefix("attnkernels::") for op, _, _ in recorder.calls}
-    prefix = "triton_scores" if name == "scores" else "triton"
-    assert reached == {prefix if name == "scores" else "triton_forward", f"{prefix}_backward"}
+    forward, backward = (
+        ("scores", "scores_backward") if call == "scores" else ("forward", "backward")
+    )
+    assert reached == {f"{name}_{forward}", f"{name}_{backward}"}
     for op, args, kwargs in recorder.calls:
         torch.library.opcheck(op, tree_map_only(Tensor, Tensor.detach, args), kwargs)
 
 
 @pytest.mark.parametrize("options", [{}, {"is_causal": True, "dropout_p": 0.1}], ids=str)
-def test_peak_is_linear_in_the_lengths(options: dict[str, Any]) -> None:
+def test_peak_is_linear_in_the_lengths(name: str, options: dict[str, Any]) -> None:
     def peak(n: int) -> float:
         """MiB above the inputs, forward and backward."""
         inputs = on_gpu(make, (1, n, n, 64, 64))
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        torch.autograd.grad(attention(*inputs, **options).square().sum(), inputs)
+        torch.autograd.grad(attention(name, *inputs, **options).square().sum(), inputs)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
     peak(256)  # what libraries allocate once
@@ -189,18 +197,18 @@ def within_budget(found: list[Tensor], inputs: tuple[Tensor, ...], direction: Te
         assert_within_budget(mine, theirs, right, magnitude=magnitude)
 
 
-def test_more_elements_than_31_bits_count() -> None:
+def test_more_elements_than_31_bits_count(name: str) -> None:
     """n * m * d > 2^31."""
     needs(8)
     inputs = on_gpu(make, (1, 3000, 3001, 240, 24))
     direction = on_gpu(normal, 1, 3000, 24, grad=False)
-    context = attention(*inputs)
+    context = attention(name, *inputs)
     found = [context, *torch.autograd.grad(context, inputs, direction)]
     within_budget(found, inputs, direction)
 
 
 @pytest.mark.parametrize("n", [3, 40])
-def test_keys_past_31_bits(n: int) -> None:
+def test_keys_past_31_bits(name: str, n: int) -> None:
     """m * d > 2^31: only the last keys take part, so that they alone must give the result."""
     needs(40)
     rows, d = 2**22 + 64, 512
@@ -212,19 +220,19 @@ def test_keys_past_31_bits(n: int) -> None:
     keep = torch.arange(rows, device=GPU) >= rows - 100
     inputs = (query, key.requires_grad_(), values.requires_grad_(), weight)
     direction = on_gpu(normal, 1, n, 4, dtype=BF16, grad=False)
-    context = attention(*inputs, attn_mask=keep)
+    context = attention(name, *inputs, attn_mask=keep)
     grads = list(torch.autograd.grad(context, inputs, direction))
     assert not grads[1][:, :-100].any() and not grads[2][:, :-100].any()
     found = [context, grads[0], grads[1][:, -100:], grads[2][:, -100:], grads[3]]
     within_budget(found, (query, last, value, weight), direction)
 
 
-def test_weights_past_31_bits() -> None:
+def test_weights_past_31_bits(name: str) -> None:
     """n * m > 2^31."""
     needs(40)
     size = 46_400
     query, key, value, weight = on_gpu(make, (1, size, size, 16, 4), BF16, grad=False)
-    _, weights = attention(query, key, value, weight, return_weights=True)
+    _, weights = attention(name, query, key, value, weight, return_weights=True)
     for row in (0, size // 2, size - 1):
         inputs = query[:, row : row + 1], key, value, weight
         theirs, right = (

@@ -6,9 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from inputs import BF16, F16, F32, F64, batch_last, cumulative, normal, sliced, transposed
+from inputs import (
+    BF16,
+    F16,
+    F32,
+    F64,
+    batch_last,
+    cumulative,
+    normal,
+    sliced,
+    supports,
+    transposed,
+)
 from torch import Tensor
 
 from attnkernels.testing import check_attention, check_scores, check_varlen
@@ -76,6 +87,7 @@ class Draw:
 def test_attention(
     backend: str, data: Any, n: int, m: int, d: int, dv: int, dtype: torch.dtype, activation: str
 ) -> None:
+    assume(supports(backend, dtype))
     torch.manual_seed(0)
     draw = Draw(data, dtype)
     lead = tuple(data.draw(st.lists(st.integers(1, 3), max_size=2)))
@@ -109,6 +121,7 @@ def test_attention(
 def test_scores(
     backend: str, data: Any, n: int, m: int, d: int, dtype: torch.dtype, activation: str
 ) -> None:
+    assume(supports(backend, dtype))
     torch.manual_seed(0)
     draw = Draw(data, dtype)
     lead = tuple(data.draw(st.lists(st.integers(1, 3), max_size=2)))
@@ -138,6 +151,7 @@ def test_varlen(
     dtype: torch.dtype,
     activation: str,
 ) -> None:
+    assume(supports(backend, dtype))
     torch.manual_seed(0)
     draw = Draw(data, dtype)
     lead = tuple(data.draw(st.lists(st.integers(1, 3), max_size=1)))

@@ -12,7 +12,7 @@ import torch
 
 import attnkernels
 from attnkernels import info
-from attnkernels.backends import BACKENDS
+from attnkernels.backends import BACKENDS, native
 from attnkernels.backends.base import Problem
 from attnkernels.profiling import machine
 
@@ -62,7 +62,7 @@ def test_asks_for_the_devices_torch_is_built_for(monkeypatch: pytest.MonkeyPatch
         for backend in BACKENDS:
             assert {line.split()[0] for line in answers(page, backend.NAME)} == kinds
         assert ("not in this torch" in page) is not built
-    assert "not on cuda" in "".join(answers(page, "native"))
+    assert native.why_not(Problem("cuda", torch.float64)) in "".join(answers(page, "native"))
 
 
 @pytest.mark.parametrize(

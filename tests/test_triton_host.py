@@ -66,7 +66,7 @@ def test_tiles_that_cannot_be_used(text: str) -> None:
 
 
 def test_where_it_is_taken() -> None:
-    assert select(Problem("cuda", torch.float32)).NAME == "triton"
+    assert select(Problem("cuda", torch.float32), "triton").NAME == "triton"
     assert select(Problem("cuda", torch.float64)).NAME == "reference"
     triton = next(each for each in BACKENDS if each.NAME == "triton")
     assert triton.why_not(Problem("xpu", torch.float32)) == "it runs on cuda tensors, not on xpu"

@@ -1,4 +1,4 @@
-"""The compiled kernels: csrc/, on a CPU."""
+"""The compiled kernels: csrc/, on a CPU, and on a GPU where they were built for CUDA."""
 
 from __future__ import annotations
 
@@ -39,24 +39,59 @@ def _load() -> str | None:
 _missing = _load()
 
 
+def _implemented(name: str, device: str) -> bool:
+    """Whether the library has operator `name` for "CPU" or "CUDA" tensors."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"attnkernels::{NAME}_{name}", device)
+
+
+def _why_not_cuda() -> str | None:
+    if torch.version.hip:
+        return "its GPU kernels are CUDA's, and this torch is built for ROCm"
+    if not _implemented("forward", "CUDA"):
+        return (
+            "the compiled library has no CUDA kernels: build it where nvcc is found"
+            " (docs/install.md)"
+        )
+    return None
+
+
+# What the library is does not change after it was loaded, and a step counts microseconds.
+_no_cuda = _why_not_cuda()
+# The tests run the CUDA kernels on CPU tensors.
+_emulated = _missing is None and torch.ops.attnkernels.native_isa() == "emulated CUDA"
+_packs = {"cpu": _implemented("pack_keys", "CPU"), "cuda": _implemented("pack_keys", "CUDA")}
+
+
 def why_not(problem: Problem) -> str | None:
     """None where the kernels can do it, otherwise a sentence."""
     if _missing:
         return _missing
-    if problem.device_type not in ("cpu", "meta"):
-        return f"it runs on cpu tensors, not on {problem.device_type}"
-    if problem.dtype not in DTYPES:
-        return f"it has no kernels for {problem.dtype}"
+    device_type, dtype = problem
+    if device_type == "cuda":
+        if _no_cuda:
+            return _no_cuda
+    elif device_type not in ("cpu", "meta"):
+        return f"it runs on cpu and cuda tensors, not on {device_type}"
+    if dtype not in DTYPES:
+        return f"it has no kernels for {dtype}"
+    if dtype is torch.float64 and (device_type == "cuda" or _emulated):
+        return "its CUDA kernels have no float64 (the reference backend has)"
     return None
 
 
 def build_info() -> dict[str, str]:
-    """What is loaded: the library, and the instruction set it uses here."""
+    """What is loaded: the library, the instruction set it uses here, whether it has CUDA's part."""
     if _missing:
         return {"library": _missing}
-    return {"library": "loaded", "instruction set": torch.ops.attnkernels.native_isa()}
+    return {
+        "library": "loaded",
+        "instruction set": torch.ops.attnkernels.native_isa(),
+        "CUDA kernels": "yes" if _implemented("forward", "CUDA") else "no",
+    }
 
 
-def pack_keys(key: Tensor, *, activation: str) -> Tensor:
-    """exp(2 k) in panels of 32 keys, transposed (E7)."""
+def pack_keys(key: Tensor, *, activation: str) -> Tensor | None:
+    """exp(2 k) in panels of 32 keys, transposed (E7); None where the kernels want the keys."""
+    if not _packs["cuda" if key.is_cuda else "cpu"]:
+        return None
     return _ops.pack_keys(key, ACTIVATIONS[activation])

@@ -41,7 +41,7 @@ inline void load_row(T* out, const Matrix& m, int64_t i, int64_t count) {
     case Dtype::bf16:
       return load_row_as(out, static_cast<const c10::BFloat16*>(r.data), m.col, count);
     case Dtype::f16: return load_row_as(out, static_cast<const c10::Half*>(r.data), m.col, count);
-    case Dtype::boolean: return;
+    default: return;
   }
 }
 
@@ -85,7 +85,7 @@ inline void store_row(void* out, Dtype dtype, int64_t offset, const T* row, int6
     case Dtype::f64: return store_as(static_cast<double*>(out));
     case Dtype::bf16: return store_as(static_cast<c10::BFloat16*>(out));
     case Dtype::f16: return store_as(static_cast<c10::Half*>(out));
-    case Dtype::boolean: return;
+    default: return;
   }
 }
 

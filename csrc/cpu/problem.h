@@ -3,15 +3,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dtype.h"
 #include "formula.h"
 
 namespace attnkernels::cpu {
-
-enum class Dtype : int { f32, bf16, f16, f64, boolean };
-
-constexpr int64_t element_size(Dtype t) {
-  return t == Dtype::f64 ? 8 : t == Dtype::f32 ? 4 : t == Dtype::boolean ? 1 : 2;
-}
 
 // Keys are prepared 32 to a panel, on every ISA, so that a packed tensor has one shape.
 constexpr int64_t kPanel = 32;

@@ -1,0 +1,298 @@
+// The backward, (E4)-(E6), in one sweep over tiles of 64 queries and 64 keys.
+//
+//   for each tile of queries, for each tile of keys           shared memory
+//     G = dc value^T, 16 x 64 a warp         (product.h)      ds, 64 x 68 floats, 17 KiB
+//     scores in registers, 4 x 8 a thread    (score.h)        2 stages of panels, then
+//     a = exp(s - lse), ds = a (G - delta)   (E4)             the weights after dropout: 17 KiB
+//     dvalue += a^T dc                       (product.h)      34 KiB: six blocks an H100's
+//     dq, dk, dw from ds, a lane a unit      (sweep.h)        processor, two where it has 100 KiB
+//
+// Elements are gone through twice, for the scores at 3.9 instructions and for the gradients at 7:
+// about 11, which is 11.6 elements a clock of an H100's processor. Gradients are added to memory by
+// atomics that return nothing, 12 bytes for every 32 elements; see sums.h for their order.
+#include <algorithm>
+
+#include "cuda/product.h"
+#include "cuda/score.h"
+#include "cuda/sweep.h"
+
+namespace attnkernels::cuda {
+namespace {
+
+constexpr int kPitch = kTile + 4;  // rows of a fragment lie in different banks
+constexpr int kHalves = kTile / kSweep;
+
+// A block's part: which of the queries, of the keys, and of all parts of a leading index; its tiles;
+// and where the mask's gradient begins.
+struct Part {
+  int query, key, whole;
+  int query_tile, query_end, key_tile, key_end;
+  int64_t mask_at;
+};
+
+struct Shared {
+  union {
+    Stage stages[2];
+    float used[kTile * kPitch];  // by key, then query
+  };
+  float ds[kTile * kPitch];  // likewise
+  float totals[kThreads];    // of ds, by thread
+  Place at;
+  Part part;
+};
+
+struct Job {
+  Backward f;
+  const float* delta;
+  Sum query, key, value, weight;
+  int query_parts, key_parts;
+};
+
+
+// G, into ds: 16 queries a warp.
+__device__ __forceinline__ void outer_products(Shared& shared, const Problem& p, const float* dc,
+                                               int rows, int columns, int jt) {
+  const int row0 = threadIdx.x / 32 * 16;
+  const int64_t value_at = shared.at.value_at + int64_t{jt} * kTile * p.value.row;
+  by_dtype(p.value.dtype, [&](auto dtype) {
+    using T = decltype(dtype);
+    Piece<1, kTile / 8> piece;
+    piece.fill([](int, int) { return 0.f; });
+    piece.template add<T::kShort>(
+        round_up(p.dv, 8),
+        [&](int i, int k) {
+          i += row0;
+          return i < rows && k < p.dv ? dc[static_cast<int64_t>(i) * p.dv + k] : 0.f;
+        },
+        [&](int k, int j) {
+          return k < p.dv && j < columns
+                     ? T::load(p.value.data, value_at + j * p.value.row + k * p.value.col)
+                     : 0.f;
+        });
+    piece.each([&](float x, int i, int j) { shared.ds[j * kPitch + row0 + i] = x; });
+  });
+}
+
+// dvalue += used^T dc, 32 keys and 32 columns a warp at a time.
+__device__ __forceinline__ void add_value_gradient(const Shared& shared, const Problem& p,
+                                                   const float* dc, float* grad, int rows,
+                                                   int columns) {
+  constexpr int kRows = 32, kColumns = 32;
+  const int depth = round_up(min(rows, kTile), 8);
+  const int items = kTile / kRows * static_cast<int>(ceil_div(p.dv, kColumns));
+  for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
+    const int row0 = item % (kTile / kRows) * kRows, col0 = item / (kTile / kRows) * kColumns;
+    Piece<kRows / 16, kColumns / 8> piece;
+    piece.fill([](int, int) { return 0.f; });
+    piece.template add<false>(
+        depth, [&](int j, int i) { return shared.used[(row0 + j) * kPitch + i]; },
+        [&](int i, int c) {
+          c += col0;
+          return i < rows && c < p.dv ? dc[static_cast<int64_t>(i) * p.dv + c] : 0.f;
+        });
+    piece.each([&](float x, int j, int c) {
+      j += row0;
+      c += col0;
+      if (j < columns && c < p.dv) atomicAdd(grad + static_cast<int64_t>(j) * p.dv + c, x);
+    });
+  }
+}
+
+// dq, dk and dw of the tile: a warp has 32 hidden units and half of the queries at a time.
+template <bool logistic>
+__device__ __forceinline__ void add_gradients(const Shared& shared, const Problem& p,
+                                              const Job& job, int it, int jt) {
+  const Place& at = shared.at;
+  const Part& part = shared.part;
+  const int items = kHalves * static_cast<int>(ceil_div(p.d, 32));
+  for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
+    const int half = item % kHalves, t = item / kHalves * 32 + threadIdx.x % 32;
+    const int first = half * kSweep;
+    if (it * kTile + first >= at.queries || t >= p.d) continue;
+    const Gradients grad{
+        job.query.row(part.key, at.query_row + it * kTile + first),
+        job.key.row(part.query * kHalves + half, at.key_row + jt * kTile),
+        job.weight.row(part.whole * kHalves + half, at.b),
+    };
+    const float* const ds = shared.ds + first;
+    if constexpr (logistic) {
+      const Ranges ranges(p, at.query_panel + it, at.key_panel + jt);
+      if (!(ranges.size <= kFactored))
+        sweep_unit<Sweep::direct>(p, at, it, jt, first, t, ds, kPitch, grad);
+      else if (ranges.sum <= kPair)
+        sweep_unit<Sweep::shared>(p, at, it, jt, first, t, ds, kPitch, grad);
+      else
+        sweep_unit<Sweep::single>(p, at, it, jt, first, t, ds, kPitch, grad);
+    } else {
+      sweep_unit<Sweep::rectified>(p, at, it, jt, first, t, ds, kPitch, grad);
+    }
+  }
+}
+
+// ds and the weights after dropout of a tile, (E4).
+template <bool logistic>
+__device__ __forceinline__ void make_gradients(Shared& shared, const Problem& p, const Job& job,
+                                                const float* dc, int it, int jt) {
+  const Place& at = shared.at;
+  const Backward& f = job.f;
+  Scores x;
+  score_tile<logistic>(x, shared.stages, p, at, it, jt);
+  __syncthreads();  // the stages have been read, and G is there
+  float total = 0;
+  each_pair(it, jt, x, [&](int i, int j, float s) {
+    float& cell = shared.ds[j % kTile * kPitch + i % kTile];
+    float added, ds = 0, used = 0;
+    if (takes_part(p, at.mask_at, at.queries, at.keys, i, j, added)) {
+      const int64_t row = at.query_row + i;
+      const float a = exp_fast(s + added - f.lse[row]);
+      const float keep = p.seed ? kept(p, at.item, i, j) : 1.f;
+      float g = dc ? cell : 0.f;
+      if (f.grad_weights) g += f.grad_weights[row * p.m + j];
+      used = dropped(a, keep);
+      ds = a * (dropped(g, keep) - job.delta[row]);
+      if (f.grad_mask)
+        atomicAdd(f.grad_mask + shared.part.mask_at + i * f.mask_row + j * f.mask_col, ds);
+    }
+    cell = ds;
+    shared.used[j % kTile * kPitch + i % kTile] = used;
+    total += ds;
+  });
+  shared.totals[threadIdx.x] += total;
+}
+
+// The gradients of raw scores as ds; likewise.
+__device__ __forceinline__ void take_gradients(Shared& shared, const Problem& p, const Job& job,
+                                                int it, int jt) {
+  const Place& at = shared.at;
+  float total = 0;
+  Scores none;
+  each_pair(it, jt, none, [&](int i, int j, float) {
+    const bool there = i < at.queries && j < at.keys;
+    const float ds = there ? job.f.grad_scores[(at.query_row + i) * p.m + j] : 0.f;
+    shared.ds[j % kTile * kPitch + i % kTile] = ds;
+    total += ds;
+  });
+  shared.totals[threadIdx.x] += total;
+}
+
+// Called by all threads of a block; returns when `at` and `part` can be read.
+__device__ __forceinline__ void find_part(Shared& shared, const Problem& p, const Job& job) {
+  const int64_t item = blockIdx.x / job.key_parts / job.query_parts;  // of (b, sequence)
+  const int s = static_cast<int>(item % p.sequences);
+  find(shared.at, p, item / p.sequences, s);
+  if (threadIdx.x == 0) {
+    Part& part = shared.part;
+    part.key = blockIdx.x % job.key_parts;
+    part.query = blockIdx.x / job.key_parts % job.query_parts;
+    part.whole = (s * job.query_parts + part.query) * job.key_parts + part.key;
+    const int query_tiles = static_cast<int>(ceil_div(shared.at.queries, kTile));
+    const int key_tiles = static_cast<int>(ceil_div(shared.at.keys, kTile));
+    const int query_share = static_cast<int>(ceil_div(query_tiles, job.query_parts));
+    const int key_share = static_cast<int>(ceil_div(key_tiles, job.key_parts));
+    part.query_tile = part.query * query_share;
+    part.query_end = min(part.query_tile + query_share, query_tiles);
+    part.key_tile = part.key * key_share;
+    part.key_end = min(part.key_tile + key_share, key_tiles);
+    part.mask_at = offset(p.batch, shared.at.b, job.f.mask_lead);
+  }
+  __syncthreads();
+}
+
+// Block (b, sequence, part of its tiles of queries, part of its tiles of keys).
+template <bool logistic>
+__global__ void __launch_bounds__(kThreads, 3)
+    backward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Job job) {
+  DYNAMIC_SHARED(Shared, shared_);
+  Shared& shared = *shared_;
+  const Place& at = shared.at;
+  const Part& part = shared.part;
+  const Backward& f = job.f;
+  find_part(shared, p, job);
+  shared.totals[threadIdx.x] = 0;
+
+  for (int it = part.query_tile; it < part.query_end; it++)
+    for (int jt = part.key_tile; jt < part.key_end; jt++) {
+      if (!any_takes_part(p, at, it, jt)) continue;
+      if (f.grad_scores) {
+        take_gradients(shared, p, job, it, jt);
+        __syncthreads();
+      } else {
+        const int rows = at.queries - it * kTile, columns = at.keys - jt * kTile;
+        const float* const dc =
+            f.grad_context ? f.grad_context + (at.query_row + it * kTile) * p.dv : nullptr;
+        if (dc) outer_products(shared, p, dc, rows, columns, jt);
+        make_gradients<logistic>(shared, p, job, dc, it, jt);
+        __syncthreads();
+        float* const grad_value = job.value.row(part.query, at.key_row + jt * kTile);
+        if (grad_value && dc) add_value_gradient(shared, p, dc, grad_value, rows, columns);
+      }
+      add_gradients<logistic>(shared, p, job, it, jt);
+      __syncthreads();  // ds and the weights have been read
+    }
+
+  __syncthreads();
+  float* const last = job.weight.row(part.whole * kHalves, at.b);
+  if (threadIdx.x < 32 && last) {
+    float total = 0;
+    for (int k = threadIdx.x; k < kThreads; k += 32) total += shared.totals[k];
+    total = warp_sum(total);
+    if (threadIdx.x == 0) atomicAdd(last + p.d, total);
+  }
+}
+
+// Parts of the tiles of queries and of keys of an item. With atomics, as many as make the blocks
+// even; where each part has gradients of its own, as few as fill the device, and cut so that they
+// take little memory: a part of the queries costs 2 m d + m dv, one of the keys n d.
+void cut(Job& job, const Problem& p, const Host& host) {
+  const int64_t items = p.batch.count * p.sequences;
+  const int64_t sequences = std::max(p.sequences, 1);
+  const int64_t query_tiles = std::max<int64_t>(ceil_div(ceil_div(p.n, sequences), kTile), 1);
+  const int64_t key_tiles = std::max<int64_t>(ceil_div(ceil_div(p.m, sequences), kTile), 1);
+  const int64_t each = job.f.deterministic ? 4 : 32;
+  const int64_t wanted = parts_for(items, query_tiles * key_tiles, host, each);
+  int64_t queries = query_tiles;
+  if (job.f.deterministic) {
+    queries = 1;
+    while (queries < query_tiles && queries * queries * 3 * key_tiles < wanted * query_tiles)
+      queries++;
+  }
+  job.key_parts = static_cast<int>(std::min(key_tiles, ceil_div(wanted, queries)));
+  job.query_parts = static_cast<int>(std::min(queries, ceil_div(wanted, job.key_parts)));
+}
+
+}  // namespace
+
+void backward(Problem p, const Owners& own, const Backward& f, const Host& host) {
+  if (is_step(p)) {
+    step_backward(p, f, host);
+    return;
+  }
+  prepare(p, own, host);
+  Job job{f, nullptr, {}, {}, {}, {}, 1, 1};
+  cut(job, p, host);
+  const int64_t items = p.batch.count * p.sequences;
+  const int64_t query_copies = f.deterministic ? job.key_parts : 1;
+  const int64_t key_copies = f.deterministic ? job.query_parts : 1;
+  const int64_t weight_copies =
+      f.deterministic ? int64_t{p.sequences} * job.query_parts * job.key_parts * kHalves : 1;
+  job.query = sum_for(f.grad_query.data, query_copies, p.batch.count * p.n, p.d, host);
+  job.key = sum_for(f.grad_key.data, f.deterministic ? key_copies * kHalves : 1,
+                    p.batch.count * p.m, p.d, host);
+  job.value = sum_for(f.grad_value.data, key_copies, p.batch.count * p.m, p.dv, host);
+  job.weight = sum_for(f.grad_weight, weight_copies, p.batch.count, p.d + 1, host);
+  if (!f.grad_scores) {
+    float* const delta = host.allocate<float>(p.batch.count * p.n);
+    make_delta(p, f, delta, host);
+    job.delta = delta;
+  }
+  launch("backward", p.logistic ? backward_kernel<true> : backward_kernel<false>,
+         items * job.query_parts * job.key_parts, kThreads, sizeof(Shared), host.stream, p, job);
+  // f' = span gain (r - r^2) where f = 1 - span r: (E8)
+  const float factor = p.scale * (p.logistic ? p.span * p.gain : 1.f);
+  finish(job.query, p, f.grad_query, p.n, true, factor, host);
+  finish(job.key, p, f.grad_key, p.m, true, factor, host);
+  finish(job.value, p, f.grad_value, p.m, false, 1, host);
+  finish_weight(job.weight, p, f.grad_weight, host);
+}
+
+}  // namespace attnkernels::cuda

@@ -1,0 +1,119 @@
+// What the kernels ask of a GPU, in one place: CUDA C++ under nvcc, and under ATTNKERNELS_EMULATED
+// the model of it in tests/emulator, which runs the same sources on a CPU.
+//
+// Grids and blocks have one dimension. Shared memory is dynamic, DYNAMIC_SHARED(T, name), or a
+// small array, SHARED_ARRAY(T, name, count).
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#ifdef ATTNKERNELS_EMULATED
+#include "emulator.h"
+#else
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#define DYNAMIC_SHARED(T, name)                     \
+  extern __shared__ __align__(16) char name##_[];   \
+  T* const name = reinterpret_cast<T*>(name##_)
+#define SHARED_ARRAY(T, name, count) __shared__ T name[count]
+
+namespace attnkernels::cuda {
+
+using Stream = void*;
+
+// 16 bytes from global to shared memory, without passing through registers: complete once
+// async_wait<N> has been passed with no more than N younger groups, each ended by async_commit.
+__device__ __forceinline__ void async_copy16(void* shared, const void* global) {
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+__device__ __forceinline__ void async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int N>
+__device__ __forceinline__ void async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// c += a b for a 16 x 8, b 8 x 8 and c 16 x 8 spread over a warp as PTX says of mma.m16n8k8 with
+// tf32: lane l, with g = l / 4 and t = l % 4, has a = {(g, t), (g + 8, t), (g, t + 4), (g + 8,
+// t + 4)}, b = {(t, g), (t + 4, g)}, c = {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)}. Of
+// every float of a and b it takes the first 10 bits of the fraction.
+__device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+        "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+// The unit for special functions. 2^x and 1 / x are within 2 and 1 units in the last place; numbers
+// below the normal ones count as 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// max(x, y) that is NaN where either is.
+__device__ __forceinline__ float max_nan(float x, float y) {
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+
+__device__ __forceinline__ float from_half(uint16_t bits) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(bits));
+  return y;
+}
+__device__ __forceinline__ uint16_t to_half(float x) {
+  uint16_t y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+  return y;
+}
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess)
+    throw std::runtime_error(std::string("attnkernels: ") + what + ": " +
+                             cudaGetErrorString(status));
+}
+
+inline void zero(void* data, int64_t bytes, Stream stream) {
+  if (bytes) check(cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)), "zero");
+}
+
+inline int multiprocessors(int device) {
+  int count = 0;
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "processors");
+  return count;
+}
+
+// kernel(arguments...) on `blocks` blocks of `threads` threads with `shared` bytes of dynamic
+// shared memory; std::runtime_error where it could not be started.
+template <class... P, class... A>
+void launch(const char* name, void (*kernel)(P...), int64_t blocks, int threads, size_t shared,
+            Stream stream, const A&... arguments) {
+  if (blocks == 0) return;
+  if (blocks > INT32_MAX)
+    throw std::runtime_error(std::string("attnkernels: too many blocks: ") + name);
+  if (shared > 48 << 10)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared)),
+          name);
+  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared,
+           static_cast<cudaStream_t>(stream)>>>(arguments...);
+  check(cudaGetLastError(), name);
+}
+
+}  // namespace attnkernels::cuda
+#endif

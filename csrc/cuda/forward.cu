@@ -1,0 +1,228 @@
+// Scores, softmax and context in one pass, (E1)-(E3): a tile of 64 queries against tiles of keys.
+//
+//   for each tile of keys                                   shared memory
+//     scores in registers, 4 x 8 a thread    (score.h)      2 stages of panels, 16.1 KiB
+//     x -> P, masked                                        P, 64 x 68 floats, 17 KiB
+//     P = exp(P - highest), two threads a row (E2)          alpha, 64 floats
+//     context = alpha context + P value      (product.h)    33.4 KiB: six blocks an H100's
+//                                                           processor, two where it has 100 KiB
+// The context is kept in memory, not in registers, which the scores need: every thread reads and
+// writes only its own, from the cache. A tile of scores costs 64 x 64 x d elements at 3.9
+// instructions (score.h), its softmax 25 a pair, the update of its context 0.3 a multiply-add.
+//
+// Where there are few tiles of queries, blocks share the keys, and combine_kernel joins their parts.
+#include "cuda/product.h"
+#include "cuda/score.h"
+
+namespace attnkernels::cuda {
+namespace {
+
+constexpr int kPitch = kTile + 4;  // rows of a fragment lie in different banks
+
+struct Shared {
+  Stage stages[2];
+  float p[kTile * kPitch];
+  float alpha[kTile];
+  Place at;
+  int64_t row0;  // of the context and of lse
+};
+
+// The maximum and the sum of a row so far.
+struct Running {
+  float highest = -kInfinity, total = 0;
+};
+
+// Row `row` of P: exponentials of its scores, and how much less the context so far counts.
+__device__ __forceinline__ void soften(Shared& shared, Running& running, const Problem& p, int it,
+                                       int jt) {
+  const int row = threadIdx.x / 2, first = threadIdx.x % 2 * (kTile / 2);
+  float* const x = shared.p + row * kPitch + first;
+  float high = running.highest;
+  for (int k = 0; k < kTile / 2; k++) high = max_nan(high, x[k]);
+  high = max_nan(high, __shfl_xor_sync(kWarp, high, 1));
+  const float finite = high == -kInfinity ? 0.f : high;
+  const float alpha = exp_fast(running.highest - finite);
+  float sum = 0;
+  for (int k = 0; k < kTile / 2; k += 4) {
+    const float4 keep = kept_four(p, shared.at.item, it * kTile + row, (jt * kTile + first + k) / 4);
+    float4& four = *reinterpret_cast<float4*>(x + k);
+    const float4 y = make_float4(exp_fast(four.x - finite), exp_fast(four.y - finite),
+                                 exp_fast(four.z - finite), exp_fast(four.w - finite));
+    sum += (y.x + y.y) + (y.z + y.w);
+    four = make_float4(dropped(y.x, keep.x), dropped(y.y, keep.y), dropped(y.z, keep.z),
+                       dropped(y.w, keep.w));
+  }
+  sum += __shfl_xor_sync(kWarp, sum, 1);
+  running = {high, running.total * alpha + sum};
+  if (first == 0) shared.alpha[row] = alpha;
+}
+
+// Rows and columns of the context that warps take in turn.
+constexpr int kItemRows = 32, kItemColumns = 32;
+
+template <class F>
+__device__ __forceinline__ void each_item(int rows, int dv, const F& f) {
+  const int items = kTile / kItemRows * static_cast<int>(ceil_div(dv, kItemColumns));
+  for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
+    const int row = item % (kTile / kItemRows) * kItemRows;
+    if (row < rows) f(row, item / (kTile / kItemRows) * kItemColumns);
+  }
+}
+
+// context = alpha context + P value; what is not `started` counts as 0.
+__device__ __forceinline__ void add_values(const Shared& shared, float* context, bool started,
+                                           const Problem& p, int rows, int jt) {
+  const int columns = shared.at.keys - jt * kTile;
+  const int depth = round_up(min(columns, kTile), 8);
+  const int64_t at = shared.at.value_at + int64_t{jt} * kTile * p.value.row;
+  by_dtype(p.value.dtype, [&](auto dtype) {
+    using T = decltype(dtype);
+    each_item(rows, p.dv, [&](int row0, int col0) {
+      Piece<kItemRows / 16, kItemColumns / 8> piece;
+      piece.fill([&](int row, int col) {
+        row += row0;
+        col += col0;
+        return started && row < rows && col < p.dv
+                   ? shared.alpha[row] * context[static_cast<int64_t>(row) * p.dv + col]
+                   : 0.f;
+      });
+      piece.template add<T::kShort>(
+          depth, [&](int row, int k) { return shared.p[(row0 + row) * kPitch + k]; },
+          [&](int k, int col) {
+            col += col0;
+            return k < columns && col < p.dv
+                       ? T::load(p.value.data, at + k * p.value.row + col * p.value.col)
+                       : 0.f;
+          });
+      piece.each([&](float x, int row, int col) {
+        row += row0;
+        col += col0;
+        if (row < rows && col < p.dv) context[static_cast<int64_t>(row) * p.dv + col] = x;
+      });
+    });
+  });
+}
+
+// Block (b, tile of queries, split of the keys). n and m are all the rows there are, per b.
+template <bool logistic>
+__global__ void __launch_bounds__(kThreads, 4)
+    forward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Split out) {
+  DYNAMIC_SHARED(Shared, shared_);
+  Shared& shared = *shared_;
+  const int split = blockIdx.x % out.splits, tile = blockIdx.x / out.splits % p.queries.tiles;
+  const int64_t b = blockIdx.x / out.splits / p.queries.tiles;
+  const int s = sequence_of(p.query_ends, p.sequences, tile);
+  find(shared.at, p, b, s);
+  const int it = tile - extent(p.query_ends, s, p.n).tile;
+  const int rows = shared.at.queries - it * kTile;
+  if (rows <= 0) return;
+  const int end = p.causal ? min(shared.at.keys, (it + 1) * kTile) : shared.at.keys;
+  const int tiles = static_cast<int>(ceil_div(end, kTile));
+  const int share = static_cast<int>(ceil_div(tiles, out.splits));
+  if (threadIdx.x == 0)
+    shared.row0 = split * p.batch.count * p.n + shared.at.query_row + it * kTile;
+
+  Running running;
+  bool started = false;
+  for (int jt = split * share; jt < min((split + 1) * share, tiles); jt++) {
+    if (!any_takes_part(p, shared.at, it, jt)) continue;
+    Scores x;
+    score_tile<logistic>(x, shared.stages, p, shared.at, it, jt);
+    each_pair(it, jt, x, [&](int i, int j, float y) {
+      const Place& at = shared.at;
+      float added;
+      const bool taken = takes_part(p, at.mask_at, at.queries, at.keys, i, j, added);
+      y = taken ? y + added : -kInfinity;
+      shared.p[i % kTile * kPitch + j % kTile] = y;
+      if (out.scores && taken) out.scores[(at.query_row + i) * p.m + j] = y;
+    });
+    __syncthreads();
+    soften(shared, running, p, it, jt);
+    __syncthreads();
+    add_values(shared, out.context + shared.row0 * p.dv, started, p, rows, jt);
+    started = true;
+    __syncthreads();  // P and alpha have been read
+  }
+
+  __syncthreads();  // row0 is there, if no tile was
+  const int row = threadIdx.x / 2;
+  if (threadIdx.x % 2 == 0) {
+    shared.alpha[row] = running.total == 0 ? 0.f : 1 / running.total;
+    if (row < rows) out.lse[shared.row0 + row] = running.highest + logf(running.total);
+  }
+  __syncthreads();
+  float* const context = out.context + shared.row0 * p.dv;
+  each_item(rows, p.dv, [&](int first, int col0) {
+    Piece<kItemRows / 16, kItemColumns / 8> piece;
+    piece.each([&](float, int r, int col) {
+      r += first;
+      col += col0;
+      if (r >= rows || col >= p.dv) return;
+      float& x = context[static_cast<int64_t>(r) * p.dv + col];
+      x = started ? x * shared.alpha[r] : 0.f;
+    });
+  });
+}
+
+// One row a block: the contexts of its splits, weighted by what they are of the whole.
+__global__ void __launch_bounds__(kThreads)
+    combine_kernel(const __grid_constant__ Split part, float* context, float* lse, int64_t rows,
+                   int dv) {
+  const int64_t row = blockIdx.x;
+  float highest = -kInfinity, total = 0;
+  for (int s = 0; s < part.splits; s++) highest = max_nan(highest, part.lse[s * rows + row]);
+  const float finite = highest == -kInfinity ? 0.f : highest;
+  for (int s = 0; s < part.splits; s++) total += exp_fast(part.lse[s * rows + row] - finite);
+  const float share = total == 0 ? 0.f : 1 / total;
+  for (int c = threadIdx.x; c < dv; c += kThreads) {
+    float x = 0;
+    for (int s = 0; s < part.splits; s++)
+      x += exp_fast(part.lse[s * rows + row] - finite) * part.context[(s * rows + row) * dv + c];
+    context[row * dv + c] = x * share;
+  }
+  if (threadIdx.x == 0) lse[row] = finite + logf(total);
+}
+
+// Scores become weights in place, (E2), after dropout; a pair a thread.
+__global__ void __launch_bounds__(kThreads)
+    weights_kernel(const __grid_constant__ Problem p, float* weights, const float* lse) {
+  const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x;
+  if (id >= p.batch.count * p.n * p.m) return;
+  const int64_t row = id / p.m, b = row / p.n;
+  const int i = static_cast<int>(row % p.n), j = static_cast<int>(id % p.m);
+  const int columns = length_of(p.lengths, p.batch, b, p.lengths.lead, p.m);
+  const float keep = p.seed ? kept(p, b, i, j) : 1.f;
+  float added;
+  const bool taken =
+      takes_part(p, offset(p.batch, b, p.mask.lead), p.n, columns, i, j, added);
+  weights[id] = taken ? dropped(exp_fast(weights[id] - lse[row]), keep) : 0.f;
+}
+
+}  // namespace
+
+void forward(Problem p, const Owners& own, const Forward& f, const Host& host) {
+  const int64_t rows = p.batch.count * p.n;
+  if (rows == 0) return;
+  const bool step = is_step(p);
+  if (!step) prepare(p, own, host);
+  const int64_t blocks = step ? p.batch.count : p.batch.count * p.queries.tiles;
+  const int64_t tiles = step ? ceil_div(p.m, kStepKeys) : p.keys.tiles;
+  Split part{f.context, f.lse, f.weights, parts_for(blocks, tiles, host)};
+  if (part.splits > 1) {
+    part.context = host.allocate<float>(part.splits * rows * p.dv);
+    part.lse = host.allocate<float>(part.splits * rows);
+  }
+  if (step)
+    step_forward(p, part, host);
+  else
+    launch("forward", p.logistic ? forward_kernel<true> : forward_kernel<false>,
+           blocks * part.splits, kThreads, sizeof(Shared), host.stream, p, part);
+  if (part.splits > 1)
+    launch("combine", combine_kernel, rows, kThreads, 0, host.stream, part, f.context, f.lse, rows,
+           p.dv);
+  if (f.weights)
+    launch("weights", weights_kernel, ceil_div(rows * p.m, kThreads), kThreads, 0,
+           host.stream, p, f.weights, f.lse);
+}
+
+}  // namespace attnkernels::cuda

@@ -1,0 +1,161 @@
+// What scores are computed from: panels of queries and keys with their ranges, and weights.
+//
+//   panel of a tile   quad 0: row 0 | row 1 | ... | row 63      16 bytes a row: 4 hidden units
+//   of 64 rows        quad 1: row 0 | ...                       1 KiB a quad
+//
+// It holds exp(gain x), (E7), so that a score needs no exponential of its own: (n + m) d of them
+// instead of one for every tile that a row meets. Where exp has no place in float32, the range
+// beside the panel says so and scores go back to the inputs. For relu and leaky relu it holds x.
+//
+// A block of 128 threads makes one panel: a warp reads 4 rows of 8 quads, 128 bytes or 64 of each
+// row, and writes 64 bytes at a time. Bound by memory. Shared memory: 8 floats.
+#include "cuda/rows.h"
+
+namespace attnkernels::cuda {
+namespace {
+
+struct Side {
+  Matrix x, lengths;
+  Own own;
+  Sequences ends;
+  Panels panels;
+  int rows;
+};
+
+struct Prepare {
+  Side query, key;
+  Matrix weight;
+  Own own;
+  float* weights;
+  int sequences, d, padded;
+  bool logistic;
+  float gain, span, scale;
+};
+
+__device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
+  const int tile = static_cast<int>(panel % side.panels.tiles);
+  const int64_t b = panel / side.panels.tiles;
+  const Extent rows = extent(side.ends, sequence_of(side.ends, p.sequences, tile), side.rows);
+  const int first = (tile - rows.tile) * kTile;
+  const int count =  // beyond the length a panel holds x = 0, whatever the key does
+      side.lengths.data
+          ? length_of(side.lengths, side.own.batch, b, side.own.lengths, rows.count)
+          : rows.count;
+  const int64_t at = offset(side.own.batch, b, side.own.lead) + (rows.begin + first) * side.x.row;
+  float* const out = side.panels.data + panel * kTile * p.padded;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int quads = p.padded / 4;
+
+  float high = -kInfinity, size = 0;
+  for (int q0 = 0; q0 < quads; q0 += 8)
+    for (int r0 = 4 * warp; r0 < kTile; r0 += 4 * (kThreads / 32)) {
+      const int quad = q0 + lane % 8, row = r0 + lane / 8;
+      if (quad >= quads) continue;
+      float y[4];
+      for (int e = 0; e < 4; e++) {
+        const int t = 4 * quad + e;
+        const bool there = first + row < count && t < p.d;
+        y[e] = there ? p.gain * load(side.x.data, side.x.dtype,
+                                     at + row * side.x.row + t * side.x.col)
+                     : 0.f;
+        high = fmaxf(high, y[e]);
+        // NaN counts as infinite: where elements share a reciprocal it would reach its neighbour
+        size = fmaxf(size, y[e] == y[e] ? fabsf(y[e]) : kInfinity);
+        if (p.logistic) y[e] = exp_exact(y[e]);
+      }
+      reinterpret_cast<float4*>(out)[quad * kTile + row] = make_float4(y[0], y[1], y[2], y[3]);
+    }
+  SHARED_ARRAY(float, highs, kThreads / 32);
+  SHARED_ARRAY(float, sizes, kThreads / 32);
+  high = warp_max(high);
+  size = warp_max(size);
+  if (lane == 0) {
+    highs[warp] = high;
+    sizes[warp] = size;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int w = 1; w < kThreads / 32; w++) {
+      high = fmaxf(high, highs[w]);
+      size = fmaxf(size, sizes[w]);
+    }
+    side.panels.ranges[panel] = {high, size};
+  }
+}
+
+// w' and (base, unit) such that a score is base + unit * sum_t w'_t g_t, where g is r = 1 / x of
+// (E7) or the activation itself. The unit is the largest |w'|, so that products with w' overflow
+// no sooner than those without. One warp's work, done by every warp of the block alike.
+__device__ void make_weights(const Prepare& p, int64_t b) {
+  const int64_t at = offset(p.own.batch, b, p.own.lead);
+  float* const out = p.weights + b * (p.padded + 4);
+  const float factor = p.logistic ? -p.span * p.scale : p.scale;
+  auto weight = [&](int t) {
+    return t < p.d ? load(p.weight.data, p.weight.dtype, at + t * p.weight.col) : 0.f;
+  };
+  float largest = 0, sum = 0;
+  for (int t = threadIdx.x % 32; t < p.d; t += 32) {
+    largest = fmaxf(largest, fabsf(weight(t) * factor));
+    sum += weight(t) * p.scale;
+  }
+  largest = warp_max(largest);
+  sum = warp_sum(sum);
+  const float unit = largest == 0 ? 1.f : largest;
+  for (int t = threadIdx.x; t < p.padded; t += kThreads) out[t] = weight(t) * factor / unit;
+  if (threadIdx.x == 0) {
+    out[p.padded] = p.logistic ? sum : 0.f;
+    out[p.padded + 1] = unit;
+  }
+}
+
+// Blocks for the panels of the queries, then of the keys, then for the weights.
+__global__ void __launch_bounds__(kThreads) prepare_kernel(const __grid_constant__ Prepare p) {
+  const int64_t queries = p.query.own.batch.count * p.query.panels.tiles;
+  const int64_t keys = p.key.own.batch.count * p.key.panels.tiles;
+  const int64_t id = blockIdx.x;
+  if (id < queries)
+    make_panel(p.query, p, id);
+  else if (id < queries + keys)
+    make_panel(p.key, p, id - queries);
+  else
+    make_weights(p, id - queries - keys);
+}
+
+void allocate(Side& side, int padded, const Host& host) {
+  const int64_t panels = side.own.batch.count * side.panels.tiles;
+  side.panels.data = host.allocate<float>(panels * kTile * padded);
+  side.panels.ranges = host.allocate<Range>(panels);
+  for (int k = 0; k < kRank; k++)
+    side.panels.lead.along[k] = side.own.index.along[k] * side.panels.tiles;
+}
+
+}  // namespace
+
+void prepare(Problem& p, const Owners& own, const Host& host) {
+  p.padded = static_cast<int>(ceil_div(p.d, 4) * 4);
+  Prepare job{{p.query, {}, own.query, p.query_ends, {}, p.n},
+              {p.key, p.lengths, own.key, p.key_ends, {}, p.m},
+              p.weight,
+              own.weight,
+              host.allocate<float>(own.weight.batch.count * (p.padded + 4)),
+              p.sequences,
+              p.d,
+              p.padded,
+              p.logistic,
+              p.gain,
+              p.span,
+              p.scale};
+  job.query.panels.tiles = tiles_of(p.query_ends, p.n, p.sequences);
+  job.key.panels.tiles = tiles_of(p.key_ends, p.m, p.sequences);
+  allocate(job.query, p.padded, host);
+  allocate(job.key, p.padded, host);
+  p.queries = job.query.panels;
+  p.keys = job.key.panels;
+  p.weights = job.weights;
+  for (int k = 0; k < kRank; k++) p.weights_lead.along[k] = own.weight.index.along[k] * (p.padded + 4);
+  const int64_t blocks = own.query.batch.count * p.queries.tiles +
+                         own.key.batch.count * p.keys.tiles + own.weight.batch.count;
+  launch("prepare", prepare_kernel, blocks, kThreads, 0, host.stream, job);
+}
+
+}  // namespace attnkernels::cuda

@@ -1,0 +1,127 @@
+// What the CUDA kernels are asked to do: plain pointers, sizes and strides, no torch type.
+#pragma once
+#include <cstdint>
+
+#include "dtype.h"
+#include "formula.h"
+
+namespace attnkernels::cuda {
+
+constexpr int kRank = 8;  // leading dimensions, once neighbours are merged
+
+// Leading dimensions, the innermost first, and a tensor's strides over them: 0 where it is
+// broadcast.
+struct Batch {
+  int rank = 0;
+  int64_t count = 1;
+  int64_t sizes[kRank] = {};
+};
+struct Strides {
+  int64_t along[kRank] = {};
+};
+
+// A tensor of inputs as it lies in memory. Strides count elements.
+struct Matrix {
+  const void* data = nullptr;
+  int64_t row = 0, col = 0;
+  Strides lead;
+  Dtype dtype = Dtype::f32;
+};
+
+// Tiles of rows prepared for scores: prepare.cu. Strides count tiles.
+struct Range {
+  float high, size;  // the highest exponent, and the largest by size
+};
+struct Panels {
+  float* data = nullptr;    // (tiles, padded / 4, kTile, 4)
+  Range* ranges = nullptr;  // (tiles)
+  Strides lead;
+  int tiles = 0;
+};
+
+// Sequences packed one after another: rows ends[s] .. ends[s + 1]. null: one, of all rows.
+struct Sequences {
+  const void* ends = nullptr;
+  Dtype dtype = Dtype::i32;
+};
+
+struct Problem {
+  Batch batch;
+  Matrix query, key, value, weight, mask, lengths;  // data null: none
+  Sequences query_ends, key_ends;
+  int sequences = 1;
+  int n, m, d, dv;
+  bool logistic;      // tanh and sigmoid: (E7)
+  float gain, span;   // see formula.h
+  float slope;        // of leaky_relu; relu has 0,
+  float floor;        // and is 0 below this
+  float scale;
+  bool causal = false;
+  const int64_t* seed = nullptr;  // null: no dropout
+  uint64_t threshold = 0;         // of 2^32: what is below is dropped
+  float keep_scale = 1;
+  // made by prepare(), in stages.h
+  int padded = 0;  // d rounded up to whole quads
+  Panels queries, keys;
+  const float* weights = nullptr;  // (padded + 4) for each leading index that weight itself has
+  Strides weights_lead;
+};
+
+// The leading dimensions that a tensor itself has, for what is prepared of it alone; and over those
+// of the problem, the strides of their flat index.
+struct Own {
+  Batch batch;
+  Strides lead, lengths, index;
+};
+struct Owners {
+  Own query, key, weight;
+};
+
+struct Forward {
+  float* context;  // (batch, n, dv)
+  float* lse;      // (batch, n)
+  float* weights;  // (batch, n, m), or null
+};
+
+// A gradient in the dtype it is wanted in; data null: not wanted.
+struct Output {
+  void* data = nullptr;
+  Dtype dtype = Dtype::f32;
+};
+
+struct Backward {
+  // Either the gradient of raw scores, or what the backward of the whole op needs; null where there
+  // is none. All are float32 and contiguous.
+  const float* grad_scores = nullptr;                             // (batch, n, m)
+  const float *context = nullptr, *lse = nullptr, *weights = nullptr;  // as the forward gave them
+  const float *grad_context = nullptr, *grad_lse = nullptr, *grad_weights = nullptr;
+  Output grad_query, grad_key, grad_value;  // (batch, n, d), (batch, m, d), (batch, m, dv)
+  float* grad_weight = nullptr;             // (batch, d)
+  float* grad_mask = nullptr;               // zero on entry, laid out by its strides
+  int64_t mask_row = 0, mask_col = 0;
+  Strides mask_lead;
+  bool deterministic = false;
+};
+
+// The device and its memory; the operator provides both.
+struct Host {
+  void* stream;
+  int processors;
+  void* self;
+  void* (*allocate_bytes)(void* self, int64_t bytes);  // freed when the operator returns
+
+  template <class T>
+  T* allocate(int64_t count) const {
+    return count ? static_cast<T*>(
+                       allocate_bytes(self, count * static_cast<int64_t>(sizeof(T))))
+                 : nullptr;
+  }
+};
+
+int processors(int device);  // multiprocessors
+
+void forward(Problem, const Owners&, const Forward&, const Host&);
+void scores(Problem, const Owners&, float* out, const Host&);
+void backward(Problem, const Owners&, const Backward&, const Host&);
+
+}  // namespace attnkernels::cuda

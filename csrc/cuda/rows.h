@@ -1,0 +1,85 @@
+// Where things are: leading indices, and the rows of sequences packed one after another.
+#pragma once
+#include "cuda/maths.h"
+
+namespace attnkernels::cuda {
+
+__device__ __forceinline__ int64_t offset(const Batch& batch, int64_t b, const Strides& strides) {
+  int64_t at = 0;
+  for (int k = 0; k < batch.rank; k++) {
+    at += b % batch.sizes[k] * strides.along[k];
+    b /= batch.sizes[k];
+  }
+  return at;
+}
+
+// Sequence s: its first row, the number of its rows, and its first tile.
+struct Extent {
+  int64_t begin;
+  int count, tile;
+};
+
+__device__ __forceinline__ Extent extent(const Sequences& of, int s, int rows) {
+  if (!of.ends) return {0, rows, 0};
+  const int64_t begin = load_integer(of.ends, of.dtype, s);
+  const int64_t end = load_integer(of.ends, of.dtype, s + 1);
+  return {begin, static_cast<int>(end - begin), static_cast<int>(begin / kTile) + s};
+}
+
+// The sequence that a tile belongs to. Sequence s owns the tiles from ends[s] / kTile + s on: that
+// leaves it enough of them wherever it starts, so that the number of all tiles is known without
+// reading `ends` back.
+__device__ __forceinline__ int sequence_of(const Sequences& of, int sequences, int tile) {
+  if (!of.ends) return 0;
+  int low = 0, high = sequences;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (load_integer(of.ends, of.dtype, middle) / kTile + middle <= tile)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+// How many of m keys take part for leading index b.
+__device__ __forceinline__ int length_of(const Matrix& lengths, const Batch& batch, int64_t b,
+                                         const Strides& strides, int m) {
+  if (!lengths.data) return m;
+  const int64_t length = load_integer(lengths.data, lengths.dtype, offset(batch, b, strides));
+  return static_cast<int>(length < 0 ? 0 : length < m ? length : m);
+}
+
+// What the threads of a block know of their leading index and sequence. It lies in shared memory,
+// for registers are short.
+struct Place {
+  int64_t query_panel, key_panel;              // the first tile's
+  int64_t query_at, key_at, value_at, mask_at;  // the first element
+  int64_t query_row, key_row;                  // the first row in outputs of (batch, rows, ...)
+  int64_t b, item;                             // the leading index, and dropout's: with sequences
+  const float* weights;
+  int queries, keys;  // how many there are, and how many keys take part
+};
+
+// Called by all threads of a block; returns when `at` can be read.
+__device__ __forceinline__ void find(Place& at, const Problem& p, int64_t b, int s) {
+  if (threadIdx.x == 0) {
+    const Extent q = extent(p.query_ends, s, p.n), k = extent(p.key_ends, s, p.m);
+    at.query_panel = offset(p.batch, b, p.queries.lead) + q.tile;
+    at.key_panel = offset(p.batch, b, p.keys.lead) + k.tile;
+    at.query_at = offset(p.batch, b, p.query.lead) + q.begin * p.query.row;
+    at.key_at = offset(p.batch, b, p.key.lead) + k.begin * p.key.row;
+    at.value_at = offset(p.batch, b, p.value.lead) + k.begin * p.value.row;
+    at.mask_at = offset(p.batch, b, p.mask.lead);
+    at.query_row = b * p.n + q.begin;
+    at.key_row = b * p.m + k.begin;
+    at.b = b;
+    at.item = b * p.sequences + s;
+    at.weights = p.weights + offset(p.batch, b, p.weights_lead);
+    at.queries = q.count;
+    at.keys = p.key_ends.ends ? k.count : length_of(p.lengths, p.batch, b, p.lengths.lead, p.m);
+  }
+  __syncthreads();
+}
+
+}  // namespace attnkernels::cuda

@@ -1,0 +1,199 @@
+// The scores of a tile, (E1) by (E7) and (E9): 64 queries against 64 keys by 128 threads.
+//
+//              8 threads along the keys, each with 8 of them: j, j + 8, ...
+//            +------------------+
+//   16       | thread (ti, tj)  |    A thread has a block of 4 x 8 scores in registers and reads,
+//   threads, | queries ti + 16r |    for four hidden units, 4 + 8 vectors of 16 bytes from shared
+//   4 rows   | keys    tj +  8c |    memory, which is 0.1 of an instruction an element.
+//            +------------------+
+//
+// Panels (prepare.cu) come through shared memory, 16 hidden units at a time, by asynchronous copies
+// into one of two stages while the other is worked on: 2 x (4 KiB + 4 KiB + 64 bytes).
+//
+// An element takes 3.5 operations and 1/4 of a reciprocal: 3.75 instructions, of which 0.25 for the
+// unit for special functions, which is 34 elements a clock of an H100's processor, of 36.
+#pragma once
+#include "cuda/mask.h"
+
+namespace attnkernels::cuda {
+
+constexpr int kRI = 4, kRJ = 8, kTI = kTile / kRI, kTJ = kTile / kRJ;
+constexpr int kStageQuads = 4;
+static_assert(kTI * kTJ == kThreads);
+
+using Scores = float[kRI][kRJ];
+
+struct Stage {
+  float4 a[kStageQuads * kTile], b[kStageQuads * kTile], w[kStageQuads];
+};
+
+enum class Form { factored, bounded, rectified };
+
+// s += sum_t w_t g_t of four hidden units.
+template <Form form>
+__device__ __forceinline__ float add_quad(float s, const float4& a, const float4& b,
+                                          const float4& w, float slope, float floor) {
+  if constexpr (form == Form::rectified) {
+    s = fmaf(w.x, rectified(a.x + b.x, slope, floor), s);
+    s = fmaf(w.y, rectified(a.y + b.y, slope, floor), s);
+    s = fmaf(w.z, rectified(a.z + b.z, slope, floor), s);
+    return fmaf(w.w, rectified(a.w + b.w, slope, floor), s);
+  } else {
+    float x0 = fmaf(a.x, b.x, 1.f), x1 = fmaf(a.y, b.y, 1.f);
+    float x2 = fmaf(a.z, b.z, 1.f), x3 = fmaf(a.w, b.w, 1.f);
+    if constexpr (form == Form::bounded) {
+      x0 = fminf(x0, kExpQuad);
+      x1 = fminf(x1, kExpQuad);
+      x2 = fminf(x2, kExpQuad);
+      x3 = fminf(x3, kExpQuad);
+    }
+    const float d01 = x0 * x1, d23 = x2 * x3;
+    const float n01 = fmaf(w.x, x1, w.y * x0), n23 = fmaf(w.z, x3, w.w * x2);
+    return fmaf(fmaf(n01, d23, n23 * d01), reciprocal(d01 * d23), s);
+  }
+}
+
+template <Form form>
+__device__ __forceinline__ void add_stage(Scores& s, const Stage& from, int quads, float slope,
+                                          float floor) {
+  const int ti = threadIdx.x / kTJ, tj = threadIdx.x % kTJ;
+#pragma unroll 1
+  for (int quad = 0; quad < quads; quad++) {
+    const float4 w = from.w[quad];
+    float4 b[kRJ];
+#pragma unroll
+    for (int c = 0; c < kRJ; c++) b[c] = from.b[quad * kTile + tj + c * kTJ];
+#pragma unroll
+    for (int r = 0; r < kRI; r++) {
+      const float4 a = from.a[quad * kTile + ti + r * kTI];
+#pragma unroll
+      for (int c = 0; c < kRJ; c++) s[r][c] = add_quad<form>(s[r][c], a, b[c], w, slope, floor);
+    }
+  }
+}
+
+__device__ __forceinline__ void copy_stage(Stage& to, const float4* a, const float4* b,
+                                           const float4* w, int quads) {
+  for (int k = threadIdx.x; k < quads * kTile; k += kThreads) {
+    async_copy16(&to.a[k], a + k);
+    async_copy16(&to.b[k], b + k);
+  }
+  if (static_cast<int>(threadIdx.x) < quads) async_copy16(&to.w[threadIdx.x], w + threadIdx.x);
+}
+
+// Ends with all threads past their last use of the stages.
+template <Form form>
+__device__ __forceinline__ void add_panels(Scores& s, Stage* stages, const Problem& p,
+                                           const Place& at, int it, int jt) {
+  const int quads = p.padded / 4;
+  auto* a = reinterpret_cast<const float4*>(p.queries.data) + (at.query_panel + it) * quads * kTile;
+  auto* b = reinterpret_cast<const float4*>(p.keys.data) + (at.key_panel + jt) * quads * kTile;
+  auto* w = reinterpret_cast<const float4*>(at.weights);
+  auto copy = [&](int first) {
+    const int left = quads - first, skip = first * kTile;
+    if (left > 0)
+      copy_stage(stages[first / kStageQuads % 2], a + skip, b + skip, w + first,
+                 left < kStageQuads ? left : kStageQuads);
+    async_commit();
+  };
+  copy(0);
+#pragma unroll 1
+  for (int first = 0; first < quads; first += kStageQuads) {
+    copy(first + kStageQuads);
+    async_wait<1>();
+    __syncthreads();
+    const int left = quads - first;
+    add_stage<form>(s, stages[first / kStageQuads % 2], left < kStageQuads ? left : kStageQuads,
+                    p.slope, p.floor);
+    __syncthreads();
+  }
+  async_wait<0>();
+}
+
+// The same from the inputs, right whatever they are: x = 1 + exp(gain (q + k)) may be infinite.
+__device__ __forceinline__ void add_inputs(Scores& s, const Problem& p, const Place& at, int it,
+                                           int jt) {
+  const int i0 = it * kTile + threadIdx.x / kTJ, j0 = jt * kTile + threadIdx.x % kTJ;
+  const float gain = p.gain * kLog2e;
+#pragma unroll 1
+  for (int t = 0; t < p.d; t++) {
+    const float w = at.weights[t];
+    float k[kRJ];
+#pragma unroll
+    for (int c = 0; c < kRJ; c++) {  // beyond the end any row will do
+      const int j = min(j0 + c * kTJ, at.keys - 1);
+      k[c] = load(p.key.data, p.key.dtype, at.key_at + j * p.key.row + t * p.key.col);
+    }
+#pragma unroll
+    for (int r = 0; r < kRI; r++) {
+      const int i = min(i0 + r * kTI, at.queries - 1);
+      const float q =
+          load(p.query.data, p.query.dtype, at.query_at + i * p.query.row + t * p.query.col);
+#pragma unroll
+      for (int c = 0; c < kRJ; c++)
+        s[r][c] = fmaf(w, reciprocal(1.f + exp2_approx((q + k[c]) * gain)), s[r][c]);
+    }
+  }
+}
+
+// What the ranges of two panels allow: docs/math.md, "Ranges".
+struct Ranges {
+  float sum, size;
+
+  __device__ __forceinline__ Ranges(const Problem& p, int64_t query_panel, int64_t key_panel) {
+    const Range q = p.queries.ranges[query_panel], k = p.keys.ranges[key_panel];
+    sum = q.high + k.high;
+    size = fmaxf(q.size, k.size);
+  }
+};
+
+// Of queries ti + 16 r of tile `it` and keys tj + 8 c of tile `jt`; called by all threads of the
+// block.
+template <bool logistic>
+__device__ __forceinline__ void score_tile(Scores& s, Stage* stages, const Problem& p,
+                                           const Place& at, int it, int jt) {
+#pragma unroll
+  for (int r = 0; r < kRI; r++)
+#pragma unroll
+    for (int c = 0; c < kRJ; c++) s[r][c] = 0;
+  if constexpr (logistic) {
+    const Ranges ranges(p, at.query_panel + it, at.key_panel + jt);
+    if (!(ranges.size <= kFactored))
+      add_inputs(s, p, at, it, jt);
+    else if (ranges.sum <= kQuad)
+      add_panels<Form::factored>(s, stages, p, at, it, jt);
+    else
+      add_panels<Form::bounded>(s, stages, p, at, it, jt);
+  } else {
+    add_panels<Form::rectified>(s, stages, p, at, it, jt);
+  }
+  const float base = at.weights[p.padded], unit = at.weights[p.padded + 1];
+#pragma unroll
+  for (int r = 0; r < kRI; r++)
+#pragma unroll
+    for (int c = 0; c < kRJ; c++) s[r][c] = fmaf(s[r][c], unit, base);
+}
+
+// f(i, j, x[r][c]) for the pairs that this thread has.
+template <class F>
+__device__ __forceinline__ void each_pair(int it, int jt, Scores& x, const F& f) {
+  const int i0 = it * kTile + threadIdx.x / kTJ, j0 = jt * kTile + threadIdx.x % kTJ;
+#pragma unroll
+  for (int r = 0; r < kRI; r++)
+#pragma unroll
+    for (int c = 0; c < kRJ; c++) f(i0 + r * kTI, j0 + c * kTJ, x[r][c]);
+}
+
+// Whether a tile has to be computed; called by all threads of the block.
+__device__ __forceinline__ bool any_takes_part(const Problem& p, const Place& at, int it, int jt) {
+  if (!p.mask.data) return !p.causal || jt <= it;
+  bool some = false;
+  for (int pair = threadIdx.x; pair < kTile * kTile && !some; pair += kThreads) {
+    float added;
+    some = takes_part(p, at.mask_at, at.queries, at.keys, it * kTile + pair / kTile,
+                      jt * kTile + pair % kTile, added);
+  }
+  return __syncthreads_or(some);
+}
+
+}  // namespace attnkernels::cuda

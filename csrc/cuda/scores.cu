@@ -1,0 +1,41 @@
+// Raw scores, (E1): a block a tile of 64 queries and 64 keys, from registers to memory. Its loops
+// and its shared memory, 16.1 KiB, are those of score.h; a pair more costs one store.
+#include "cuda/score.h"
+
+namespace attnkernels::cuda {
+namespace {
+
+struct Shared {
+  Stage stages[2];
+  Place at;
+};
+
+template <bool logistic>
+__global__ void __launch_bounds__(kThreads, 4)
+    scores_kernel(const __grid_constant__ Problem p, float* out) {
+  DYNAMIC_SHARED(Shared, shared);
+  const int jt = blockIdx.x % p.keys.tiles, it = blockIdx.x / p.keys.tiles % p.queries.tiles;
+  find(shared->at, p, blockIdx.x / p.keys.tiles / p.queries.tiles, 0);
+  const int64_t first = shared->at.query_row;
+  Scores x;
+  score_tile<logistic>(x, shared->stages, p, shared->at, it, jt);
+  each_pair(it, jt, x, [&](int i, int j, float y) {
+    if (i < p.n && j < p.m) out[(first + i) * p.m + j] = y;
+  });
+}
+
+}  // namespace
+
+void scores(Problem p, const Owners& own, float* out, const Host& host) {
+  if (is_step(p)) {
+    const int splits = parts_for(p.batch.count, ceil_div(p.m, kStepKeys), host);
+    step_forward(p, {nullptr, nullptr, out, splits}, host);
+    return;
+  }
+  prepare(p, own, host);
+  launch("scores", p.logistic ? scores_kernel<true> : scores_kernel<false>,
+         p.batch.count * p.queries.tiles * p.keys.tiles, kThreads, sizeof(Shared), host.stream,
+         p, out);
+}
+
+}  // namespace attnkernels::cuda

@@ -1,0 +1,44 @@
+// The stages of a call, and how its work is cut into blocks.
+#pragma once
+#include <algorithm>
+
+#include "cuda/device.h"
+#include "cuda/problem.h"
+
+namespace attnkernels::cuda {
+
+constexpr int kTile = 64;      // queries, and keys, of a tile
+constexpr int kThreads = 128;  // of a block that works on tiles
+constexpr int kStep = 4;       // so few queries are a decoder's: step.cu,
+constexpr int kStepKeys = 64;  // whose blocks take so many keys at a time
+
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline bool is_step(const Problem& p) { return p.n <= kStep && !p.query_ends.ends; }
+
+// Tiles of all sequences of a leading index; see sequence_of() in rows.h.
+inline int tiles_of(const Sequences& s, int rows, int sequences) {
+  return static_cast<int>(s.ends ? rows / kTile + sequences : ceil_div(rows, kTile));
+}
+
+// Into how many parts to cut `tiles` so that `blocks` of each part put `each` on a processor.
+inline int parts_for(int64_t blocks, int64_t tiles, const Host& host, int64_t each = 4) {
+  const int64_t wanted = each * host.processors / std::max<int64_t>(blocks, 1);
+  return static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(tiles, 1)));
+}
+
+// Panels, ranges and weights: prepare.cu.
+void prepare(Problem&, const Owners&, const Host&);
+
+// What the blocks of a forward write, with the keys split among them.
+struct Split {
+  float *context, *lse;  // (splits, batch, n, dv), (splits, batch, n); null where not wanted
+  float* scores;         // (batch, n, m), of the pairs that take part; or null
+  int splits;
+};
+
+// For few queries: step.cu.
+void step_forward(const Problem&, const Split&, const Host&);
+void step_backward(const Problem&, const Backward&, const Host&);
+
+}  // namespace attnkernels::cuda

@@ -1,0 +1,79 @@
+// What stands before and after the sweep of a backward: sums over rows, and over partial sums. A
+// thread an output, or a warp a row; bound by memory.
+#include "cuda/sums.h"
+
+#include "cuda/rows.h"
+
+namespace attnkernels::cuda {
+namespace {
+
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(const __grid_constant__ Sum sum, const __grid_constant__ Problem p, Output out,
+                  int64_t rows_each, bool weighted, float factor) {
+  const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x, count = sum.rows * sum.cols;
+  if (id >= count) return;
+  float x = 0;
+  for (int k = 0; k < sum.copies; k++) x += sum.data[k * count + id];
+  if (weighted) {
+    const int64_t b = id / sum.cols / rows_each, t = id % sum.cols;
+    const int64_t at = offset(p.batch, b, p.weight.lead) + t * p.weight.col;
+    x *= load(p.weight.data, p.weight.dtype, at);
+  }
+  store(out.data, out.dtype, id, factor * x);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    finish_weight_kernel(const __grid_constant__ Sum sum, const __grid_constant__ Problem p,
+                         float* out) {
+  const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x;
+  if (id >= p.batch.count * p.d) return;
+  const int64_t b = id / p.d, t = id % p.d;
+  float x = 0, total = 0;
+  for (int k = 0; k < sum.copies; k++) {
+    const float* const part = sum.data + (k * sum.rows + b) * sum.cols;
+    x += part[t];
+    total += part[p.d];
+  }
+  out[id] = p.scale * (p.logistic ? total - p.span * x : x);  // f = 1 - span r
+}
+
+__global__ void __launch_bounds__(kThreads)
+    delta_kernel(const __grid_constant__ Problem p, const __grid_constant__ Backward f,
+                 float* delta) {
+  const int64_t row = (blockIdx.x * int64_t{kThreads} + threadIdx.x) / 32;
+  if (row >= p.batch.count * p.n) return;
+  const int lane = threadIdx.x % 32;
+  float x = 0;
+  if (f.grad_context)
+    for (int c = lane; c < p.dv; c += 32)
+      x = fmaf(f.grad_context[row * p.dv + c], f.context[row * p.dv + c], x);
+  if (f.grad_weights)
+    for (int j = lane; j < p.m; j += 32)
+      x = fmaf(f.grad_weights[row * p.m + j], f.weights[row * p.m + j], x);
+  x = warp_sum(x);
+  if (lane == 0) delta[row] = f.grad_lse ? x - f.grad_lse[row] : x;
+}
+
+}  // namespace
+
+int processors(int device) { return multiprocessors(device); }
+
+void finish(const Sum& sum, const Problem& p, const Output& out, int64_t rows_each, bool weighted,
+            float factor, const Host& host) {
+  if (out.data)
+    launch("finish", finish_kernel, ceil_div(sum.rows * sum.cols, kThreads), kThreads, 0,
+           host.stream, sum, p, out, rows_each, weighted, factor);
+}
+
+void finish_weight(const Sum& sum, const Problem& p, float* out, const Host& host) {
+  if (out)
+    launch("finish_weight", finish_weight_kernel, ceil_div(p.batch.count * p.d, kThreads),
+           kThreads, 0, host.stream, sum, p, out);
+}
+
+void make_delta(const Problem& p, const Backward& f, float* delta, const Host& host) {
+  launch("delta", delta_kernel, ceil_div(p.batch.count * p.n, kThreads / 32), kThreads, 0,
+         host.stream, p, f, delta);
+}
+
+}  // namespace attnkernels::cuda

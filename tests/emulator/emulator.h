@@ -1,0 +1,378 @@
+// The part of CUDA that csrc/cuda/device.h asks for, on a CPU: kernels tested without a GPU. It
+// needs emulator.cpp, which runs the threads, beside it.
+//
+// A block's threads run one after another, each until it waits for others, in an order that changes
+// from one such point to the next: ascending, descending or shuffled, and the same in every run.
+// Shared memory begins as NaN and lies between guards. So a missing barrier shows in the numbers;
+// what leaves hardware undefined or hung is an error, thrown by launch.
+#pragma once
+#include <math.h>
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <source_location>
+#include <span>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __align__(n) __attribute__((aligned(n)))
+
+#define DYNAMIC_SHARED(T, name) \
+  T* const name = static_cast<T*>(attnkernels::emulator::dynamic_shared())
+#define SHARED_ARRAY(T, name, count) \
+  static char name##_place;          \
+  T(&name)[count] = attnkernels::emulator::shared_array<T, count>(&name##_place)
+
+// Numbers of a thread: one dimension, so that a kernel cannot ask for another.
+struct Index {
+  unsigned x;
+};
+inline Index threadIdx, blockIdx, blockDim, gridDim;
+
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+namespace attnkernels::emulator {
+
+constexpr int kWarp = 32;
+constexpr unsigned kEveryLane = 0xffffffff;
+constexpr int kUnset = 0xff;  // in every byte: a NaN, or -1
+
+using Where = std::source_location;
+
+template <class... T>
+std::string text(const T&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+// What a thread hands in, and waits to be finished: once every lane of the mask has called for the
+// same with the same mask, or every thread of the block.
+struct Request {
+  const char* name;
+  Where where;
+  bool block;
+  unsigned mask;
+  void (*finish)(std::span<Request* const> requests);  // of a warp or block, null for who has none
+
+  bool meets(const Request& r) const {
+    return where.line() == r.where.line() && where.column() == r.where.column() && mask == r.mask &&
+           block == r.block && finish == r.finish;
+  }
+  std::string place() const {
+    const std::string file = where.file_name();
+    const auto line = text(name, " (", file.substr(file.rfind('/') + 1), ":", where.line(), ")");
+    return block ? line : text(line, " with lane mask 0x", std::hex, mask);
+  }
+};
+
+// What a kernel's thread may ask for, from inside launch.
+void wait(Request& request);
+void* dynamic_shared();
+void* static_shared(const void* place, size_t bytes);
+void copy(void* shared, const void* global);
+void commit();
+void await(int younger);
+
+// body(closure) in every thread.
+struct Launch {
+  const char* name;
+  int64_t blocks;
+  int threads;
+  size_t shared;
+  void (*body)(const void* closure);
+  const void* closure;
+};
+void run(const Launch& launch);
+
+inline int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
+
+template <class T, size_t count>
+auto shared_array(const void* place) -> T (&)[count] {
+  static_assert(sizeof(T[count]) <= 48 << 10, "more shared memory must be dynamic");
+  return *static_cast<T(*)[count]>(static_shared(place, sizeof(T[count])));
+}
+
+// Of the values that threads bring: whether any, whether all are true, and the lanes of those.
+struct Vote : Request {
+  bool value;
+  bool any = false, all = true;
+  unsigned ballot = 0;
+
+  static void count(std::span<Request* const> requests) {
+    Vote sum{{}, false};
+    for (size_t t = 0; t < requests.size(); t++)
+      if (requests[t]) {
+        const bool value = static_cast<Vote*>(requests[t])->value;
+        sum.any |= value;
+        sum.all &= value;
+        sum.ballot |= unsigned{value} << t % kWarp;
+      }
+    for (Request* request : requests)
+      if (request) {
+        auto& vote = static_cast<Vote&>(*request);
+        vote.any = sum.any, vote.all = sum.all, vote.ballot = sum.ballot;
+      }
+  }
+};
+
+inline Vote vote(const char* name, Where where, bool block, unsigned mask, bool value) {
+  Vote mine{{name, where, block, mask, Vote::count}, value};
+  wait(mine);
+  return mine;
+}
+
+// Each lane takes the value of lane `from`; of one that has brought none, NaN.
+template <class T>
+struct Shuffle : Request {
+  T value, result;
+  int from;
+
+  static void exchange(std::span<Request* const> lanes) {
+    for (Request* request : lanes)
+      if (request) {
+        auto& to = static_cast<Shuffle&>(*request);
+        if (const Request* source = lanes[to.from])
+          to.result = static_cast<const Shuffle*>(source)->value;
+        else
+          std::memset(&to.result, kUnset, sizeof(T));
+      }
+  }
+};
+
+template <class T>
+T shuffle(const char* name, Where where, unsigned mask, T value, int from) {
+  static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
+  Shuffle<T> mine{{name, where, false, mask, Shuffle<T>::exchange}, value, value, from};
+  wait(mine);
+  return mine.result;
+}
+
+// The first and the last lane of the group of `width` that a shuffle stays in.
+inline int first_lane(int width) { return lane() & ~(width - 1); }
+inline int last_lane(int width) { return lane() | (width - 1); }
+
+struct Product : Request {
+  float* c;
+  const float *a, *b;
+
+  static float tf32(float x) { return std::bit_cast<float>(std::bit_cast<unsigned>(x) & ~0x1fffu); }
+  static void multiply(std::span<Request* const> lanes) {
+    float a[16][8], b[8][8];
+    for (size_t l = 0; l < kWarp; l++) {
+      const auto& from = static_cast<const Product&>(*lanes[l]);
+      const size_t g = l / 4, t = l % 4;
+      for (size_t e = 0; e < 4; e++) a[g + e % 2 * 8][t + e / 2 * 4] = tf32(from.a[e]);
+      for (size_t e = 0; e < 2; e++) b[t + e * 4][g] = tf32(from.b[e]);
+    }
+    for (size_t l = 0; l < kWarp; l++)
+      for (size_t e = 0; e < 4; e++) {
+        const size_t row = l / 4 + e / 2 * 8, column = l % 4 * 2 + e % 2;
+        float& c = static_cast<Product&>(*lanes[l]).c[e];
+        for (size_t k = 0; k < 8; k++) c += a[row][k] * b[k][column];
+      }
+  }
+};
+
+inline bool subnormal(float x) { return fabsf(x) < std::numeric_limits<float>::min(); }
+inline float flush(float x) { return subnormal(x) ? copysignf(0, x) : x; }
+
+}  // namespace attnkernels::emulator
+
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
+inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
+inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
+inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
+inline unsigned __umulhi(unsigned x, unsigned y) {
+  return static_cast<unsigned>(uint64_t{x} * y >> 32);
+}
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+
+// CUDA's: int with int64_t is ambiguous there, and so it is here.
+#define ATTNKERNELS_MIN_MAX(T, A, B)                      \
+  constexpr T min(A a, B b) {                             \
+    const T x = static_cast<T>(a), y = static_cast<T>(b); \
+    return x < y ? x : y;                                 \
+  }                                                       \
+  constexpr T max(A a, B b) {                             \
+    const T x = static_cast<T>(a), y = static_cast<T>(b); \
+    return x < y ? y : x;                                 \
+  }
+#define ATTNKERNELS_MIN_MAX_INTEGER(T)                    \
+  ATTNKERNELS_MIN_MAX(T, T, T)                            \
+  ATTNKERNELS_MIN_MAX(unsigned T, unsigned T, unsigned T) \
+  ATTNKERNELS_MIN_MAX(unsigned T, unsigned T, T)          \
+  ATTNKERNELS_MIN_MAX(unsigned T, T, unsigned T)
+ATTNKERNELS_MIN_MAX_INTEGER(int)
+ATTNKERNELS_MIN_MAX_INTEGER(long)
+ATTNKERNELS_MIN_MAX_INTEGER(long long)
+#undef ATTNKERNELS_MIN_MAX_INTEGER
+#undef ATTNKERNELS_MIN_MAX
+inline float min(float a, float b) { return fminf(a, b); }
+inline float max(float a, float b) { return fmaxf(a, b); }
+
+// Threads do not interrupt each other.
+inline float atomicAdd(float* to, float x) {
+  const float old = *to;
+  *to += x;
+  return old;
+}
+inline int atomicAdd(int* to, int x) {
+  const int old = *to;
+  *to = static_cast<int>(static_cast<unsigned>(old) + static_cast<unsigned>(x));
+  return old;
+}
+inline int atomicMax(int* to, int x) {
+  const int old = *to;
+  *to = max(old, x);
+  return old;
+}
+
+// `here` is where the kernel called: threads that wait in different places do not meet.
+#define ATTNKERNELS_HERE attnkernels::emulator::Where here = attnkernels::emulator::Where::current()
+
+inline void __syncthreads(ATTNKERNELS_HERE) {
+  attnkernels::emulator::vote("__syncthreads", here, true, 0, true);
+}
+inline int __syncthreads_or(int value, ATTNKERNELS_HERE) {
+  return attnkernels::emulator::vote("__syncthreads_or", here, true, 0, value != 0).any;
+}
+inline int __syncthreads_and(int value, ATTNKERNELS_HERE) {
+  return attnkernels::emulator::vote("__syncthreads_and", here, true, 0, value != 0).all;
+}
+inline void __syncwarp(unsigned mask = attnkernels::emulator::kEveryLane, ATTNKERNELS_HERE) {
+  attnkernels::emulator::vote("__syncwarp", here, false, mask, true);
+}
+inline unsigned __ballot_sync(unsigned mask, int value, ATTNKERNELS_HERE) {
+  return attnkernels::emulator::vote("__ballot_sync", here, false, mask, value != 0).ballot;
+}
+inline int __any_sync(unsigned mask, int value, ATTNKERNELS_HERE) {
+  return attnkernels::emulator::vote("__any_sync", here, false, mask, value != 0).any;
+}
+inline int __all_sync(unsigned mask, int value, ATTNKERNELS_HERE) {
+  return attnkernels::emulator::vote("__all_sync", here, false, mask, value != 0).all;
+}
+
+// In groups of `width` lanes, a power of two. A lane past the end of its group gives back one's own
+// value.
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, ATTNKERNELS_HERE) {
+  using namespace attnkernels::emulator;
+  const int from = first_lane(width) | (source & (width - 1));
+  return shuffle("__shfl_sync", here, mask, value, from);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, ATTNKERNELS_HERE) {
+  using namespace attnkernels::emulator;
+  const int from = lane() ^ bits;
+  return shuffle("__shfl_xor_sync", here, mask, value, from <= last_lane(width) ? from : lane());
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, ATTNKERNELS_HERE) {
+  using namespace attnkernels::emulator;
+  const int64_t from = lane() + int64_t{delta};
+  return shuffle("__shfl_down_sync", here, mask, value,
+                 from <= last_lane(width) ? static_cast<int>(from) : lane());
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, ATTNKERNELS_HERE) {
+  using namespace attnkernels::emulator;
+  const int64_t from = lane() - int64_t{delta};
+  return shuffle("__shfl_up_sync", here, mask, value,
+                 from >= first_lane(width) ? static_cast<int>(from) : lane());
+}
+
+namespace attnkernels::cuda {
+
+using Stream = void*;
+
+// The destination is NaN until the thread that asked waits: as late as hardware may be.
+inline void async_copy16(void* shared, const void* global) { emulator::copy(shared, global); }
+inline void async_commit() { emulator::commit(); }
+template <int N>
+void async_wait() {
+  emulator::await(N);
+}
+
+inline void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2], ATTNKERNELS_HERE) {
+  using emulator::Product;
+  Product mine{{"mma_tf32", here, false, emulator::kEveryLane, Product::multiply}, c, a, b};
+  emulator::wait(mine);
+}
+
+inline float exp2_approx(float x) { return emulator::flush(exp2f(emulator::flush(x))); }
+inline float reciprocal(float x) {
+  return emulator::subnormal(x) ? copysignf(INFINITY, x) : emulator::flush(1 / x);
+}
+
+inline float max_nan(float x, float y) {
+  if (isnan(x) || isnan(y)) return __uint_as_float(0x7fffffff);
+  return x > y || (x == y && !signbit(x)) ? x : y;
+}
+
+inline float from_half(uint16_t bits) {
+  const unsigned sign = (bits & 0x8000u) << 16, size = bits & 0x7fffu;
+  if (size < 0x400)
+    return __uint_as_float(sign | __float_as_uint(static_cast<float>(size) * 0x1p-24f));
+  const unsigned exponent = size < 0x7c00 ? 127 - 15 : 255 - 31;  // what is added to its own
+  return __uint_as_float(sign | ((size << 13) + (exponent << 23)));
+}
+// To the nearest, to even where two are equally near.
+inline uint16_t to_half(float x) {
+  const unsigned bits = __float_as_uint(x), size = bits & 0x7fffffffu;
+  const unsigned sign = bits >> 16 & 0x8000u;
+  if (size > 0x7f800000u) return 0x7fff;
+  if (size >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00);  // 65520
+  if (size < 0x38800000u)  // 2^-14: adding 1/2 rounds to its last place, 2^-24
+    return static_cast<uint16_t>(sign | (__float_as_uint(__uint_as_float(size) + 0.5f) & 0xfff));
+  const unsigned rounded = size + 0xfff + (size >> 13 & 1);
+  return static_cast<uint16_t>(sign | ((rounded - (112u << 23)) >> 13));
+}
+
+inline void zero(void* data, int64_t bytes, Stream /* stream */) {
+  if (bytes) std::memset(data, 0, static_cast<size_t>(bytes));
+}
+inline int multiprocessors(int /* device */) { return 3; }  // few, so that all of them get work
+
+template <class... P, class... A>
+void launch(const char* name, void (*kernel)(P...), int64_t blocks, int threads, size_t shared,
+            Stream /* stream */, const A&... arguments) {
+  static_assert((std::is_trivially_copyable_v<P> && ...), "arguments are copied to the GPU");
+  static_assert((sizeof(P) + ... + 0) <= 4 << 10, "arguments have 4 KiB");
+  if (blocks == 0) return;
+  const auto call = [&] { kernel(arguments...); };
+  const auto body = [](const void* f) { (*static_cast<decltype(&call)>(f))(); };
+  emulator::run({name, blocks, threads, shared, body, &call});
+}
+
+}  // namespace attnkernels::cuda

@@ -1,0 +1,47 @@
+"""Builds the CUDA kernels and their operators as a library for CPU tensors, run by the emulator.
+
+    python tests/emulator/library.py
+
+prints its path: with ATTNKERNELS_LIBRARY set to that, the backend `native` is those kernels, and
+every test of a backend is a test of them.
+"""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+SETUP: dict[str, Any] = runpy.run_path(str(ROOT / "setup.py"))
+BUILT: Path = SETUP["OBJECTS"] / "emulated"
+# optimised as far as compiles quickly, but where a sanitizer wants less
+FLAGS = ["-DATTNKERNELS_EMULATED", "-Wno-unknown-pragmas", "-O1", f"-I{FOLDER}"]
+
+
+def sources() -> list[Path]:
+    """What the library is made of."""
+    kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+    return [*kernels, ROOT / "csrc/cuda_ops.cpp", FOLDER / "emulator.cpp"]
+
+
+def build(instead: Mapping[str, Path] = {}, folder: Path = BUILT, *flags: str) -> Path:  # noqa: B006
+    """The library; sources named in `instead` are taken from there, and compiled into `folder`."""
+    steps = []
+    for source in sources():
+        changed = source.name in instead
+        path, into = (instead[source.name], folder) if changed else (source, BUILT)
+        every = [*SETUP["STABLE_ABI"], *FLAGS, *(flags if changed else ()), "-x", "c++"]
+        steps.append(SETUP["compile_step"](path, into / f"{source.name}.o", every))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(SETUP["run"], steps))
+    library = folder / "_C.abi3.so"
+    SETUP["run"](SETUP["link_step"]([step.output for step in steps], library))
+    return library
+
+
+if __name__ == "__main__":
+    print(build())
