@@ -6,11 +6,15 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 SANITIZE_TESTS ?= tests/test_native.py
 PYTEST_FLAGS ?=
-INTERPRETED ?= $(addprefix tests/test_,$(addsuffix .py,attention masks scores varlen dropout ranges nan))
+FILES = $(addprefix tests/test_,$(addsuffix .py,$(1)))
+INTERPRETED ?= $(call FILES,attention masks scores varlen dropout ranges nan)
+EMULATED ?= $(call FILES,attention masks scores varlen dropout ranges nan memory_object func hypothesis)
 
 BIN := $(VENV)/bin
 SOURCES = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 SANITIZED := build/sanitize/_C.abi3.so
+SANITIZER = ATTNKERNELS_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -40,9 +44,11 @@ profile: build ## the main job: attention over real text, time and memory agains
 	$(BIN)/python -m attnkernels.profile --json build/profile.json --plot build/profile.png
 	@echo "The plot is $(CURDIR)/build/profile.png"
 
-test: $(VENV)/.dev build ## the tests
-	$(BIN)/python -m pytest -q $(PYTEST_FLAGS)
+test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interpreted and emulated
+	$(BIN)/python -m pytest -q -n 2 $(PYTEST_FLAGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 --require triton -W ignore::RuntimeWarning $(PYTEST_FLAGS) $(INTERPRETED)
+	ATTNKERNELS_LIBRARY=$$($(BIN)/python tests/emulator/library.py) \
+	$(BIN)/python -m pytest -q -n 2 --require native $(PYTEST_FLAGS) $(EMULATED)
 
 bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
 	$(BIN)/python -m benchmarks.run
@@ -50,14 +56,15 @@ bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
 gpu: $(VENV)/.dev build ## tests and benchmarks of a GPU, under nine minutes, into build/gpu
 	$(BIN)/python -m benchmarks.gpu --out build/gpu
 
-sass: $(VENV)/.dev ## what the Triton kernels are compiled to, for every architecture
+sass: $(VENV)/.dev ## what the GPU kernels are compiled to, for every architecture
 	$(BIN)/python -m benchmarks.sass
 
-sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan
+sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan, the CUDA kernels' emulated
 	ATTNKERNELS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize/lib
-	ATTNKERNELS_SANITIZE=1 ATTNKERNELS_LIBRARY=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	$(SANITIZER) ATTNKERNELS_LIBRARY=$(SANITIZED) \
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS) $(SANITIZE_TESTS)
+	LIBRARY=$$(ATTNKERNELS_SANITIZE=1 $(BIN)/python tests/emulator/library.py) && \
+	$(SANITIZER) ATTNKERNELS_LIBRARY=$$LIBRARY $(BIN)/python -m pytest -q -n 2 $(PYTEST_FLAGS) $(EMULATED)
 
 lint: $(VENV)/.dev ## style and types, changing nothing
 	$(BIN)/ruff check .

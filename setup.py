@@ -9,6 +9,7 @@ ATTNKERNELS_WERROR=1 for nvcc's warnings as errors, and ATTNKERNELS_SANITIZE=1 f
 reports bad memory accesses and undefined behaviour.
 """
 
+import fcntl
 import os
 import platform
 import shlex
@@ -43,6 +44,7 @@ if platform.machine() not in ("x86_64", "AMD64"):
     ISAS = {"DEFAULT": []}
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZERS += ["-DATTNKERNELS_POISON"]  # of results: what is not written shall be NaN
 OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS] if SANITIZE else ["-O3"]
 WARN = ["-Wall", "-Wextra", "-Wno-psabi"]  # no vector leaves its object, whatever its ABI
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # nothing newer than torch 2.10
@@ -189,10 +191,20 @@ def is_fresh(step: Step) -> bool:
 
 
 def run(step: Step) -> None:
-    """Runs a step unless its output is fresh. CompileError, with what the compiler said."""
+    """Runs a step unless its output is fresh. CompileError, with what the compiler said.
+
+    Of processes that want the same output one makes it.
+    """
     if is_fresh(step):
         return
     step.output.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{step.output}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_fresh(step):
+            _compile(step)
+
+
+def _compile(step: Step) -> None:
     record = Path(f"{step.output}.cmd")
     record.unlink(missing_ok=True)  # a run that is interrupted leaves no record
     sys.stderr.write(f"building {step.output.relative_to(ROOT)}\n")

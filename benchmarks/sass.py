@@ -248,8 +248,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="where to write what the tables show")
     options = parser.parse_args(arguments)
     of_triton, of_native = _targets(parser, options)
-    toolkit = sass_native.toolkit() if of_native else "they are not wanted"
-    builds = [] if isinstance(toolkit, str) else sass_native.builds(toolkit, of_native)
+    toolkit = sass_native.toolkit() if of_native else None
+    there = isinstance(toolkit, sass_native.Toolkit)
+    builds = sass_native.builds(toolkit, of_native) if there else []
     found, compiled_by_nvcc = compiled(of_triton, builds)
     native = {
         target: [row for row in compiled_by_nvcc if row.target == target]
@@ -264,21 +265,21 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(table(target, found[target]), "")
     for target in native:
         console.print(sass_native.table(target, native[target]), "")
-    result: dict[str, Any] = {"triton": __version__, "nvcc": None}
-    if isinstance(toolkit, str):
-        compilers = f"Triton {__version__}"
-    else:
-        result["nvcc"] = sass_native.release(toolkit)
-        compilers = f"Triton {__version__}, nvcc {result['nvcc']}"
+    compilers = {"triton": __version__, "nvcc": sass_native.release(toolkit) if there else None}
+    if there:
         console.print(sass_native.ABOUT)
-    console.print(f"{compilers}. Instructions and MUFU are an element's, and {ABOUT}")
-    if of_native and isinstance(toolkit, str):
-        console.print(f"CUDA C++ was not compiled: {toolkit}.")
+    said = ", ".join(f"{name} {version}" for name, version in compilers.items() if version)
+    console.print(f"By {said}. Instructions and MUFU are an element's, and {ABOUT}")
+    if of_native and not there:
+        console.print(f"The CUDA kernels were not compiled: {toolkit}.")
     print_checks(console, made)
     if options.json:
-        result["rows"] = [_plain(row) for target in of_triton for row in found[target]]
-        result["native"] = [_plain(row) for target in native for row in native[target]]
-        result["checks"] = [check._asdict() for check in made]
+        result: dict[str, Any] = {
+            **compilers,
+            "rows": [_plain(row) for target in of_triton for row in found[target]],
+            "native": [_plain(row) for target in native for row in native[target]],
+            "checks": [check._asdict() for check in made],
+        }
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return int(any(check.failures for check in made))
 

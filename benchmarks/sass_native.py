@@ -38,8 +38,9 @@ VARIANTS = {  # the inner loops that there must be
     "scores_kernel<true>": SCORES,
     "backward_kernel<true>": (*SCORES, *SWEEPS),
 }
-COUNTED = "sm_90a"  # where an element may cost so much, of which by score.h and sweep.h it is 3.75
-QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 12.0  # instructions, and 3.75 + 7
+# What an element may cost there: by score.h the forward takes 3.75, by sweep.h the rest 7 more.
+COUNTED = "sm_90a"
+QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 12.0
 
 ABOUT = (
     "CUDA C++: shared is without what a launch asks for, and from sm_90 on with 1024 bytes of the"
@@ -109,7 +110,7 @@ def rows(build: Build) -> list[Row]:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}")
-        found = {readable(symbol): function for symbol, function in functions(cubin).items()}
+        found = [(readable(symbol), each) for symbol, each in functions(cubin).items()]
     return [
         Row(
             target=build.target,
@@ -121,7 +122,7 @@ def rows(build: Build) -> list[Row]:
             spills=function.spills,
             loops=loops(function.code.innermost) if name in VARIANTS else [],
         )
-        for name, function in sorted(found.items())
+        for name, function in found
     ]
 
 
@@ -164,7 +165,9 @@ def checks(target: str, found: list[Row], names: set[str]) -> list[Check]:
     each = [(row, loop) for row in found for loop in row.loops]
     there = {(row.kernel, loop.variant) for row, loop in each}
     made = {
-        "every CUDA kernel is there": sorted(names - {_plain(row.kernel) for row in found}),
+        "every CUDA kernel is there": sorted(
+            names - {row.kernel.partition("<")[0] for row in found}
+        ),
         "no spills in a CUDA kernel": [
             f"{row.kernel}: {spilled(row.spills)}" for row in found if row.spills
         ],
@@ -195,10 +198,6 @@ def checks(target: str, found: list[Row], names: set[str]) -> list[Check]:
     return [Check(target, sentence, failures) for sentence, failures in made.items()]
 
 
-def _plain(kernel: str) -> str:
-    return kernel.partition("<")[0]
-
-
 def _issued(each: list[tuple[Row, Inner]], variant: str) -> float:
     """The instructions of a loop of the backward."""
     mine = (loop for row, loop in each if row.kernel == "backward_kernel<true>")
@@ -221,6 +220,6 @@ def table(target: str, found: list[Row]) -> Table:
 
 def release(toolkit: Toolkit) -> str:
     """Of nvcc, such as 13.0."""
-    said = subprocess.run([toolkit.command[0], "--version"], capture_output=True, text=True).stdout
-    found = re.search(r"release ([\d.]+)", said)
+    done = subprocess.run([toolkit.command[0], "--version"], capture_output=True, text=True)
+    found = re.search(r"release ([\d.]+)", done.stdout)
     return found[1] if found else "unknown"

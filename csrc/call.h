@@ -109,12 +109,11 @@ class Call {
       const Tensor& packed = **in.packed_key;
       const int64_t rank = packed.dim(), panels = (m + cpu::kPanel - 1) / cpu::kPanel,
                     rows = cpu::packed_rows(d);
-      STD_TORCH_CHECK(
-          rank >= 3 && packed.size(rank - 3) == panels && packed.size(rank - 2) == rows &&
-              packed.size(rank - 1) == cpu::kPanel &&
-              (dtype_of(packed) == Dtype::f64) == (dtype_of(in.query) == Dtype::f64) &&
-              element_size(dtype_of(packed)) >= 4,
-          "attnkernels: packed_key was not prepared from this key");
+      STD_TORCH_CHECK(rank >= 3 && packed.size(rank - 3) == panels &&
+                          packed.size(rank - 2) == rows && packed.size(rank - 1) == cpu::kPanel &&
+                          (dtype_of(packed) == Dtype::f64) == (dtype_of(in.query) == Dtype::f64) &&
+                          element_size(dtype_of(packed)) >= 4,
+                      "attnkernels: packed_key was not prepared from this key");
       STD_TORCH_CHECK(packed.is_contiguous(), "attnkernels: packed_key must be contiguous");
       const Slices at = slices(packed, 3, leading);
       for (int64_t b = 0; b < count; b++) items[b].packed = at[b].data;

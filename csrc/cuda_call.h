@@ -19,11 +19,13 @@ struct Along {
   cuda::Strides* merged;
 };
 
-// Leading dimensions with neighbours made one where all tensors lay them out as one: batch and heads
-// of a dense call are one number.
+// Leading dimensions with neighbours made one where all tensors lay them out as one: batch and
+// heads of a dense call are one number.
 inline cuda::Batch merge(const Leading& leading, const std::vector<Along>& tensors) {
   cuda::Batch batch;
   batch.count = leading.count();
+  STD_TORCH_CHECK(batch.count <= INT_MAX, "attnkernels: ", batch.count,
+                  " leading indices are more than the CUDA kernels count to, ", INT_MAX);
   for (size_t k = leading.sizes().size(); k-- > 0;) {
     const int64_t size = leading.sizes()[k];
     if (size == 1) continue;

@@ -1,8 +1,9 @@
 // The operators of ops.cpp for CUDA tensors, on torch's stable ABI: allocate the results and call
-// the kernels on torch's current stream. Nothing waits for the device, so that calls can be captured
-// in a CUDA graph.
+// the kernels on torch's current stream. Nothing waits for the device, so that calls can be
+// captured in a CUDA graph.
 //
-// With ATTNKERNELS_EMULATED, for tests, they are for CPU tensors and the kernels run in the emulator.
+// With ATTNKERNELS_EMULATED, for tests, they are for CPU tensors and the kernels run in the
+// emulator.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -87,8 +88,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(
   Tensor weights =
       return_weights ? empty(query, call.leading.with({n, call.problem.m})) : nothing(query);
   const CudaHost torch(query);
-  cuda::forward(call.problem, call.own, {data<float>(context), data<float>(lse), data<float>(weights)},
-                torch.host);
+  cuda::forward(call.problem, call.own,
+                {data<float>(context), data<float>(lse), data<float>(weights)}, torch.host);
   return {context, lse, weights};
 }
 

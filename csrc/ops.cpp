@@ -90,7 +90,8 @@ struct QueryKeyWeight {
   Tensor query, key, weight;
 
   QueryKeyWeight(const Inputs& in, const Call& c, int64_t wanted)
-      : query(gradient(in.query, c.leading, wanted & kQuery)), key(gradient(in.key, c.leading, wanted & kKey)),
+      : query(gradient(in.query, c.leading, wanted & kQuery)),
+        key(gradient(in.key, c.leading, wanted & kKey)),
         weight(!(wanted & kWeight)            ? nothing(in.query)
                : Call::given(in.cu_seqlens_q) ? empty(in.query, c.leading.with({c.sequences, c.d}))
                                               : empty(in.query, c.leading.with({c.d}))) {}

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "leading.h"
@@ -33,7 +34,15 @@ inline Tensor empty(const Tensor& on, const Sizes& sizes, ScalarType type) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
                                                          sizes.data(), strides.data(), dtype,
                                                          device, index, &out));
-  return Tensor(out);
+  Tensor result(out);
+#ifdef ATTNKERNELS_POISON  // in tests what is not written shall be NaN
+  if (result.numel())
+    std::memset(result.mutable_data_ptr(), 0xff,
+                result.numel() * (type == ScalarType::Double  ? 8
+                                  : type == ScalarType::Float ? 4
+                                                              : 2));
+#endif
+  return result;
 }
 inline Tensor empty(const Tensor& on, const Sizes& sizes) {
   return empty(on, sizes, accumulator(on));
@@ -45,7 +54,9 @@ inline Tensor zeros(const Tensor& on, const Sizes& sizes) {
 }
 inline Tensor nothing(const Tensor& on) { return empty(on, {0}); }
 
-inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline Tensor dense(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
 
 template <class T>
 T* data(const Tensor& t) {

@@ -30,6 +30,7 @@ CORNERS: list[Shape] = [
     (2, 2, 1000, 36, 5),
     (1, 2, 3, 4099, 2),
     (1, 16, 32, 16, 32),
+    (2, 5, 33, 4, 1),  # its value gradient shows how a product of split numbers was rounded
 ]
 EMPTY: list[Shape] = [
     (2, 0, 3, 4, 5),

@@ -10,12 +10,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from emulator import build, library
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "emulator"))
+pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
 
 CHECKS = """
 import torch
@@ -73,8 +73,8 @@ PLANTED = [
         "a row that is not written",
         "forward.cu",
         "forward.cu",
-        "if (row < rows) out.lse",
-        "if (row + 1 < rows) out.lse",
+        "if (row < min(part.rows, kTile))",
+        "if (row + 1 < min(part.rows, kTile))",
     ),
     (
         "shared memory that is too small",
@@ -86,36 +86,23 @@ PLANTED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def emulated() -> ModuleType:
-    build = pytest.importorskip("build", reason="needs pybind11")
-    if build.why_not():
-        pytest.skip(build.why_not())
-    import library
-
-    library.build()
-    return library
-
-
 @pytest.mark.parametrize("what, kernel, file, text, other", PLANTED, ids=[x[0] for x in PLANTED])
-def test_found(
-    emulated: ModuleType, tmp_path: Path, what: str, kernel: str, file: str, text: str, other: str
-) -> None:
+def test_found(what: str, kernel: str, file: str, text: str, other: str) -> None:
     source = (ROOT / "csrc/cuda" / file).read_text(encoding="utf-8")
     assert source.count(text) == 1 or what == "nothing", f"{file} has changed: mend this test"
-    folder = emulated.BUILT / "planted" / what.replace(" ", "-")
+    folder = library.BUILT / "planted" / what.replace(" ", "-")
     changed = folder / "cuda" / file
     changed.parent.mkdir(parents=True, exist_ok=True)
     text_now = source.replace(text, other) if text else source
     if not changed.exists() or changed.read_text(encoding="utf-8") != text_now:
         changed.write_text(text_now, encoding="utf-8")
     path = changed if file == kernel else ROOT / "csrc/cuda" / kernel
-    library = emulated.build({kernel: path}, folder, f"-iquote{folder}")
+    built = library.build({kernel: path}, folder, f"-iquote{folder}")
     done = subprocess.run(
         [sys.executable, "-c", CHECKS],
         env={
             **os.environ,
-            "ATTNKERNELS_LIBRARY": str(library),
+            "ATTNKERNELS_LIBRARY": str(built),
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         },
         capture_output=True,

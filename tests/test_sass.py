@@ -153,8 +153,9 @@ def test_nothing_wrong(
     sass: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     rows = good(sass)
-    monkeypatch.setattr(sass, "rows_of", lambda targets: {"sm_90": rows})
-    assert sass.main(["--targets", "sm_90", "--json", str(tmp_path / "sass.json")]) == 0
+    monkeypatch.setattr(sass, "compiled", lambda targets, builds: ({"sm_90": rows}, []))
+    wanted = ["--kernels", "triton", "--targets", "sm_90"]
+    assert sass.main([*wanted, "--json", str(tmp_path / "sass.json")]) == 0
     assert "FAILED" not in capsys.readouterr().out
     result = json.loads((tmp_path / "sass.json").read_text())
     assert [each["kernel"] for each in result["rows"]] == [row.kernel for row in rows]
@@ -168,8 +169,8 @@ def test_a_failing_assertion_is_the_exit_status(
     sentence: str, sass: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = WRONG[sentence](good(sass))
-    monkeypatch.setattr(sass, "rows_of", lambda targets: {"sm_90": rows})
-    assert sass.main(["--targets", "sm_90"]) == 1
+    monkeypatch.setattr(sass, "compiled", lambda targets, builds: ({"sm_90": rows}, []))
+    assert sass.main(["--kernels", "triton", "--targets", "sm_90"]) == 1
     (failed,) = [line for line in capsys.readouterr().out.splitlines() if "FAILED" in line]
     assert sentence in failed
 

@@ -22,8 +22,8 @@ namespace {
 constexpr int kPitch = kTile + 4;  // rows of a fragment lie in different banks
 constexpr int kHalves = kTile / kSweep;
 
-// A block's part: which of the queries, of the keys, and of all parts of a leading index; its tiles;
-// and where the mask's gradient begins.
+// A block's part: which of the queries, of the keys, and of all parts of a leading index; its
+// tiles; and where the mask's gradient begins.
 struct Part {
   int query, key, whole;
   int query_tile, query_end, key_tile, key_end;
@@ -47,7 +47,6 @@ struct Job {
   Sum query, key, value, weight;
   int query_parts, key_parts;
 };
-
 
 // G, into ds: 16 queries a warp.
 __device__ __forceinline__ void outer_products(Shared& shared, const Problem& p, const float* dc,
@@ -132,7 +131,7 @@ __device__ __forceinline__ void add_gradients(const Shared& shared, const Proble
 // ds and the weights after dropout of a tile, (E4).
 template <bool logistic>
 __device__ __forceinline__ void make_gradients(Shared& shared, const Problem& p, const Job& job,
-                                                const float* dc, int it, int jt) {
+                                               const float* dc, int it, int jt) {
   const Place& at = shared.at;
   const Backward& f = job.f;
   Scores x;
@@ -162,7 +161,7 @@ __device__ __forceinline__ void make_gradients(Shared& shared, const Problem& p,
 
 // The gradients of raw scores as ds; likewise.
 __device__ __forceinline__ void take_gradients(Shared& shared, const Problem& p, const Job& job,
-                                                int it, int jt) {
+                                               int it, int jt) {
   const Place& at = shared.at;
   float total = 0;
   Scores none;

@@ -14,9 +14,10 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
-#define DYNAMIC_SHARED(T, name)                     \
-  extern __shared__ __align__(16) char name##_[];   \
+#define DYNAMIC_SHARED(T, name)                   \
+  extern __shared__ __align__(16) char name##_[]; \
   T* const name = reinterpret_cast<T*>(name##_)
 #define SHARED_ARRAY(T, name, count) __shared__ T name[count]
 
@@ -88,7 +89,9 @@ inline void check(cudaError_t status, const char* what) {
 }
 
 inline void zero(void* data, int64_t bytes, Stream stream) {
-  if (bytes) check(cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)), "zero");
+  if (bytes)
+    check(cudaMemsetAsync(data, 0, static_cast<size_t>(bytes), static_cast<cudaStream_t>(stream)),
+          "zero");
 }
 
 inline int multiprocessors(int device) {
@@ -106,13 +109,21 @@ void launch(const char* name, void (*kernel)(P...), int64_t blocks, int threads,
   if (blocks > INT32_MAX)
     throw std::runtime_error(std::string("attnkernels: too many blocks: ") + name);
   if (shared > 48 << 10)
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared)),
-          name);
-  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared,
-           static_cast<cudaStream_t>(stream)>>>(arguments...);
-  check(cudaGetLastError(), name);
+    check(
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+        name);
+  std::tuple<P...> copies(arguments...);
+  std::apply(
+      [&](P&... each) {
+        void* pointers[] = {&each...};
+        check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
+                               dim3(static_cast<unsigned>(blocks)),
+                               dim3(static_cast<unsigned>(threads)), pointers, shared,
+                               static_cast<cudaStream_t>(stream)),
+              name);
+      },
+      copies);
 }
 
 }  // namespace attnkernels::cuda

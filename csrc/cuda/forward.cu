@@ -3,14 +3,15 @@
 //   for each tile of keys                                   shared memory
 //     scores in registers, 4 x 8 a thread    (score.h)      2 stages of panels, 16.1 KiB
 //     x -> P, masked                                        P, 64 x 68 floats, 17 KiB
-//     P = exp(P - highest), two threads a row (E2)          alpha, 64 floats
-//     context = alpha context + P value      (product.h)    33.4 KiB: six blocks an H100's
-//                                                           processor, two where it has 100 KiB
+//     P = exp(P - highest), two threads a row (E2)          alpha, highest, total: 64 floats each
+//     context = alpha context + P value      (product.h)    34 KiB: six blocks an H100's processor,
+//                                                           two where it has 100 KiB
 // The context is kept in memory, not in registers, which the scores need: every thread reads and
 // writes only its own, from the cache. A tile of scores costs 64 x 64 x d elements at 3.9
 // instructions (score.h), its softmax 25 a pair, the update of its context 0.3 a multiply-add.
 //
-// Where there are few tiles of queries, blocks share the keys, and combine_kernel joins their parts.
+// Where there are few tiles of queries, blocks share the keys, and combine_kernel joins their
+// parts.
 #include "cuda/product.h"
 #include "cuda/score.h"
 
@@ -19,32 +20,35 @@ namespace {
 
 constexpr int kPitch = kTile + 4;  // rows of a fragment lie in different banks
 
+// A block's part: its tile of queries, how many of them there are, its tiles of keys, and its first
+// row of the context and of lse.
+struct Part {
+  int it, rows, first, last;
+  int64_t row;
+};
+
 struct Shared {
   Stage stages[2];
   float p[kTile * kPitch];
   float alpha[kTile];
+  float highest[kTile], total[kTile];  // of a row so far
   Place at;
-  int64_t row0;  // of the context and of lse
+  Part part;
 };
 
-// The maximum and the sum of a row so far.
-struct Running {
-  float highest = -kInfinity, total = 0;
-};
-
-// Row `row` of P: exponentials of its scores, and how much less the context so far counts.
-__device__ __forceinline__ void soften(Shared& shared, Running& running, const Problem& p, int it,
-                                       int jt) {
+// P of a tile of keys: exponentials of its scores, and how much less the context so far counts.
+__device__ __forceinline__ void soften(Shared& shared, const Problem& p, int jt) {
   const int row = threadIdx.x / 2, first = threadIdx.x % 2 * (kTile / 2);
   float* const x = shared.p + row * kPitch + first;
-  float high = running.highest;
+  const float before = shared.highest[row];
+  float high = before;
   for (int k = 0; k < kTile / 2; k++) high = max_nan(high, x[k]);
   high = max_nan(high, __shfl_xor_sync(kWarp, high, 1));
   const float finite = high == -kInfinity ? 0.f : high;
-  const float alpha = exp_fast(running.highest - finite);
   float sum = 0;
   for (int k = 0; k < kTile / 2; k += 4) {
-    const float4 keep = kept_four(p, shared.at.item, it * kTile + row, (jt * kTile + first + k) / 4);
+    const float4 keep =
+        kept_four(p, shared.at.item, shared.part.it * kTile + row, (jt * kTile + first + k) / 4);
     float4& four = *reinterpret_cast<float4*>(x + k);
     const float4 y = make_float4(exp_fast(four.x - finite), exp_fast(four.y - finite),
                                  exp_fast(four.z - finite), exp_fast(four.w - finite));
@@ -53,8 +57,12 @@ __device__ __forceinline__ void soften(Shared& shared, Running& running, const P
                        dropped(y.w, keep.w));
   }
   sum += __shfl_xor_sync(kWarp, sum, 1);
-  running = {high, running.total * alpha + sum};
-  if (first == 0) shared.alpha[row] = alpha;
+  if (first == 0) {
+    const float alpha = exp_fast(before - finite);
+    shared.alpha[row] = alpha;
+    shared.highest[row] = high;
+    shared.total[row] = shared.total[row] * alpha + sum;
+  }
 }
 
 // Rows and columns of the context that warps take in turn.
@@ -71,8 +79,8 @@ __device__ __forceinline__ void each_item(int rows, int dv, const F& f) {
 
 // context = alpha context + P value; what is not `started` counts as 0.
 __device__ __forceinline__ void add_values(const Shared& shared, float* context, bool started,
-                                           const Problem& p, int rows, int jt) {
-  const int columns = shared.at.keys - jt * kTile;
+                                           const Problem& p, int jt) {
+  const int rows = shared.part.rows, columns = shared.at.keys - jt * kTile;
   const int depth = round_up(min(columns, kTile), 8);
   const int64_t at = shared.at.value_at + int64_t{jt} * kTile * p.value.row;
   by_dtype(p.value.dtype, [&](auto dtype) {
@@ -103,33 +111,45 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
   });
 }
 
+// Called by all threads of a block; returns when all but the stages and P can be read.
+__device__ __forceinline__ void find_part(Shared& shared, const Problem& p, const Split& out) {
+  const int split = blockIdx.x % out.splits, tile = blockIdx.x / out.splits % p.queries.tiles;
+  const int64_t b = blockIdx.x / out.splits / p.queries.tiles;
+  const int s = sequence_of(p.query_ends, p.sequences, tile);
+  find(shared.at, p, b, s);
+  if (threadIdx.x == 0) {
+    const int it = tile - extent(p.query_ends, s, p.n).tile, keys = shared.at.keys;
+    const int end = p.causal ? min(keys, (it + 1) * kTile) : keys;
+    const int tiles = static_cast<int>(ceil_div(end, kTile));
+    const int share = static_cast<int>(ceil_div(tiles, out.splits));
+    shared.part = {it, shared.at.queries - it * kTile, split * share,
+                   min((split + 1) * share, tiles),
+                   split * p.batch.count * p.n + shared.at.query_row + it * kTile};
+  }
+  if (threadIdx.x < kTile) {
+    shared.highest[threadIdx.x] = -kInfinity;
+    shared.total[threadIdx.x] = 0;
+  }
+  __syncthreads();
+}
+
 // Block (b, tile of queries, split of the keys). n and m are all the rows there are, per b.
 template <bool logistic>
 __global__ void __launch_bounds__(kThreads, 4)
     forward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Split out) {
   DYNAMIC_SHARED(Shared, shared_);
   Shared& shared = *shared_;
-  const int split = blockIdx.x % out.splits, tile = blockIdx.x / out.splits % p.queries.tiles;
-  const int64_t b = blockIdx.x / out.splits / p.queries.tiles;
-  const int s = sequence_of(p.query_ends, p.sequences, tile);
-  find(shared.at, p, b, s);
-  const int it = tile - extent(p.query_ends, s, p.n).tile;
-  const int rows = shared.at.queries - it * kTile;
-  if (rows <= 0) return;
-  const int end = p.causal ? min(shared.at.keys, (it + 1) * kTile) : shared.at.keys;
-  const int tiles = static_cast<int>(ceil_div(end, kTile));
-  const int share = static_cast<int>(ceil_div(tiles, out.splits));
-  if (threadIdx.x == 0)
-    shared.row0 = split * p.batch.count * p.n + shared.at.query_row + it * kTile;
+  const Place& at = shared.at;
+  const Part& part = shared.part;
+  find_part(shared, p, out);
+  if (part.rows <= 0) return;
 
-  Running running;
   bool started = false;
-  for (int jt = split * share; jt < min((split + 1) * share, tiles); jt++) {
-    if (!any_takes_part(p, shared.at, it, jt)) continue;
+  for (int jt = part.first; jt < part.last; jt++) {
+    if (!any_takes_part(p, at, part.it, jt)) continue;
     Scores x;
-    score_tile<logistic>(x, shared.stages, p, shared.at, it, jt);
-    each_pair(it, jt, x, [&](int i, int j, float y) {
-      const Place& at = shared.at;
+    score_tile<logistic>(x, shared.stages, p, at, part.it, jt);
+    each_pair(part.it, jt, x, [&](int i, int j, float y) {
       float added;
       const bool taken = takes_part(p, at.mask_at, at.queries, at.keys, i, j, added);
       y = taken ? y + added : -kInfinity;
@@ -137,29 +157,25 @@ __global__ void __launch_bounds__(kThreads, 4)
       if (out.scores && taken) out.scores[(at.query_row + i) * p.m + j] = y;
     });
     __syncthreads();
-    soften(shared, running, p, it, jt);
+    soften(shared, p, jt);
     __syncthreads();
-    add_values(shared, out.context + shared.row0 * p.dv, started, p, rows, jt);
+    add_values(shared, out.context + part.row * p.dv, started, p, jt);
     started = true;
     __syncthreads();  // P and alpha have been read
   }
 
-  __syncthreads();  // row0 is there, if no tile was
-  const int row = threadIdx.x / 2;
-  if (threadIdx.x % 2 == 0) {
-    shared.alpha[row] = running.total == 0 ? 0.f : 1 / running.total;
-    if (row < rows) out.lse[shared.row0 + row] = running.highest + logf(running.total);
-  }
-  __syncthreads();
-  float* const context = out.context + shared.row0 * p.dv;
-  each_item(rows, p.dv, [&](int first, int col0) {
+  const int row = threadIdx.x;
+  if (row < min(part.rows, kTile))
+    out.lse[part.row + row] = shared.highest[row] + logf(shared.total[row]);
+  float* const context = out.context + part.row * p.dv;
+  each_item(part.rows, p.dv, [&](int first, int col0) {
     Piece<kItemRows / 16, kItemColumns / 8> piece;
     piece.each([&](float, int r, int col) {
       r += first;
       col += col0;
-      if (r >= rows || col >= p.dv) return;
+      if (r >= part.rows || col >= p.dv) return;
       float& x = context[static_cast<int64_t>(r) * p.dv + col];
-      x = started ? x * shared.alpha[r] : 0.f;
+      x = started && shared.total[r] != 0 ? x * reciprocal(shared.total[r]) : 0.f;
     });
   });
 }
@@ -193,8 +209,7 @@ __global__ void __launch_bounds__(kThreads)
   const int columns = length_of(p.lengths, p.batch, b, p.lengths.lead, p.m);
   const float keep = p.seed ? kept(p, b, i, j) : 1.f;
   float added;
-  const bool taken =
-      takes_part(p, offset(p.batch, b, p.mask.lead), p.n, columns, i, j, added);
+  const bool taken = takes_part(p, offset(p.batch, b, p.mask.lead), p.n, columns, i, j, added);
   weights[id] = taken ? dropped(exp_fast(weights[id] - lse[row]), keep) : 0.f;
 }
 
@@ -221,8 +236,8 @@ void forward(Problem p, const Owners& own, const Forward& f, const Host& host) {
     launch("combine", combine_kernel, rows, kThreads, 0, host.stream, part, f.context, f.lse, rows,
            p.dv);
   if (f.weights)
-    launch("weights", weights_kernel, ceil_div(rows * p.m, kThreads), kThreads, 0,
-           host.stream, p, f.weights, f.lse);
+    launch("weights", weights_kernel, ceil_div(rows * p.m, kThreads), kThreads, 0, host.stream, p,
+           f.weights, f.lse);
 }
 
 }  // namespace attnkernels::cuda

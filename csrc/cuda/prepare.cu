@@ -38,9 +38,8 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
   const Extent rows = extent(side.ends, sequence_of(side.ends, p.sequences, tile), side.rows);
   const int first = (tile - rows.tile) * kTile;
   const int count =  // beyond the length a panel holds x = 0, whatever the key does
-      side.lengths.data
-          ? length_of(side.lengths, side.own.batch, b, side.own.lengths, rows.count)
-          : rows.count;
+      side.lengths.data ? length_of(side.lengths, side.own.batch, b, side.own.lengths, rows.count)
+                        : rows.count;
   const int64_t at = offset(side.own.batch, b, side.own.lead) + (rows.begin + first) * side.x.row;
   float* const out = side.panels.data + panel * kTile * p.padded;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -55,9 +54,9 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
       for (int e = 0; e < 4; e++) {
         const int t = 4 * quad + e;
         const bool there = first + row < count && t < p.d;
-        y[e] = there ? p.gain * load(side.x.data, side.x.dtype,
-                                     at + row * side.x.row + t * side.x.col)
-                     : 0.f;
+        y[e] =
+            there ? p.gain * load(side.x.data, side.x.dtype, at + row * side.x.row + t * side.x.col)
+                  : 0.f;
         high = fmaxf(high, y[e]);
         // NaN counts as infinite: where elements share a reciprocal it would reach its neighbour
         size = fmaxf(size, y[e] == y[e] ? fabsf(y[e]) : kInfinity);
@@ -152,7 +151,8 @@ void prepare(Problem& p, const Owners& own, const Host& host) {
   p.queries = job.query.panels;
   p.keys = job.key.panels;
   p.weights = job.weights;
-  for (int k = 0; k < kRank; k++) p.weights_lead.along[k] = own.weight.index.along[k] * (p.padded + 4);
+  for (int k = 0; k < kRank; k++)
+    p.weights_lead.along[k] = own.weight.index.along[k] * (p.padded + 4);
   const int64_t blocks = own.query.batch.count * p.queries.tiles +
                          own.key.batch.count * p.keys.tiles + own.weight.batch.count;
   launch("prepare", prepare_kernel, blocks, kThreads, 0, host.stream, job);

@@ -51,10 +51,10 @@ struct Problem {
   Sequences query_ends, key_ends;
   int sequences = 1;
   int n, m, d, dv;
-  bool logistic;      // tanh and sigmoid: (E7)
-  float gain, span;   // see formula.h
-  float slope;        // of leaky_relu; relu has 0,
-  float floor;        // and is 0 below this
+  bool logistic;     // tanh and sigmoid: (E7)
+  float gain, span;  // see formula.h
+  float slope;       // of leaky_relu; relu has 0,
+  float floor;       // and is 0 below this
   float scale;
   bool causal = false;
   const int64_t* seed = nullptr;  // null: no dropout
@@ -92,7 +92,7 @@ struct Output {
 struct Backward {
   // Either the gradient of raw scores, or what the backward of the whole op needs; null where there
   // is none. All are float32 and contiguous.
-  const float* grad_scores = nullptr;                             // (batch, n, m)
+  const float* grad_scores = nullptr;                                  // (batch, n, m)
   const float *context = nullptr, *lse = nullptr, *weights = nullptr;  // as the forward gave them
   const float *grad_context = nullptr, *grad_lse = nullptr, *grad_weights = nullptr;
   Output grad_query, grad_key, grad_value;  // (batch, n, d), (batch, m, d), (batch, m, dv)
@@ -112,8 +112,7 @@ struct Host {
 
   template <class T>
   T* allocate(int64_t count) const {
-    return count ? static_cast<T*>(
-                       allocate_bytes(self, count * static_cast<int64_t>(sizeof(T))))
+    return count ? static_cast<T*>(allocate_bytes(self, count * static_cast<int64_t>(sizeof(T))))
                  : nullptr;
   }
 };

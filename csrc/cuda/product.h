@@ -1,16 +1,19 @@
 // Matrix products of a tile on tensor cores, to float32: what weights make of values, and the two
 // that the backward needs.
 //
-// A number is split into what tf32 holds and the rest, x = hi + lo, and a b = hi hi + lo hi + hi lo
-// to 2^-21 or so of the largest term. Numbers that were 16 bits wide have no rest, which saves one
-// of the three. Warps share the 16 x 8 pieces of a result: a warp's are 16 M x 8 N.
+// A number is split into what tf32 holds, rounded to nearest, and the rest: x = hi + lo. Then a b =
+// hi hi + lo hi + hi lo to 2^-21 of each term at worst. (Truncated, hi would leave a rest of one
+// bit more, and sums would be some times as wrong.) Numbers that were 16 bits wide have no rest,
+// which saves one of the three. An infinite number makes NaN, and what is within 2^-12 of float32's
+// largest counts as infinite. Warps share the 16 x 8 pieces of a result: a warp's are 16 M x 8 N.
 #pragma once
 #include "cuda/maths.h"
 
 namespace attnkernels::cuda {
 
+// NaN may come out as something else: the rest, x - high_part(x), is NaN then.
 __device__ __forceinline__ float high_part(float x) {
-  return __uint_as_float(__float_as_uint(x) & 0xffffe000u);
+  return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
 }
 
 template <int M, int N>
@@ -32,8 +35,7 @@ struct Piece {
 #pragma unroll
       for (int n = 0; n < N; n++)
 #pragma unroll
-        for (int e = 0; e < 4; e++)
-          f(c[m][n][e], 16 * m + g + e / 2 * 8, 8 * n + 2 * t + e % 2);
+        for (int e = 0; e < 4; e++) f(c[m][n][e], 16 * m + g + e / 2 * 8, 8 * n + 2 * t + e % 2);
   }
 
   // += sum_k a(row, k) b(k, column) for k < depth, a multiple of 8. kShort: tf32 holds every b.

@@ -4,13 +4,17 @@
 
 namespace attnkernels::cuda {
 
+// Divisions of 32 bits, and none where there is one dimension, as there is of dense inputs.
 __device__ __forceinline__ int64_t offset(const Batch& batch, int64_t b, const Strides& strides) {
+  if (batch.rank == 0) return 0;
   int64_t at = 0;
-  for (int k = 0; k < batch.rank; k++) {
-    at += b % batch.sizes[k] * strides.along[k];
-    b /= batch.sizes[k];
+  auto rest = static_cast<unsigned>(b);
+  for (int k = 0; k < batch.rank - 1; k++) {
+    const auto size = static_cast<unsigned>(batch.sizes[k]);
+    at += rest % size * strides.along[k];
+    rest /= size;
   }
-  return at;
+  return at + rest * strides.along[batch.rank - 1];
 }
 
 // Sequence s: its first row, the number of its rows, and its first tile.
@@ -53,10 +57,10 @@ __device__ __forceinline__ int length_of(const Matrix& lengths, const Batch& bat
 // What the threads of a block know of their leading index and sequence. It lies in shared memory,
 // for registers are short.
 struct Place {
-  int64_t query_panel, key_panel;              // the first tile's
+  int64_t query_panel, key_panel;               // the first tile's
   int64_t query_at, key_at, value_at, mask_at;  // the first element
-  int64_t query_row, key_row;                  // the first row in outputs of (batch, rows, ...)
-  int64_t b, item;                             // the leading index, and dropout's: with sequences
+  int64_t query_row, key_row;                   // the first row in outputs of (batch, rows, ...)
+  int64_t b, item;                              // the leading index, and dropout's: with sequences
   const float* weights;
   int queries, keys;  // how many there are, and how many keys take part
 };

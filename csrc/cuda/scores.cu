@@ -34,8 +34,8 @@ void scores(Problem p, const Owners& own, float* out, const Host& host) {
   }
   prepare(p, own, host);
   launch("scores", p.logistic ? scores_kernel<true> : scores_kernel<false>,
-         p.batch.count * p.queries.tiles * p.keys.tiles, kThreads, sizeof(Shared), host.stream,
-         p, out);
+         p.batch.count * p.queries.tiles * p.keys.tiles, kThreads, sizeof(Shared), host.stream, p,
+         out);
 }
 
 }  // namespace attnkernels::cuda

@@ -32,7 +32,7 @@ void prepare(Problem&, const Owners&, const Host&);
 
 // What the blocks of a forward write, with the keys split among them.
 struct Split {
-  float *context, *lse;  // (splits, batch, n, dv), (splits, batch, n); null where not wanted
+  float *context, *lse;  // (splits, batch, n, dv), (splits, batch, n); lse null: only scores
   float* scores;         // (batch, n, m), of the pairs that take part; or null
   int splits;
 };

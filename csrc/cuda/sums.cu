@@ -1,8 +1,7 @@
 // What stands before and after the sweep of a backward: sums over rows, and over partial sums. A
 // thread an output, or a warp a row; bound by memory.
-#include "cuda/sums.h"
-
 #include "cuda/rows.h"
+#include "cuda/sums.h"
 
 namespace attnkernels::cuda {
 namespace {
@@ -67,8 +66,8 @@ void finish(const Sum& sum, const Problem& p, const Output& out, int64_t rows_ea
 
 void finish_weight(const Sum& sum, const Problem& p, float* out, const Host& host) {
   if (out)
-    launch("finish_weight", finish_weight_kernel, ceil_div(p.batch.count * p.d, kThreads),
-           kThreads, 0, host.stream, sum, p, out);
+    launch("finish_weight", finish_weight_kernel, ceil_div(p.batch.count * p.d, kThreads), kThreads,
+           0, host.stream, sum, p, out);
 }
 
 void make_delta(const Problem& p, const Backward& f, float* delta, const Host& host) {

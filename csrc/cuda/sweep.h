@@ -60,8 +60,8 @@ __device__ __forceinline__ void four(float (&f)[4], const float* q, float k, flo
   }
 }
 
-// Hidden unit t of queries `first` .. first + 31 of tile `it`, against the keys of tile `jt`. ds: the
-// gradients of their scores, a row of `pitch` queries a key.
+// Hidden unit t of queries `first` .. first + 31 of tile `it`, against the keys of tile `jt`. ds:
+// the gradients of their scores, a row of `pitch` queries a key.
 template <Sweep way>
 __device__ __forceinline__ void sweep_unit(const Problem& p, const Place& at, int it, int jt,
                                            int first, int t, const float* ds, int pitch,

@@ -19,7 +19,13 @@ ROOT = FOLDER.parents[1]
 SETUP: dict[str, Any] = runpy.run_path(str(ROOT / "setup.py"))
 BUILT: Path = SETUP["OBJECTS"] / "emulated"
 # optimised as far as compiles quickly, but where a sanitizer wants less
-FLAGS = ["-DATTNKERNELS_EMULATED", "-Wno-unknown-pragmas", "-O1", f"-I{FOLDER}"]
+FLAGS = [
+    "-DATTNKERNELS_EMULATED",
+    "-DATTNKERNELS_POISON",
+    "-Wno-unknown-pragmas",
+    "-O1",
+    f"-I{FOLDER}",
+]
 
 
 def sources() -> list[Path]:

@@ -1,0 +1,171 @@
+// The backward for few queries, (E4)-(E6): see step.cu. A block of 256 threads takes 32 keys at a
+// time, a warp 4 of them for ds, then a thread a hidden unit or a column: keys and values are read
+// twice, the second time from the cache, and their gradients written once, as they are wanted.
+// Shared memory: 32 gradients and 32 weights a query.
+#include "cuda/step.h"
+#include "cuda/sums.h"
+
+namespace attnkernels::cuda {
+namespace {
+
+constexpr int kBackwardKeys = 32;  // of a block at a time
+
+struct StepJob {
+  Backward f;
+  const float* delta;
+  Sum query, weight;
+  int parts;
+};
+
+// ds of (E4), and the weights after dropout, of a warp's keys from j on; returns the sum of ds.
+__device__ __forceinline__ float few_gradients(float* ds, float* used, const Problem& p,
+                                               const StepJob& job, const Rows& query,
+                                               const Rows& key, const Rows& weight, int64_t b,
+                                               int j, int columns) {
+  const Backward& f = job.f;
+  const int lane = threadIdx.x % 32;
+  const int64_t mask_at = offset(p.batch, b, p.mask.lead);
+  constexpr int K = kBackwardKeys / kWarps;
+  Few<kStep, K> x, g;
+  if (!f.grad_scores) few_scores<kStep, K>(x, p, query, key, weight, j, columns);
+  if (f.grad_context) {
+    const Matrix dc{f.grad_context, p.dv, 1, {}, Dtype::f32};
+    few_sums<kStep, K>(g, Rows(dc, b * p.n * p.dv, p.dv),
+                       Rows(p.value, offset(p.batch, b, p.value.lead), p.dv), p.n, j, columns, p.dv,
+                       [](const float4& c, const float4& u, int) { return dot(c, u); });
+  }
+  float total = 0;
+#pragma unroll
+  for (int e = 0; e < K; e++)
+#pragma unroll
+    for (int i = 0; i < kStep; i++) {
+      const int64_t row = b * p.n + i;
+      float added, gradient = 0, weighs = 0;
+      if (i < p.n && takes_part(p, mask_at, p.n, columns, i, j + e, added)) {
+        if (f.grad_scores) {
+          gradient = f.grad_scores[row * p.m + j + e];
+        } else {
+          const float a = exp_fast(x[e][i] + added - f.lse[row]);
+          const float keep = p.seed ? kept(p, b, i, j + e) : 1.f;
+          float y = f.grad_context ? g[e][i] : 0.f;
+          if (f.grad_weights) y += f.grad_weights[row * p.m + j + e];
+          weighs = dropped(a, keep);
+          gradient = a * (dropped(y, keep) - job.delta[row]);
+          if (f.grad_mask && lane == 0)
+            atomicAdd(f.grad_mask + offset(p.batch, b, f.mask_lead) + i * f.mask_row +
+                          (j + e) * f.mask_col,
+                      gradient);
+        }
+      }
+      total += gradient;
+      if (i < p.n && lane == 0) {
+        ds[i * kBackwardKeys + e] = gradient;
+        used[i * kBackwardKeys + e] = weighs;
+      }
+    }
+  return total;
+}
+
+// Block (b, part of the keys): (E4)-(E6).
+__global__ void __launch_bounds__(kBlock)
+    step_backward_kernel(const __grid_constant__ Problem p, const __grid_constant__ StepJob job) {
+  SHARED_ARRAY(float, ds, kStep* kBackwardKeys);
+  SHARED_ARRAY(float, used, kStep* kBackwardKeys);
+  SHARED_ARRAY(float, totals, kWarps);
+  const Backward& f = job.f;
+  const int part = blockIdx.x % job.parts, warp = threadIdx.x / 32;
+  const int64_t b = blockIdx.x / job.parts;
+  const int columns = length_of(p.lengths, p.batch, b, p.lengths.lead, p.m);
+  const int tiles = static_cast<int>(ceil_div(p.m, kBackwardKeys));
+  const int share = static_cast<int>(ceil_div(tiles, job.parts));
+  const int64_t query_at = offset(p.batch, b, p.query.lead);
+  const int64_t key_at = offset(p.batch, b, p.key.lead);
+  const int64_t weight_at = offset(p.batch, b, p.weight.lead);
+  const Rows query(p.query, query_at, p.d), key(p.key, key_at, p.d),
+      weight(p.weight, weight_at, p.d);
+  const float gain = p.gain * kLog2e, factor = p.scale * (p.logistic ? p.span * p.gain : 1.f);
+  float* const grad_query = job.query.row(part, b * p.n);
+  float* const grad_weight = job.weight.row(part, b);
+  float total = 0;
+
+  for (int jt = part * share; jt < min((part + 1) * share, tiles); jt++) {
+    const int j0 = jt * kBackwardKeys, e0 = warp * (kBackwardKeys / kWarps);
+    const int there = min(kBackwardKeys, p.m - j0), count = min(there, columns - j0);
+    if (j0 + e0 < columns)
+      total += few_gradients(ds + e0, used + e0, p, job, query, key, weight, b, j0 + e0, columns);
+    __syncthreads();
+    for (int t = threadIdx.x; t < p.d; t += kBlock) {
+      const float w = factor * load(p.weight.data, p.weight.dtype, weight_at + t * p.weight.col);
+      float q[kStep], dq[kStep], dw = 0;
+#pragma unroll
+      for (int i = 0; i < kStep; i++) {
+        q[i] = i < p.n
+                   ? load(p.query.data, p.query.dtype, query_at + i * p.query.row + t * p.query.col)
+                   : 0.f;
+        dq[i] = 0;
+      }
+      for (int j = 0; j < there; j++) {
+        float dk = 0;
+        if (j < count) {
+          const float k =
+              load(p.key.data, p.key.dtype, key_at + (j0 + j) * p.key.row + t * p.key.col);
+#pragma unroll
+          for (int i = 0; i < kStep; i++)
+            if (i < p.n) {
+              const float x = q[i] + k, s = ds[i * kBackwardKeys + j];
+              const float r = p.logistic ? logistic(x, gain) : rectified(x, p.slope, p.floor);
+              const float g = p.logistic ? fmaf(-r, r, r) : rectified_slope(x, p.slope);
+              dw = fmaf(s, r, dw);
+              dq[i] = fmaf(s, g, dq[i]);
+              dk = fmaf(s, g, dk);
+            }
+        }
+        if (f.grad_key.data)
+          store(f.grad_key.data, f.grad_key.dtype, (b * p.m + j0 + j) * p.d + t, w * dk);
+      }
+#pragma unroll
+      for (int i = 0; i < kStep; i++)
+        if (i < p.n && grad_query) atomicAdd(grad_query + i * p.d + t, dq[i]);
+      if (grad_weight) atomicAdd(grad_weight + t, dw);
+    }
+    if (f.grad_value.data)
+      for (int c = threadIdx.x; c < p.dv; c += kBlock)
+        for (int j = 0; j < there; j++) {
+          float x = 0;
+          if (j < count && f.grad_context)
+            for (int i = 0; i < p.n; i++)
+              x = fmaf(used[i * kBackwardKeys + j], f.grad_context[(b * p.n + i) * p.dv + c], x);
+          store(f.grad_value.data, f.grad_value.dtype, (b * p.m + j0 + j) * p.dv + c, x);
+        }
+    __syncthreads();  // ds and used have been read
+  }
+
+  if (threadIdx.x % 32 == 0) totals[warp] = total;
+  __syncthreads();
+  if (threadIdx.x == 0 && grad_weight) {
+    for (int w = 1; w < kWarps; w++) total += totals[w];
+    atomicAdd(grad_weight + p.d, total);
+  }
+}
+
+}  // namespace
+
+void step_backward(const Problem& p, const Backward& f, const Host& host) {
+  const int parts = parts_for(p.batch.count, ceil_div(p.m, kBackwardKeys), host);
+  const int copies = f.deterministic ? parts : 1;
+  StepJob job{f, nullptr, {}, {}, parts};
+  job.query = sum_for(f.grad_query.data, copies, p.batch.count * p.n, p.d, host);
+  job.weight = sum_for(f.grad_weight, copies, p.batch.count, p.d + 1, host);
+  if (!f.grad_scores) {
+    float* const delta = host.allocate<float>(p.batch.count * p.n);
+    make_delta(p, f, delta, host);
+    job.delta = delta;
+  }
+  launch("step_backward", step_backward_kernel, p.batch.count * parts, kBlock, 0, host.stream, p,
+         job);
+  const float factor = p.scale * (p.logistic ? p.span * p.gain : 1.f);
+  finish(job.query, p, f.grad_query, p.n, true, factor, host);
+  finish_weight(job.weight, p, f.grad_weight, host);
+}
+
+}  // namespace attnkernels::cuda
