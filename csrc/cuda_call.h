@@ -92,39 +92,16 @@ class CudaCall {
     take(weight, 1, problem.weight);
   }
 
-  void value(const Tensor& value) {
-    STD_TORCH_CHECK(value.size(value.dim() - 2) == problem.m,
-                    "attnkernels: key and value differ in length");
-    problem.dv = size(value, 1, "value");
-    take(value, 2, problem.value);
-  }
-  void mask(const Maybe& mask) {
-    if (!mask) return;
-    for (int64_t k = 1; k <= std::min<int64_t>(2, mask->dim()); k++) {
-      const int64_t size = mask->size(mask->dim() - k);
-      STD_TORCH_CHECK(size == 1 || size == (k == 1 ? problem.m : problem.n),
-                      "attnkernels: attn_mask does not broadcast to (n, m)");
-    }
-    take(*mask, std::min<int64_t>(2, mask->dim()), problem.mask);
-  }
-  void lengths(const Maybe& lengths) {
-    if (!lengths) return;
-    lengths_ = &*lengths;
-    take(*lengths, 0, problem.lengths);
-  }
-  void sequences(const Maybe& queries, const Maybe& keys) {
-    if (!queries) return;
-    STD_TORCH_CHECK(keys && queries->numel() == keys->numel() && queries->numel() >= 1,
-                    "attnkernels: cu_seqlens_q and cu_seqlens_k differ in length");
-    problem.sequences = static_cast<int>(queries->numel() - 1);
-    problem.query_ends = ends(*queries);
-    problem.key_ends = ends(*keys);
-  }
-  void dropout(const Maybe& seed, double p) {
-    if (!seed) return;
-    problem.seed = static_cast<const int64_t*>(seed->const_data_ptr());
-    problem.threshold = static_cast<uint64_t>(p * 4294967296.0);
-    problem.keep_scale = p < 1 ? static_cast<float>(1 / (1 - p)) : 0.f;
+  // What is more than raw scores.
+  void attention(const Tensor& value, const Maybe& attn_mask, const Maybe& key_lengths,
+                 const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k, const Maybe& seed,
+                 double dropout_p, bool is_causal) {
+    take_value(value);
+    take_mask(attn_mask);
+    take_lengths(key_lengths);
+    take_sequences(cu_seqlens_q, cu_seqlens_k);
+    take_dropout(seed, dropout_p);
+    problem.causal = is_causal;
   }
 
   // Once all arguments are taken; `more` are tensors that the operator made.
@@ -169,6 +146,40 @@ class CudaCall {
     matrix.col = first.col;
     matrix.dtype = dtype_of(t);
     given_.push_back({&t, trailing, &matrix});
+  }
+  void take_value(const Tensor& value) {
+    STD_TORCH_CHECK(value.size(value.dim() - 2) == problem.m,
+                    "attnkernels: key and value differ in length");
+    problem.dv = size(value, 1, "value");
+    take(value, 2, problem.value);
+  }
+  void take_mask(const Maybe& mask) {
+    if (!mask) return;
+    for (int64_t k = 1; k <= std::min<int64_t>(2, mask->dim()); k++) {
+      const int64_t size = mask->size(mask->dim() - k);
+      STD_TORCH_CHECK(size == 1 || size == (k == 1 ? problem.m : problem.n),
+                      "attnkernels: attn_mask does not broadcast to (n, m)");
+    }
+    take(*mask, std::min<int64_t>(2, mask->dim()), problem.mask);
+  }
+  void take_lengths(const Maybe& lengths) {
+    if (!lengths) return;
+    lengths_ = &*lengths;
+    take(*lengths, 0, problem.lengths);
+  }
+  void take_sequences(const Maybe& queries, const Maybe& keys) {
+    if (!queries) return;
+    STD_TORCH_CHECK(keys && queries->numel() == keys->numel() && queries->numel() >= 1,
+                    "attnkernels: cu_seqlens_q and cu_seqlens_k differ in length");
+    problem.sequences = static_cast<int>(queries->numel() - 1);
+    problem.query_ends = ends(*queries);
+    problem.key_ends = ends(*keys);
+  }
+  void take_dropout(const Maybe& seed, double p) {
+    if (!seed) return;
+    problem.seed = static_cast<const int64_t*>(seed->const_data_ptr());
+    problem.threshold = static_cast<uint64_t>(p * 4294967296.0);
+    problem.keep_scale = p < 1 ? static_cast<float>(1 / (1 - p)) : 0.f;
   }
   static cuda::Sequences ends(const Tensor& t) {
     STD_TORCH_CHECK(t.dim() == 1 && (t.stride(0) == 1 || t.numel() == 1),

@@ -75,12 +75,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(
     const Maybe& cu_seqlens_k, const Maybe&, const Maybe& seed, double dropout_p, bool is_causal,
     int64_t activation, double negative_slope, double scale, bool return_weights) {
   CudaCall call(query, key, weight, activation, negative_slope, scale);
-  call.value(value);
-  call.mask(attn_mask);
-  call.lengths(key_lengths);
-  call.sequences(cu_seqlens_q, cu_seqlens_k);
-  call.dropout(seed, dropout_p);
-  call.problem.causal = is_causal;
+  call.attention(value, attn_mask, key_lengths, cu_seqlens_q, cu_seqlens_k, seed, dropout_p,
+                 is_causal);
   call.done();
   const int64_t n = call.problem.n;
   Tensor context = empty(query, call.leading.with({n, call.problem.dv})),
@@ -184,12 +180,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& weights_, double dropout_p, bool is_causal, int64_t activation,
     double negative_slope, double scale, int64_t wanted) {
   CudaCall call(query, key, weight, activation, negative_slope, scale);
-  call.value(value);
-  call.mask(attn_mask);
-  call.lengths(key_lengths);
-  call.sequences(cu_seqlens_q, cu_seqlens_k);
-  call.dropout(seed, dropout_p);
-  call.problem.causal = is_causal;
+  call.attention(value, attn_mask, key_lengths, cu_seqlens_q, cu_seqlens_k, seed, dropout_p,
+                 is_causal);
   cuda::Backward f;
   const MaskGradient mask(attn_mask, call, query, wanted);
   call.done({mask.along(call, f)});
