@@ -1,6 +1,8 @@
 // What an operator was called with, as the CUDA kernels see it: merged leading dimensions, and a
 // stride over them for every tensor. Nothing on the device is read.
 #pragma once
+#include <torch/csrc/stable/ops.h>
+
 #include <climits>
 #include <initializer_list>
 #include <optional>
@@ -130,6 +132,7 @@ class CudaCall {
   };
   const Tensor &query_, &key_, &weight_;
   const Tensor* lengths_ = nullptr;
+  Maybe near_value_;
   std::vector<Given> given_;
 
   static int size(const Tensor& t, int64_t from_end, const char* name) {
@@ -151,7 +154,11 @@ class CudaCall {
     STD_TORCH_CHECK(value.size(value.dim() - 2) == problem.m,
                     "attnkernels: key and value differ in length");
     problem.dv = size(value, 1, "value");
-    take(value, 2, problem.value);
+    // kernels count 32 bits inside a tile of 64 rows, which few strides exceed
+    const int64_t span =
+        64 * value.stride(value.dim() - 2) + problem.dv * value.stride(value.dim() - 1);
+    near_value_ = span <= INT_MAX ? value : torch::stable::contiguous(value);
+    take(*near_value_, 2, problem.value);
   }
   void take_mask(const Maybe& mask) {
     if (!mask) return;

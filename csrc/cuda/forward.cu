@@ -8,7 +8,7 @@
 //                                                           two where it has 100 KiB
 // The context is kept in memory, not in registers, which the scores need: every thread reads and
 // writes only its own, from the cache. A tile of scores costs 64 x 64 x d elements at 3.9
-// instructions (score.h), its softmax 25 a pair, the update of its context 0.3 a multiply-add.
+// instructions (score.h), its softmax 25 a pair, the update of its context 0.6 a multiply-add.
 //
 // Where there are few tiles of queries, blocks share the keys, and combine_kernel joins their
 // parts.
@@ -65,16 +65,13 @@ __device__ __forceinline__ void soften(Shared& shared, const Problem& p, int jt)
   }
 }
 
-// Rows and columns of the context that warps take in turn.
-constexpr int kItemRows = 32, kItemColumns = 32;
+// Columns of the context that warps take in turn, with all of its rows: a value is loaded once.
+constexpr int kColumns = 16;
+using ContextPiece = Piece<kTile / 16, kColumns / 8>;
 
 template <class F>
-__device__ __forceinline__ void each_item(int rows, int dv, const F& f) {
-  const int items = kTile / kItemRows * static_cast<int>(ceil_div(dv, kItemColumns));
-  for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
-    const int row = item % (kTile / kItemRows) * kItemRows;
-    if (row < rows) f(row, item / (kTile / kItemRows) * kItemColumns);
-  }
+__device__ __forceinline__ void each_item(int dv, const F& f) {
+  for (int col0 = threadIdx.x / 32 * kColumns; col0 < dv; col0 += kThreads / 32 * kColumns) f(col0);
 }
 
 // context = alpha context + P value; what is not `started` counts as 0.
@@ -83,27 +80,26 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
   const int rows = shared.part.rows, columns = shared.at.keys - jt * kTile;
   const int depth = round_up(min(columns, kTile), 8);
   const int64_t at = shared.at.value_at + int64_t{jt} * kTile * p.value.row;
+  const int value_row = static_cast<int>(p.value.row), value_col = static_cast<int>(p.value.col);
   by_dtype(p.value.dtype, [&](auto dtype) {
     using T = decltype(dtype);
-    each_item(rows, p.dv, [&](int row0, int col0) {
-      Piece<kItemRows / 16, kItemColumns / 8> piece;
+    const void* const value = from<T>(p.value.data, at);
+    each_item(p.dv, [&](int col0) {
+      ContextPiece piece;
       piece.fill([&](int row, int col) {
-        row += row0;
         col += col0;
         return started && row < rows && col < p.dv
                    ? shared.alpha[row] * context[static_cast<int64_t>(row) * p.dv + col]
                    : 0.f;
       });
       piece.template add<T::kShort>(
-          depth, [&](int row, int k) { return shared.p[(row0 + row) * kPitch + k]; },
+          depth, [&](int row, int k) { return shared.p[row * kPitch + k]; },
           [&](int k, int col) {
             col += col0;
-            return k < columns && col < p.dv
-                       ? T::load(p.value.data, at + k * p.value.row + col * p.value.col)
-                       : 0.f;
+            return k < columns && col < p.dv ? T::load(value, k * value_row + col * value_col)
+                                             : 0.f;
           });
       piece.each([&](float x, int row, int col) {
-        row += row0;
         col += col0;
         if (row < rows && col < p.dv) context[static_cast<int64_t>(row) * p.dv + col] = x;
       });
@@ -168,10 +164,9 @@ __global__ void __launch_bounds__(kThreads, 4)
   if (row < min(part.rows, kTile))
     out.lse[part.row + row] = shared.highest[row] + logf(shared.total[row]);
   float* const context = out.context + part.row * p.dv;
-  each_item(part.rows, p.dv, [&](int first, int col0) {
-    Piece<kItemRows / 16, kItemColumns / 8> piece;
+  each_item(p.dv, [&](int col0) {
+    ContextPiece piece;
     piece.each([&](float, int r, int col) {
-      r += first;
       col += col0;
       if (r >= part.rows || col >= p.dv) return;
       float& x = context[static_cast<int64_t>(r) * p.dv + col];

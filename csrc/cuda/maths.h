@@ -46,23 +46,31 @@ __device__ __forceinline__ uint16_t to_bfloat16(float x) {  // to the nearest, t
 
 // How to load each dtype of the inputs.
 struct Float32 {
+  using Element = float;
   static __device__ __forceinline__ float load(const void* p, int64_t i) {
     return static_cast<const float*>(p)[i];
   }
   static constexpr bool kShort = false;  // whether tf32 holds every number
 };
 struct Bfloat16 {
+  using Element = uint16_t;
   static __device__ __forceinline__ float load(const void* p, int64_t i) {
     return from_bfloat16(static_cast<const uint16_t*>(p)[i]);
   }
   static constexpr bool kShort = true;
 };
 struct Float16 {
+  using Element = uint16_t;
   static __device__ __forceinline__ float load(const void* p, int64_t i) {
     return from_half(static_cast<const uint16_t*>(p)[i]);
   }
   static constexpr bool kShort = true;
 };
+
+template <class T>
+__device__ __forceinline__ const void* from(const void* p, int64_t i) {
+  return static_cast<const typename T::Element*>(p) + i;
+}
 
 template <class F>
 __device__ __forceinline__ void by_dtype(Dtype dtype, const F& f) {

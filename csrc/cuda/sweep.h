@@ -12,7 +12,7 @@
 // All sums over queries lie inside a thread, all sums over keys in its registers: nothing is
 // exchanged. Half of the reciprocals are shared by two queries, which balances the reciprocal unit,
 // 0.75 an element at 16 a clock, against the rest: an element takes 6.5 instructions and, with what
-// a key costs, 7.
+// a key costs, 7.5.
 #pragma once
 #include "cuda/mask.h"
 #include "cuda/sums.h"
