@@ -4,9 +4,8 @@
 //     G = dc value^T, 16 x 64 a warp         (product.h)      ds, 64 x 68 floats, 17 KiB
 //     scores in registers, 4 x 8 a thread    (score.h)        2 stages of panels, then
 //     a = exp(s - lse), ds = a (G - delta)   (E4)             the weights after dropout: 17 KiB
-//     dvalue += a^T dc                       (product.h)      35 KiB, which leaves an H100's
-//     processor dq, dk, dw from ds, a lane a unit      (sweep.h)        the three blocks that
-//     registers allow
+//     dvalue += a^T dc                       (product.h)      35 KiB: an H100 has room for the
+//     dq, dk, dw from ds, a lane a unit      (sweep.h)        three blocks that registers allow
 //
 // Elements are gone through twice, for the scores at 3.9 instructions and for the gradients at 7.5:
 // about 11.4, which is 11.2 elements a clock of an H100's processor. Gradients are added to memory

@@ -4,9 +4,8 @@
 //     scores in registers, 4 x 8 a thread    (score.h)      2 stages of panels, 16.1 KiB
 //     x -> P, masked                                        P, 64 x 68 floats, 17 KiB
 //     P = exp(P - highest), two threads a row (E2)          alpha, highest, total: 64 floats each
-//     context = alpha context + P value      (product.h)    34 KiB, which leaves an H100's
-//     processor
-//                                                           the four blocks that registers allow
+//     context = alpha context + P value      (product.h)    34 KiB: an H100 has room for the
+//                                                           four blocks that registers allow
 // The context is kept in memory, not in registers, which the scores need: every thread reads and
 // writes only its own, from the cache. A tile of scores costs 64 x 64 x d elements at 3.9
 // instructions (score.h), its softmax 25 a pair, the update of its context 0.6 a multiply-add.
