@@ -1,0 +1,36 @@
+"""Modules of additive attention, on the functional API: projections, decoders, pointers."""
+
+from .alignment import AlignmentState, ProjectedMemory
+from .attention import AdditiveAttention, PreparedMemory
+from .coverage import CoverageAttention, coverage_loss
+from .decoding import Decoded, beam_search, greedy_search
+from .hard import HardAttention, HardChoice, score_function_loss
+from .location import LocationSensitiveAttention
+from .monotonic import MonotonicAttention, expected_alignment
+from .pointer import PointerHead
+from .pooling import AttentionPooling
+from .projections import Projections
+from .rnn import AttentionRNN, DecoderState
+
+__all__ = [
+    "AdditiveAttention",
+    "AlignmentState",
+    "AttentionPooling",
+    "AttentionRNN",
+    "CoverageAttention",
+    "Decoded",
+    "DecoderState",
+    "HardAttention",
+    "HardChoice",
+    "LocationSensitiveAttention",
+    "MonotonicAttention",
+    "PointerHead",
+    "PreparedMemory",
+    "ProjectedMemory",
+    "Projections",
+    "beam_search",
+    "coverage_loss",
+    "expected_alignment",
+    "greedy_search",
+    "score_function_loss",
+]
