@@ -97,7 +97,7 @@ def test_found(what: str, kernel: str, file: str, text: str, other: str) -> None
     if not changed.exists() or changed.read_text(encoding="utf-8") != text_now:
         changed.write_text(text_now, encoding="utf-8")
     path = changed if file == kernel else ROOT / "csrc/cuda" / kernel
-    built = library.build({kernel: path}, folder, f"-iquote{folder}")
+    built = library.build(path, folder, f"-iquote{folder}")
     done = subprocess.run(
         [sys.executable, "-c", CHECKS],
         env={

@@ -9,7 +9,6 @@ every test of a backend is a test of them.
 from __future__ import annotations
 
 import runpy
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,15 @@ def sources() -> list[Path]:
     return [*kernels, ROOT / "csrc/cuda_ops.cpp", FOLDER / "emulator.cpp"]
 
 
-def build(instead: Mapping[str, Path] = {}, folder: Path = BUILT, *flags: str) -> Path:  # noqa: B006
-    """The library; sources named in `instead` are taken from there, and compiled into `folder`."""
+def build(changed: Path | None = None, folder: Path = BUILT, *flags: str) -> Path:
+    """The library, with `changed` for the source of that name, compiled into `folder`."""
     steps = []
     for source in sources():
-        changed = source.name in instead
-        path, into = (instead[source.name], folder) if changed else (source, BUILT)
-        every = [*SETUP["STABLE_ABI"], *FLAGS, *(flags if changed else ()), "-x", "c++"]
-        steps.append(SETUP["compile_step"](path, into / f"{source.name}.o", every))
+        flagged = [*SETUP["STABLE_ABI"], *FLAGS, "-x", "c++"]
+        into = BUILT
+        if changed is not None and changed.name == source.name:
+            source, into, flagged = changed, folder, [*flagged, *flags]
+        steps.append(SETUP["compile_step"](source, into / f"{source.name}.o", flagged))
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(SETUP["run"], steps))
     library = folder / "_C.abi3.so"
