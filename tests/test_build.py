@@ -183,20 +183,22 @@ def test_another_choice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every kernel, then the binding; MAX_JOBS changes how they are compiled, not what."""
+    """Every kernel, then the binding; some variables change how they are compiled, not what."""
     for name in ("forward", "backward"):
         source = tmp_path / "csrc/cuda" / f"{name}.cu"
         source.parent.mkdir(parents=True, exist_ok=True)
         source.touch()
     set_up(monkeypatch, ROOT=tmp_path, CUDA_BINDING=tmp_path / "csrc/cuda_ops.cpp")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;12.0+PTX")
-    made = {}
-    for jobs, threads in ((1, "1"), (2, "1"), (9, "4")):
-        monkeypatch.setenv("MAX_JOBS", str(jobs))
+    made = []
+    for jobs, threads, strict in (("1", "1", "0"), ("2", "1", "1"), ("9", "4", "")):
+        monkeypatch.setenv("MAX_JOBS", jobs)
+        monkeypatch.setenv("ATTNKERNELS_WERROR", strict)
         *kernels, binding = SETUP["cuda_steps"](TOOLKIT)
-        made[jobs] = [step.command for step in (*kernels, binding)]
-        assert all(step.other == ["--threads", threads] for step in kernels)
-    assert made[1] == made[2] == made[9]
+        made.append([step.command for step in (*kernels, binding)])
+        warnings = ["-Werror", "all-warnings"] if strict == "1" else []
+        assert all(step.other == ["--threads", threads, *warnings] for step in kernels)
+    assert made[0] == made[1] == made[2]
     assert [step.output.name for step in kernels] == ["backward.cu.o", "forward.cu.o"]
     assert kernels[0].command[:3] == TOOLKIT.command
     assert sum(word.startswith("arch=compute_") for word in kernels[0].command) == 2
