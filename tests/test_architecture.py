@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "backends/": {"backends.base", "backends.fused", "derivatives", "ops"},
     "nn/": {"functional", "memory", "nn"},
+    "interop/": {"nn", "interop"},
     "models/": {"nn", "models"},
     "testing": {"backends", "functional", "memory", "nn"},
 }
