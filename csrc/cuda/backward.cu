@@ -279,15 +279,10 @@ void backward(Problem p, const Owners& own, const Backward& f, const Host& host)
                     p.batch.count * p.m, p.d, host);
   job.value = sum_for(f.grad_value.data, key_copies, p.batch.count * p.m, p.dv, host);
   job.weight = sum_for(f.grad_weight, weight_copies, p.batch.count, p.d + 1, host);
-  if (!f.grad_scores) {
-    float* const delta = host.allocate<float>(p.batch.count * p.n);
-    make_delta(p, f, delta, host);
-    job.delta = delta;
-  }
+  job.delta = make_delta(p, f, host);
   launch("backward", p.logistic ? backward_kernel<true> : backward_kernel<false>,
          items * job.query_parts * job.key_parts, kThreads, sizeof(Shared), host.stream, p, job);
-  // f' = span gain (r - r^2) where f = 1 - span r: (E8)
-  const float factor = p.scale * (p.logistic ? p.span * p.gain : 1.f);
+  const float factor = gradient_factor(p);
   finish(job.query, p, f.grad_query, p.n, true, factor, host);
   finish(job.key, p, f.grad_key, p.m, true, factor, host);
   finish(job.value, p, f.grad_value, p.m, false, 1, host);

@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kBlock)
   const int64_t weight_at = offset(p.batch, b, p.weight.lead);
   const Rows query(p.query, query_at, p.d), key(p.key, key_at, p.d),
       weight(p.weight, weight_at, p.d);
-  const float gain = p.gain * kLog2e, factor = p.scale * (p.logistic ? p.span * p.gain : 1.f);
+  const float gain = p.gain * kLog2e, factor = gradient_factor(p);
   float* const grad_query = job.query.row(part, b * p.n);
   float* const grad_weight = job.weight.row(part, b);
   float total = 0;
@@ -156,14 +156,10 @@ void step_backward(const Problem& p, const Backward& f, const Host& host) {
   StepJob job{f, nullptr, {}, {}, parts};
   job.query = sum_for(f.grad_query.data, copies, p.batch.count * p.n, p.d, host);
   job.weight = sum_for(f.grad_weight, copies, p.batch.count, p.d + 1, host);
-  if (!f.grad_scores) {
-    float* const delta = host.allocate<float>(p.batch.count * p.n);
-    make_delta(p, f, delta, host);
-    job.delta = delta;
-  }
+  job.delta = make_delta(p, f, host);
   launch("step_backward", step_backward_kernel, p.batch.count * parts, kBlock, 0, host.stream, p,
          job);
-  const float factor = p.scale * (p.logistic ? p.span * p.gain : 1.f);
+  const float factor = gradient_factor(p);
   finish(job.query, p, f.grad_query, p.n, true, factor, host);
   finish_weight(job.weight, p, f.grad_weight, host);
 }

@@ -70,9 +70,12 @@ void finish_weight(const Sum& sum, const Problem& p, float* out, const Host& hos
            0, host.stream, sum, p, out);
 }
 
-void make_delta(const Problem& p, const Backward& f, float* delta, const Host& host) {
+const float* make_delta(const Problem& p, const Backward& f, const Host& host) {
+  if (f.grad_scores) return nullptr;
+  float* const delta = host.allocate<float>(p.batch.count * p.n);
   launch("delta", delta_kernel, ceil_div(p.batch.count * p.n, kThreads / 32), kThreads, 0,
          host.stream, p, f, delta);
+  return delta;
 }
 
 }  // namespace attnkernels::cuda

@@ -33,7 +33,12 @@ void finish(const Sum&, const Problem&, const Output&, int64_t rows_each, bool w
 // d + 1), (E6).
 void finish_weight(const Sum&, const Problem&, float* out, const Host&);
 
-// delta_i of (E4), (batch, n): all that a row subtracts.
-void make_delta(const Problem&, const Backward&, float* delta, const Host&);
+// delta_i of (E4), (batch, n): all that a row subtracts. null for raw scores, which have none.
+const float* make_delta(const Problem&, const Backward&, const Host&);
+
+// What sums of ds g are multiplied by, beside w_t, to be gradients: f' = span gain (r - r^2), (E8).
+__host__ __device__ constexpr float gradient_factor(const Problem& p) {
+  return p.scale * (p.logistic ? p.span * p.gain : 1.f);
+}
 
 }  // namespace attnkernels::cuda
