@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime
@@ -29,6 +28,7 @@ from attnkernels.profiling.machine import cpu_name, triton_version
 from benchmarks import cases, providers
 from benchmarks.cases import Case
 from benchmarks.ceiling import ceiling
+from benchmarks.commit import commit
 from benchmarks.measure import Timing, interleaved
 from benchmarks.plot import draw
 from benchmarks.providers import Provider
@@ -175,21 +175,11 @@ def head(device: str, rates: dict[str, float]) -> Result:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "triton": triton_version(),
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "ceiling": rates,
         "cases": [],
     }
-
-
-def _commit() -> str | None:
-    """The commit that is measured, with "-dirty" where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        ran = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
-    except OSError:
-        return None
-    return ran.stdout.strip() or None
 
 
 def default_name(result: Result) -> str:

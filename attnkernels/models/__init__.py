@@ -1,0 +1,1 @@
+"""The systems that attention came from, one file each, to be read beside its paper."""

@@ -1,0 +1,1 @@
+"""The systems that made attention famous, each trained and measured by one command."""

@@ -1,0 +1,20 @@
+"""The options that every example has."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the options that all examples have; an example adds its own."""
+    made = argparse.ArgumentParser(prog=f"python -m examples.{name}", description=description)
+    add = made.add_argument
+    add("--out", type=Path, default=Path("build/examples") / name, help="default: %(default)s")
+    add("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    add("--device", default="cpu", help="default: %(default)s")
+    add("--resume", action="store_true", help="go on from the checkpoints in --out")
+    size = made.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="the size for a GPU")
+    size.add_argument("--tiny", action="store_true", help="a size that only shows that it runs")
+    return made

@@ -1,0 +1,55 @@
+"""What an example writes: its table, its pictures and its figures as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from attnkernels.info import versions
+from benchmarks.commit import commit
+
+
+def write(
+    out: Path,
+    *,
+    options: Mapping[str, Any],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    figures: Mapping[str, Figure],
+    record: Mapping[str, Any],
+) -> None:
+    """Write ``table.md``, the figures as PNG and ``results.json`` into `out`; print the table.
+
+    Args:
+        out: a folder, which is made.
+        options: what the command was called with.
+        columns, rows: the table.
+        figures: file names without suffix to figures.
+        record: the figures of the table as numbers, and whatever else belongs to the run.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
+    body = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    (out / "table.md").write_text(head + body, encoding="utf-8")
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=150, bbox_inches="tight")
+    everything = {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": commit(),
+        "versions": versions(),
+        "options": {name: str(value) for name, value in options.items()},
+        **record,
+    }
+    (out / "results.json").write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    print(f"Table, pictures and figures are in {out.resolve()}")
