@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from attnkernels.info import versions
 from benchmarks.commit import commit
@@ -36,7 +37,8 @@ def write(
     """
     out.mkdir(parents=True, exist_ok=True)
     head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
-    body = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in rows)
+    body = "".join(f"| {' | '.join(row)} |\n" for row in escaped)
     (out / "table.md").write_text(head + body, encoding="utf-8")
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=150, bbox_inches="tight")
@@ -50,6 +52,6 @@ def write(
     (out / "results.json").write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
     table = Table(*columns)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     Console().print(table)
     print(f"Table, pictures and figures are in {out.resolve()}")

@@ -32,6 +32,11 @@ class PreparedMemory:
         return self.memory.lead[0]
 
     @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.memory.key.device
+
+    @property
     def value_dim(self) -> int:
         """Features of a context."""
         return self.memory.value.shape[-1] * self.num_heads

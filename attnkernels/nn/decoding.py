@@ -1,19 +1,30 @@
-"""Sequences of tokens from an `AttentionRNN`: the best token each step, or the best beams."""
+"""Sequences of tokens from a decoder: the best token each step, or the best beams."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .attention import PreparedMemory
 from .projections import check_sizes
-from .rnn import AttentionRNN, DecoderState
 
 Readout = Callable[[Tensor, Tensor], Tensor]  # output (R, hidden), context -> logits (R, V)
 Embed = Callable[[Tensor], Tensor]  # tokens (R,), int64 -> inputs (R, e)
+
+
+class Steps(Protocol):
+    """What a search steps through: an `AttentionRNN`, or a model that is one in these respects."""
+
+    def prepared(self, memory: Any, key_lengths: Tensor | None = None) -> Any:
+        """The memory for all steps; it has a ``batch``, an int, and a ``device``."""
+
+    def initial_state(self, prepared: Any, state: Any = None) -> Any:
+        """The state before the first step; it has ``index_select(index)`` of its rows."""
+
+    def step(self, inputs: Tensor, prepared: Any, state: Any) -> tuple[Any, ...]:
+        """Output and context, as the readout takes them, and the next state."""
 
 
 class Decoded(NamedTuple):
@@ -34,8 +45,8 @@ class Decoded(NamedTuple):
 
 @torch.no_grad()
 def beam_search(
-    rnn: AttentionRNN,
-    memory: Tensor | PreparedMemory,
+    rnn: Steps,
+    memory: Any,
     key_lengths: Tensor | None = None,
     state: Any = None,
     *,
@@ -54,7 +65,8 @@ def beam_search(
     follows the mode of the modules: call eval() before.
 
     Args:
-        rnn, memory, key_lengths, state: as in `AttentionRNN.forward`.
+        rnn: an `AttentionRNN`, or what has the same three methods.
+        memory, key_lengths, state: as in `AttentionRNN.forward`.
         embed: tokens (R,) -> inputs (R, e), for R = B * beams rows.
         readout: (output (R, hidden), context (R, value_dim)) -> logits (R, V).
         start: the token whose embedding is the first input.
@@ -74,9 +86,9 @@ def beam_search(
     check_sizes(max_length=max_length, beams=beams)
     prepared = rnn.prepared(memory, key_lengths)
     batch = prepared.batch
-    device = prepared.memory.key.device
+    device = prepared.device
     first_rows = torch.arange(batch, device=device).repeat_interleave(beams)
-    now: DecoderState = rnn.initial_state(prepared, state).index_select(first_rows)
+    now = rnn.initial_state(prepared, state).index_select(first_rows)
 
     last = torch.full((batch * beams,), start, dtype=torch.int64, device=device)
     tokens = torch.empty(batch, beams, 0, dtype=torch.int64, device=device)
@@ -114,8 +126,8 @@ def beam_search(
 
 
 def greedy_search(
-    rnn: AttentionRNN,
-    memory: Tensor | PreparedMemory,
+    rnn: Steps,
+    memory: Any,
     key_lengths: Tensor | None = None,
     state: Any = None,
     *,
@@ -133,7 +145,7 @@ def greedy_search(
     with torch.no_grad():
         prepared = rnn.prepared(memory, key_lengths)
         now = rnn.initial_state(prepared, state)
-        last = torch.full((prepared.batch,), start, device=prepared.memory.key.device)
+        last = torch.full((prepared.batch,), start, device=prepared.device)
         done = torch.zeros_like(last, dtype=torch.bool)
         lengths = torch.zeros_like(last)
         total: Tensor | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ def read_text(path: str | None = None) -> Text:
 
 
 @torch.no_grad()
-def encode(characters: str, dim: int, seed: int) -> Attended:
+def encode(characters: Sequence[str], dim: int, seed: int) -> Attended:
     """Every character as a query, a key and a value of width `dim` (even).
 
     An embedding, a bidirectional GRU and the two projections of RNNsearch (Bahdanau et al.,

@@ -1,0 +1,17 @@
+"""Pictures of what attention does: each function takes plain arrays and returns a `Figure`.
+
+Save one with ``figure.savefig("a.png")`` or ``"a.svg"``; a notebook shows it by itself.
+"""
+
+from .alignment import plot_alignment
+from .cost import plot_cost
+from .embeddings import plot_embeddings
+from .images import plot_glimpses, plot_image_attention
+
+__all__ = [
+    "plot_alignment",
+    "plot_cost",
+    "plot_embeddings",
+    "plot_glimpses",
+    "plot_image_attention",
+]

@@ -1,0 +1,102 @@
+"""Which input each output looked at (Bahdanau et al., 1409.0473, figure 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+from unicodedata import east_asian_width
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .figures import FAINT, INK, WEIGHTS, attention_weights, axes_or_new, strings
+from .fonts import as_given, visible
+
+LARGE, SMALL = 0.3, 0.1  # inches a token has: few tokens, many
+SIDE = 9.0  # inches of a side, between the two
+MOST_LABELS = 400  # on a side; of more tokens every second is labelled, or every third ...
+BAR = 0.18  # inches, how wide the bar of colours is
+FONT = 10.0  # points, at most
+UPRIGHT = 2  # columns of a label that is not turned by a right angle
+
+
+def plot_alignment(
+    weights: Any,
+    queries: Sequence[str],
+    keys: Sequence[str],
+    *,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Figure:
+    """The weights of every query over all keys: a row a query, a column a key.
+
+    The colours go from 0 to the largest weight there is; the bar says which that is. With the
+    tokens the figure grows and the labels shrink: up to 400 tokens a side each has its label.
+
+    Args:
+        weights: (n, m), a tensor or an array, at least 0: one row a query.
+        queries: n tokens, words or characters of any script: the output, from top to bottom.
+        keys: m tokens: the input, from left to right. A token that is a space is shown as "␣".
+        ax: axes to draw into, whose size stays; by default a new figure's.
+        title: above the picture.
+
+    Returns:
+        The figure; that of `ax` where it is given.
+
+    Raises:
+        TypeError: weights are not numbers, tokens not strings, or ax no axes.
+        ValueError: weights are not (n, m), negative or not finite, or tokens too few or too many.
+    """
+    weights = attention_weights(weights, "(n, m)", 2)
+    n, m = weights.shape
+    queries = [visible(each) for each in strings("queries", queries, n, "each row of weights")]
+    keys = [visible(each) for each in strings("keys", keys, m, "each column of weights")]
+    left, above = max(map(_columns, queries)), max(map(_columns, keys))
+    turned = above > UPRIGHT
+    cell = max(SMALL, min(LARGE, SIDE / max(n, m)))
+    if ax is None:
+        letter = _font(cell) * 0.65 / 72  # inches
+        width = cell * min(m, MOST_LABELS) + letter * left + 1.4  # of the bar and the axis' name
+        height = cell * min(n, MOST_LABELS) + letter * (above if turned else 2) + 0.8
+        figure, ax = axes_or_new(None, max(width, 3.0), max(height, 1.6))
+    else:
+        figure, ax = axes_or_new(ax, 0, 0)
+        box = ax.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+        cell = min(box.width / m, box.height / n)
+
+    image = ax.imshow(
+        weights,
+        cmap=WEIGHTS,
+        aspect="auto",
+        vmin=0.0,
+        vmax=weights.max() or 1.0,
+        interpolation="nearest",
+    )
+    bar = {"fraction": 0.05, "pad": 0.02, "aspect": max(10.0, cell * n / BAR)}
+    figure.colorbar(image, ax=ax, label="weight", **bar).outline.set_visible(False)
+    columns, rows = (range(0, size, ceil(size / MOST_LABELS)) for size in (m, n))
+    style: dict[str, Any] = {"fontsize": _font(cell), "color": INK}
+    ax.xaxis.set_ticks_position("top")
+    ax.xaxis.set_label_position("top")
+    shown = [keys[j] for j in columns]
+    ax.set_xticks(columns, shown, rotation=90 if turned else 0, **style, **as_given(shown))
+    shown = [queries[i] for i in rows]
+    ax.set_yticks(rows, shown, **style, **as_given(shown))
+    ax.tick_params(length=0, pad=2)
+    ax.set_xlabel("input (keys)", color=FAINT, fontsize=9)
+    ax.set_ylabel("output (queries)", color=FAINT, fontsize=9)
+    ax.spines[:].set_visible(False)
+    if title is not None:
+        ax.set_title(title, color=INK, fontsize=11, **as_given([title]))
+    return figure
+
+
+def _font(cell: float) -> float:
+    """Points of the labels of tokens that have `cell` inches each."""
+    return max(1.0, min(FONT, 0.75 * 72 * cell))
+
+
+def _columns(token: str) -> int:
+    """How wide the token is, in letters: one of Chinese takes two."""
+    return sum(2 if east_asian_width(c) in "WF" else 1 for c in token)

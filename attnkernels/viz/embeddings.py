@@ -1,0 +1,109 @@
+"""Vectors of sentences on a map: those that are near each other (Sutskever et al., figure 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .figures import COLOURS, FAINT, INK, MARKERS, axes_or_new, numbers, strings
+from .fonts import as_given
+
+METHODS = ("pca", "tsne")
+PERPLEXITY = 30.0  # of t-SNE, scikit-learn's default; smaller where there are fewer than 91 vectors
+
+
+def plot_embeddings(
+    vectors: Any,
+    labels: Sequence[str],
+    *,
+    method: str = "pca",
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+    ax: Axes | None = None,
+) -> Figure:
+    """Vectors in two dimensions, each with its label (Sutskever et al., 1409.3215, figure 2).
+
+    Args:
+        vectors: (N, d), a tensor or an array, N at least 3 and d at least 2.
+        labels: N strings of any script; "" for a point without one.
+        method: "pca", whose axes say how much of the variance they have, or "tsne", whose axes mean
+            nothing and which keeps neighbours together; its perplexity is the smaller of 30 and
+            (N - 1) / 3.
+        groups: N strings: the points of a group have one colour and marker, named in the legend.
+        seed: of what is random in both.
+        ax: axes to draw into; by default a new figure's.
+
+    Returns:
+        The figure; that of `ax` where it is given.
+
+    Raises:
+        ImportError: scikit-learn is not installed; it comes with the extra "viz".
+        TypeError: vectors are not numbers, labels or groups not strings, or ax no axes.
+        ValueError: a size does not fit, or method is neither.
+    """
+    vectors = numbers("vectors", vectors, "(N, d)", 2)
+    if vectors.shape[0] < 3 or vectors.shape[1] < 2:
+        raise ValueError(
+            f"vectors has shape {vectors.shape}; it must be (N, d), N at least 3, d at least 2"
+        )
+    labels = strings("labels", labels, len(vectors), "each vector")
+    if groups is not None:
+        groups = strings("groups", groups, len(vectors), "each vector")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
+    points, names = _reduce(vectors.astype(np.float64), method, seed)
+
+    figure, ax = axes_or_new(ax, 8.0, 6.4)
+    looks = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
+    for group in [None] if groups is None else dict.fromkeys(groups):
+        mine = [group is None or each == group for each in groups or labels]
+        colour, marker = next(looks)
+        x, y = points[mine].T
+        ax.scatter(x, y, s=28, marker=marker, color=colour, label=group, linewidths=0)
+    for point, label in zip(points, labels, strict=True):
+        ax.annotate(
+            label,
+            point,
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=8 if len(labels) <= 100 else 6,
+            color=INK,
+            **as_given([label]),
+        )
+    if groups is not None:
+        for text in ax.legend(frameon=False, labelcolor=INK).get_texts():
+            text.update(as_given(groups))
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_xlabel(names[0], color=FAINT, fontsize=9)
+    ax.set_ylabel(names[1], color=FAINT, fontsize=9)
+    ax.spines[:].set_color("#cccccc")
+    ax.margins(0.08)
+    return figure
+
+
+def _reduce(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, list[str]]:
+    """Points (N, 2), and the names of the two axes."""
+    try:
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise ImportError(
+            "plot_embeddings needs scikit-learn: pip install 'attnkernels[viz]'"
+        ) from error
+    if method == "tsne":
+        perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
+        reduction = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+        return reduction.fit_transform(vectors), ["t-SNE", ""]
+    reduction = PCA(2, random_state=seed)
+    points = reduction.fit_transform(vectors)
+    shares = reduction.explained_variance_ratio_
+    return points, [
+        f"{which} principal component, {share:.0%} of the variance"
+        for which, share in zip(("first", "second"), shares, strict=True)
+    ]

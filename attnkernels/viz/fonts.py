@@ -1,0 +1,62 @@
+"""Text of any script, drawn as it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+
+# Tokens that could not be seen, or that would break a line.
+VISIBLE = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥"})
+PLACEHOLDERS = "Last Resort"  # a font of matplotlib's that has a box for everything
+
+
+def as_given(texts: Iterable[str]) -> dict[str, Any]:
+    """The properties of a matplotlib text that shows `texts` as they are.
+
+    A "$" is a dollar, not the start of a formula. Characters that the default font lacks come from
+    installed fonts that have them; those that none has are drawn as boxes, and matplotlib warns.
+    """
+    families = FontProperties().get_family()
+    missing = frozenset(c for text in texts for c in text if not c.isspace())
+    for family in families:
+        missing -= _has(findfont(FontProperties(family=[family])), missing)
+    return {
+        "parse_math": False,
+        "usetex": False,
+        "fontfamily": [*families, *_families_with(missing)],
+    }
+
+
+def visible(token: str) -> str:
+    """The token, with a sign for a space that is all of it, and for the ends of lines."""
+    return "␣" * len(token) if token.strip(" ") == "" else token.translate(VISIBLE)
+
+
+@lru_cache
+def _families_with(missing: frozenset[str]) -> tuple[str, ...]:
+    """Installed families that together have these characters: first the one that has most."""
+    has: dict[str, frozenset[str]] = {}
+    for entry in fontManager.ttflist if missing else ():
+        if not entry.name.startswith(PLACEHOLDERS):
+            has[entry.name] = has.get(entry.name, frozenset()) | _has(entry.fname, missing)
+    chosen = []
+    while missing and has:
+        best = max(sorted(has), key=lambda name: len(has[name] & missing))
+        if not has.pop(best) & missing:
+            break
+        found = _has(findfont(FontProperties(family=[best])), missing)  # the file that will be used
+        if found:
+            chosen.append(best)
+            missing -= found
+    return tuple(chosen)
+
+
+def _has(path: str, characters: frozenset[str]) -> frozenset[str]:
+    try:
+        font = get_font(path)
+    except (OSError, RuntimeError):  # an installed file that FreeType cannot open
+        return frozenset()
+    return frozenset(c for c in characters if font.get_char_index(ord(c)))
