@@ -18,7 +18,7 @@ SANITIZER = ATTNKERNELS_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv build profile test bench gpu sass sanitize lint format wheel clean
+.PHONY: help venv build profile examples test peers bench gpu sass sanitize lint format wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,11 +44,21 @@ profile: build ## the main job: attention over real text, time and memory agains
 	$(BIN)/python -m attnkernels.profile --json build/profile.json --plot build/profile.png
 	@echo "The plot is $(CURDIR)/build/profile.png"
 
+examples: build ## the packages of the examples; then: .venv/bin/python -m examples.g2p, and others
+	$(BIN)/pip install -q --no-build-isolation -e ".[examples]"
+	@for name in g2p caption_digits glimpse_digits char_cost; do \
+	$(BIN)/python -c "import examples.$$name" && echo "$(BIN)/python -m examples.$$name [--resume] [--full]"; done
+
 test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interpreted and emulated
 	$(BIN)/python -m pytest -q -n 2 $(PYTEST_FLAGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 --require triton -W ignore::RuntimeWarning $(PYTEST_FLAGS) $(INTERPRETED)
 	ATTNKERNELS_LIBRARY=$$($(BIN)/python tests/emulator/library.py) \
 	$(BIN)/python -m pytest -q -n 2 --require native $(PYTEST_FLAGS) $(EMULATED)
+
+peers: $(VENV)/.dev build ## swapped modules against the libraries that they are of, installed for it
+	$(BIN)/pip install -q --no-build-isolation -e ".[peers]"
+	$(BIN)/pip install -q --no-deps speechbrain OpenNMT-py
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/test_interop_peers.py
 
 bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
 	$(BIN)/python -m benchmarks.run
@@ -83,4 +93,4 @@ wheel: $(VENV)/.run ## dist/*.whl
 
 clean: ## what the targets above made, but not the virtual environment
 	rm -rf build dist *.egg-info attnkernels/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find attnkernels benchmarks tests -name __pycache__ -exec rm -rf {} +
+	find attnkernels benchmarks examples tests -name __pycache__ -exec rm -rf {} +

@@ -20,6 +20,7 @@ from attnkernels import (
     additive_scores,
     prepare_keys,
 )
+from attnkernels.nn import AdditiveAttention, AttentionRNN
 from attnkernels.testing import check_attention, check_scores, check_varlen
 
 SHAPE: Shape = (2, 3, 5, 4, 6)
@@ -217,3 +218,15 @@ def test_fake_tensors_have_the_real_shapes(backend: str, shape: Shape, dtype: to
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
     for a, b in zip(gradients, inputs, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def test_attention_rnn_compiles_with_the_same_results_and_gradients() -> None:
+    """Its deferred gradients break the graph; what is compiled around them must not change it."""
+    decoder = AttentionRNN(torch.nn.GRUCell(5 + 6, 7), AdditiveAttention(7, 6, 8))
+    inputs, memory = torch.randn(2, 4, 5), torch.randn(2, 9, 6, requires_grad=True)
+    found = []
+    for module in (decoder, torch.compile(decoder, backend="aot_eager")):
+        outputs, contexts, _ = module(inputs, memory)
+        wanted = (memory, *decoder.parameters())
+        found.append([outputs, *torch.autograd.grad((outputs + contexts.sum()).sum(), wanted)])
+    torch.testing.assert_close(*found)

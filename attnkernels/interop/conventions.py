@@ -7,7 +7,11 @@ What differs between them, besides names:
 - Biases of the query, the key and the location are only ever seen as their sum. They are added into
   ``query_proj.bias``, the one bias of a module.
 - A bias of the score adds the same to all keys of a query, which the softmax cancels.
-- ESPnet multiplies the scores by 2, which no checkpoint says.
+- ESPnet multiplies the scores by 2, which no checkpoint says; with heads by 1 / sqrt(d) of a head.
+- Keras projects nothing: the projections of the module become the identity. Without ``use_scale``
+  it learns nothing, and there is nothing to load.
+- GATv2 and ESPnet with heads attend to projected values, which the caller makes: `forward` takes
+  them as ``value``.
 - What the first step sees as the step before is zeros, or 1 / length everywhere.
 - A projection of the context (``mlp_out``, ``linear_out``) comes after attention: it is left.
 """
@@ -20,7 +24,8 @@ from typing import Any
 
 from ..nn import AdditiveAttention, CoverageAttention, LocationSensitiveAttention, Projections
 
-SAME, TRANSPOSED, ROW, COLUMN, ONE, CONV2D = "same", "transposed", "row", "column", "one", "conv2d"
+SAME, TRANSPOSED, ROW, COLUMN = "same", "transposed", "row", "column"
+ONE, CONV2D, HEADS = "one", "conv2d", "heads"
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,18 @@ class Entry:
     Attributes:
         target: the parameter that it goes into, as `state_dict` names it. Entries with the same
             target are added. Those of ``gain`` and ``bias`` are there in a normalised module only.
-        names: what the entry is called: one of these.
+        names: what the entry is called: one of these. With `HEADS` there is one entry a head, and
+            "{}" stands for its number.
         layout: how it lies there, see `shape`.
+        optional: whether it may be missing.
     """
 
     target: str
     names: tuple[str, ...]
     layout: str = SAME
+    optional: bool = False
 
-    def shape(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
+    def shape(self, wanted: tuple[int, ...], num_heads: int) -> tuple[int, ...]:
         """The shape of the entry for a parameter of the shape `wanted`."""
         return {
             SAME: wanted,
@@ -47,6 +55,7 @@ class Entry:
             COLUMN: (*wanted, 1),
             ONE: (1,),
             CONV2D: (*wanted[:-1], 1, *wanted[-1:]),
+            HEADS: (wanted[0] // num_heads if wanted else 0, *wanted[1:]),
         }[self.layout]
 
 
@@ -58,7 +67,10 @@ class Convention:
         source: the library and its class.
         module: the class of `attnkernels.nn` that computes the same.
         entries: what the checkpoint must have.
-        settings: attributes of the module and what they must be, which no checkpoint says.
+        settings: attributes of the module and what they must be, which no checkpoint says; or a
+            function of the module that says it.
+        identities: matrices that the library does not have: they are set to the identity.
+        heads: whether the vector that scores has a dimension of heads there, even of one.
         cancels: biases of the score, (1,), which may be there and make no difference.
         left: beginnings of names that may be there and belong to no attention, and what they are.
     """
@@ -67,6 +79,8 @@ class Convention:
     module: type[Projections]
     entries: tuple[Entry, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    identities: tuple[str, ...] = ()
+    heads: bool = False
     cancels: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
 
@@ -166,6 +180,27 @@ CONVENTIONS: dict[str, Convention] = {
         {**_DOUBLED, "initial": "uniform"},
         cancels=("gvec.bias",),
     ),
+    "espnet-heads": Convention(
+        "ESPnet, AttMultiHeadAdd",
+        AdditiveAttention,
+        (
+            Entry("query_proj.weight", ("mlp_q.{}.weight",), HEADS),
+            Entry("query_proj.bias", ("mlp_q.{}.bias",), HEADS),
+            Entry("key_proj.weight", ("mlp_k.{}.weight",), HEADS),
+            Entry("weight", ("gvec.{}.weight",), HEADS),
+        ),
+        {
+            "activation": "tanh",
+            "normalize": False,
+            "scale": lambda module: (module.hidden_dim // module.num_heads) ** -0.5,
+        },
+        heads=True,
+        cancels=("gvec.{}.bias",),
+        left={
+            "mlp_v.": "projects the values, before attention",
+            "mlp_o.": "projects the contexts, after attention",
+        },
+    ),
     "opennmt": Convention(
         'OpenNMT-py, GlobalAttention(attn_type="mlp")',
         AdditiveAttention,
@@ -217,6 +252,21 @@ CONVENTIONS: dict[str, Convention] = {
         _linears("decoder_proj", "encoder_proj", "to_scores", key_bias=True),
         _PLAIN,
     ),
+    # `attn_state` is what its caller makes of the weights, as is `scaling`: the module says both.
+    "fairseq-location": Convention(
+        "fairseq, LocationAttention",
+        LocationSensitiveAttention,
+        (
+            Entry("query_proj.weight", ("proj_dec.weight",)),
+            Entry("key_proj.weight", ("proj_enc.weight",)),
+            Entry("query_proj.bias", ("proj_enc.bias",)),
+            Entry("weight", ("proj_out.1.weight",), ROW),
+            Entry("location_conv.weight", ("conv.weight",)),
+            Entry("location_proj.weight", ("proj_attn.weight",)),
+        ),
+        _ANY_SCALE,
+        cancels=("proj_out.1.bias",),
+    ),
     "joeynmt": Convention(
         "JoeyNMT, BahdanauAttention",
         AdditiveAttention,
@@ -229,5 +279,29 @@ CONVENTIONS: dict[str, Convention] = {
         _linears("decoder_att", "encoder_att", "full_att", query_bias=True, key_bias=True),
         {**_PLAIN, "activation": "relu"},
         cancels=("full_att.bias",),
+    ),
+    "keras": Convention(
+        "Keras, AdditiveAttention",
+        AdditiveAttention,
+        (Entry("weight", ("scale", "additive_attention/scale")),),
+        _PLAIN,
+        identities=("query_proj.weight", "key_proj.weight"),
+    ),
+    "pyg-gatv2": Convention(
+        "PyTorch Geometric, GATv2Conv",
+        AdditiveAttention,
+        (
+            Entry("query_proj.weight", ("lin_r.weight",)),
+            Entry("query_proj.bias", ("lin_r.bias",), optional=True),
+            Entry("query_proj.bias", ("lin_l.bias",), optional=True),
+            Entry("key_proj.weight", ("lin_l.weight",)),
+            Entry("weight", ("att",), ROW),
+        ),
+        {"activation": "leaky_relu", "normalize": False, "scale": 1.0},
+        heads=True,
+        left={
+            "bias": "is added to the contexts, after attention",
+            "res.": "projects what is added to the contexts, after attention",
+        },
     ),
 }

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..nn import Projections
-from .conventions import CONVENTIONS, TRANSPOSED, Convention, Entry
+from .conventions import CONVENTIONS, HEADS, TRANSPOSED, Convention, Entry
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Loaded:
         loaded: each parameter that was set from the checkpoint, and the entries of which it is the
             sum.
         zeroed: parameters that the checkpoint has nothing for: biases, which are zeros now.
+        identities: matrices that the library does not have, which are the identity now.
         cancelled: entries that make no difference, as the softmax cancels them.
         left: entries that are no part of attention, and what they are.
     """
@@ -29,6 +32,7 @@ class Loaded:
     convention: str
     loaded: dict[str, tuple[str, ...]]
     zeroed: tuple[str, ...]
+    identities: tuple[str, ...]
     cancelled: tuple[str, ...]
     left: dict[str, str]
 
@@ -36,6 +40,7 @@ class Loaded:
         lines = [f"loaded by the convention {self.convention!r}:"]
         lines += [f"  {target} = {' + '.join(names)}" for target, names in self.loaded.items()]
         lines += [f"  {target} = 0" for target in self.zeroed]
+        lines += [f"  {target} = the identity" for target in self.identities]
         lines += [f"  dropped {name}: the softmax cancels it" for name in self.cancelled]
         lines += [f"  left {name}: {what}" for name, what in self.left.items()]
         return "\n".join(lines)
@@ -79,29 +84,45 @@ def load_state_dict_from(
     own = {name[len(prefix) :]: x for name, x in state_dict.items() if name.startswith(prefix)}
     problems = _unsuitable_settings(module, rules)
     parameters = dict(module.named_parameters())
-    sums: dict[str, list[tuple[str, Tensor]]] = {}
+    sums: dict[str, list[tuple[str, list[Tensor]]]] = {}
     for entry in rules.entries:
         if entry.target in ("gain", "bias") and not module.normalize:
             continue
-        name = next((each for each in entry.names if each in own), None)
-        if name is None:
-            problems.append(f"{_any_of(entry.names, prefix)} is missing")
-        elif entry.target not in parameters:
-            own.pop(name)
+        heads = _heads(entry, module.num_heads)
+        names = next((each for each in heads if set(each) & set(own)), [])
+        found = {name: own.pop(name) for name in names if name in own}
+        missing = [[name for name in names if name not in found]] if found else heads
+        if any(missing) and (found or not entry.optional):
+            problems.append(f"{_any_of(missing, prefix)} is missing")
+        if found and entry.target not in parameters:
             problems.append(
-                f"{prefix}{name} has no place: the module has no {entry.target}, make it with "
+                f"{prefix}{names[0]} has no place: the module has no {entry.target}, make it with "
                 "bias=True"
             )
-        else:
-            x, wrong = _fitted(own.pop(name), entry, tuple(parameters[entry.target].shape))
-            problems += [f"{prefix}{name} {wrong}"] if wrong else []
-            sums.setdefault(entry.target, []).append((name, x))
-    cancelled = tuple(name for name in rules.cancels if name in own)
+        elif found:
+            parts = []
+            for name, given in found.items():
+                x, wrong = _fitted(given, entry, _wanted(entry, module, rules), module.num_heads)
+                problems += [f"{prefix}{name} {wrong}"] if wrong else []
+                parts.append(x)
+            sums.setdefault(entry.target, []).append((", ".join(names), parts))
+    for target in rules.identities:
+        rows, columns = parameters[target].shape
+        if rows != columns:
+            problems.append(
+                f"the module's {target} is ({rows}, {columns}); it must be square, as the library "
+                "projects nothing"
+            )
+    cancelled = tuple(
+        name
+        for name in own
+        if any(fnmatchcase(name, each.replace("{}", "*")) for each in rules.cancels)
+    )
     left = {
         name: what
         for name in own
         for beginning, what in rules.left.items()
-        if name.startswith(beginning)
+        if name == beginning or (beginning.endswith(".") and name.startswith(beginning))
     }
     for name in own:
         if name not in cancelled and name not in left:
@@ -113,12 +134,16 @@ def load_state_dict_from(
         )
     with torch.no_grad():
         for target, parameter in parameters.items():
-            found = [x for _, x in sums.get(target, [])]
-            parameter.copy_(_sum(found) if found else torch.zeros_like(parameter))
+            if target in rules.identities:
+                torch.nn.init.eye_(parameter)
+                continue
+            terms = [torch.cat(parts).reshape(parameter.shape) for _, parts in sums.get(target, [])]
+            parameter.copy_(_sum(terms) if terms else torch.zeros_like(parameter))
     return Loaded(
         convention,
         {target: tuple(name for name, _ in found) for target, found in sums.items()},
-        tuple(target for target in parameters if target not in sums),
+        tuple(target for target in parameters if target not in (*sums, *rules.identities)),
+        rules.identities,
         cancelled,
         left,
     )
@@ -127,25 +152,42 @@ def load_state_dict_from(
 def _unsuitable_settings(module: Projections, rules: Convention) -> list[str]:
     """A sentence for each setting that is not what the library computes."""
     sentences = []
-    for name, wanted in rules.settings.items():
+    for name, setting in rules.settings.items():
+        wanted = setting(module) if callable(setting) else setting
         found = getattr(module, name, wanted)  # an attention with one activation does not name it
-        if found != wanted or isinstance(found, bool) != isinstance(wanted, bool):
+        same = found == wanted and isinstance(found, bool) == isinstance(wanted, bool)
+        if isinstance(wanted, float):  # 1 / sqrt(d) may be d ** -0.5 but for its last bit
+            same = math.isclose(found, wanted)
+        if not same:
             sentences.append(f"the module's {name} is {found!r} and must be {wanted!r}")
     return sentences
 
 
-def _fitted(x: Any, entry: Entry, wanted: tuple[int, ...]) -> tuple[Tensor, str]:
-    """The entry in the shape of its parameter, and what is wrong with it, if anything is."""
+def _heads(entry: Entry, num_heads: int) -> list[list[str]]:
+    """For each way to call the entry the names of its parts, of which there may be one a head."""
+    heads = range(num_heads) if entry.layout == HEADS else range(1)
+    return [[name.format(head) for head in heads] for name in entry.names]
+
+
+def _wanted(entry: Entry, module: Projections, rules: Convention) -> tuple[int, ...]:
+    """The parameter's shape; where the library has heads, with a dimension for a single one."""
+    shape = tuple(module.get_parameter(entry.target).shape)
+    one = entry.target == "weight" and len(shape) == 1
+    return (1, *shape) if rules.heads and one else shape
+
+
+def _fitted(x: Any, entry: Entry, wanted: tuple[int, ...], num_heads: int) -> tuple[Tensor, str]:
+    """The entry as rows of its parameter, and what is wrong with it, if anything is."""
     try:
         x = torch.as_tensor(x).detach()
     except (TypeError, ValueError, RuntimeError):
         return torch.empty(0), f"is a {type(x).__name__}; it must be a tensor"
     if not x.is_floating_point():
         return x, f"is {x.dtype}; it must be floating"
-    shape = entry.shape(wanted)
+    shape = entry.shape(wanted, num_heads)
     if tuple(x.shape) != shape:
         return x, f"has shape {tuple(x.shape)}; the module's {entry.target} needs {shape}"
-    return x.mT if entry.layout == TRANSPOSED else x.reshape(wanted), ""
+    return x.mT if entry.layout == TRANSPOSED else x.reshape(-1, *wanted[1:]), ""
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
@@ -155,5 +197,5 @@ def _sum(terms: list[Tensor]) -> Tensor:
     return torch.stack([x.to(torch.promote_types(x.dtype, torch.float32)) for x in terms]).sum(0)
 
 
-def _any_of(names: tuple[str, ...], prefix: str) -> str:
-    return " or ".join(prefix + name for name in names)
+def _any_of(ways: list[list[str]], prefix: str) -> str:
+    return " or ".join(", ".join(prefix + name for name in names) for names in ways)

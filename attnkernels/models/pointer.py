@@ -190,7 +190,7 @@ class PointerNetwork(nn.Module):
     def step(
         self, inputs: Tensor, prepared: Points, state: PointerState
     ) -> tuple[Tensor, None, PointerState]:
-        """Log-probabilities (R, m + 1) after the tokens `inputs` (R,), R / B beams of each source."""
+        """Log-probabilities (R, m + 1) after the tokens inputs (R,), R / B beams of a source."""
         beams = len(inputs) // prepared.batch
         rows = torch.arange(prepared.batch, device=inputs.device).repeat_interleave(beams)
         free = state.free.scatter(1, inputs.unsqueeze(1), False)

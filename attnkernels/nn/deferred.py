@@ -42,7 +42,8 @@ class DeferredMemory:
         key, value, weight = (x.detach() for x in tensors)
         self.memory = replace(memory, key=key, value=value, weight=weight)
         self.return_weights = return_weights
-        placeholders = _Keys.apply(memory, steps, return_weights, *tensors)
+        self.done: list[bool] = []  # filled when the gradients of the keys are made
+        placeholders = _Keys.apply(memory, steps, return_weights, self.done, *tensors)
         self.left: Iterator[tuple[Tensor, ...]] = zip(
             *(x.unbind(0) for x in placeholders), strict=True
         )
@@ -54,6 +55,39 @@ class DeferredMemory:
         return _Step.apply(query, context, weights, *next(self.left))
 
 
+class GrowingMemory:
+    """`AdditiveMemory.attend` for single queries, nobody knows how many, with deferred gradients.
+
+    Key gradients are made for 1, 2, 4, ... steps at a time, up to `MOST`: once or a few times for a
+    short sequence, and never for many more steps than there were. After a backward it begins anew.
+    """
+
+    MOST = 64
+
+    def __init__(self, memory: AdditiveMemory) -> None:
+        self.memory, self.left, self.next = memory, 0, 1
+        self.deferred: DeferredMemory | None = None
+
+    def attend(self, query: Tensor) -> Any:
+        """Context (*lead, 1, dv) of query (*lead, 1, d), and weights (*lead, 1, m)."""
+        if self.deferred is not None and self.deferred.done:
+            self.left, self.next, self.deferred = 0, 1, None
+        if self.next == 1 or not learns(self.memory):
+            self.next = 2
+            return self.memory.attend(query, return_weights=True)
+        if self.deferred is None or not self.left:
+            self.left, self.next = self.next, min(2 * self.next, self.MOST)
+            self.deferred = DeferredMemory(self.memory, self.left, return_weights=True)
+        self.left -= 1
+        return self.deferred.attend(query)
+
+
+def learns(memory: AdditiveMemory) -> bool:
+    """Whether anything of it wants a gradient now."""
+    tensors = memory.key, memory.value, memory.weight
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 class _Keys(torch.autograd.Function):
     """Placeholders of the queries, contexts and weights; their gradients are those of the keys."""
 
@@ -63,11 +97,13 @@ class _Keys(torch.autograd.Function):
         memory: AdditiveMemory,
         steps: int,
         return_weights: bool,
+        done: list[bool],
         key: Tensor,
         value: Tensor,
         weight: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(key, value, weight)
+        ctx.done = done
         ctx.options = {
             "key_lengths": memory.key_lengths,
             "activation": memory.activation,
@@ -81,7 +117,8 @@ class _Keys(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, query: Tensor, *grads: Tensor) -> Gradients:
-        wanted = ctx.needs_input_grad[3:]
+        ctx.done.append(True)
+        wanted = ctx.needs_input_grad[4:]
         with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
             inputs = [
                 x.detach().requires_grad_(want)
@@ -94,7 +131,7 @@ class _Keys(torch.autograd.Function):
                 [_rows(grad) for grad in grads],
             )
         gradients = iter(found)
-        return None, None, None, *(next(gradients) if want else None for want in wanted)
+        return None, None, None, None, *(next(gradients) if want else None for want in wanted)
 
 
 class _Step(torch.autograd.Function):
@@ -113,8 +150,9 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
         if torch.is_grad_enabled():  # the step's attention does not know that its keys want any
             raise RuntimeError(
-                "gradients of AttentionRNN were asked for with create_graph=True, and those that "
-                "it defers have no second derivatives: make it with defer_gradients=False"
+                "gradients were asked for with create_graph=True, and those of keys that are "
+                "deferred until after the steps have no second derivatives: make AttentionRNN with "
+                "defer_gradients=False, or leave this module out of replace_attention"
             )
         if all(grad is None for grad in grads):
             return (None,) * (3 + ctx.places)

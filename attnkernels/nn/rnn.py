@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..functional import Result
 from .attention import AdditiveAttention, PreparedMemory
-from .deferred import DeferredMemory
+from .deferred import DeferredMemory, learns
 
 Attend = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # output -> context, weights or None
 
@@ -241,10 +241,7 @@ class AttentionRNN(nn.Module):
     def _attend(self, prepared: PreparedMemory, steps: int, return_weights: bool) -> Attend:
         """Attention of one output a sequence, for up to `steps` of them."""
         attention, memory = self.attention, prepared.memory
-        learns = torch.is_grad_enabled() and any(
-            x.requires_grad for x in (memory.key, memory.value, memory.weight)
-        )
-        if not (learns and self.defer_gradients) or attention.dropout_now:
+        if not (self.defer_gradients and learns(memory)) or attention.dropout_now:
             return lambda output: _pair(attention.step(output, prepared, return_weights))
         deferred = DeferredMemory(memory, steps, return_weights)
         return lambda output: _pair(attention.step_by(output, prepared.batch, deferred.attend))
