@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +32,14 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any, /) -> Any: ...
 
 
+class Watch(Protocol):
+    """Who looks at a training: is shown where it is, and may ask it to stop."""
+
+    def show(self, done: int, steps: int, loss: float | None) -> None: ...
+
+    def stopped(self) -> bool: ...
+
+
 def train(
     label: str,
     step: Callable[[int], float],
@@ -41,12 +49,13 @@ def train(
     checkpoint: Path,
     seed: int,
     resume: bool,
+    watch: Watch | None = None,
 ) -> float:
     """Call ``step(0)``, ..., ``step(steps - 1)``, each of which trains once and returns its loss.
 
     A step takes what is random from torch's default generator, or from one that it seeds by the
     number of the step; then a run that was interrupted and resumed ends as one that was not.
-    Interrupted (SIGINT), it finishes the step, writes the checkpoint and leaves the program.
+    Interrupted, it finishes the step, writes the checkpoint and leaves the program.
 
     Args:
         label: what the progress bar is called.
@@ -56,6 +65,7 @@ def train(
         checkpoint: the file that is written, every minute and at the end.
         seed: of torch's default generator, set before the first step.
         resume: go on from the checkpoint, if there is one; at the last step nothing is done.
+        watch: who shows the progress and interrupts; by default a progress bar, and SIGINT.
 
     Returns:
         The seconds that all steps took, those before an interruption included.
@@ -69,22 +79,25 @@ def train(
         done, seconds = _load(checkpoint, parts)
     began = time.perf_counter() - seconds
     saved = time.perf_counter()
-    with _interruption() as interrupted, _bar() as bar:
-        task = bar.add_task(label, total=steps, completed=done, loss="")
+    with nullcontext(watch) if watch else _terminal(label) as watch:
         mean = None
-        while done < steps and not interrupted:
+        watch.show(done, steps, mean)
+        while done < steps and not watch.stopped():
             loss = step(done)
             done += 1
             mean = loss if mean is None else 0.98 * mean + 0.02 * loss
-            bar.update(task, completed=done, loss=f"loss {mean:.4f}")
+            watch.show(done, steps, mean)
             if time.perf_counter() - saved > SECONDS_BETWEEN_CHECKPOINTS:
                 _save(checkpoint, parts, done, time.perf_counter() - began)
                 saved = time.perf_counter()
         seconds = time.perf_counter() - began
         _save(checkpoint, parts, done, seconds)
-    if interrupted:
-        print(f"Interrupted after step {done} of {steps}. The same command with --resume goes on.")
-        raise SystemExit(INTERRUPTED)
+        if watch.stopped():
+            print(
+                f"{label}: interrupted after step {done} of {steps}. "
+                "The same command with --resume goes on."
+            )
+            raise SystemExit(INTERRUPTED)
     return seconds
 
 
@@ -112,8 +125,34 @@ def _load(path: Path, parts: Mapping[str, Stateful]) -> tuple[int, float]:
     return state["done"], state["seconds"]
 
 
+class _Terminal:
+    """A bar of one training, which SIGINT interrupts."""
+
+    def __init__(self, bar: Progress, label: str, interrupted: list[int]) -> None:
+        self.bar, self.interrupted = bar, interrupted
+        self.task = bar.add_task(label, loss="")
+
+    def show(self, done: int, steps: int, loss: float | None) -> None:
+        advance(self.bar, self.task, done, steps, loss)
+
+    def stopped(self) -> bool:
+        return bool(self.interrupted)
+
+
 @contextmanager
-def _interruption() -> Iterator[list[int]]:
+def _terminal(label: str) -> Iterator[Watch]:
+    with interruption() as interrupted, progress() as bar:
+        yield _Terminal(bar, label, interrupted)
+
+
+def advance(bar: Progress, task: Any, done: int, steps: int, loss: float | None) -> None:
+    """Show where a training is."""
+    text = "" if loss is None else f"loss {loss:.4f}"
+    bar.update(task, completed=done, total=steps, loss=text)
+
+
+@contextmanager
+def interruption() -> Iterator[list[int]]:
     """A list that a first SIGINT fills; a second one acts as ever."""
     received: list[int] = []
     before = signal.getsignal(signal.SIGINT)
@@ -129,7 +168,8 @@ def _interruption() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _bar() -> Progress:
+def progress() -> Progress:
+    """A bar with loss and time left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -98,7 +98,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     with pytest.raises(SystemExit) as stopped:
         run.train(tmp_path, run.interrupted())
     assert stopped.value.code == 130 and run.taken == list(range(AT + 1))
-    assert f"Interrupted after step {AT + 1} of {STEPS}" in capsys.readouterr().out
+    assert f"interrupted after step {AT + 1} of {STEPS}" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGINT) is before
     assert not same(run.state(), uninterrupted)
 

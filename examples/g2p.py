@@ -1,0 +1,327 @@
+"""Spelling to pronunciation: one vector of fixed size against attention, on 126,000 words.
+
+Four models of like size see the same batches in the same order, as many of them, at the same rates:
+
+    fixed vector   the decoder has the encoder's last state           Cho et al., 1406.1078
+    reversed       as that, the word read from its end                Sutskever et al., 1409.3215
+    doubled        as that, the word read twice                       Zaremba, Sutskever, 1410.4615
+    RNNsearch      the decoder attends to a state of every letter     Bahdanau et al., 1409.0473
+
+    python -m examples.g2p
+
+On a CPU with two threads or more two of them train at a time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rapidfuzz.distance import Levenshtein
+from torch import Tensor, nn
+
+from attnkernels.models.rnnsearch import RNNsearch
+from attnkernels.models.seq2seq import Seq2Seq
+from attnkernels.viz import plot_alignment, plot_embeddings
+from examples import g2p_data as data
+from examples.options import parser
+from examples.results import write
+from examples.side_by_side import side_by_side
+from examples.training import Watch, train
+
+MODELS: dict[str, dict[str, bool] | None] = {
+    "fixed vector": {},
+    "reversed": {"reverse_source": True},
+    "doubled": {"repeat_source": True},
+    "RNNsearch": None,
+}
+BEAMS = 5
+MAX_LENGTH = 40  # phonemes, the end included; the dictionary has no word of so many
+LENGTHS = {"all": (1, 99), "1-5": (1, 5), "6-9": (6, 9), "10+": (10, 99)}  # letters
+ENDINGS = "enrsty"  # of the words on the map: the commonest last letters
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is learnt from, how large the models are and how long they train."""
+
+    train: int | None = None  # words; None is all that are not held out
+    held_out: int = 3000
+    validation: int = 1000
+    batch: int = 128
+    epochs: int = 12
+    rate: float = 3e-3  # the largest; it rises over a tenth of the steps, then falls as a cosine
+    embedding_dim: int = 64
+    hidden_dim: int = 192  # of the decoder, and of the encoder that reads in one direction
+    encoder_dim: int = 112  # of either direction of the other encoder: as many parameters
+    dropout: float = 0.1
+    smoothing: float = 0.0
+    pictures: int = 8
+
+
+FULL = Size(
+    epochs=30,
+    rate=1e-3,
+    embedding_dim=128,
+    hidden_dim=512,
+    encoder_dim=304,
+    dropout=0.3,
+    smoothing=0.1,
+)
+TINY = Size(
+    train=600,
+    held_out=80,
+    validation=20,
+    batch=32,
+    epochs=1,
+    embedding_dim=8,
+    hidden_dim=16,
+    encoder_dim=10,
+    pictures=2,
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train the four models, decode the held-out words, write what was found."""
+    options = parser("g2p", "Spelling to pronunciation: a fixed vector against attention.")
+    options.add_argument("--epochs", type=int, help="of every model (default: that of the size)")
+    options.add_argument(
+        "--float32", action="store_true", help="train without autocast to bfloat16"
+    )
+    given = options.parse_args(arguments)
+    asked = dict(vars(given))
+    size = FULL if given.full else TINY if given.tiny else Size()
+    epochs = size.epochs if given.epochs is None else given.epochs
+    if epochs < 1:
+        options.error(f"--epochs is {epochs}; it must be at least 1")
+    words = data.load(
+        given.seed, held_out=size.held_out, validation=size.validation, train=size.train
+    )
+    batches = data.Batches(words.train, size.batch, given.seed, given.device)
+    if not given.resume:
+        for name in MODELS:  # none is left that a later --resume could take for this run's
+            _checkpoint(given, name).unlink(missing_ok=True)
+
+    if given.device == "cpu" and torch.get_num_threads() > 1 and not given.tiny:
+        jobs = {name: partial(job, name, size, epochs, given) for name in reversed(MODELS)}
+        side_by_side(jobs, processes=2)
+        given.resume = True  # from what they left
+
+    models: dict[str, Any] = {}
+    rows, record = [], {}
+    for name in MODELS:
+        models[name], seconds = fit(name, batches, epochs * batches.number, size, given)
+        model = models[name]
+        found = {
+            "parameters": sum(x.numel() for x in learnt(model)),
+            "seconds": seconds,
+            "validation": errors(model.eval(), words.validation, 1),
+            "greedy": errors(model, words.test, 1),
+            f"{BEAMS} beams": errors(model, words.test, BEAMS),
+        }
+        record[name] = found
+        rows += [_row(name, search, found) for search in ("greedy", f"{BEAMS} beams")]
+
+    shown = [word for word in words.test if word.isalpha() and 8 <= len(word) <= 14]
+    figures = alignments(models["RNNsearch"], shown[: size.pictures])
+    figures |= maps(models["fixed vector"], list(words.test), given.seed)
+    kinds = [f"{kind} {span}" for kind in ("phonemes", "words") for span in LENGTHS]
+    write(
+        given.out,
+        options=asked,
+        columns=["model", "search", "parameters", "seconds", *(f"{x}, %" for x in kinds)],
+        rows=rows,
+        figures=figures,
+        record={
+            "size": asdict(size) | {"epochs": epochs},
+            "steps": epochs * batches.number,
+            "words": {name: len(part) for name, part in vars(words).items()},
+            "threads": torch.get_num_threads(),
+            "models": record,
+            "forward_share": forward_share(models["RNNsearch"], list(words.test)),
+        },
+    )
+    return 0
+
+
+def make(name: str, size: Size) -> Seq2Seq | RNNsearch:
+    """A model of these, all with about as many parameters."""
+    tokens = len(data.LETTERS), len(data.PHONEMES)
+    half = size.hidden_dim // 2
+    sizes: dict[str, Any] = {
+        "embedding_dim": size.embedding_dim,
+        "hidden_dim": size.hidden_dim,
+        "maxout_dim": half,
+        "dropout": size.dropout,
+        "begin": data.BEGIN,
+        "end": data.END,
+    }
+    order = MODELS[name]
+    if order is None:
+        return RNNsearch(*tokens, encoder_dim=size.encoder_dim, align_dim=half, **sizes)
+    return Seq2Seq(*tokens, **sizes, **order)
+
+
+def job(name: str, size: Size, epochs: int, given: Any, watch: Watch) -> None:
+    """`fit` in a process of its own."""
+    words = data.load(
+        given.seed, held_out=size.held_out, validation=size.validation, train=size.train
+    )
+    batches = data.Batches(words.train, size.batch, given.seed, given.device)
+    fit(name, batches, epochs * batches.number, size, given, watch)
+
+
+def fit(
+    name: str,
+    batches: data.Batches,
+    steps: int,
+    size: Size,
+    given: Any,
+    watch: Watch | None = None,
+) -> tuple[Any, float]:
+    """A model trained by Adam at a rate that rises and falls, and the seconds it took.
+
+    Products are in bfloat16 by default, which takes half the time on a processor that has them
+    (AVX512-BF16, AMX, a GPU) and longer on one that has not; parameters and loss are in float32.
+    """
+    torch.manual_seed(given.seed)
+    model = make(name, size).to(given.device)
+    parameters = learnt(model)
+    optimizer = torch.optim.Adam(parameters, size.rate, betas=(0.9, 0.98), fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, size.rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
+    )
+    kind = torch.device(given.device).type
+    loss_of = nn.CrossEntropyLoss(ignore_index=data.PADDING, label_smoothing=size.smoothing)
+
+    def step(number: int) -> float:
+        source, lengths, target = batches(number)
+        with torch.autocast(kind, torch.bfloat16, enabled=not given.float32):
+            logits = model(source, lengths, target)
+        loss = loss_of(logits.float().flatten(0, 1), target.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        return loss.item()
+
+    seconds = train(
+        name,
+        step,
+        steps,
+        {"model": model.train(), "optimizer": optimizer, "schedule": schedule},
+        checkpoint=_checkpoint(given, name),
+        seed=given.seed,
+        resume=given.resume,
+        watch=watch,
+    )
+    return model, seconds
+
+
+def learnt(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes."""
+    return [x for x in model.parameters() if x.requires_grad]
+
+
+def errors(model: Any, words: dict[str, data.Pronunciations], beams: int) -> dict[str, Any]:
+    """Percent of phonemes and of words that are wrong, by the number of letters.
+
+    A word counts by the pronunciation that its own is the nearest to, in edits a phoneme; edits and
+    phonemes are then summed over the words.
+    """
+    counts = {span: [0, 0, 0, 0] for span in LENGTHS}  # edits, phonemes, wrong words, words
+    for word, found in decoded(model, list(words), beams).items():
+        pairs = [(Levenshtein.distance(found, each), len(each)) for each in words[word]]
+        edits, phonemes = min(pairs, key=lambda pair: pair[0] / pair[1])
+        for span, (low, high) in LENGTHS.items():
+            if low <= len(word) <= high:
+                each = edits, phonemes, int(edits > 0), 1
+                counts[span] = [x + y for x, y in zip(counts[span], each, strict=True)]
+    return {
+        "phonemes": {span: 100 * x[0] / max(x[1], 1) for span, x in counts.items()},
+        "words": {span: 100 * x[2] / max(x[3], 1) for span, x in counts.items()},
+    }
+
+
+def decoded(model: Any, words: list[str], beams: int) -> dict[str, tuple[str, ...]]:
+    """The pronunciations that a model gives to words."""
+    pronunciations: dict[str, tuple[str, ...]] = {}
+    for some, source, lengths in chunks(model, words):
+        if beams == 1:
+            found = model.greedy_search(source, lengths, max_length=MAX_LENGTH)
+        else:
+            found = model.beam_search(source, lengths, max_length=MAX_LENGTH, beams=beams)
+        best = found.tokens[:, 0].tolist()
+        pronunciations |= {word: data.spoken(x) for word, x in zip(some, best, strict=True)}
+    return pronunciations
+
+
+def chunks(model: nn.Module, words: list[str]) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+    """Words and their tokens, a few hundred of alike lengths at a time."""
+    device = next(model.parameters()).device
+    words = sorted(words, key=len)
+    for at in range(0, len(words), 250):
+        source, lengths = data.letters(words[at : at + 250])
+        yield words[at : at + 250], source.to(device), lengths.to(device)
+
+
+@torch.no_grad()
+def aligned(model: RNNsearch, words: list[str]) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+    """The phonemes a model writes for each word, and their weights (phonemes, letters)."""
+    found = {}
+    for some, source, lengths in chunks(model, words):
+        tokens = model.greedy_search(source, lengths, max_length=MAX_LENGTH).tokens[:, 0]
+        _, weights = model(source, lengths, tokens, return_weights=True)
+        for word, row, each in zip(some, tokens.tolist(), weights.cpu(), strict=True):
+            phones = data.spoken(row)
+            found[word] = phones, each[: len(phones), : len(word)]
+    return found
+
+
+def alignments(model: RNNsearch, words: list[str]) -> dict[str, Figure]:
+    """A picture a word: which letters each phoneme was read from."""
+    return {
+        f"alignment_{word}": plot_alignment(weights, phones, list(word), title=word)
+        for word, (phones, weights) in aligned(model, words).items()
+        if phones
+    }
+
+
+def forward_share(model: RNNsearch, words: list[str]) -> float:
+    """How often the letter looked at most lies no further left than that of the phoneme before."""
+    moves = [weights.argmax(-1).diff() for _, weights in aligned(model, words).values()]
+    return (torch.cat(moves) >= 0).double().mean().item()
+
+
+@torch.no_grad()
+def maps(model: Seq2Seq, words: list[str], seed: int) -> dict[str, Figure]:
+    """The vectors of a hundred held-out words of four to eight letters, coloured by the last."""
+    chosen = [word for word in words if word[-1] in ENDINGS and 4 <= len(word) <= 8][:100]
+    source, lengths = data.letters(chosen)
+    device = next(model.parameters()).device
+    vectors = model.sentence_embeddings(source.to(device), lengths.to(device)).cpu()
+    groups = [f"-{word[-1]}" for word in chosen]
+    return {
+        f"map_{method}": plot_embeddings(vectors, chosen, method=method, groups=groups, seed=seed)
+        for method in ("pca", "tsne")
+    }
+
+
+def _checkpoint(given: Any, name: str) -> Any:
+    return given.out / f"{name.replace(' ', '_')}.pt"
+
+
+def _row(name: str, search: str, found: dict[str, Any]) -> list[str]:
+    percent = [x for kind in ("phonemes", "words") for x in found[search][kind].values()]
+    head = [name, search, f"{found['parameters']:,}", f"{found['seconds']:.0f}"]
+    return [*head, *(f"{x:.1f}" for x in percent)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
