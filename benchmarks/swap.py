@@ -3,7 +3,8 @@
     python -m benchmarks.swap [--seconds S] [--json FILE]
 
 Forward and backward, in one process, interleaved. A decoder step is a twentieth of 20 steps after
-`reset`, with what the library projects before and after attention, which is the same for both.
+`reset`, with what the library projects before and after attention, which is the same for both; and
+once more without that.
 """
 
 from __future__ import annotations
@@ -35,12 +36,20 @@ class Case(NamedTuple):
     module: torch.nn.Module
     run: Callable[[Any], Tensor]  # module -> something to go backward from
     per: int = 1  # how many steps it is
+    without: tuple[str, ...] = ()  # projections that are taken out of both, once it is swapped
 
 
 def cases() -> tuple[list[Case], dict[str, str]]:
     """What can be measured here, and for the others why not."""
     made, absent = [], {}
-    for make in (speechbrain_content, speechbrain_location, opennmt, keras, gatv2):
+    for make in (
+        speechbrain_content,
+        speechbrain_attention,
+        speechbrain_location,
+        opennmt,
+        keras,
+        gatv2,
+    ):
         try:
             made.append(make())
         except ImportError as error:
@@ -51,6 +60,12 @@ def cases() -> tuple[list[Case], dict[str, str]]:
 def speechbrain_content() -> Case:
     module = peers.speechbrain().ContentBasedAttention(512, 512, 512, 512)
     return Case("SpeechBrain content, step 32x200x512", module, _speechbrain(), STEPS)
+
+
+def speechbrain_attention() -> Case:
+    case = speechbrain_content()
+    name = "SpeechBrain content, attention alone"
+    return case._replace(name=name, without=("mlp_dec", "mlp_out"))
 
 
 def speechbrain_location() -> Case:
@@ -100,6 +115,9 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
     if list(report.swapped) != [""]:
         raise RuntimeError(f"{case.name} was not swapped: {report}")
     modules = {"own": own, "swapped": case.module}
+    for module in modules.values():
+        for name in case.without:
+            setattr(module, name, torch.nn.Identity())
 
     def call(module: torch.nn.Module) -> Callable[[], None]:
         out = case.run(module)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..functional import additive_attention
 from ..memory import prepare_keys
-from ..nn.deferred import GrowingMemory
+from ..nn.deferred import RepeatedMemory
 
 KEPT = "_attnkernels_kept"  # the attribute of a module that holds its prepared keys
 Draw = Callable[..., Tensor]  # sizes -> a random tensor of the module's dtype and device
@@ -123,7 +123,7 @@ def attend_again(
     kept = module.__dict__.get(KEPT)
     if kept is None or kept[1] != also or any(map(is_not, kept[0], given)):
         memory = prepare_keys(keys, value, weight.weight[0], key_lengths=lengths(), scale=scale)
-        kept = given, also, GrowingMemory(memory)
+        kept = given, also, RepeatedMemory(memory)
         module.__dict__[KEPT] = kept
     context, weights = kept[2].attend(query.unsqueeze(1))
     return context.squeeze(1), weights.squeeze(1)

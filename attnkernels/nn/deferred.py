@@ -14,7 +14,7 @@ that several backwards, or one that stops short of the keys, could find in the w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,44 +42,51 @@ class DeferredMemory:
         key, value, weight = (x.detach() for x in tensors)
         self.memory = replace(memory, key=key, value=value, weight=weight)
         self.return_weights = return_weights
-        self.done: list[bool] = []  # filled when the gradients of the keys are made
-        placeholders = _Keys.apply(memory, steps, return_weights, self.done, *tensors)
+        self.progress = _Progress()
+        placeholders = _Keys.apply(memory, steps, return_weights, self.progress, *tensors)
         self.left: Iterator[tuple[Tensor, ...]] = zip(
             *(x.unbind(0) for x in placeholders), strict=True
         )
 
     def attend(self, query: Tensor) -> tuple[Tensor, Tensor | None]:
         """Context (*lead, 1, dv) of query (*lead, 1, d), and weights (*lead, 1, m) or None."""
+        self.progress.taken += 1
         result = self.memory.attend(query, return_weights=self.return_weights)
         context, weights = result if self.return_weights else (result, None)
         return _Step.apply(query, context, weights, *next(self.left))
 
 
-class GrowingMemory:
+class RepeatedMemory:
     """`AdditiveMemory.attend` for single queries, nobody knows how many, with deferred gradients.
 
-    Key gradients are made for 1, 2, 4, ... steps at a time, up to `MOST`: once or a few times for a
-    short sequence, and never for many more steps than there were. After a backward it begins anew.
+    The first step makes its own, as there may be no other; those of later ones are made for up to
+    `MOST` steps at a time. After a backward it begins anew.
     """
 
     MOST = 64
 
     def __init__(self, memory: AdditiveMemory) -> None:
-        self.memory, self.left, self.next = memory, 0, 1
+        self.memory, self.begun = memory, False
         self.deferred: DeferredMemory | None = None
 
     def attend(self, query: Tensor) -> Any:
         """Context (*lead, 1, dv) of query (*lead, 1, d), and weights (*lead, 1, m)."""
-        if self.deferred is not None and self.deferred.done:
-            self.left, self.next, self.deferred = 0, 1, None
-        if self.next == 1 or not learns(self.memory):
-            self.next = 2
+        if self.deferred is not None and self.deferred.progress.done:
+            self.begun, self.deferred = False, None
+        if not self.begun or not learns(self.memory):
+            self.begun = True
             return self.memory.attend(query, return_weights=True)
-        if self.deferred is None or not self.left:
-            self.left, self.next = self.next, min(2 * self.next, self.MOST)
-            self.deferred = DeferredMemory(self.memory, self.left, return_weights=True)
-        self.left -= 1
+        if self.deferred is None or self.deferred.progress.taken == self.MOST:
+            self.deferred = DeferredMemory(self.memory, self.MOST, return_weights=True)
         return self.deferred.attend(query)
+
+
+@dataclass
+class _Progress:
+    """How many steps of a `DeferredMemory` were taken, and whether its gradients were made."""
+
+    taken: int = 0
+    done: bool = False
 
 
 def learns(memory: AdditiveMemory) -> bool:
@@ -97,13 +104,13 @@ class _Keys(torch.autograd.Function):
         memory: AdditiveMemory,
         steps: int,
         return_weights: bool,
-        done: list[bool],
+        progress: _Progress,
         key: Tensor,
         value: Tensor,
         weight: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(key, value, weight)
-        ctx.done = done
+        ctx.progress = progress
         ctx.options = {
             "key_lengths": memory.key_lengths,
             "activation": memory.activation,
@@ -117,18 +124,18 @@ class _Keys(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, query: Tensor, *grads: Tensor) -> Gradients:
-        ctx.done.append(True)
+        ctx.progress.done, taken = True, ctx.progress.taken
         wanted = ctx.needs_input_grad[4:]
         with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
             inputs = [
                 x.detach().requires_grad_(want)
                 for x, want in zip(ctx.saved_tensors, wanted, strict=True)
             ]
-            results = additive_attention(_rows(query), *inputs, **ctx.options)
+            results = additive_attention(_rows(query[:taken]), *inputs, **ctx.options)
             found = torch.autograd.grad(
                 results,
                 [x for x in inputs if x.requires_grad],
-                [_rows(grad) for grad in grads],
+                [_rows(grad[:taken]) for grad in grads],
             )
         gradients = iter(found)
         return None, None, None, None, *(next(gradients) if want else None for want in wanted)
