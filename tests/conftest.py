@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from math import prod
 
@@ -103,3 +104,11 @@ def backend(request: pytest.FixtureRequest) -> str:
 def fused(request: pytest.FixtureRequest) -> str:
     """The same, without the reference, which makes no promise about memory."""
     return _available(request)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as a terminal's programs have it: those in the background are started without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

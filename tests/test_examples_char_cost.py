@@ -67,6 +67,7 @@ def test_words_then_their_characters_then_more_forward_and_backward(
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_interrupted_it_keeps_what_is_done_and_measures_only_the_rest(
     tmp_path: Path, measured: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -109,6 +109,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert same(again.state(), uninterrupted)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_interruption_does_not_wait(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     run = Run(start=1)

@@ -6,6 +6,8 @@ Bahdanau et al., "Neural machine translation by jointly learning to align and tr
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -119,18 +121,7 @@ class RNNsearch(nn.Module):
 
     def greedy_search(self, source: Tensor, source_lengths: Tensor, *, max_length: int) -> Decoded:
         """`attnkernels.nn.greedy_search`: call `eval` before. The source as in `forward`."""
-        annotations, state = self.encode(source, source_lengths)
-        return greedy_search(
-            self.decoder,
-            annotations,
-            source_lengths,
-            state,
-            embed=self.target_embedding,
-            readout=self.readout,
-            start=self.begin,
-            eos=self.end,
-            max_length=max_length,
-        )
+        return greedy_search(**self._searched(source, source_lengths), max_length=max_length)
 
     def beam_search(
         self,
@@ -142,17 +133,22 @@ class RNNsearch(nn.Module):
         length_penalty: float = 0.0,
     ) -> Decoded:
         """`attnkernels.nn.beam_search`: call `eval` before. The source as in `forward`."""
-        annotations, state = self.encode(source, source_lengths)
         return beam_search(
-            self.decoder,
-            annotations,
-            source_lengths,
-            state,
-            embed=self.target_embedding,
-            readout=self.readout,
-            start=self.begin,
-            eos=self.end,
+            **self._searched(source, source_lengths),
             max_length=max_length,
             beams=beams,
             length_penalty=length_penalty,
         )
+
+    def _searched(self, source: Tensor, source_lengths: Tensor) -> dict[str, Any]:
+        annotations, state = self.encode(source, source_lengths)
+        return {
+            "rnn": self.decoder,
+            "memory": annotations,
+            "key_lengths": source_lengths,
+            "state": state,
+            "embed": self.target_embedding,
+            "readout": self.readout,
+            "start": self.begin,
+            "eos": self.end,
+        }

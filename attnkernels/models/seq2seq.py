@@ -7,6 +7,8 @@ twice as Zaremba and Sutskever (1410.4615, section 3.3) did.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -105,17 +107,7 @@ class Seq2Seq(nn.Module):
 
     def greedy_search(self, source: Tensor, source_lengths: Tensor, *, max_length: int) -> Decoded:
         """`attnkernels.nn.greedy_search`: call `eval` before. The source as in `forward`."""
-        c = self.sentence_embeddings(source, source_lengths)
-        return greedy_search(
-            self.stepper,
-            c.unsqueeze(1),
-            state=torch.tanh(self.initial(c)),
-            embed=self.target_embedding,
-            readout=self.readout,
-            start=self.begin,
-            eos=self.end,
-            max_length=max_length,
-        )
+        return greedy_search(**self._searched(source, source_lengths), max_length=max_length)
 
     def beam_search(
         self,
@@ -127,19 +119,24 @@ class Seq2Seq(nn.Module):
         length_penalty: float = 0.0,
     ) -> Decoded:
         """`attnkernels.nn.beam_search`: call `eval` before. The source as in `forward`."""
-        c = self.sentence_embeddings(source, source_lengths)
         return beam_search(
-            self.stepper,
-            c.unsqueeze(1),
-            state=torch.tanh(self.initial(c)),
-            embed=self.target_embedding,
-            readout=self.readout,
-            start=self.begin,
-            eos=self.end,
+            **self._searched(source, source_lengths),
             max_length=max_length,
             beams=beams,
             length_penalty=length_penalty,
         )
+
+    def _searched(self, source: Tensor, source_lengths: Tensor) -> dict[str, Any]:
+        c = self.sentence_embeddings(source, source_lengths)
+        return {
+            "rnn": self.stepper,
+            "memory": c.unsqueeze(1),
+            "state": torch.tanh(self.initial(c)),
+            "embed": self.target_embedding,
+            "readout": self.readout,
+            "start": self.begin,
+            "eos": self.end,
+        }
 
     def _arranged(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The source in the order in which it is read, and the lengths of that, on the CPU."""
