@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ..nn import AdditiveAttention, AttentionRNN, Decoded, beam_search, greedy_search
-from .seq2seq import MaxoutReadout, check_lengths, check_target, check_tokens, shifted
+from ..nn import AdditiveAttention, AttentionRNN
+from .seq2seq import MaxoutReadout, Searching, check_lengths, check_target, check_tokens, shifted
 
 
-class RNNsearch(nn.Module):
+class RNNsearch(Searching):
     """Source tokens x to target tokens y through annotations h_1, ..., h_m, one a source token.
 
         h_j = [GRU->(e(x))_j; GRU<-(e(x))_j]     s_0 = tanh(W_s h<-_1)      section 3.2, A.2.1
@@ -118,27 +118,6 @@ class RNNsearch(nn.Module):
             annotations, batch_first=True, total_length=source.shape[1]
         )
         return annotations, torch.tanh(self.initial(backward))
-
-    def greedy_search(self, source: Tensor, source_lengths: Tensor, *, max_length: int) -> Decoded:
-        """`attnkernels.nn.greedy_search`: call `eval` before. The source as in `forward`."""
-        return greedy_search(**self._searched(source, source_lengths), max_length=max_length)
-
-    def beam_search(
-        self,
-        source: Tensor,
-        source_lengths: Tensor,
-        *,
-        max_length: int,
-        beams: int = 10,
-        length_penalty: float = 0.0,
-    ) -> Decoded:
-        """`attnkernels.nn.beam_search`: call `eval` before. The source as in `forward`."""
-        return beam_search(
-            **self._searched(source, source_lengths),
-            max_length=max_length,
-            beams=beams,
-            length_penalty=length_penalty,
-        )
 
     def _searched(self, source: Tensor, source_lengths: Tensor) -> dict[str, Any]:
         annotations, state = self.encode(source, source_lengths)

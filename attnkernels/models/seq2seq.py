@@ -16,7 +16,36 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from ..nn import AdditiveAttention, AttentionRNN, Decoded, beam_search, greedy_search
 
 
-class Seq2Seq(nn.Module):
+class Searching(nn.Module):
+    """The two searches of a model that says in `_searched` what they go through."""
+
+    def greedy_search(self, source: Tensor, source_lengths: Tensor, *, max_length: int) -> Decoded:
+        """`attnkernels.nn.greedy_search`: call `eval` before. The source as in `forward`."""
+        return greedy_search(**self._searched(source, source_lengths), max_length=max_length)
+
+    def beam_search(
+        self,
+        source: Tensor,
+        source_lengths: Tensor,
+        *,
+        max_length: int,
+        beams: int = 10,
+        length_penalty: float = 0.0,
+    ) -> Decoded:
+        """`attnkernels.nn.beam_search`: call `eval` before. The source as in `forward`."""
+        return beam_search(
+            **self._searched(source, source_lengths),
+            max_length=max_length,
+            beams=beams,
+            length_penalty=length_penalty,
+        )
+
+    def _searched(self, source: Tensor, source_lengths: Tensor) -> dict[str, Any]:
+        """The arguments of `attnkernels.nn.beam_search` that are this model's."""
+        raise NotImplementedError
+
+
+class Seq2Seq(Searching):
     """Source tokens x to target tokens y through the vector c.
 
         h_i = GRU(h_{i-1}, e(x_i))    c = tanh(V h_n)                      the encoder
@@ -104,27 +133,6 @@ class Seq2Seq(nn.Module):
         packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
         _, h = self.encoder(packed)
         return torch.tanh(self.vector(h[-1]))
-
-    def greedy_search(self, source: Tensor, source_lengths: Tensor, *, max_length: int) -> Decoded:
-        """`attnkernels.nn.greedy_search`: call `eval` before. The source as in `forward`."""
-        return greedy_search(**self._searched(source, source_lengths), max_length=max_length)
-
-    def beam_search(
-        self,
-        source: Tensor,
-        source_lengths: Tensor,
-        *,
-        max_length: int,
-        beams: int = 10,
-        length_penalty: float = 0.0,
-    ) -> Decoded:
-        """`attnkernels.nn.beam_search`: call `eval` before. The source as in `forward`."""
-        return beam_search(
-            **self._searched(source, source_lengths),
-            max_length=max_length,
-            beams=beams,
-            length_penalty=length_penalty,
-        )
 
     def _searched(self, source: Tensor, source_lengths: Tensor) -> dict[str, Any]:
         c = self.sentence_embeddings(source, source_lengths)
