@@ -16,6 +16,9 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
+// Keys a tile for a query or two: its operands stay in the first-level cache.
+constexpr int64_t kNarrowTile = 16;
+
 struct Plan {
   int64_t pieces = 1, query_pieces = 1, key_pieces = 1;
   std::vector<int64_t> order,

@@ -121,8 +121,7 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
                    const Softmax<T>& state) {
   const Item& item = p.items[b.item];
   const int64_t rows = b.i1 - b.i0;
-  const bool panels = rows > kNarrow || item.packed;
-  const int64_t tile = panels ? tile_keys(p.d) : kNarrowTile;
+  const int64_t tile = tile_keys(p.d);
   std::fill(state.high, state.high + rows, -std::numeric_limits<T>::infinity());
   std::fill(state.total, state.total + rows, T(0));
   for (int64_t r = 0; r < rows; r++)
@@ -133,16 +132,16 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
     const int64_t keys = std::min(tile, b.j1 - j0);
     if (!visible(p.causal, b.i1 - 1, j0, keys)) break;
     bool prepared = false;
-    Rows<T> value{};
+    Matrix value;
     for (int64_t r0 = 0; r0 < rows; r0 += kTileRows) {
       const int64_t i0 = b.i0 + r0, count = std::min(kTileRows, rows - r0);
       if (!mask_tile(s.mask, tile, p, item, i0, count, j0, keys)) continue;
       if (!prepared) {
-        scorer.keys(j0, keys, false, panels);
-        value = rows_of(item.value.at(j0), keys, p.dv, padded(p.dv), state.ld, s.value);
+        scorer.keys(j0, keys, false, rows > kNarrow || item.packed);
+        value = in_line(item.value.at(j0), keys, p.dv, state.ld, s.value, rows > kNarrow);
         prepared = true;
       }
-      scorer.score(r0, count, s.scores, tile);
+      scorer.score(r0, count, s.scores, tile, value);
       apply_mask(s.scores, s.mask, tile, p, item, i0, count, j0, keys);
       for (int64_t r = 0; r < count; r++) {
         T* row = s.scores + r * tile;
@@ -152,8 +151,10 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
         s.alpha[r] = softmax_row(row, tile, state.high[r0 + r], state.total[r0 + r]);
         if (p.dropout.p > 0) drop_row(row, p.dropout.p, p.dropout.seed, item.counter, i, j0, keys);
       }
-      product(Coefficients<T>{s.scores, tile, 1}, count, keys, value.data, value.ld, s.alpha,
-              state.context + r0 * state.ld, state.ld, p.dv);
+      typed<T>(value, [&](const auto* rows) {
+        product(Coefficients<T>{s.scores, tile, 1}, count, keys, rows, value.row, s.alpha,
+                state.context + r0 * state.ld, state.ld, p.dv);
+      });
     }
   }
 }

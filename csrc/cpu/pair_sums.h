@@ -4,7 +4,7 @@
 //   would cost more than it saves.
 #pragma once
 #include "forms.h"
-#include "problem.h"
+#include "rows.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
@@ -13,9 +13,11 @@ template <int Rows, int Cols, class T, class Form>
 inline void panel_block(const Form& form, const T* a, int64_t lda, const T* panel, const T* w,
                         int64_t depth, T* out, int64_t ldo) {
   using V = Vec<T>;
-  V acc[Rows][Cols];
-  for (auto& row : acc)
-    for (auto& x : row) x = V(T(0));
+  V acc[Rows][Cols];  // in registers, for every loop over it is unrolled
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; r++)
+#pragma GCC unroll 2
+    for (int c = 0; c < Cols; c++) acc[r][c] = V(T(0));
   for (int64_t t = 0; t < depth; t += 4) {
     const V we[4] = {V(w[t]), V(w[t + 1]), V(w[t + 2]), V(w[t + 3])};
 #pragma GCC unroll 2
@@ -30,7 +32,9 @@ inline void panel_block(const Form& form, const T* a, int64_t lda, const T* pane
       }
     }
   }
+#pragma GCC unroll 4
   for (int r = 0; r < Rows; r++)
+#pragma GCC unroll 2
     for (int c = 0; c < Cols; c++) acc[r][c].store(out + r * ldo + c * kLanes<T>);
 }
 
@@ -59,27 +63,36 @@ inline void panel_sums(const Form& form, const T* a, int64_t lda, int64_t rows, 
     panel_rows<1>(form, a + r * lda, lda, panel, w, depth, out + r * ldo, ldo, keys);
 }
 
-// sum_t form(a[t], b[t]) over the whole vectors of a row; what is left of d is added one at a time
-// by padding.
-template <class T, class Form>
-inline T row_sum(const Form& form, const T* a, const T* b, const T* w, int64_t d) {
+// sum_t form(a[t], b[t]) over a row as it lies. What is left of d is taken with absent hidden units
+// of weight 0, and a and b of 0. `next`, of which as much is prefetched, is read soon after.
+template <class T, class S, class Form>
+inline T row_sum(const Form& form, const T* a, const S* b, const T* w, int64_t d,
+                 const void* next = nullptr) {
   using V = Vec<T>;
   constexpr int64_t L = kLanes<T>;
-  V acc(T(0));
+  V acc(T(0)), ae[4], be[4], we[4];
   int64_t t = 0;
   for (; t + 4 * L <= d; t += 4 * L) {
-    const V ae[4] = {load(a + t), load(a + t + L), load(a + t + 2 * L), load(a + t + 3 * L)};
-    const V be[4] = {load(b + t), load(b + t + L), load(b + t + 2 * L), load(b + t + 3 * L)};
-    const V we[4] = {load(w + t), load(w + t + L), load(w + t + 2 * L), load(w + t + 3 * L)};
+    constexpr int64_t bytes = 4 * L * sizeof(S);
+    if (next) {
+      prefetch(reinterpret_cast<const char*>(b + t) + kAhead, bytes);
+      prefetch(static_cast<const char*>(next) + t * sizeof(S), bytes);
+    }
+#pragma GCC unroll 4
+    for (int e = 0; e < 4; e++) {
+      ae[e] = load(a + t + e * L);
+      be[e] = load_as<T>(b + t + e * L);
+      we[e] = load(w + t + e * L);
+    }
     form.add(acc, ae, be, we);
   }
-  if (t < d) {  // absent hidden units have weight 0, and a and b of 0
-    V ae[4], be[4], we[4];
+  if (t < d) {
+#pragma GCC unroll 4
     for (int e = 0; e < 4; e++, t += L) {
-      const int64_t left = std::max<int64_t>(0, std::min(L, d - t));
-      ae[e] = V::loadu(a + std::min(t, d), left);
-      be[e] = V::loadu(b + std::min(t, d), left);
-      we[e] = V::loadu(w + std::min(t, d), left);
+      const int64_t at = std::min(t, d), left = std::min(L, d - at);
+      ae[e] = V::loadu(a + at, left);
+      be[e] = load_as<T>(b + at, left);
+      we[e] = V::loadu(w + at, left);
     }
     form.add(acc, ae, be, we);
   }

@@ -1,7 +1,7 @@
 // out (rows, cols) = alpha out + P X: the value product of (E3), and with P read transposed du of
 // (E6).
 #pragma once
-#include "vec.h"
+#include "rows.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
@@ -13,21 +13,26 @@ struct Coefficients {
   int64_t row, col;
 };
 
-template <int R, int C, class T>
-inline void product_block(Coefficients<T> p, int64_t depth, const T* x, int64_t ldx, const T* alpha,
-                          T* out, int64_t ldo, int64_t last) {
+// C vectors of columns; of the only one, the first `last` columns. Unrolled as a whole, for an
+// accumulator that is indexed by a variable lives in memory.
+template <int R, int C, class T, class S>
+inline void product_block(Coefficients<T> p, int64_t depth, const S* x, int64_t ldx, const T* alpha,
+                          T* out, int64_t ldo, int64_t last = kLanes<T>) {
   using V = Vec<T>;
   constexpr int64_t L = kLanes<T>;
+  const int64_t count = C > 1 ? L : last;
   V acc[R][C];
+#pragma GCC unroll 4
   for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
     for (int c = 0; c < C; c++) {
-      const T* o = out + r * ldo + c * L;
-      acc[r][c] = c + 1 < C || last == L ? load(o) : V::loadu(o, last);
+      acc[r][c] = load_as<T>(out + r * ldo + c * L, count);
       if (alpha) acc[r][c] = acc[r][c] * V(alpha[r]);
     }
   for (int64_t k = 0; k < depth; k++) {
     V row[C];
-    for (int c = 0; c < C; c++) row[c] = load(x + k * ldx + c * L);
+#pragma GCC unroll 8
+    for (int c = 0; c < C; c++) row[c] = load_as<T>(x + k * ldx + c * L, count);
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
       const V a(p.p[r * p.row + k * p.col]);
@@ -35,39 +40,37 @@ inline void product_block(Coefficients<T> p, int64_t depth, const T* x, int64_t 
       for (int c = 0; c < C; c++) acc[r][c] = fmadd(a, row[c], acc[r][c]);
     }
   }
+#pragma GCC unroll 4
   for (int r = 0; r < R; r++)
-    for (int c = 0; c < C; c++) {
-      T* o = out + r * ldo + c * L;
-      if (c + 1 < C || last == L)
-        acc[r][c].store(o);
-      else
-        acc[r][c].store(o, static_cast<int>(last));
-    }
+#pragma GCC unroll 8
+    for (int c = 0; c < C; c++) acc[r][c].store(out + r * ldo + c * L, static_cast<int>(count));
 }
 
-template <int R, class T>
-inline void product_rows(Coefficients<T> p, int64_t depth, const T* x, int64_t ldx, const T* alpha,
+template <int R, class T, class S>
+inline void product_rows(Coefficients<T> p, int64_t depth, const S* x, int64_t ldx, const T* alpha,
                          T* out, int64_t ldo, int64_t cols) {
   constexpr int64_t L = kLanes<T>;
   constexpr int wide = R == 1 ? 8 : 4;
   int64_t c = 0;
   for (; c + wide * L <= cols; c += wide * L)
-    product_block<R, wide>(p, depth, x + c, ldx, alpha, out + c, ldo, L);
+    product_block<R, wide>(p, depth, x + c, ldx, alpha, out + c, ldo);
   for (; c + 2 * L <= cols; c += 2 * L)
-    product_block<R, 2>(p, depth, x + c, ldx, alpha, out + c, ldo, L);
+    product_block<R, 2>(p, depth, x + c, ldx, alpha, out + c, ldo);
   for (; c < cols; c += L)
     product_block<R, 1>(p, depth, x + c, ldx, alpha, out + c, ldo, std::min(L, cols - c));
 }
 
-// x must be readable to whole vectors in every row; out is touched in its first `cols` columns
-// only.
-template <class T>
-inline void product(Coefficients<T> p, int64_t rows, int64_t depth, const T* x, int64_t ldx,
+// Only the first `cols` columns of x and out are touched. x of another type than T is for few rows:
+// each converts it anew.
+template <class T, class S>
+inline void product(Coefficients<T> p, int64_t rows, int64_t depth, const S* x, int64_t ldx,
                     const T* alpha, T* out, int64_t ldo, int64_t cols) {
   int64_t r = 0;
   auto from = [&](int64_t i) { return Coefficients<T>{p.p + i * p.row, p.row, p.col}; };
-  for (; r + 4 <= rows; r += 4)
-    product_rows<4>(from(r), depth, x, ldx, alpha ? alpha + r : nullptr, out + r * ldo, ldo, cols);
+  if constexpr (std::is_same_v<S, T>)
+    for (; r + 4 <= rows; r += 4)
+      product_rows<4>(from(r), depth, x, ldx, alpha ? alpha + r : nullptr, out + r * ldo, ldo,
+                      cols);
   for (; r < rows; r++)
     product_rows<1>(from(r), depth, x, ldx, alpha ? alpha + r : nullptr, out + r * ldo, ldo, cols);
 }

@@ -1,6 +1,8 @@
 // Scores of a tile, (E1) by (E7) and (E9): a block of queries, prepared once, against one tile of
 // keys after another.
 #pragma once
+#include <numeric>
+
 #include "pack.h"
 
 namespace attnkernels::cpu {
@@ -9,9 +11,8 @@ inline namespace CPU_CAPABILITY {
 // Which inner formula a tile allows; chosen from the ranges of its queries and keys.
 enum class Variant { factored, bounded, direct, rectified };
 
-// Sizes that keep a tile's operands in the second-level cache, or for a query or two in the first.
-constexpr int64_t kNarrow = 2;  // up to here keys are not transposed
-constexpr int64_t kNarrowTile = 16;
+constexpr int64_t kNarrow = 2;  // up to so many queries keys are not transposed
+// Sizes that keep a tile's operands in the second-level cache.
 inline int64_t tile_keys(int64_t d) { return padded(d) > 1024 ? kPanel : 2 * kPanel; }
 inline int64_t block_rows(int64_t d) {
   return std::clamp<int64_t>((1 << 16) / padded(d) / 32 * 32, 32, 256);
@@ -60,18 +61,21 @@ class Scorer {
   }
 
   // Keys j0 .. j0 + keys. `row_major`: they are wanted as rows too, not only for the scores.
-  // Without panels and without that they are read as they lie, for they are used once.
+  // Without panels and without that they are read as they lie, for each is used once a query.
   void keys(int64_t j0, int64_t keys, bool row_major, bool panels) {
     keys_ = keys;
     panels_ready_ = panels;
     if (item_.packed && panels && !row_major && use_packed(j0)) return;
     panel_rows_ = width_;
     panel_data_ = panels_;
+    if (!row_major && !panels) {
+      key_lines_ = in_line(item_.key.at(j0), keys, d_, ld_, key_raw_);
+      variant_ = is_logistic(activation_) ? Variant::direct : Variant::rectified;
+      return raw_queries();
+    }
     key_rows_ = rows_of(item_.key.at(j0), keys, d_, width_, ld_, key_raw_);
     if (!is_logistic(activation_)) {
       variant_ = Variant::rectified;
-    } else if (!row_major && !panels) {
-      variant_ = Variant::direct;
     } else {
       Range<T> range;
       for (int64_t j = 0; j < keys; j++) range.include(range_of(key_rows_[j], d_));
@@ -82,6 +86,7 @@ class Scorer {
       for (int64_t j = 0; j < keys; j++) exponentiate(key_exp_ + j * ld_, key_rows_[j], d_, gain());
       key_rows_ = {key_exp_, ld_};
     }
+    key_lines_ = {key_rows_.data, key_rows_.ld, 1, dtype_of<T>};
     for (int64_t j = 0; panels && j < keys; j += kPanel) {
       const Rows<T> rows{key_rows_[j], key_rows_.ld};
       const int64_t count = std::min(kPanel, keys - j);
@@ -92,24 +97,24 @@ class Scorer {
     }
   }
 
-  // out[r, j] = score of query r0 + r and key j of the tile.
-  void score(int64_t r0, int64_t rows, T* out, int64_t ldo) const {
-    const Vec<T> g(gain());
+  // out[r, j] = score of query r0 + r and key j of the tile. `next`: rows that are read once after
+  // the keys are, and can be prefetched meanwhile.
+  void score(int64_t r0, int64_t rows, T* out, int64_t ldo, const Matrix& next = {}) const {
     switch (variant_) {
       case Variant::factored:
-        sums(SharedReciprocal<Factored>{}, query_exp_, r0, rows, out, ldo);
+        sums(SharedReciprocal<Factored>{}, query_exp_, r0, rows, out, ldo, next);
         break;
       case Variant::bounded:
-        sums(SharedReciprocal<Bounded>{}, query_exp_, r0, rows, out, ldo);
+        sums(SharedReciprocal<Bounded>{}, query_exp_, r0, rows, out, ldo, next);
         break;
       case Variant::direct:
-        sums(SharedReciprocal<Direct<T>>{{g}}, query_raw_, r0, rows, out, ldo);
+        sums(SharedReciprocal<Direct<T>>{Direct<T>(gain())}, query_raw_, r0, rows, out, ldo, next);
         break;
       case Variant::rectified:
         if (activation_ == Activation::relu)
-          sums(Rectified<T, false>{Vec<T>(slope_)}, query_raw_, r0, rows, out, ldo);
+          sums(Rectified<T, false>{Vec<T>(slope_)}, query_raw_, r0, rows, out, ldo, next);
         else
-          sums(Rectified<T, true>{Vec<T>(slope_)}, query_raw_, r0, rows, out, ldo);
+          sums(Rectified<T, true>{Vec<T>(slope_)}, query_raw_, r0, rows, out, ldo, next);
     }
     const Vec<T> factor(factor_), offset(offset_);
     for (int64_t r = 0; r < rows; r++)
@@ -123,7 +128,7 @@ class Scorer {
   T gain() const { return static_cast<T>(logistic(activation_).gain); }
   T slope() const { return slope_; }
   bool leaky() const { return activation_ == Activation::leaky_relu; }
-  // What the variant reads: exponentials, or gain * query and the keys themselves.
+  // What the variant reads: exponentials, or the queries and keys themselves.
   Rows<T> query_rows() const { return {exponentials() ? query_exp_ : query_raw_, ld_}; }
   Rows<T> key_rows() const { return key_rows_; }
   // Exponents of every pair of the tile stay below the limit for sharing a reciprocal between two.
@@ -139,15 +144,19 @@ class Scorer {
   void set_weight(double scale) {
     load_row(w_, item_.weight, 0, d_);
     std::fill(w_ + d_, w_ + width_, T(0));
-    double total = 0;
-    T largest = 0;
-    for (int64_t t = 0; t < d_; t++) {
-      total += static_cast<double>(w_[t]);
-      largest = Range<T>::larger(largest, std::abs(w_[t]));
-    }
+    const T largest = range_of(w_, width_).magnitude;
     int power = 0;
     if (largest > 0 && std::isfinite(largest)) std::frexp(largest, &power);
-    for (int64_t t = 0; t < d_; t++) w_[t] = std::ldexp(w_[t], -power);
+    power = std::clamp(power, std::numeric_limits<T>::min_exponent,
+                       std::numeric_limits<T>::max_exponent - 2);
+    const T divided = std::ldexp(T(1), -power);
+    double totals[kLane] = {};
+    for (int64_t t = 0; t < width_; t += kLane)
+      for (int64_t l = 0; l < kLane; l++) {
+        totals[l] += static_cast<double>(w_[t + l]);
+        w_[t + l] *= divided;
+      }
+    const double total = std::accumulate(totals, totals + kLane, 0.0);
     const double unit = std::ldexp(scale, power);
     factor_ = static_cast<T>(is_logistic(activation_) ? -logistic(activation_).span * unit : unit);
     offset_ = static_cast<T>(is_logistic(activation_) ? scale * total : 0);
@@ -165,7 +174,7 @@ class Scorer {
     for (int64_t r = 0; r < rows_ && !raw_ready_; r++) {
       T* row = query_raw_ + r * ld_;
       load_row(row, item_.query, i0_ + r, d_);
-      scale_row(row, row, d_, gain());
+      std::fill(row + d_, row + width_, T(0));
     }
     raw_ready_ = true;
   }
@@ -188,16 +197,20 @@ class Scorer {
   }
 
   template <class Form>
-  void sums(const Form& form, const T* query, int64_t r0, int64_t rows, T* out, int64_t ldo) const {
+  void sums(const Form& form, const T* query, int64_t r0, int64_t rows, T* out, int64_t ldo,
+            const Matrix& next) const {
     query += r0 * ld_;
     if (panels_ready_) {
       for (int64_t j = 0; j < keys_; j += kPanel)
         panel_sums(form, query, ld_, rows, panel_data_ + j * panel_rows_, w_, width_, out + j, ldo,
                    std::min(kPanel, keys_ - j));
     } else {
-      for (int64_t r = 0; r < rows; r++)
-        for (int64_t j = 0; j < keys_; j++)
-          out[r * ldo + j] = row_sum(form, query + r * ld_, key_rows_[j], w_, d_);
+      typed<T>(key_lines_, [&](const auto* key) {
+        for (int64_t r = 0; r < rows; r++)
+          for (int64_t j = 0; j < keys_; j++)
+            out[r * ldo + j] = row_sum(form, query + r * ld_, key + j * key_lines_.row, w_, d_,
+                                       next.data ? next.at(j).data : nullptr);
+      });
     }
   }
 
@@ -208,6 +221,7 @@ class Scorer {
   T *w_, *query_exp_, *query_raw_, *key_raw_, *key_exp_, *panels_;
   const T* panel_data_ = nullptr;
   Rows<T> key_rows_{};
+  Matrix key_lines_;
   Range<T> query_range_;
   Variant variant_ = Variant::direct;
   bool panels_ready_ = false, raw_ready_ = false;
@@ -231,7 +245,7 @@ void pack_panel(const PackKeys<T>& p, int64_t panel) {
       if (is_logistic(p.activation))
         exponentiate(row, row, count, gain);
       else
-        scale_row(row, row, count, gain);
+        std::fill(row + count, row + kLane, T(0));
     }
     transpose_panel(out + t * kPanel, Rows<T>{rows, kLane}, keys, kLane);
   }

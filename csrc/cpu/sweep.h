@@ -20,12 +20,14 @@ struct LogisticGradient {
     if constexpr (K == 1) {
       r[0] = one / x(a, b[0]);
     } else {
+#pragma GCC unroll 4
       for (int c = 0; c < K; c += 2) {
         const V x0 = x(a, b[c]), x1 = x(a, b[c + 1]), both = one / (x0 * x1);
         r[c] = x1 * both;
         r[c + 1] = x0 * both;
       }
     }
+#pragma GCC unroll 4
     for (int c = 0; c < K; c++) {
       to_w[c] = ds[c] * r[c];
       to_x[c] = at::vec::fnmadd(to_w[c], r[c], to_w[c]);
@@ -40,6 +42,7 @@ struct RectifiedGradient {
   void operator()(Vec<T> a, const Vec<T> (&b)[K], const Vec<T> (&ds)[K], Vec<T> (&to_w)[K],
                   Vec<T> (&to_x)[K]) const {
     const Vec<T> zero(T(0));
+#pragma GCC unroll 4
     for (int c = 0; c < K; c++) {
       const Vec<T> x = a + b[c];
       to_w[c] = ds[c] * f(x);
@@ -69,15 +72,18 @@ inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t 
                          int64_t count, T* query, int64_t ldq, T* grad_key) {
   using V = Vec<T>;
   V b[K], key[K], weight(T(0));
+#pragma GCC unroll 4
   for (int c = 0; c < K; c++) {
     b[c] = load(tile.key[j + c] + t);
     key[c] = V(T(0));
   }
   for (int64_t i = 0; i < tile.rows; i++) {
     V ds[K], to_w[K], to_x[K];
+#pragma GCC unroll 4
     for (int c = 0; c < K; c++) ds[c] = V(tile.ds[i * tile.ld + j + c]);
     gradient(load(tile.query[i] + t), b, ds, to_w, to_x);
     V q = load(query + i * ldq);
+#pragma GCC unroll 4
     for (int c = 0; c < K; c++) {
       weight = weight + to_w[c];
       q = q + to_x[c];
@@ -86,6 +92,7 @@ inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t 
     q.store(query + i * ldq);
   }
   if (grad_key)
+#pragma GCC unroll 4
     for (int c = 0; c < K; c++) add_to(grad_key + (j + c) * tile.d + t, key[c], count);
   return weight;
 }
@@ -159,7 +166,7 @@ void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out, T* 
     case Variant::bounded:
       return scorer.pairs_are_safe() ? with(LogisticGradient<Factored>{})
                                      : with(LogisticGradient<Bounded>{});
-    case Variant::direct: return with(LogisticGradient<Direct<T>>{{Vec<T>(scorer.gain())}});
+    case Variant::direct: return with(LogisticGradient<Direct<T>>{Direct<T>(scorer.gain())});
     case Variant::rectified:
       return scorer.leaky() ? with(RectifiedGradient<T, true>{{slope}})
                             : with(RectifiedGradient<T, false>{{slope}});

@@ -54,6 +54,9 @@ PYBIND11_MODULE(maths, m) {
   m.def("exp_double", [](const Array<double>& x) {
     return map<double>(x, [](auto v) { return attnkernels::cpu::exp(v); });
   });
+  m.def("one_plus_exp", [](const Array<float>& x, float gain) {
+    return map<float>(x, [&](auto v) { return one_plus_exp(v, Vec<float>(gain)); });
+  });
   m.def("exp_weight",
         [](const Array<float>& x) { return map<float>(x, [](auto v) { return exp_weight(v); }); });
   m.def("range", [](const Array<float>& x) {
@@ -70,7 +73,7 @@ PYBIND11_MODULE(maths, m) {
     return quad(Bounded{}, a, b, w);
   });
   m.def("direct", [](const Array<float>& a, const Array<float>& b, const std::vector<float>& w) {
-    return quad(Direct<float>{Vec<float>(2.f)}, a, b, w);
+    return quad(Direct<float>(2.f), a, b, w);
   });
   m.def("transpose", [](const Array<float>& rows) {
     const int64_t count = rows.shape(0), width = rows.shape(1);
