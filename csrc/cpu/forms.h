@@ -45,7 +45,7 @@ struct Direct {
   explicit Direct(T gain)
       : gain(gain), low(-Limits<T>::factored / gain), high(Limits<T>::quad / gain) {}
   C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
-    return one_plus_exp(at_least(at_most(a + b, high), low), gain);
+    return exp_plus(at_least(at_most(a + b, high), low), gain, Vec<T>(T(1)));
   }
 };
 

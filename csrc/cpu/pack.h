@@ -6,7 +6,7 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// The largest value and the largest magnitude among inputs; NaN if there is one.
+// The largest value and the largest magnitude among inputs; NaN where one is not finite.
 template <class T>
 struct Range {
   T high = -std::numeric_limits<T>::infinity(), magnitude = 0;
@@ -18,32 +18,64 @@ struct Range {
   static T larger(T a, T b) { return a > b || a != a ? a : b; }
 };
 
+// The same lane by lane, for many rows. Lanes that a row leaves empty count as 0.
+template <class T>
+class Ranges {
+ public:
+  C10_ALWAYS_INLINE void include(Vec<T> x) {
+    high_ = at_least(x, high_);
+    magnitude_ = at_least(x.abs(), magnitude_);
+    zero_ = fmadd(x, Vec<T>(T(0)), zero_);
+  }
+  Range<T> range() const {
+    const T zero = sum(zero_);  // or NaN
+    return {max(high_) + zero, max(magnitude_) + zero};
+  }
+
+ private:
+  Vec<T> high_{Range<T>{}.high}, magnitude_{T(0)}, zero_{T(0)};
+};
+
 template <class T>
 inline Range<T> range_of(const T* row, int64_t count) {
-  using V = Vec<T>;
-  using at::vec::maximum;
-  Range<T> out;
-  V high(out.high), magnitude(T(0));
+  Ranges<T> ranges;
   int64_t t = 0;
-  for (; t + kLanes<T> <= count; t += kLanes<T>) {
-    const V x = load(row + t);
-    high = maximum(high, x);
-    magnitude = maximum(magnitude, x.abs());
-  }
-  if (t > 0) out = {max(high), max(magnitude)};
-  for (; t < count; t++) out.include({row[t], std::abs(row[t])});
-  return out;
+  for (; t + kLanes<T> <= count; t += kLanes<T>) ranges.include(load(row + t));
+  if (t < count) ranges.include(Vec<T>::loadu(row + t, count - t));
+  return ranges.range();
 }
 
-// row <- exp(gain * row), padded with zeros to whole vectors: an absent hidden unit makes x = 1 +
-// 0.
-template <class T>
-inline void exponentiate(T* out, const T* row, int64_t d, T gain) {
-  const Vec<T> g(gain);
+// out <- exp(gain * in), padded with zeros to whole vectors: an absent hidden unit makes x = 1 + 0.
+// Beyond the range of the factored forms it is anything, and not used.
+template <class T, class S>
+C10_ALWAYS_INLINE void exponentiate(T* out, const S* in, int64_t count, T gain, Ranges<T>& ranges) {
+  const Vec<T> g(gain), zero(T(0));
   int64_t t = 0;
-  for (; t + kLanes<T> <= d; t += kLanes<T>) exp(load(row + t) * g).store(out + t);
-  if (t < d) exp(Vec<T>::loadu(row + t, d - t) * g).store(out + t, static_cast<int>(d - t));
-  std::fill(out + d, out + padded(d), T(0));
+  for (; t + kLanes<T> <= count; t += kLanes<T>) {
+    const Vec<T> x = load_as<T>(in + t);
+    ranges.include(x);
+    exp_plus(x, g, zero).store(out + t);
+  }
+  if (t < count) {
+    const Vec<T> x = load_as<T>(in + t, count - t);
+    ranges.include(x);
+    exp_plus(x, g, zero).store(out + t, static_cast<int>(count - t));
+  }
+  std::fill(out + count, out + padded(count), T(0));
+}
+
+// Rows in line (in_line) to rows of exponentials, `ld` apart.
+template <class T>
+inline Range<T> exponential_rows(T* out, int64_t ld, const Matrix& rows, int64_t count, int64_t d,
+                                 T gain) {
+  Range<T> range;
+  typed<T>(rows, [&](const auto* in) {
+    Ranges<T> ranges;
+    for (int64_t i = 0; i < count; i++)
+      exponentiate(out + i * ld, in + i * rows.row, d, gain, ranges);
+    range = ranges.range();
+  });
+  return range;
 }
 
 // (kPanel, ld) rows to a (width, kPanel) panel; width a multiple of 16. Rows past `count` are taken
@@ -66,15 +98,27 @@ inline void transpose_panel(T* panel, const Rows<T>& rows, int64_t count, int64_
   }
 }
 
-// The same of exp(gain * rows), 16 hidden units at a time.
+// Rows in line to a panel of exponentials, 16 hidden units at a time.
 template <class T>
-inline void exponential_panel(T* panel, const Rows<T>& rows, int64_t count, int64_t d, T gain) {
+inline Range<T> exponential_panel(T* panel, const Matrix& rows, int64_t count, int64_t d, T gain) {
+  Range<T> range;
   T block[kPanel * kLane] = {};
-  for (int64_t t = 0; t < d; t += kLane) {
-    for (int64_t j = 0; j < count; j++)
-      exponentiate(block + j * kLane, rows[j] + t, std::min(kLane, d - t), gain);
-    transpose_panel(panel + t * kPanel, Rows<T>{block, kLane}, kPanel, kLane);
-  }
+  typed<T>(rows, [&](const auto* in) {
+    Ranges<T> ranges;
+    for (int64_t t = 0; t < d; t += kLane) {
+      const int64_t left = d - t;
+      for (int64_t j = 0; j < count; j++) {
+        T* out = block + j * kLane;
+        if (left >= kLane)
+          exponentiate(out, in + j * rows.row + t, kLane, gain, ranges);
+        else
+          exponentiate(out, in + j * rows.row + t, left, gain, ranges);
+      }
+      transpose_panel(panel + t * kPanel, Rows<T>{block, kLane}, kPanel, kLane);
+    }
+    range = ranges.range();
+  });
+  return range;
 }
 
 }  // namespace CPU_CAPABILITY

@@ -2,6 +2,7 @@
 // keys after another.
 #pragma once
 #include <numeric>
+#include <vector>
 
 #include "pack.h"
 
@@ -51,13 +52,9 @@ class Scorer {
     i0_ = i0;
     rows_ = rows;
     raw_ready_ = false;
-    query_range_ = {};
     if (!is_logistic(activation_)) return;
-    for (int64_t r = 0; r < rows; r++) {
-      load_row(query_raw_, item_.query, i0 + r, d_);
-      query_range_.include(range_of(query_raw_, d_));
-      exponentiate(query_exp_ + r * ld_, query_raw_, d_, gain());
-    }
+    const Matrix lines = in_line(item_.query.at(i0), rows, d_, ld_, query_raw_);
+    query_range_ = exponential_rows(query_exp_, ld_, lines, rows, d_, gain());
   }
 
   // Keys j0 .. j0 + keys. `row_major`: they are wanted as rows too, not only for the scores.
@@ -68,33 +65,30 @@ class Scorer {
     if (item_.packed && panels && !row_major && use_packed(j0)) return;
     panel_rows_ = width_;
     panel_data_ = panels_;
-    if (!row_major && !panels) {
-      key_lines_ = in_line(item_.key.at(j0), keys, d_, ld_, key_raw_);
-      variant_ = is_logistic(activation_) ? Variant::direct : Variant::rectified;
-      return raw_queries();
-    }
-    key_rows_ = rows_of(item_.key.at(j0), keys, d_, width_, ld_, key_raw_);
-    if (!is_logistic(activation_)) {
-      variant_ = Variant::rectified;
-    } else {
+    key_lines_ = in_line(item_.key.at(j0), keys, d_, ld_, key_raw_);
+    variant_ = is_logistic(activation_) ? Variant::direct : Variant::rectified;
+    if (!row_major && !panels) return raw_queries();
+    if (is_logistic(activation_)) {
       Range<T> range;
-      for (int64_t j = 0; j < keys; j++) range.include(range_of(key_rows_[j], d_));
+      if (row_major)
+        range = exponential_rows(key_exp_, ld_, key_lines_, keys, d_, gain());
+      else
+        for (int64_t j = 0; j < keys; j += kPanel)
+          range.include(exponential_panel(panels_ + j * width_, key_lines_.at(j),
+                                          std::min(kPanel, keys - j), d_, gain()));
       choose(range);
     }
-    if (!exponentials()) raw_queries();
-    if (exponentials() && row_major) {
-      for (int64_t j = 0; j < keys; j++) exponentiate(key_exp_ + j * ld_, key_rows_[j], d_, gain());
+    if (exponentials()) {
       key_rows_ = {key_exp_, ld_};
+      if (!row_major) return;
+    } else {
+      raw_queries();
+      key_rows_ = rows_of(item_.key.at(j0), keys, d_, width_, ld_, key_raw_);
     }
     key_lines_ = {key_rows_.data, key_rows_.ld, 1, dtype_of<T>};
-    for (int64_t j = 0; panels && j < keys; j += kPanel) {
-      const Rows<T> rows{key_rows_[j], key_rows_.ld};
-      const int64_t count = std::min(kPanel, keys - j);
-      if (exponentials() && !row_major)
-        exponential_panel(panels_ + j * width_, rows, count, d_, gain());
-      else
-        transpose_panel(panels_ + j * width_, rows, count, width_);
-    }
+    for (int64_t j = 0; panels && j < keys; j += kPanel)
+      transpose_panel(panels_ + j * width_, Rows<T>{key_rows_[j], key_rows_.ld},
+                      std::min(kPanel, keys - j), width_);
   }
 
   // out[r, j] = score of query r0 + r and key j of the tile. `next`: rows that are read once after
@@ -233,22 +227,15 @@ template <class T>
 void pack_panel(const PackKeys<T>& p, int64_t panel) {
   const int64_t width = padded(p.d), j0 = panel * kPanel, keys = std::min(kPanel, p.m - j0);
   T* out = p.packed + panel * packed_rows(p.d) * kPanel;
-  T rows[kPanel * kLane];
+  const Matrix key = p.key.at(j0);
+  const bool as_they_lie = key.col == 1 && is_logistic(p.activation);
+  std::vector<T> gathered(as_they_lie ? 0 : keys * width);
   Range<T> range;
-  const T gain = static_cast<T>(logistic(p.activation).gain);
-  for (int64_t t = 0; t < p.d; t += kLane) {
-    const int64_t count = std::min(kLane, p.d - t);
-    for (int64_t j = 0; j < keys; j++) {
-      T* row = rows + j * kLane;
-      load_row(row, p.key.at(j0 + j, t), 0, count);
-      range.include(range_of(row, count));
-      if (is_logistic(p.activation))
-        exponentiate(row, row, count, gain);
-      else
-        std::fill(row + count, row + kLane, T(0));
-    }
-    transpose_panel(out + t * kPanel, Rows<T>{rows, kLane}, keys, kLane);
-  }
+  if (is_logistic(p.activation))
+    range = exponential_panel(out, in_line(key, keys, p.d, width, gathered.data()), keys, p.d,
+                              static_cast<T>(logistic(p.activation).gain));
+  else
+    transpose_panel(out, rows_of(key, keys, p.d, width, width, gathered.data()), keys, width);
   T* stored = out + width * kPanel;
   std::fill(stored, stored + kPanel, T(0));
   stored[0] = range.high;

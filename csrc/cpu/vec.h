@@ -86,11 +86,12 @@ inline Vec<float> exp(Vec<float> x) {
 }
 inline Vec<double> exp(Vec<double> x) { return x.exp(); }
 
-// 1 + exp(gain x) for |gain x| <= 87 and a gain that is a power of two, of which 1 / x is right to
-// one ULP of 1: exp(gain x) = 2^(k + r) = 2^k + 2^k r P(r). The product inside r = x gain log2(e) -
-// k is exact, so only the constant is rounded, by 1.4e-8 of itself; P is minimax (relative error
-// 2.0e-9).
-C10_ALWAYS_INLINE Vec<float> one_plus_exp(Vec<float> x, Vec<float> gain) {
+// plus + exp(gain x) for |gain x| <= 87 and a gain that is a power of two: plus + 2^(k + r) =
+// plus + 2^k + 2^k r P(r), with fewer operations than exp. The product inside r = x gain log2(e) -
+// k is exact where multiply-add is fused, and P is minimax (relative error 2.0e-9): but for
+// rounding there is only log2(e) = 1.44.. (1 + 1.4e-8), as if the gain were another by so much.
+C10_ALWAYS_INLINE Vec<float> exp_plus(Vec<float> x, Vec<float> gain, Vec<float> plus) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   using V = Vec<float>;
   using I = Vec<int32_t>;
   const V magic(12582912.f), unit = gain * V(1.44269504f);
@@ -102,10 +103,13 @@ C10_ALWAYS_INLINE Vec<float> one_plus_exp(Vec<float> x, Vec<float> gain) {
   p = fmadd(p, r, V(5.55033247e-2f));
   p = fmadd(p, r, V(0.240226479f));
   p = fmadd(p, r, V(0.693147203f));
-  return fmadd(p, r * power, power + V(1.f));
+  return fmadd(p, r * power, power + plus);
+#else
+  return exp(x * gain) + plus;
+#endif
 }
-inline Vec<double> one_plus_exp(Vec<double> x, Vec<double> gain) {
-  return (x * gain).exp() + Vec<double>(1.);
+inline Vec<double> exp_plus(Vec<double> x, Vec<double> gain, Vec<double> plus) {
+  return (x * gain).exp() + plus;
 }
 
 // For the softmax: x <= 0, and what would be below the normal range is 0.

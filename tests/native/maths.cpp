@@ -54,8 +54,8 @@ PYBIND11_MODULE(maths, m) {
   m.def("exp_double", [](const Array<double>& x) {
     return map<double>(x, [](auto v) { return attnkernels::cpu::exp(v); });
   });
-  m.def("one_plus_exp", [](const Array<float>& x, float gain) {
-    return map<float>(x, [&](auto v) { return one_plus_exp(v, Vec<float>(gain)); });
+  m.def("exp_plus", [](const Array<float>& x, float gain, float plus) {
+    return map<float>(x, [&](auto v) { return exp_plus(v, Vec<float>(gain), Vec<float>(plus)); });
   });
   m.def("exp_weight",
         [](const Array<float>& x) { return map<float>(x, [](auto v) { return exp_weight(v); }); });
