@@ -29,7 +29,8 @@ class TorchHost {
     return me.memory_.back().mutable_data_ptr();
   }
 
-  // Each thread takes the next task when it is free.
+  // Each thread has its share of the tasks, the same in every call of this kind, so that it finds
+  // in its caches what it read in the last; when it is through it helps the others.
   static void run(void* self, int64_t tasks, void (*call)(const void*, int64_t, int64_t),
                   const void* f) {
     const int64_t workers = std::min<int64_t>(static_cast<TorchHost*>(self)->host.threads, tasks);
@@ -37,10 +38,21 @@ class TorchHost {
       for (int64_t t = 0; t < tasks; t++) call(f, t, 0);
       return;
     }
-    std::atomic<int64_t> next{0};
+    struct alignas(64) Share {
+      std::atomic<int64_t> next;
+      int64_t end;
+    };
+    std::vector<Share> shares(workers);
+    for (int64_t w = 0; w < workers; w++) {
+      shares[w].next = w * tasks / workers;
+      shares[w].end = (w + 1) * tasks / workers;
+    }
     torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
       for (int64_t worker = begin; worker < end; worker++)
-        for (int64_t t = next++; t < tasks; t = next++) call(f, t, worker);
+        for (int64_t k = 0; k < workers; k++) {
+          Share& share = shares[(worker + k) % workers];
+          for (int64_t t = share.next++; t < share.end; t = share.next++) call(f, t, worker);
+        }
     });
   }
 
