@@ -80,8 +80,9 @@ def test_negative_slope(backend: str, slope: float) -> None:
 
 @pytest.mark.parametrize("dtype", [BF16, F64])
 def test_the_other_activations_in_other_dtypes(backend: str, dtype: torch.dtype) -> None:
-    for activation in ("sigmoid", "relu", "leaky_relu"):
-        check_attention(*make((2, 5, 40, 19, 3), dtype), activation=activation, backend=backend)
+    for shape in ((2, 5, 40, 19, 3), (2, 1, 40, 70, 20)):
+        for activation in ("sigmoid", "relu", "leaky_relu"):
+            check_attention(*make(shape, dtype), activation=activation, backend=backend)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.5, 30.0])

@@ -38,14 +38,13 @@ struct Bounded {
   }
 };
 
-// a = query, b = key: the exponential of the sum, right for any inputs. Below -factored x is 1.
+// a = query, b = key: the exponential of the sum, right for any inputs.
 template <class T>
 struct Direct {
-  Vec<T> gain, low, high;
-  explicit Direct(T gain)
-      : gain(gain), low(-Limits<T>::factored / gain), high(Limits<T>::quad / gain) {}
+  Vec<T> gain, high;
+  explicit Direct(T gain) : gain(gain), high(Limits<T>::quad / gain) {}
   C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
-    return exp_plus(at_least(at_most(a + b, high), low), gain, Vec<T>(T(1)));
+    return exp_plus(at_most(a + b, high), gain, Vec<T>(T(1)));
   }
 };
 

@@ -46,7 +46,7 @@ inline Range<T> range_of(const T* row, int64_t count) {
 }
 
 // out <- exp(gain * in), padded with zeros to whole vectors: an absent hidden unit makes x = 1 + 0.
-// Beyond the range of the factored forms it is anything, and not used.
+// Above the range of the factored forms it is anything, and not used.
 template <class T, class S>
 C10_ALWAYS_INLINE void exponentiate(T* out, const S* in, int64_t count, T gain, Ranges<T>& ranges) {
   const Vec<T> g(gain), zero(T(0));

@@ -86,15 +86,17 @@ inline Vec<float> exp(Vec<float> x) {
 }
 inline Vec<double> exp(Vec<double> x) { return x.exp(); }
 
-// plus + exp(gain x) for |gain x| <= 87 and a gain that is a power of two: plus + 2^(k + r) =
-// plus + 2^k + 2^k r P(r), with fewer operations than exp. The product inside r = x gain log2(e) -
-// k is exact where multiply-add is fused, and P is minimax (relative error 2.0e-9): but for
-// rounding there is only log2(e) = 1.44.. (1 + 1.4e-8), as if the gain were another by so much.
+// plus + exp(gain x) for gain x <= 87 and a gain that is a power of two, and below -87 the same as
+// there: plus + 2^(k + r) = plus + 2^k + 2^k r P(r), with fewer operations than exp. The product
+// inside r = x gain log2(e) - k is exact where multiply-add is fused, and P is minimax (relative
+// error 2.0e-9): but for rounding there is only log2(e) = 1.44.. (1 + 1.4e-8), as if the gain were
+// another by so much.
 C10_ALWAYS_INLINE Vec<float> exp_plus(Vec<float> x, Vec<float> gain, Vec<float> plus) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   using V = Vec<float>;
   using I = Vec<int32_t>;
   const V magic(12582912.f), unit = gain * V(1.44269504f);
+  x = at_least(x, V(-87.f) / gain);
   const V shifted = fmadd(x, unit, magic), r = fmadd(x, unit, magic - shifted);
   const I bits = at::vec::cast<int32_t, float>(shifted);
   const V power = at::vec::cast<float, int32_t>((bits << I(23)) + I(0x3f800000));
