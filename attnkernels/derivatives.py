@@ -30,8 +30,8 @@ def differentiable(ops: SimpleNamespace) -> tuple[Callable[..., Any], Callable[.
     The derivatives stand outside the operators: registered with them, a call would take twice the
     time.
     """
-    backward = _function(ops.backward, 15, _backward_gradient)
-    scores_backward = _function(ops.scores_backward, 4, _scores_backward_gradient)
+    backward = _function(ops.backward, 15, 15, _backward_gradient)
+    scores_backward = _function(ops.scores_backward, 4, 4, _scores_backward_gradient)
 
     def forward_gradient(ctx: Any, dc: Any, dlse: Any, da: Any) -> Any:
         *inputs, context, lse, weights = ctx.saved_tensors
@@ -50,16 +50,21 @@ def differentiable(ops: SimpleNamespace) -> tuple[Callable[..., Any], Callable[.
         grads = scores_backward(grad, *inputs, *ctx.options, _wanted(ctx, (QUERY, KEY, WEIGHT)))
         return _fitted(ctx, grads, inputs)
 
-    forward = _function(ops.forward, 10, forward_gradient, keep_outputs=True)
-    return forward, _function(ops.scores, 3, scores_gradient)
+    forward = _function(ops.forward, 10, 5, forward_gradient, keep_outputs=True)
+    return forward, _function(ops.scores, 3, 3, scores_gradient)
 
 
 def _function(
-    op: Callable[..., Any], tensors: int, gradient: Callable[..., Any], keep_outputs: bool = False
+    op: Callable[..., Any],
+    tensors: int,
+    leaves: int,
+    gradient: Callable[..., Any],
+    keep_outputs: bool = False,
 ) -> Callable[..., Any]:
     """`op`, with the derivative `gradient` where one may be asked for.
 
-    Its first `tensors` arguments are tensors or None.
+    Its first `tensors` arguments are tensors or None, the first `leaves` of them may want a
+    gradient.
     """
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -89,7 +94,7 @@ def _function(
         if torch._C._are_functorch_transforms_active():
             return Transformable.apply(*inputs)
         if torch.is_grad_enabled():
-            for x in inputs[:tensors]:
+            for x in inputs[:leaves]:
                 if x is not None and x.requires_grad:
                     return Plain.apply(*inputs)
         return op(*inputs)

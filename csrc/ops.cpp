@@ -34,6 +34,8 @@ struct Options {
 void describe(Problem& p, const Call& call, const Options& o) {
   p.items = call.items.data();
   p.count = static_cast<int64_t>(call.items.size());
+  p.queries = 0;
+  for (const Item& item : call.items) p.queries = std::max(p.queries, item.n);
   p.d = call.d;
   p.dv = call.dv;
   p.pair_cols = call.m;

@@ -79,7 +79,7 @@ Plan plan_backward(const Backward<T>& p, int threads) {
 template <class T>
 struct BackwardScratch {
   T *scorer, *weight, *ds, *mask, *value, *value_panels, *grad_context, *sums;
-  static int64_t rows(const Problem& p) { return std::min<int64_t>(128, block_rows(p.d)); }
+  static int64_t rows(const Problem& p) { return std::min<int64_t>(128, block_rows(p)); }
   static int64_t carve(const Problem& p, T* base, BackwardScratch* s) {
     const int64_t tile = tile_keys(p.d), ld = row_stride(p.dv);
     T* at = base;

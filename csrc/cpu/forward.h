@@ -28,7 +28,7 @@ template <class Blocks>
 int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
   int64_t rows = 0;
   for (int64_t b = 0; b < p.count; b++) rows += p.items[b].n;
-  const int64_t most = block_rows(p.d), tile = tile_keys(p.d);
+  const int64_t most = block_rows(p), tile = tile_keys(p.d);
   // two blocks a thread, so that the slower one does not decide; a block's keys are prepared for
   // all its queries
   const int64_t limit = std::clamp<int64_t>((rows + 2 * threads - 1) / (2 * threads),
@@ -96,7 +96,7 @@ template <class T>
 struct ForwardScratch {
   T *scorer, *scores, *mask, *value, *alpha, *high, *total, *context;
   static int64_t carve(const Problem& p, T* base, ForwardScratch* s) {
-    const int64_t rows = block_rows(p.d), tile = tile_keys(p.d), ld = row_stride(p.dv);
+    const int64_t rows = block_rows(p), tile = tile_keys(p.d), ld = row_stride(p.dv);
     T* at = base;
     auto take = [&](int64_t count) {
       T* out = at;
@@ -126,7 +126,7 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
   std::fill(state.total, state.total + rows, T(0));
   for (int64_t r = 0; r < rows; r++)
     std::fill(state.context + r * state.ld, state.context + r * state.ld + p.dv, T(0));
-  Scorer<T> scorer(p, item, block_rows(p.d), s.scorer);
+  Scorer<T> scorer(p, item, block_rows(p), s.scorer);
   scorer.queries(b.i0, rows);
   for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
     const int64_t keys = std::min(tile, b.j1 - j0);

@@ -50,7 +50,7 @@ template <class T>
 void scores(const Scores<T>& p, const Host& host) {
   std::vector<Block> blocks;
   cut(p, host.threads, blocks, false);
-  const int64_t tile = tile_keys(p.d), rows_most = block_rows(p.d),
+  const int64_t tile = tile_keys(p.d), rows_most = block_rows(p),
                 size = Scorer<T>::scratch(p, rows_most) + kTileRows * tile;
   T* scratch = host.allocate<T>(host.threads * size);
   host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t worker) {

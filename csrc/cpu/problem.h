@@ -44,6 +44,7 @@ struct Dropout {
 struct Problem {
   const Item* items;
   int64_t count;
+  int64_t queries;  // of the item that has most
   int64_t d, dv;
   int64_t pair_cols;  // row length of the (rows, m) outputs
   Activation activation;

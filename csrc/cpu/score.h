@@ -15,8 +15,9 @@ enum class Variant { factored, bounded, direct, rectified };
 constexpr int64_t kNarrow = 2;  // up to so many queries keys are not transposed
 // Sizes that keep a tile's operands in the second-level cache.
 inline int64_t tile_keys(int64_t d) { return padded(d) > 1024 ? kPanel : 2 * kPanel; }
-inline int64_t block_rows(int64_t d) {
-  return std::clamp<int64_t>((1 << 16) / padded(d) / 32 * 32, 32, 256);
+inline int64_t block_rows(const Problem& p) {
+  const int64_t most = std::clamp<int64_t>((1 << 16) / padded(p.d) / 32 * 32, 32, 256);
+  return std::min(most, std::max<int64_t>(4, (p.queries + 3) / 4 * 4));
 }
 
 // Rows of d lie an odd number of cache lines apart: else a column of a tile falls into one set of
