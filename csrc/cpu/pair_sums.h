@@ -20,6 +20,11 @@ inline void panel_block(const Form& form, const T* a, int64_t lda, const T* pane
     for (int c = 0; c < Cols; c++) acc[r][c] = V(T(0));
   for (int64_t t = 0; t < depth; t += 4) {
     const V we[4] = {V(w[t]), V(w[t + 1]), V(w[t + 2]), V(w[t + 3])};
+    if (Rows == 1)  // a step, which reads a panel once
+#pragma GCC unroll 4
+      for (int e = 0; e < 4; e++)
+        prefetch<1>(reinterpret_cast<const char*>(panel + (t + e) * kPanel) + kAhead,
+                    Cols * sizeof(V));
 #pragma GCC unroll 2
     for (int c = 0; c < Cols; c++) {
       const T* b = panel + t * kPanel + c * kLanes<T>;
@@ -75,8 +80,8 @@ inline T row_sum(const Form& form, const T* a, const S* b, const T* w, int64_t d
   for (; t + 4 * L <= d; t += 4 * L) {
     constexpr int64_t bytes = 4 * L * sizeof(S);
     if (next) {
-      prefetch(reinterpret_cast<const char*>(b + t) + kAhead, bytes);
-      prefetch(static_cast<const char*>(next) + t * sizeof(S), bytes);
+      prefetch<2>(reinterpret_cast<const char*>(b + t) + kAhead, bytes);
+      prefetch<2>(static_cast<const char*>(next) + t * sizeof(S), bytes);
     }
 #pragma GCC unroll 4
     for (int e = 0; e < 4; e++) {

@@ -46,18 +46,55 @@ inline void product_block(Coefficients<T> p, int64_t depth, const S* x, int64_t 
     for (int c = 0; c < C; c++) acc[r][c].store(out + r * ldo + c * L, static_cast<int>(count));
 }
 
+// Vectors of sums that R rows keep in registers.
+template <int R>
+constexpr int kWide = R == 1 ? 8 : 4;
+
 template <int R, class T, class S>
 inline void product_rows(Coefficients<T> p, int64_t depth, const S* x, int64_t ldx, const T* alpha,
                          T* out, int64_t ldo, int64_t cols) {
   constexpr int64_t L = kLanes<T>;
-  constexpr int wide = R == 1 ? 8 : 4;
   int64_t c = 0;
-  for (; c + wide * L <= cols; c += wide * L)
-    product_block<R, wide>(p, depth, x + c, ldx, alpha, out + c, ldo);
+  for (; c + kWide<R> * L <= cols; c += kWide<R> * L)
+    product_block<R, kWide<R>>(p, depth, x + c, ldx, alpha, out + c, ldo);
   for (; c + 2 * L <= cols; c += 2 * L)
     product_block<R, 2>(p, depth, x + c, ldx, alpha, out + c, ldo);
   for (; c < cols; c += L)
     product_block<R, 1>(p, depth, x + c, ldx, alpha, out + c, ldo, std::min(L, cols - c));
+}
+
+// out += P X for one row of P and K rows of X; `count` columns of them.
+template <int K, class T, class S>
+C10_ALWAYS_INLINE void add_rows_at(const Vec<T> (&p)[K], const S* x, int64_t ldx, T* out,
+                                   int64_t count) {
+  Vec<T> acc = load_as<T>(out, count);
+#pragma GCC unroll 4
+  for (int k = 0; k < K; k++) acc = fmadd(p[k], load_as<T>(x + k * ldx, count), acc);
+  acc.store(out, static_cast<int>(count));
+}
+
+template <int K, class T, class S>
+inline void add_rows(Coefficients<T> p, const S* x, int64_t ldx, T* out, int64_t cols) {
+  constexpr int64_t L = kLanes<T>;
+  Vec<T> row[K];
+#pragma GCC unroll 4
+  for (int k = 0; k < K; k++) row[k] = Vec<T>(p.p[k * p.col]);
+  int64_t c = 0;
+  for (; c + L <= cols; c += L) add_rows_at(row, x + c, ldx, out + c, L);
+  if (c < cols) add_rows_at(row, x + c, ldx, out + c, cols - c);
+}
+
+// One row of P where its sums are too many for the registers. A step reads X once, from memory:
+// in the order it lies, in which the processor reads ahead.
+template <class T, class S>
+inline void product_row(Coefficients<T> p, int64_t depth, const S* x, int64_t ldx, T alpha, T* out,
+                        int64_t cols) {
+  if (alpha != 1)
+    for (int64_t c = 0; c < cols; c++) out[c] *= alpha;
+  auto from = [&](int64_t k) { return Coefficients<T>{p.p + k * p.col, p.row, p.col}; };
+  int64_t k = 0;
+  for (; k + 4 <= depth; k += 4) add_rows<4>(from(k), x + k * ldx, ldx, out, cols);
+  for (; k < depth; k++) add_rows<1>(from(k), x + k * ldx, ldx, out, cols);
 }
 
 // Only the first `cols` columns of x and out are touched. x of another type than T is for few rows:
@@ -72,7 +109,11 @@ inline void product(Coefficients<T> p, int64_t rows, int64_t depth, const S* x, 
       product_rows<4>(from(r), depth, x, ldx, alpha ? alpha + r : nullptr, out + r * ldo, ldo,
                       cols);
   for (; r < rows; r++)
-    product_rows<1>(from(r), depth, x, ldx, alpha ? alpha + r : nullptr, out + r * ldo, ldo, cols);
+    if (cols > kWide<1> * kLanes<T>)
+      product_row(from(r), depth, x, ldx, alpha ? alpha[r] : T(1), out + r * ldo, cols);
+    else
+      product_rows<1>(from(r), depth, x, ldx, alpha ? alpha + r : nullptr, out + r * ldo, ldo,
+                      cols);
 }
 
 }  // namespace CPU_CAPABILITY

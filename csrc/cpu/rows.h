@@ -9,11 +9,12 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// To the second-level cache, for a loop over memory that is read once: what is two pages on, since
-// the processor's own prefetchers stop at the end of a page.
-constexpr int64_t kAhead = 8192;
+// For a loop over memory that is read once: what is three pages on, since the processor's own
+// prefetchers stop at the end of a page. To the cache of that level.
+constexpr int64_t kAhead = 12288;
+template <int Level>
 C10_ALWAYS_INLINE void prefetch(const char* p, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 2);
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 4 - Level);
 }
 
 // The first `count` of a vector's elements at p, converted to T; the others are 0.
