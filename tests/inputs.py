@@ -28,6 +28,7 @@ CORNERS: list[Shape] = [
     (1, 300, 140, 20, 16),
     (3, 1, 200, 512, 64),
     (2, 2, 1000, 36, 5),
+    (3, 1, 201, 40, 203),  # more sums a query than registers, over several tiles
     (1, 2, 3, 4099, 2),
     (1, 16, 32, 16, 32),
     (2, 5, 33, 4, 1),  # its value gradient shows how a product of split numbers was rounded

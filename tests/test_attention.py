@@ -37,7 +37,9 @@ def test_shapes(backend: str, shape: Shape) -> None:
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F64])
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 5, 8, 7), (4, 7, 9, 33, 1), (2, 2, 300, 36, 5), PAST_THE_TILES], ids=str
+    "shape",
+    [(2, 3, 5, 8, 7), (4, 7, 9, 33, 1), (2, 2, 300, 36, 5), (3, 1, 201, 40, 203), PAST_THE_TILES],
+    ids=str,
 )
 def test_dtypes(backend: str, shape: Shape, dtype: torch.dtype) -> None:
     check_attention(*make(shape, dtype), backend=backend)

@@ -35,6 +35,7 @@ SHAPES: dict[str, Shape] = {
     "one": (1, 1, 1, 1, 1),
     "a step": (3, 1, 70, 37, 5),
     "a step, split over keys": (1, 1, 900, 16, 16),
+    "a step, long values": (2, 1, 70, 19, 203),
     "two queries": (2, 2, 33, 65, 17),
     "tails everywhere": (2, 7, 45, 19, 3),
     "whole vectors": (1, 8, 64, 32, 32),
