@@ -61,7 +61,7 @@ class Leading {
 
 // The matrices of one argument: its last two dimensions (or fewer), by flat leading index. Nothing
 // is copied: a broadcast dimension has stride 0, whether the tensor was expanded or has size 1 or
-// no such dimension.
+// no such dimension. `leading` outlives it.
 class Slices {
  public:
   Slices(const torch::stable::Tensor& t, int64_t trailing, const Leading& leading)
@@ -96,7 +96,8 @@ class Slices {
 
  private:
   cpu::Matrix first_;
-  Sizes sizes_, strides_;
+  const Sizes& sizes_;
+  Sizes strides_;
 };
 
 inline Slices slices(const torch::stable::Tensor& t, int64_t trailing, const Leading& leading) {

@@ -96,7 +96,8 @@ template <class T>
 struct ForwardScratch {
   T *scorer, *scores, *mask, *value, *alpha, *high, *total, *context;
   static int64_t carve(const Problem& p, T* base, ForwardScratch* s) {
-    const int64_t rows = block_rows(p), tile = tile_keys(p.d), ld = row_stride(p.dv);
+    const int64_t rows = block_rows(p), tile = tile_keys(p.d), ld = row_stride(p.dv),
+                  at_once = std::min(kTileRows, rows);
     T* at = base;
     auto take = [&](int64_t count) {
       T* out = at;
@@ -104,10 +105,10 @@ struct ForwardScratch {
       return out;
     };
     ForwardScratch f{take(Scorer<T>::scratch(p, rows)),
-                     take(kTileRows * tile),
-                     take(kTileRows * tile),
+                     take(at_once * tile),
+                     take(at_once * tile),
                      take(tile * ld),
-                     take(kTileRows),
+                     take(at_once),
                      take(rows),
                      take(rows),
                      take(rows * ld)};

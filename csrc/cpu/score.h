@@ -52,10 +52,7 @@ class Scorer {
   void queries(int64_t i0, int64_t rows) {
     i0_ = i0;
     rows_ = rows;
-    raw_ready_ = false;
-    if (!is_logistic(activation_)) return;
-    const Matrix lines = in_line(item_.query.at(i0), rows, d_, ld_, query_raw_);
-    query_range_ = exponential_rows(query_exp_, ld_, lines, rows, d_, gain());
+    raw_ready_ = exponentials_ready_ = false;
   }
 
   // Keys j0 .. j0 + keys. `row_major`: they are wanted as rows too, not only for the scores.
@@ -66,16 +63,20 @@ class Scorer {
     if (item_.packed && panels && !row_major && use_packed(j0)) return;
     panel_rows_ = width_;
     panel_data_ = panels_;
-    key_lines_ = in_line(item_.key.at(j0), keys, d_, ld_, key_raw_);
+    const Matrix key = item_.key.at(j0);
     variant_ = is_logistic(activation_) ? Variant::direct : Variant::rectified;
-    if (!row_major && !panels) return raw_queries();
+    if (!row_major && !panels) {
+      key_lines_ = in_line(key, keys, d_, ld_, key_raw_);
+      return raw_queries();
+    }
     if (is_logistic(activation_)) {
+      const Matrix lines = in_line(key, keys, d_, ld_, key_raw_);
       Range<T> range;
       if (row_major)
-        range = exponential_rows(key_exp_, ld_, key_lines_, keys, d_, gain());
+        range = exponential_rows(key_exp_, ld_, lines, keys, d_, gain());
       else
         for (int64_t j = 0; j < keys; j += kPanel)
-          range.include(exponential_panel(panels_ + j * width_, key_lines_.at(j),
+          range.include(exponential_panel(panels_ + j * width_, lines.at(j),
                                           std::min(kPanel, keys - j), d_, gain()));
       choose(range);
     }
@@ -84,7 +85,7 @@ class Scorer {
       if (!row_major) return;
     } else {
       raw_queries();
-      key_rows_ = rows_of(item_.key.at(j0), keys, d_, width_, ld_, key_raw_);
+      key_rows_ = rows_of(key, keys, d_, width_, ld_, key_raw_);
     }
     key_lines_ = {key_rows_.data, key_rows_.ld, 1, dtype_of<T>};
     for (int64_t j = 0; panels && j < keys; j += kPanel)
@@ -158,11 +159,19 @@ class Scorer {
   }
 
   void choose(const Range<T>& key) {
+    exponential_queries();
     exponent_ = gain() * (query_range_.high + key.high);
     const T magnitude = gain() * Range<T>::larger(query_range_.magnitude, key.magnitude);
     variant_ = !(magnitude < Limits<T>::factored) ? Variant::direct
                : exponent_ <= Limits<T>::quad     ? Variant::factored
                                                   : Variant::bounded;
+  }
+
+  void exponential_queries() {
+    if (exponentials_ready_) return;
+    const Matrix lines = in_line(item_.query.at(i0_), rows_, d_, ld_, query_raw_);
+    query_range_ = exponential_rows(query_exp_, ld_, lines, rows_, d_, gain());
+    exponentials_ready_ = true;
   }
 
   void raw_queries() {
@@ -219,7 +228,7 @@ class Scorer {
   Matrix key_lines_;
   Range<T> query_range_;
   Variant variant_ = Variant::direct;
-  bool panels_ready_ = false, raw_ready_ = false;
+  bool panels_ready_ = false, raw_ready_ = false, exponentials_ready_ = false;
 };
 
 // The keys of one panel, prepared to be used again and again: (width, 32) and a row that holds
