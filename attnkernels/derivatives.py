@@ -123,7 +123,7 @@ def _fit(grad: Tensor, like: Tensor | None) -> Tensor | None:
         return None
     if grad.shape != like.shape:
         grad = grad.sum_to_size(like.shape)
-    return grad if grad.dtype == like.dtype else grad.to(like.dtype)
+    return grad if grad.dtype == like.dtype else grad.to(dtype=like.dtype)
 
 
 def _backward_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
