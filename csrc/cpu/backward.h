@@ -89,9 +89,9 @@ struct BackwardScratch {
       return out;
     };
     BackwardScratch f{take(Scorer<T>::scratch(p, rows(p))),
-                      take(kTileRows * tile),
-                      take(kTileRows * tile),
-                      take(kTileRows * tile),
+                      take(tile_rows(p) * tile),
+                      take(tile_rows(p) * tile),
+                      take(tile_rows(p) * tile),
                       take(tile * ld),
                       take(tile * padded(p.dv)),
                       take(rows(p) * ld),

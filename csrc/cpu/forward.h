@@ -16,6 +16,7 @@ namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
 constexpr int64_t kTileRows = 32;
+inline int64_t tile_rows(const Problem& p) { return std::min(kTileRows, block_rows(p)); }
 
 // Queries i0 .. i1 of an item against its keys j0 .. j1. `part` >= 0: an unfinished softmax, for
 // merging.
@@ -96,8 +97,7 @@ template <class T>
 struct ForwardScratch {
   T *scorer, *scores, *mask, *value, *alpha, *high, *total, *context;
   static int64_t carve(const Problem& p, T* base, ForwardScratch* s) {
-    const int64_t rows = block_rows(p), tile = tile_keys(p.d), ld = row_stride(p.dv),
-                  at_once = std::min(kTileRows, rows);
+    const int64_t rows = block_rows(p), tile = tile_keys(p.d), ld = row_stride(p.dv);
     T* at = base;
     auto take = [&](int64_t count) {
       T* out = at;
@@ -105,10 +105,10 @@ struct ForwardScratch {
       return out;
     };
     ForwardScratch f{take(Scorer<T>::scratch(p, rows)),
-                     take(at_once * tile),
-                     take(at_once * tile),
+                     take(tile_rows(p) * tile),
+                     take(tile_rows(p) * tile),
                      take(tile * ld),
-                     take(at_once),
+                     take(tile_rows(p)),
                      take(rows),
                      take(rows),
                      take(rows * ld)};

@@ -51,14 +51,14 @@ void scores(const Scores<T>& p, const Host& host) {
   std::vector<Block> blocks;
   cut(p, host.threads, blocks, false);
   const int64_t tile = tile_keys(p.d), rows_most = block_rows(p),
-                size = Scorer<T>::scratch(p, rows_most) + kTileRows * tile;
+                size = Scorer<T>::scratch(p, rows_most) + tile_rows(p) * tile;
   T* scratch = host.allocate<T>(host.threads * size);
   host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t worker) {
     const Block& b = blocks[task];
     const Item& item = p.items[b.item];
     const int64_t rows = b.i1 - b.i0;
     T* out = scratch + worker * size;
-    Scorer<T> scorer(p, item, rows_most, out + kTileRows * tile);
+    Scorer<T> scorer(p, item, rows_most, out + tile_rows(p) * tile);
     scorer.queries(b.i0, rows);
     for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
       const int64_t keys = std::min(tile, b.j1 - j0);
