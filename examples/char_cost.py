@@ -25,11 +25,11 @@ from rich.console import Console
 
 from attnkernels.backends import select
 from attnkernels.backends.base import Problem
-from attnkernels.profiling.device import Device, find
-from attnkernels.profiling.report import Cells, by_cell, ratio, write_json
-from attnkernels.profiling.sweep import Row, methods, sweep
-from attnkernels.profiling.text import Attended, Text, encode, read_text
-from attnkernels.profiling.units import show_mib, show_ms, show_ratio
+from attnkernels.measure.device import Device, find
+from attnkernels.profile.report import Cells, by_cell, ratio, write_json
+from attnkernels.profile.sweep import Row, methods, sweep
+from attnkernels.profile.text import Attended, Text, encode, read_text
+from attnkernels.profile.units import show_mib, show_ms, show_ratio
 from attnkernels.viz import plot_cost
 from examples.options import parser
 from examples.results import write

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attnkernels.info import versions
-from benchmarks.commit import commit
+from benchmarks.suite.commit import commit
 
 
 def write(
