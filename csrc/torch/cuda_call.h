@@ -77,7 +77,7 @@ class CudaCall {
            double negative_slope, double scale)
       : query_(query), key_(key), weight_(weight) {
     const auto kind = static_cast<Activation>(activation);
-    const Logistic constants = logistic(kind);
+    const ActivationInfo& constants = info(kind);
     problem.logistic = is_logistic(kind);
     problem.gain = static_cast<float>(constants.gain);
     problem.span = static_cast<float>(constants.span);
