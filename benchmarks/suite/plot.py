@@ -6,17 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from attnkernels.measure.palette import AMBER, BLUE, FAINT, GREEN, GRID, INK, PINK, SKY
 from attnkernels.profile.units import show_ratio
 
-# Okabe and Ito's palette: told apart with every common colour vision.
-COLOURS = {
-    "compile": "#CC79A7",
-    "keras": "#E69F00",
-    "keops": "#009E73",
-    "native": "#0072B2",
-    "triton": "#56B4E9",
-}
-INK, FAINT = "#333333", "#767676"
+COLOURS = {"compile": PINK, "keras": AMBER, "keops": GREEN, "native": BLUE, "triton": SKY}
 TITLES = {"forward": "Forward", "both": "Forward + backward"}
 
 
@@ -121,7 +114,7 @@ def _dress(axes: Any) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: show_ratio(value).replace(".0x", "x"))
     axes.axvline(1, color=INK, linewidth=1)
     axes.minorticks_off()
-    axes.grid(True, axis="x", color="#e6e6e6", linewidth=0.8)
+    axes.grid(True, axis="x", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
