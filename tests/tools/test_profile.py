@@ -148,8 +148,8 @@ def test_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture
         ("--text", str(short)): "has 16 characters, at least 64 wanted",
         ("--text", str(short), "--lengths", "8,17"): "has 16 characters, --lengths wants 17",
         ("--lengths", "64,x"): "'64,x' is not a list such as",
-        ("--lengths", "0,64"): "a length is at least 1, not 0",
-        ("--dim", "7"): "--dim is 7; wanted an even number",
+        ("--lengths", "0,64"): "a length must be at least 1, got 0",
+        ("--dim", "7"): "--dim must be an even number",
         ("--backend", "abacus"): "'abacus'",
     }.items():
         assert wanted in refusal(capsys, *arguments)
@@ -175,7 +175,7 @@ def test_encoding_follows_its_seed_and_leaves_the_generator_alone() -> None:
     assert [tuple(tensor.shape) for tensor in first] == [(1, 18, 8)] * 3 + [(8,)]
     for a, b, c in zip(first, again, other, strict=True):
         assert torch.equal(a, b) and not torch.equal(a, c) and not a.requires_grad
-    with pytest.raises(ValueError, match="even number"):
+    with pytest.raises(ValueError, match="dim must be even"):
         text.encode("text", 7, 0)
 
 

@@ -94,7 +94,7 @@ def test_draws_into_axes_that_are_given(plot: Callable[..., Figure]) -> None:
     assert ax.has_data() and not other.has_data()
     assert tuple(figure.get_size_inches()) == (9, 4)
     assert saved(figure).startswith(PNG)
-    with pytest.raises(TypeError, match="ax is a Figure; it must be matplotlib Axes"):
+    with pytest.raises(TypeError, match="ax must be matplotlib Axes, got Figure"):
         plot(ax=figure)
 
 
@@ -272,42 +272,66 @@ W, Q, K = torch.rand(2, 3), ["a", "b"], ["x", "y", "z"]
 IMAGE, MAPS = torch.rand(6, 8), torch.rand(2, 3, 4)
 V, N = torch.randn(4, 3), ["a", "b", "c", "d"]
 REFUSALS: list[tuple[Callable[[], Figure], type[Exception], str]] = [
-    (lambda: plot_alignment(W, Q[:1], K), ValueError, "queries has 1 strings; there must be 2"),
-    (lambda: plot_alignment(W, Q, [*K, "w"]), ValueError, "keys has 4 strings; there must be 3"),
-    (lambda: plot_alignment(W, Q, [1, 2, 3]), TypeError, "keys has a int"),
-    (lambda: plot_alignment(W[0], Q, K), ValueError, r"weights has shape \(3,\)"),
+    (lambda: plot_alignment(W, Q[:1], K), ValueError, "queries must have 2 strings, .* got 1"),
+    (lambda: plot_alignment(W, Q, [*K, "w"]), ValueError, "keys must have 3 strings, .* got 4"),
+    (lambda: plot_alignment(W, Q, [1, 2, 3]), TypeError, "keys must be strings, got a int"),
+    (
+        lambda: plot_alignment(W[0], Q, K),
+        ValueError,
+        r"weights must be \(n, m\) .* got shape \(3,\)",
+    ),
     (lambda: plot_alignment(W[:0], [], K), ValueError, "not empty"),
     (lambda: plot_alignment(W.log(), Q, K), ValueError, "not negative"),
     (lambda: plot_alignment(W / 0, Q, K), ValueError, "NaN or infinities"),
     (lambda: plot_alignment([["a"]], Q[:1], K[:1]), TypeError, "must hold real numbers"),
     (lambda: plot_alignment([[1.0], [1.0, 2.0]], Q, K), ValueError, "different lengths"),
-    (lambda: plot_image_attention(IMAGE, MAPS[0], Q), ValueError, r"it must be \(T, h, w\)"),
-    (lambda: plot_image_attention(IMAGE, MAPS, K), ValueError, "words has 3 strings"),
-    (lambda: plot_image_attention(IMAGE[0], MAPS, Q), ValueError, "image has shape"),
-    (lambda: plot_image_attention(W[..., None], MAPS, Q), ValueError, "image has shape"),
+    (lambda: plot_image_attention(IMAGE, MAPS[0], Q), ValueError, r"must be \(T, h, w\)"),
+    (lambda: plot_image_attention(IMAGE, MAPS, K), ValueError, "words must have 2 strings"),
+    (lambda: plot_image_attention(IMAGE[0], MAPS, Q), ValueError, "image must be .* got shape"),
+    (lambda: plot_image_attention(W[..., None], MAPS, Q), ValueError, "image must be .* got shape"),
     (
         lambda: plot_image_attention(torch.full((2, 2, 3), 2.0), MAPS, Q),
         ValueError,
-        r"colours are in \[0, 1\]",
+        r"colours in \[0, 1\]",
     ),
     (
         lambda: plot_image_attention(torch.zeros(2, 2, 3).long(), MAPS, Q),
         TypeError,
-        "colours are uint8",
+        "image must be uint8",
     ),
-    (lambda: plot_image_attention(IMAGE, MAPS, Q, columns=0), ValueError, "columns is 0"),
-    (lambda: plot_image_attention(IMAGE, MAPS, Q, centres=V), ValueError, "centres has shape"),
-    (lambda: plot_glimpses(IMAGE, V, [3]), ValueError, "locations has shape"),
-    (lambda: plot_glimpses(IMAGE, [[0, 1.5]], [3]), ValueError, "locations has 1.5"),
-    (lambda: plot_glimpses(IMAGE, [[0, 0]], [3, 0]), ValueError, "sizes has 0"),
-    (lambda: plot_embeddings(V, N[:3]), ValueError, "labels has 3 strings"),
-    (lambda: plot_embeddings(V, N, groups=N[:2]), ValueError, "groups has 2 strings"),
+    (
+        lambda: plot_image_attention(IMAGE, MAPS, Q, columns=0),
+        ValueError,
+        "columns must be .* got 0",
+    ),
+    (
+        lambda: plot_image_attention(IMAGE, MAPS, Q, centres=V),
+        ValueError,
+        "centres must be .* got shape",
+    ),
+    (lambda: plot_glimpses(IMAGE, V, [3]), ValueError, "locations must be .* got shape"),
+    (
+        lambda: plot_glimpses(IMAGE, [[0, 1.5]], [3]),
+        ValueError,
+        r"locations must lie in \[-1, 1\], got 1.5",
+    ),
+    (lambda: plot_glimpses(IMAGE, [[0, 0]], [3, 0]), ValueError, "sizes must be positive .* got 0"),
+    (lambda: plot_embeddings(V, N[:3]), ValueError, "labels must have 4 strings"),
+    (lambda: plot_embeddings(V, N, groups=N[:2]), ValueError, "groups must have 4 strings"),
     (lambda: plot_embeddings(V[:2], N[:2]), ValueError, "N at least 3"),
-    (lambda: plot_embeddings(V, N, method="umap"), ValueError, "method is 'umap'; .* pca, tsne"),
+    (
+        lambda: plot_embeddings(V, N, method="umap"),
+        ValueError,
+        "method must be one of pca, tsne, got 'umap'",
+    ),
     (lambda: plot_cost([2, 1], {"a": [1, 1]}, ylabel="s"), ValueError, "positive and ascend"),
-    (lambda: plot_cost([1, 2], {}, ylabel="s"), ValueError, "series is empty"),
-    (lambda: plot_cost([1, 2], {"a": [1]}, ylabel="s"), ValueError, r"series\['a'\] has 1 costs"),
-    (lambda: plot_cost([1, 2], {"a": [1, 0]}, ylabel="s"), ValueError, "a cost is positive"),
+    (lambda: plot_cost([1, 2], {}, ylabel="s"), ValueError, "series must have one method or more"),
+    (
+        lambda: plot_cost([1, 2], {"a": [1]}, ylabel="s"),
+        ValueError,
+        r"series\['a'\] must have 2 costs",
+    ),
+    (lambda: plot_cost([1, 2], {"a": [1, 0]}, ylabel="s"), ValueError, "must hold positive costs"),
 ]
 
 
