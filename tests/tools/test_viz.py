@@ -281,7 +281,7 @@ REFUSALS: list[tuple[Callable[[], Figure], type[Exception], str]] = [
         r"weights must be \(n, m\) .* got shape \(3,\)",
     ),
     (lambda: plot_alignment(W[:0], [], K), ValueError, "not empty"),
-    (lambda: plot_alignment(W.log(), Q, K), ValueError, "not negative"),
+    (lambda: plot_alignment(W.log(), Q, K), ValueError, "must not be neg"),
     (lambda: plot_alignment(W / 0, Q, K), ValueError, "NaN or infinities"),
     (lambda: plot_alignment([["a"]], Q[:1], K[:1]), TypeError, "must hold real numbers"),
     (lambda: plot_alignment([[1.0], [1.0, 2.0]], Q, K), ValueError, "different lengths"),
@@ -302,18 +302,18 @@ REFUSALS: list[tuple[Callable[[], Figure], type[Exception], str]] = [
     (
         lambda: plot_image_attention(IMAGE, MAPS, Q, columns=0),
         ValueError,
-        "columns must be .* got 0",
+        "columns .* got 0",
     ),
     (
         lambda: plot_image_attention(IMAGE, MAPS, Q, centres=V),
         ValueError,
-        "centres must be .* got shape",
+        "centres .* got shape",
     ),
     (lambda: plot_glimpses(IMAGE, V, [3]), ValueError, "locations must be .* got shape"),
     (
         lambda: plot_glimpses(IMAGE, [[0, 1.5]], [3]),
         ValueError,
-        r"locations must lie in \[-1, 1\], got 1.5",
+        "locations must lie .* got 1.5",
     ),
     (lambda: plot_glimpses(IMAGE, [[0, 0]], [3, 0]), ValueError, "sizes must be positive .* got 0"),
     (lambda: plot_embeddings(V, N[:3]), ValueError, "labels must have 4 strings"),
@@ -322,14 +322,14 @@ REFUSALS: list[tuple[Callable[[], Figure], type[Exception], str]] = [
     (
         lambda: plot_embeddings(V, N, method="umap"),
         ValueError,
-        "method must be one of pca, tsne, got 'umap'",
+        "pca, tsne, got .umap",
     ),
     (lambda: plot_cost([2, 1], {"a": [1, 1]}, ylabel="s"), ValueError, "positive and ascend"),
     (lambda: plot_cost([1, 2], {}, ylabel="s"), ValueError, "series must have one method or more"),
     (
         lambda: plot_cost([1, 2], {"a": [1]}, ylabel="s"),
         ValueError,
-        r"series\['a'\] must have 2 costs",
+        r"series\['a'\] .* 2 costs",
     ),
     (lambda: plot_cost([1, 2], {"a": [1, 0]}, ylabel="s"), ValueError, "must hold positive costs"),
 ]
