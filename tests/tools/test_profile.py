@@ -1,4 +1,4 @@
-"""The main job in miniature: what it measures, writes, refuses, and leaves when interrupted."""
+"""The profile in miniature: measurements, files, refusals and interruption."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_says_what_does_not_fit_instead_of_dying(
 def test_says_what_takes_too_long(tmp_path: Path) -> None:
     _, result = run(tmp_path, "--lengths", "16,32", "--naive-seconds", "0")
     naive = [row for row in result["rows"] if row["method"] == "naive"]
-    assert naive[0]["ms"] > 0  # nothing is known before the first
+    assert naive[0]["ms"] > 0  # there is no estimate before the first
     assert naive[1]["skipped"].startswith("would take about")
     assert all(row["ms"] > 0 for row in result["rows"] if row["method"] == "fused")
 
@@ -189,7 +189,7 @@ def test_the_naive_formula_is_the_formula() -> None:
 
 
 def small_calls(backward: bool) -> Any:
-    """The naive formula at 1x384x384x64, 36 MiB a tensor: glibc maps such a block by itself."""
+    """The naive formula at 1x384x384x64 has 36 MiB per tensor, a size that glibc maps separately."""
     given = text.Attended(*(torch.randn(1, 384, 64) for _ in range(3)), torch.randn(64))
     return sweep._call(naive_attention, given, backward)
 

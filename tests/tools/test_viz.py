@@ -1,4 +1,4 @@
-"""Pictures: what is drawn where, in any script, headless, and what is refused."""
+"""Figures: their contents, text of any script, headless drawing, and refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PNG = b"\x89PNG\r\n"
 
 
 def saved(figure: Figure, kind: str = "png") -> bytes:
-    """The file; a warning (a missing glyph, a layout that failed) is an error."""
+    """Save the figure and return the file; a warning (a missing glyph, a failed layout) is an error."""
     file = BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -109,11 +109,11 @@ def test_alignment_has_rows_of_queries_and_columns_of_keys() -> None:
     assert ax.yaxis_inverted()  # the first query is on top
     saved(figure)
     assert bar.get_ylabel() == "weight"
-    saved(plot_alignment([[0.0]], [""], ["a"]))  # a row that attends to nothing, a nameless token
+    saved(plot_alignment([[0.0]], [""], ["a"]))  # a row that attends to nothing, and an empty token
 
 
 def test_alignment_is_legible_at_200_tokens() -> None:
-    """Every token has its label, no label touches its neighbour, none is below 5 points."""
+    """Every token has a label, no two labels touch, and none is smaller than 5 points."""
     tokens = ["word" if i % 2 else "Wörter" for i in range(200)]
     figure = plot_alignment(np.eye(200), tokens, tokens)
     figure.draw_without_rendering()
@@ -152,7 +152,7 @@ def test_whitespace_is_seen_and_dollars_are_no_formulas() -> None:
 
 
 def test_characters_come_from_fonts_that_have_them() -> None:
-    """matplotlib brings DejaVu Sans, and other fonts with characters that it lacks."""
+    """matplotlib ships DejaVu Sans, and other fonts with characters missing from it."""
     borrowed = "⌕"
     for scripts in ("añ", "мир", "ελλ", "שלום", "عالم"):
         assert fonts.as_given([scripts])["fontfamily"] == ["sans-serif"]
@@ -196,7 +196,7 @@ def test_glimpses_are_where_the_model_looked() -> None:
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 def test_embeddings_keep_groups_apart(method: str) -> None:
-    """Three clusters far apart are far apart on the map, by the seed always the same one."""
+    """Three distant clusters stay distant on the map, and one seed always gives one map."""
     vectors = torch.randn(30, 12) + 40 * torch.eye(12)[:3].repeat(10, 1)
     groups = ["x", "y", "$z$"] * 10
     names = [f"n{i}" for i in range(30)]
@@ -252,7 +252,7 @@ def test_cost_draws_what_was_run() -> None:
 
 
 def test_colours_differ_without_colour_vision() -> None:
-    """The map of weights rises in lightness, which every eye sees; lines differ in markers too."""
+    """The colour map rises in lightness, visible to every eye; lines differ by marker as well."""
     import matplotlib
 
     from attnkernels.viz.figures import COLOURS, WEIGHTS
