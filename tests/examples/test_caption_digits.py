@@ -68,7 +68,7 @@ def test_captions_are_the_digits_in_words() -> None:
 
 
 class Oracle:
-    """A model that says the right words and attends `shift` annotations to the right of the digit."""
+    """A model that says the right words and attends `shift` annotations right of the digit."""
 
     def __init__(self, truth: digits.Canvases, shift: int) -> None:
         self.tokens = caption_digits.captions(truth)[0][:, 1:]

@@ -65,7 +65,7 @@ class Run:
         return step
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the end of a training may depend on, torch's generator included."""
+        """Return all that the end of a training depends on, including torch's generator."""
         states = {name: part.state_dict() for name, part in self.parts.items()}
         return {**states, "random": torch.get_rng_state()}
 

@@ -30,7 +30,7 @@ PNG = b"\x89PNG\r\n"
 
 
 def saved(figure: Figure, kind: str = "png") -> bytes:
-    """Save the figure and return the file; a warning (a missing glyph, a failed layout) is an error."""
+    """Save the figure and return the file; a warning (missing glyph, failed layout) is an error."""
     file = BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
