@@ -1,4 +1,4 @@
-"""Bars of speed-up over eager, on a logarithmic axis."""
+"""Plot bars of speed-up over eager PyTorch, on a logarithmic axis."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ TITLES = {"forward": "Forward", "both": "Forward + backward"}
 
 
 def draw(path: Path, result: dict[str, Any]) -> bool:
-    """Write the picture: a panel a direction, a group of bars a case, of the first dtype measured.
+    """Write the figure of the first dtype: one panel per direction, one group of bars per case.
 
-    The format follows the suffix of `path` (PNG where it has none). Where there is nothing to
-    compare nothing is written, and False returned.
+    The suffix of `path` selects the format; without one it is PNG. If there is nothing to compare,
+    return False and write nothing.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def draw(path: Path, result: dict[str, Any]) -> bool:
 
 
 def speed_ups(result: dict[str, Any], dtype: str) -> dict[tuple[str, str, str], float]:
-    """By case, direction and provider: how many times faster than eager."""
+    """Return the speed-up over eager by case, direction and provider."""
     rows = [row for row in result["cases"] if row["dtype"] == dtype]
     eager = {
         (row["case"], row["direction"]): row["median_ms"]
@@ -78,7 +78,7 @@ def speed_ups(result: dict[str, Any], dtype: str) -> dict[tuple[str, str, str], 
 def _places(
     factors: dict[tuple[str, str, str], float],
 ) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
-    """Where each bar stands, the same in every panel, and the middle of each case."""
+    """Return the position of each bar, the same in every panel, and the centre of each case."""
     places: dict[tuple[str, str], float] = {}
     labels: dict[str, float] = {}
     place = 0.0
@@ -95,7 +95,7 @@ def _places(
 
 
 def _bar(axes: Any, place: float, provider: str, factor: float) -> None:
-    # From 1, where nothing is gained: to the right is faster, to the left slower.
+    # Bars start at 1, no gain: to the right is faster, to the left slower.
     axes.barh(place, factor - 1, left=1, height=0.86, color=COLOURS[provider])
     axes.annotate(
         show_ratio(factor),
