@@ -2,8 +2,8 @@
 
     python -m tools.sanitizer.calls [--device cuda|cpu] [--backend NAME]
 
-`benchmarks.gpu` runs this under compute-sanitizer. The results are not checked, since tests do that.
-Inputs are made on the CPU and copied, so that almost every kernel is the backend's.
+`benchmarks.gpu` runs this under compute-sanitizer. The results are not checked; tests do that. The
+inputs are made on the CPU and copied, so that almost every kernel is the backend's.
 """
 
 from __future__ import annotations
