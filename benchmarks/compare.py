@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -34,13 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--base REF is needed: the commit to compare with")
     try:
         chosen = jobs.choose(options.cases)
-        status = _compare(options, chosen) if options.base is not None else 0
-        if options.clean:
-            build.clean(ROOT)
-    except (BuildError, ValueError, WorkerError) as error:
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        return _compare(options, chosen) if options.base is not None else 0
+    except (BuildError, WorkerError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    return status
+    finally:
+        if options.clean:
+            build.clean(ROOT)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,9 +98,14 @@ def _compare(options: argparse.Namespace, chosen: list[jobs.Job]) -> int:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(about | {"cases": rows}, indent=1) + "\n", "utf-8")
-    bad = sum(row["verdict"] in ("slower", "fails") for row in rows)
-    console.print(f"{bad} of {len(rows)} are slower than {report.LIMIT}x beyond their spread.")
-    return int(bad > 0)
+    verdicts = Counter(row["verdict"] for row in rows)
+    console.print(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
+    if verdicts["unclear"]:
+        console.print(
+            f"unclear: a change of {report.LIMIT}x is within the spread; --seconds narrows it, and "
+            "so does a machine that does nothing else"
+        )
+    return int(verdicts["slower"] + verdicts["fails"] > 0)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def check_out(root: Path, commit: str, path: Path) -> None:
     changed = _git(path, "status", "--porcelain")
     if changed:
         raise BuildError(
-            f"{path} was edited, so it is not {commit[:12]} any more; --clean removes it:\n{changed}"
+            f"{path} was edited and no longer is {commit[:12]}; --clean removes it:\n{changed}"
         )
     if resolve(path, "HEAD") != commit:
         _git(path, "checkout", "--detach", "--quiet", commit)
