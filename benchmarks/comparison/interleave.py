@@ -20,10 +20,10 @@ SIDES = ("base", "head")
 # Where a process's memory lies sets its speed for life, by some percent in tiny calls. Only new
 # processes tell that from the commit.
 PAIRS = 3
-SAMPLE_SECONDS, SAMPLES = 8e-3, 5  # of a burst, whose value is its samples' median
+SAMPLE_SECONDS, SAMPLES = 2e-3, 5  # of a burst; the shorter, the more alike the moments compared
 SLOW_SECONDS = 50e-3  # from which on a call needs no others before it to fill the caches
 REST_SECONDS = 5e-3  # OpenMP's threads spin on for a while after a call
-FEWEST = 4  # bursts of each commit in a pair of processes
+FEWEST = 3  # turns in a pair of processes, however long they take
 
 
 class WorkerError(Exception):
@@ -35,7 +35,7 @@ class Unsupported(Exception):
 
 
 class Bursts(NamedTuple):
-    """Seconds per call in one pair of processes; burst i of one side ran next to i of the other."""
+    """Seconds per call in one pair of processes: the median of each turn, for both sides."""
 
     base: list[float]
     head: list[float]
@@ -133,15 +133,24 @@ def measure(
 
 
 def take_turns(processes: dict[str, Process], once: float, seconds: float) -> Bursts:
-    """Time the prepared case, whose call takes about `once`, in bursts of each side by turns."""
+    """Time the prepared case, whose call takes about `once`, by turns.
+
+    Each turn is base, head, head, base or the reverse, which cancels a drift and whatever the
+    first of two has of the rest before it.
+    """
     calls = max(1, round(SAMPLE_SECONDS / once))
     samples = max(1, min(SAMPLES, round(SAMPLES * SAMPLE_SECONDS / once)))
     warm = calls if once < SLOW_SECONDS else 0
-    burst = REST_SECONDS + (calls * samples + warm) * once
     times: dict[str, list[float]] = {side: [] for side in SIDES}
-    for turn in range(max(FEWEST, int(seconds / (2 * burst)))):
-        for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
+    until = time.perf_counter() + seconds  # a busy machine gets fewer turns, not a longer run
+    turn = 0
+    while turn < FEWEST or time.perf_counter() < until:
+        took: dict[str, list[float]] = {side: [] for side in SIDES}
+        first, second = SIDES if turn % 2 == 0 else SIDES[::-1]
+        for side in (first, second, second, first):
             time.sleep(REST_SECONDS)
-            took = processes[side].ask(warm=warm, calls=calls, samples=samples)
-            times[side].append(median(took))
+            took[side] += processes[side].ask(warm=warm, calls=calls, samples=samples)
+        for side in SIDES:
+            times[side].append(median(took[side]))
+        turn += 1
     return Bursts(**times)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import chain
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -19,7 +20,11 @@ STYLES = {"slower": "red", "faster": "green", "fails": "red"}
 
 
 class Compared(NamedTuple):
-    """Head against base. `ratio` is head's time by base's, `low` to `high` its interval."""
+    """Head against base: the medians of both, and the median of the turns' ratios head / base.
+
+    The ratio has an interval, `low` to `high`. Both times of a turn were taken at one moment, so
+    on a busy machine their ratio is steadier than that of the medians.
+    """
 
     base_ms: float
     head_ms: float
@@ -38,31 +43,28 @@ class Compared(NamedTuple):
 
 
 def compare(pairs: Sequence[Bursts]) -> Compared:
-    """Compare the medians of all bursts, with a bootstrap interval of their ratio.
+    """Compare all turns, with a bootstrap interval of their median ratio.
 
-    Pairs of processes are drawn first, then bursts within each, those of both sides that ran next
-    to each other together: what differs between processes, or from moment to moment, widens the
-    interval.
+    Pairs of processes are drawn first, then turns within each: what differs between processes, or
+    from moment to moment, widens the interval.
     """
     generator = random.Random(0)
-    everything = [burst for pair in pairs for burst in zip(*pair, strict=True)]
-    base, head = _medians(everything)
-    ratios = []
+    ratios = [[h / b for b, h in zip(*pair, strict=True)] for pair in pairs]
+    resampled = []
     for _ in range(RESAMPLES):
-        drawn: list[tuple[float, ...]] = []
-        for pair in generator.choices(pairs, k=len(pairs)):
-            bursts = list(zip(*pair, strict=True))
-            drawn += generator.choices(bursts, k=len(bursts))
-        b, h = _medians(drawn)
-        ratios.append(h / b)
-    ratios.sort()
+        drawn: list[float] = []
+        for turns in generator.choices(ratios, k=len(ratios)):
+            drawn += generator.choices(turns, k=len(turns))
+        resampled.append(median(drawn))
+    resampled.sort()
     tail = int(RESAMPLES * (1 - COVERAGE) / 2)
-    return Compared(1e3 * base, 1e3 * head, head / base, ratios[tail], ratios[-1 - tail])
-
-
-def _medians(bursts: Sequence[tuple[float, ...]]) -> tuple[float, float]:
-    base, head = zip(*bursts, strict=True)
-    return median(base), median(head)
+    return Compared(
+        base_ms=1e3 * median(chain.from_iterable(pair.base for pair in pairs)),
+        head_ms=1e3 * median(chain.from_iterable(pair.head for pair in pairs)),
+        ratio=median(chain.from_iterable(ratios)),
+        low=resampled[tail],
+        high=resampled[-1 - tail],
+    )
 
 
 def rows(measured: Measured) -> list[dict[str, Any]]:

@@ -74,8 +74,11 @@ def varlen(given: Given) -> Built:
     ends_q, ends_k = starts * given.query.shape[1], starts * given.key.shape[1]
     packed = [each.detach().flatten(0, 1) for each in given[:3]]
     rows = [each.requires_grad_(given.weight.requires_grad) for each in packed]
-    leaves = (*rows, given.weight)
-    return lambda: additive_attention_varlen(*leaves, ends_q, ends_k), leaves
+    query, key, value, weight = *rows, given.weight
+    return (
+        lambda: additive_attention_varlen(query, key, value, weight, ends_q, ends_k),
+        (query, key, value, weight),
+    )
 
 
 def vmap(given: Given) -> Built:
