@@ -149,6 +149,34 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+@pytest.mark.parametrize("first, second, status", [(1.1, 1.1, 1), (1.1, 1.0, 0), (1.0, None, 0)])
+def test_a_slower_case_is_measured_again(
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    first: float,
+    second: float | None,
+    status: int,
+) -> None:
+    """A commit against itself, with made-up times."""
+    ratios = iter([first, second])
+
+    def measure(trees: dict[str, Path], chosen: list[Job], **options: object) -> Measured:
+        ratio = next(ratios)
+        assert ratio is not None and trees["base"] == trees["head"]
+        return Measured({job: bursts([ratio] * 3, 0.01) for job in chosen}, {})
+
+    monkeypatch.setattr(compare, "measure", measure)
+    written = repository / "build" / "figures.json"
+    arguments = ["--base", "HEAD", "--head", "HEAD", "--cases", "square", "--json", str(written)]
+    assert compare.main(arguments) == status
+    result = json.loads(written.read_text())
+    assert [row["direction"] for row in result["cases"]] == ["forward", "both"]
+    assert len(result["cases"][0]["bursts"]) == (3 if second is None else 6)
+    assert result["base"]["commit"] == build.resolve(repository, "HEAD")[:12]
+    assert ("2 slower" in capsys.readouterr().out) == bool(status)
+
+
 def worktrees(root: Path) -> list[str]:
     listed = subprocess.check_output(["git", "worktree", "list"], cwd=root, text=True)
     return listed.splitlines()[1:]

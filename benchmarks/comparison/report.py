@@ -67,6 +67,11 @@ def compare(pairs: Sequence[Bursts]) -> Compared:
     )
 
 
+def is_slower(pairs: Sequence[Bursts]) -> bool:
+    """Return True if head was measured, and slower."""
+    return bool(pairs) and compare(pairs).verdict == "slower"
+
+
 def rows(measured: Measured) -> list[dict[str, Any]]:
     """Return one row per job, as the JSON holds it; a job that head alone cannot run "fails"."""
     made = []
