@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from attnkernels.profiling.machine import cpu_name
+from attnkernels.measure.machine import cpu_name
 from benchmarks.comparison import build, jobs, report
 from benchmarks.comparison.build import WORKTREE, BuildError
 from benchmarks.comparison.interleave import SIDES, Measured, WorkerError, measure

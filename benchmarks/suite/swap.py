@@ -3,8 +3,8 @@
     python -m benchmarks.suite.swap [--seconds S] [--json FILE]
 
 Forward and backward run interleaved in one process. A decoder step is a twentieth of 20 steps after
-`reset`. It is measured with the library's projections before and after attention, which are the same
-for both (the keys' runs once per 20 steps and takes most of the time), and without them.
+`reset`. It is measured with the library's projections, which are the same for both (that of the
+keys runs once per 20 steps and takes most of the time), and without them.
 """
 
 from __future__ import annotations

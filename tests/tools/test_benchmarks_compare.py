@@ -16,7 +16,7 @@ from benchmarks.comparison.build import BuildError
 from benchmarks.comparison.interleave import Bursts, Measured, Process, Unsupported, WorkerError
 from benchmarks.comparison.jobs import Job
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = Job("tiny", "attention", (1, 1, 2, 4, 4), "both")
 
 
