@@ -1,6 +1,7 @@
-"""Attention of other libraries: their checkpoints, and their live modules swapped in place."""
+"""Attention of other libraries: their checkpoints read, and their live modules swapped in place."""
 
-from .core.convention import CONVENTIONS, Convention, Entry
+from .core.convention import Convention, Entry
+from .core.libraries import CONVENTIONS
 from .core.load import Loaded, load_state_dict_from
 from .core.replace import Replaced, replace_attention
 

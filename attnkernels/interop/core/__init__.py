@@ -1,0 +1,1 @@
+"""The machinery that every library's file is read by."""

@@ -1,10 +1,10 @@
-"""PyTorch Geometric's GATv2Conv where its graph is dense: additive attention by LeakyReLU.
+"""PyTorch Geometric's GATv2Conv on dense graphs: additive attention by LeakyReLU.
 
     alpha_ij = softmax_j(att . LeakyReLU(lin_r x_i + lin_l x_j)),    x'_i = sum_j alpha_ij lin_l x_j
 
-(Brody et al., 2105.14491, equation 7). The message passing of PyG makes [edges, heads, channels];
-the operator makes none of it, but looks at every pair of nodes. So it takes the graphs that have
-at least one pair in `SPARSEST`, and leaves the others to PyG.
+(Brody et al., 2105.14491, equation 7). PyG's message passing writes tensors of [edges, heads,
+channels]. The operator writes none of them but looks at every pair of nodes. It therefore takes the
+graphs in which at least one pair in `SPARSEST` is an edge; PyG computes the others.
 """
 
 from __future__ import annotations
@@ -15,25 +15,47 @@ import torch
 from torch import Tensor
 
 from ..functional.attention import additive_attention
-from .core.live import Draw, Fused, Live
+from ..nn import AdditiveAttention
+from .core.convention import ROW, Convention, Entry
+from .core.live import Draw, Fused, Live, Results
 
 SPARSEST = 16  # on a CPU the operator is three times as fast at 20, with 512 nodes
-_STAGES = ("_propagate_", "_message_", "_aggregate_", "_edge_update_")
+
+# The values are `lin_l` of the sources, which the caller makes and passes as `value`.
+CONVENTIONS = {
+    "pyg-gatv2": Convention(
+        "PyTorch Geometric, GATv2Conv",
+        AdditiveAttention,
+        (
+            Entry("query_proj.weight", ("lin_r.weight",)),
+            Entry("query_proj.bias", ("lin_r.bias",), optional=True),
+            Entry("query_proj.bias", ("lin_l.bias",), optional=True),
+            Entry("key_proj.weight", ("lin_l.weight",)),
+            Entry("weight", ("att",), ROW),
+        ),
+        {"activation": "leaky_relu", "normalize": False, "scale": 1.0},
+        heads=True,
+        left={
+            "bias": "is added to the contexts, after attention",
+            "res.": "projects what is added to the contexts, after attention",
+        },
+    )
+}
 
 
 class GatV2(Fused):
-    """Results as GATv2Conv: node features, with edges and their weights where asked for."""
+    """GATv2Conv: node features, with the edges and their weights if they are asked for."""
 
     def forward(
-        self: Any,
+        self,
         x: Any,
         edge_index: Any,
         edge_attr: Any = None,
-        return_attention_weights: Any = None,
-    ) -> Any:
+        return_attention_weights: bool | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
         sources, targets = (x, x) if isinstance(x, Tensor) else x
         edges = None
-        if (  # what False means has changed between versions
+        if (  # releases differ in the meaning of False
             edge_attr is None
             and return_attention_weights is not False
             and targets is not None
@@ -41,9 +63,7 @@ class GatV2(Fused):
         ):
             edges = _adjacency(self, edge_index, sources.shape[0], targets.shape[0])
         if edges is None:
-            return super().forward(  # type: ignore[misc]
-                x, edge_index, edge_attr, return_attention_weights
-            )
+            return super().forward(x, edge_index, edge_attr, return_attention_weights)
         shape = (-1, self.heads, self.out_channels)
         key = self.lin_l(sources).view(shape).transpose(0, 1)
         shared = self.share_weights and sources is targets
@@ -73,50 +93,51 @@ class GatV2(Fused):
         return out, (edge_index, weights[0][:, target, source].t())
 
 
-def _ends(self: Any, edge_index: Tensor) -> tuple[Tensor, Tensor]:
-    """Sources and targets of the edges."""
+def _ends(module: Any, edge_index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sources and the targets of the edges."""
     first, second = edge_index
-    return (first, second) if self.flow == "source_to_target" else (second, first)
+    return (first, second) if module.flow == "source_to_target" else (second, first)
 
 
-def _adjacency(self: Any, edge_index: Any, sources: int, targets: int) -> Tensor | None:
-    """bool (targets, sources), where the graph is dense and no edge is there twice."""
+def _adjacency(module: Any, edge_index: Any, sources: int, targets: int) -> Tensor | None:
+    """Return bool (targets, sources), or None if the graph is sparse or has an edge twice."""
     if not isinstance(edge_index, Tensor) or edge_index.layout is not torch.strided:
         return None
     if SPARSEST * edge_index.shape[1] < sources * targets:
         return None
-    source, target = _ends(self, edge_index)
+    source, target = _ends(module, edge_index)
     adjacency = torch.zeros(targets, sources, dtype=torch.bool, device=edge_index.device)
     adjacency[target, source] = True
     count = edge_index.shape[1]
-    if self.add_self_loops:  # which are removed first
+    if module.add_self_loops:  # PyG removes the given loops first
         adjacency.fill_diagonal_(False)
         count -= int((source == target).sum())
     if int(adjacency.sum()) != count:
         return None
-    return adjacency.fill_diagonal_(True) if self.add_self_loops else adjacency
+    return adjacency.fill_diagonal_(True) if module.add_self_loops else adjacency
 
 
-def _edges(self: Any, edge_index: Tensor, nodes: int) -> Tensor:
-    """The edges in the order in which PyG gives their weights back."""
-    if not self.add_self_loops:
+def _edges(module: Any, edge_index: Tensor, nodes: int) -> Tensor:
+    """Return the edges in the order in which PyG returns their weights."""
+    if not module.add_self_loops:
         return edge_index
     source, target = edge_index
     loops = torch.arange(nodes, device=edge_index.device).expand(2, nodes)
     return torch.cat([edge_index[:, source != target], loops], 1)
 
 
-def _watched(self: Any) -> bool:
-    """Whether someone looks into the message passing, which must then take place."""
-    return bool(self.explain) or any(
+def _watched(module: Any) -> bool:
+    """Return True if an explanation or a hook looks into the message passing."""
+    stages = ("_propagate_", "_message_", "_aggregate_", "_edge_update_")
+    return bool(module.explain) or any(
         hooks
-        for name, hooks in vars(self).items()
-        if name.endswith("_hooks") and name.startswith(_STAGES)
+        for name, hooks in vars(module).items()
+        if name.endswith("_hooks") and name.startswith(stages)
     )
 
 
-def _trial(module: Any, draw: Draw) -> Any:
-    module.dropout = 0.0  # the weights that are dropped are others
+def _trial(module: Any, draw: Draw) -> Results:
+    module.dropout = 0.0  # the two would drop different weights
     x: Any = draw(4, module.lin_l.weight.shape[1])
     if isinstance(module.in_channels, tuple):
         x = x, draw(4, module.lin_r.weight.shape[1])
