@@ -52,9 +52,7 @@ def test_loaded_module_against_the_formula_of_the_library(
 ) -> None:
     state = checkpoint(case, dtype)
     module = made(case, dtype=dtype)
-    for (
-        parameter
-    ) in module.parameters():  # a parameter that the checkpoint lacks must not keep its value
+    for parameter in module.parameters():  # none may keep its value, if the checkpoint lacks it
         torch.nn.init.normal_(parameter)
     report = load_state_dict_from(module, state, convention=case.convention)
     assert (report.cancelled, tuple(report.left)) == (case.cancelled, case.left)

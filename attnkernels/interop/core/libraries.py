@@ -31,7 +31,9 @@ def _conventions(libraries: list[ModuleType]) -> dict[str, Convention]:
     for library in libraries:
         own: dict[str, Convention] = getattr(library, "CONVENTIONS", {})
         if taken := sorted(table.keys() & own.keys()):
-            raise ValueError(f"{library.__name__} defines conventions of another file: {taken}")
+            raise ValueError(
+                f"CONVENTIONS of {library.__name__} must have names of its own, got {taken}"
+            )
         table |= own
     return table
 
