@@ -41,12 +41,5 @@ def _trial(module: Any, draw: Draw) -> Results:
     return module.forward(draw(2, module._w_matrix.shape[0]), matrix, mask)
 
 
-LIVE = (
-    Live(
-        "allennlp",
-        ("AdditiveAttention",),
-        ("vector", "matrix", "matrix_mask"),
-        Additive,
-        _trial,
-    ),
-)
+_ARGUMENTS = ("vector", "matrix", "matrix_mask")
+LIVE = (Live("allennlp", ("AdditiveAttention",), _ARGUMENTS, Additive, _trial),)

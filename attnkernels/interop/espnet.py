@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..nn import AdditiveAttention, CoverageAttention, LocationSensitiveAttention
 from .core.attend import attend, attend_again, beyond
-from .core.convention import CONV2D, HEADS, PLAIN, Convention, Entry, linears
+from .core.convention import CONV2D, HEADS, PLAIN, Convention, Entry, linears, location
 from .core.live import LENGTHS, Draw, Fused, Live, M, Results
 
 Lengths = Tensor | Sequence[int]
@@ -30,11 +30,7 @@ CONVENTIONS = {
     "espnet-loc": Convention(
         "ESPnet, AttLoc",
         LocationSensitiveAttention,
-        (
-            *_LINEARS,
-            Entry("location_conv.weight", ("loc_conv.weight",), CONV2D),
-            Entry("location_proj.weight", ("mlp_att.weight",)),
-        ),
+        (*_LINEARS, *location("loc_conv", "mlp_att", CONV2D)),
         {**_DOUBLED, "cumulative": False, "initial": "uniform", "detach_weights": False},
         cancels=("gvec.bias",),
     ),

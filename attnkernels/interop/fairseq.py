@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..nn import AdditiveAttention, LocationSensitiveAttention
 from .core.attend import attend, beyond
-from .core.convention import ANY_SCALE, PLAIN, ROW, Convention, Entry, linears
+from .core.convention import ANY_SCALE, PLAIN, Convention, linears, location
 from .core.live import Draw, Fused, Live, M, Results, trial_lengths
 
 CONVENTIONS = {
@@ -24,12 +24,8 @@ CONVENTIONS = {
         "fairseq, LocationAttention",
         LocationSensitiveAttention,
         (
-            Entry("query_proj.weight", ("proj_dec.weight",)),
-            Entry("key_proj.weight", ("proj_enc.weight",)),
-            Entry("query_proj.bias", ("proj_enc.bias",)),
-            Entry("weight", ("proj_out.1.weight",), ROW),
-            Entry("location_conv.weight", ("conv.weight",)),
-            Entry("location_proj.weight", ("proj_attn.weight",)),
+            *linears("proj_dec", "proj_enc", "proj_out.1", key_bias=True),
+            *location("conv", "proj_attn"),
         ),
         ANY_SCALE,
         cancels=("proj_out.1.bias",),
@@ -95,19 +91,9 @@ def _location_trial(module: Any, draw: Draw) -> Results:
     return module.forward(frames, padded, draw(2, module.decoder_dim), state)
 
 
+_MLP = ("decoder_state", "source_hids", "encoder_padding_mask")
+_LOCATION = ("encoder_out", "encoder_padding_mask", "decoder_h", "attn_state")
 LIVE = (
-    Live(
-        "fairseq",
-        ("MLPAttention",),
-        ("decoder_state", "source_hids", "encoder_padding_mask"),
-        Mlp,
-        _mlp_trial,
-    ),
-    Live(
-        "fairseq-location",
-        ("LocationAttention",),
-        ("encoder_out", "encoder_padding_mask", "decoder_h", "attn_state"),
-        Location,
-        _location_trial,
-    ),
+    Live("fairseq", ("MLPAttention",), _MLP, Mlp, _mlp_trial),
+    Live("fairseq-location", ("LocationAttention",), _LOCATION, Location, _location_trial),
 )

@@ -78,14 +78,7 @@ def _why_not(layer: Any) -> str | None:
     return None
 
 
+_ARGUMENTS = ("inputs", "mask", "training", "return_attention_scores", "use_causal_mask")
 LIVE = (
-    Live(
-        "keras",
-        ("AdditiveAttention",),
-        ("inputs", "mask", "training", "return_attention_scores", "use_causal_mask"),
-        Additive,
-        _trial,
-        _why_not,
-        method="call",
-    ),
+    Live("keras", ("AdditiveAttention",), _ARGUMENTS, Additive, _trial, _why_not, method="call"),
 )

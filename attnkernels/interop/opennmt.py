@@ -34,11 +34,7 @@ class Mlp(Fused):
     """
 
     def forward(
-        self,
-        src: Tensor,
-        enc_out: Tensor,
-        src_len: Tensor | None = None,
-        coverage: Tensor | None = None,
+        self, src: Tensor, enc_out: Tensor, src_len: Tensor | None = None, coverage: Any = None
     ) -> tuple[Tensor, Tensor]:
         if coverage is not None:
             return super().forward(src, enc_out, src_len, coverage)
@@ -69,13 +65,5 @@ def _why_not(module: Any) -> str | None:
     return None
 
 
-LIVE = (
-    Live(
-        "opennmt",
-        ("GlobalAttention",),
-        ("src", "enc_out", "src_len", "coverage"),
-        Mlp,
-        _trial,
-        _why_not,
-    ),
-)
+_ARGUMENTS = ("src", "enc_out", "src_len", "coverage")
+LIVE = (Live("opennmt", ("GlobalAttention",), _ARGUMENTS, Mlp, _trial, _why_not),)

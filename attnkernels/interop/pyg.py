@@ -156,13 +156,5 @@ def _why_not(module: Any) -> str | None:
     return None
 
 
-LIVE = (
-    Live(
-        "pyg-gatv2",
-        ("GATv2Conv",),
-        ("x", "edge_index", "edge_attr", "return_attention_weights"),
-        GatV2,
-        _trial,
-        _why_not,
-    ),
-)
+_ARGUMENTS = ("x", "edge_index", "edge_attr", "return_attention_weights")
+LIVE = (Live("pyg-gatv2", ("GATv2Conv",), _ARGUMENTS, GatV2, _trial, _why_not),)

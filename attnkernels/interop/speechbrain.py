@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..nn import AdditiveAttention, LocationSensitiveAttention
 from .core.attend import attend, attend_again, beyond
-from .core.convention import ANY_SCALE, Convention, Entry, linears
+from .core.convention import ANY_SCALE, Convention, Entry, linears, location
 from .core.live import LENGTHS, Draw, Fused, Live, M, Results
 
 _LINEARS = linears("mlp_dec", "mlp_enc", "mlp_attn", query_bias=True, key_bias=True)
@@ -29,8 +29,7 @@ CONVENTIONS = {
         LocationSensitiveAttention,
         (
             *_LINEARS,
-            Entry("location_conv.weight", ("conv_loc.weight",)),
-            Entry("location_proj.weight", ("mlp_loc.weight",)),
+            *location("conv_loc", "mlp_loc"),
             Entry("query_proj.bias", ("mlp_loc.bias",)),
         ),
         {**ANY_SCALE, "cumulative": False, "initial": "uniform", "detach_weights": True},

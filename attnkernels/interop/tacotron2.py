@@ -72,12 +72,11 @@ def _trial(module: Any, draw: Draw) -> Results:
     return module.forward(query, memory, module.memory_layer(memory), draw(2, 2, M), padded)
 
 
-LIVE = (
-    Live(
-        "tacotron2",
-        ("Attention", "_Attention"),
-        ("attention_hidden_state", "memory", "processed_memory", "attention_weights_cat", "mask"),
-        Location,
-        _trial,
-    ),
+_ARGUMENTS = (
+    "attention_hidden_state",
+    "memory",
+    "processed_memory",
+    "attention_weights_cat",
+    "mask",
 )
+LIVE = (Live("tacotron2", ("Attention", "_Attention"), _ARGUMENTS, Location, _trial),)

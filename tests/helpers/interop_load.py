@@ -18,6 +18,8 @@ State = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 # (entries, queries (B, N, Q), keys (B, M, K)) -> weights (B, N, M), with heads (B, heads, N, M)
 Formula = Callable[[State, Tensor, Tensor], Tensor]
+# (entries, weights of the steps before, each (B, M)) -> what the keys get added, (B, M, H)
+Added = Callable[[State, list[Tensor]], Tensor]
 
 
 class LoadCase(NamedTuple):
@@ -78,11 +80,10 @@ def normalised(query: str, key: str, v: str, g: str, b: str, dense: bool) -> For
 
 
 def stepwise(
-    query: str, key: str, score: str, added: Callable[..., Tensor], *, uniform: bool, scale: float
+    query: str, key: str, score: str, added: Added, *, uniform: bool, scale: float
 ) -> Formula:
     """Return the formula of steps, to whose keys ``added`` contributes.
 
-    ``added`` is a function of the entries and of the weights of all earlier steps, [(B, M), ...].
     The weights before the first step are 1 / length with ``uniform``, otherwise 0.
     """
 
@@ -96,6 +97,22 @@ def stepwise(
         return torch.stack(past[1:], 1)
 
     return weights
+
+
+def located(conv: str, proj: str, of: Callable[[list[Tensor]], Tensor]) -> Added:
+    """Return the location features of `stepwise`, of a function of the weights of earlier steps."""
+
+    def added(s: State, past: list[Tensor]) -> Tensor:
+        seen = of(past).unsqueeze(1)
+        seen = functional.conv1d(seen, s[f"{conv}.weight"], padding=WIDTH // 2)
+        return layer(s, proj, seen.mT)
+
+    return added
+
+
+def location_shapes(conv: str, proj: str) -> Shapes:
+    """Return the entries of the two layers of `located`, without a bias."""
+    return {f"{conv}.weight": (CHANNELS, 1, WIDTH), f"{proj}.weight": (H, CHANNELS)}
 
 
 def shapes(query: str, key: str, score: str, biases: str = "") -> Shapes:

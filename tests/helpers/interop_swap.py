@@ -45,6 +45,17 @@ def keep(module: nn.Module, carried: Any = None) -> Any:
     return carried
 
 
+def reselect(case: SwapCase) -> Reorder:
+    """Return a `Reorder` that replaces the cached attributes by a selection, as a beam search."""
+
+    def reorder(module: Any, carried: Any = None) -> Any:
+        for attribute in case.cached:
+            setattr(module, attribute, select(getattr(module, attribute)))
+        return select(carried)
+
+    return reorder
+
+
 def padding(lengths: Any, m: int) -> Tensor:
     """Return bool (B, m), True beyond the lengths, which are a list or a tensor."""
     return torch.arange(m) >= torch.as_tensor(lengths).unsqueeze(1)

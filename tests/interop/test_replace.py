@@ -19,6 +19,7 @@ from helpers.interop_swap import (
     check,
     drive,
     plain,
+    reselect,
     same,
     select,
     swapped,
@@ -83,20 +84,14 @@ def test_the_shapes_types_and_attributes_stay(case: SwapCase) -> None:
 def test_reordered_beams(name: str, grad: bool) -> None:
     """A beam search may select the cached attributes anew between steps."""
     case = SWAPS[name]
-
-    def reorder(module: Any, carried: Any = None) -> Any:
-        for attribute in case.cached:
-            setattr(module, attribute, select(getattr(module, attribute)))
-        return select(carried)
-
     module = swapped(case)
     if grad:
-        check(case, module, reorder)
+        check(case, module, reselect(case))
         return
     module, inputs = module.double(), batches(case, F64).values()
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
-            run = drive(case, reorder)
+            run = drive(case, reselect(case))
             same(run(module, *inputs), run(plain(module), *inputs))
 
 

@@ -22,8 +22,8 @@ from helpers.interop_swap import (
     check,
     drive,
     plain,
+    reselect,
     same,
-    select,
     swapped,
 )
 from helpers.nn_twins import COPIES
@@ -56,13 +56,8 @@ SPEECHBRAIN = pytest.mark.parametrize("make", [content, location])
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_speechbrain(make: Callable[[], SwapCase], dtype: torch.dtype) -> None:
     case = make()
-
-    def reorder(module: Any, carried: Any = None) -> Any:
-        for attribute in case.cached:
-            setattr(module, attribute, select(getattr(module, attribute)))
-
     check(case, swapped(case, dtype))
-    check(case, swapped(case, dtype), reorder)
+    check(case, swapped(case, dtype), reselect(case))
 
 
 @SPEECHBRAIN

@@ -105,3 +105,11 @@ def linears(
         Entry("weight", (f"{weight}.weight",), ROW),
         *(Entry("query_proj.bias", (f"{name}.bias",)) for name in biases),
     )
+
+
+def location(conv: str, proj: str, layout: str = SAME) -> tuple[Entry, ...]:
+    """Return the entries of the two layers that make location features, without biases."""
+    return (
+        Entry("location_conv.weight", (f"{conv}.weight",), layout),
+        Entry("location_proj.weight", (f"{proj}.weight",)),
+    )

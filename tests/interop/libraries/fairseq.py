@@ -5,21 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers.interop_load import (
-    CHANNELS,
-    CONV,
-    WIDTH,
-    H,
-    LoadCase,
-    State,
-    layer,
-    layers,
-    shapes,
-    stepwise,
-)
+from helpers.interop_load import CONV, LoadCase, layers, located, location_shapes, shapes, stepwise
 from helpers.interop_swap import A, D, E, Reorder, SwapCase, padding, weigh
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 class MLPAttention(nn.Module):
@@ -85,13 +73,7 @@ def location_calls(
     return found
 
 
-def added(s: State, past: list[Tensor]) -> Tensor:
-    """Return the location features of the sum of all weights, which the caller passes in."""
-    state = torch.stack(past).sum(0).unsqueeze(1)
-    seen = functional.conv1d(state, s["conv.weight"], padding=WIDTH // 2)
-    return layer(s, "proj_attn", seen.mT)
-
-
+ADDED = located("conv", "proj_attn", lambda past: torch.stack(past).sum(0))
 LOADS = {
     "fairseq": LoadCase(
         "fairseq",
@@ -103,8 +85,8 @@ LOADS = {
         "fairseq-location",
         CONV | {"cumulative": True, "scale": 2.0},
         shapes("proj_dec", "proj_enc", "proj_out.1", "proj_enc proj_out.1")
-        | {"conv.weight": (CHANNELS, 1, WIDTH), "proj_attn.weight": (H, CHANNELS)},
-        stepwise("proj_dec", "proj_enc", "proj_out.1", added, uniform=False, scale=2.0),
+        | location_shapes("conv", "proj_attn"),
+        stepwise("proj_dec", "proj_enc", "proj_out.1", ADDED, uniform=False, scale=2.0),
         cancelled=("proj_out.1.bias",),
     ),
 }

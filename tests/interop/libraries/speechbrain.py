@@ -6,21 +6,18 @@ from typing import Any
 
 import torch
 from helpers.interop_load import (
-    CHANNELS,
     CONV,
-    WIDTH,
     H,
     K,
     LoadCase,
-    State,
-    layer,
     layers,
+    located,
+    location_shapes,
     shapes,
     stepwise,
 )
 from helpers.interop_swap import A, D, E, Reorder, SwapCase, padding, weigh
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 class ContentBasedAttention(nn.Module):
@@ -90,14 +87,9 @@ def calls(module: Any, memory: Tensor, states: Tensor, lengths: Any, reorder: Re
     return found
 
 
-def location(s: State, past: list[Tensor]) -> Tensor:
-    seen = past[-1].detach().unsqueeze(1)
-    seen = functional.conv1d(seen, s["conv_loc.weight"], padding=WIDTH // 2)
-    return layer(s, "mlp_loc", seen.mT)
-
-
 LAYERS = ("mlp_dec", "mlp_enc", "mlp_attn")
 OUT = {"mlp_out.weight": (5, K), "mlp_out.bias": (5,)}
+ADDED = located("conv_loc", "mlp_loc", lambda past: past[-1].detach())
 LOADS = {
     "speechbrain": LoadCase(
         "speechbrain",
@@ -111,12 +103,9 @@ LOADS = {
         CONV | {"initial": "uniform", "detach_weights": True},
         shapes(*LAYERS, "mlp_dec mlp_enc")
         | OUT
-        | {
-            "conv_loc.weight": (CHANNELS, 1, WIDTH),
-            "mlp_loc.weight": (H, CHANNELS),
-            "mlp_loc.bias": (H,),
-        },
-        stepwise(*LAYERS, location, uniform=True, scale=1.0),
+        | location_shapes("conv_loc", "mlp_loc")
+        | {"mlp_loc.bias": (H,)},
+        stepwise(*LAYERS, ADDED, uniform=True, scale=1.0),
         left=("mlp_out.weight", "mlp_out.bias"),
     ),
 }
