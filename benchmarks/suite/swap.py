@@ -1,10 +1,11 @@
-"""Attention of other libraries, as they compute it and swapped by `replace_attention`.
+"""Attention modules of other libraries, before and after `replace_attention`.
 
     python -m benchmarks.suite.swap [--seconds S] [--json FILE]
 
-Forward and backward, in one process, interleaved. A decoder step is a twentieth of 20 steps after
-`reset`, with what the library projects before and after attention, which is the same for both (keys
-once in 20 steps, which is most of it); and once more without that.
+Forward and backward passes run interleaved in one process. The time of a decoder step is a
+twentieth of 20 steps after `reset`. It includes the library's projections before and after
+attention, which are the same for both; most of it is the one projection of the keys. A second case
+leaves them out.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ STEPS = 20
 class Case(NamedTuple):
     name: str
     module: torch.nn.Module
-    run: Callable[[Any], Tensor]  # module -> something to go backward from
-    per: int = 1  # how many steps it is
-    without: tuple[str, ...] = ()  # projections that are taken out of both, once it is swapped
+    run: Callable[[Any], Tensor]  # module -> a result to differentiate
+    per: int = 1  # decoder steps in a run
+    without: tuple[str, ...] = ()  # projections to leave out of both
 
 
 def cases() -> tuple[list[Case], dict[str, str]]:
-    """What can be measured here, and for the others why not."""
+    """Return the cases that can run here, and for each other one the reason."""
     made, absent = [], {}
     for make in (
         speechbrain_content,
@@ -108,7 +109,7 @@ def _draw(*sizes: int) -> Tensor:
 
 
 def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Milliseconds and memory of both, a step where the case has steps."""
+    """Return milliseconds per step and peak memory of both."""
     # Keras copies its own layer, so the copy is the one that stays what it was.
     own = copy.deepcopy(case.module)
     report = replace_attention(case.module)
@@ -133,13 +134,13 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.suite.swap",
         description="Other libraries' attention, before and after",
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="a case (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    parser.add_argument("--seconds", type=float, default=5.0, help="per case (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the figures")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     found, absent = cases()

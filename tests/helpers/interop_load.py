@@ -18,7 +18,7 @@ State = dict[str, Tensor]
 Shapes = dict[str, tuple[int, ...]]
 # (entries, queries (B, N, Q), keys (B, M, K)) -> weights (B, N, M), with heads (B, heads, N, M)
 Formula = Callable[[State, Tensor, Tensor], Tensor]
-# (entries, weights of the steps before, each (B, M)) -> what the keys get added, (B, M, H)
+# (entries, weights (B, M) of every earlier step) -> the term added to the keys, (B, M, H)
 Added = Callable[[State, list[Tensor]], Tensor]
 
 
@@ -82,7 +82,7 @@ def normalised(query: str, key: str, v: str, g: str, b: str, dense: bool) -> For
 def stepwise(
     query: str, key: str, score: str, added: Added, *, uniform: bool, scale: float
 ) -> Formula:
-    """Return the formula of steps, to whose keys ``added`` contributes.
+    """Return the formula of steps whose keys have ``added`` added to them.
 
     The weights before the first step are 1 / length with ``uniform``, otherwise 0.
     """

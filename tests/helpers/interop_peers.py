@@ -1,4 +1,4 @@
-"""What the tests that use the libraries themselves have in common."""
+"""Shared by the tests that use the libraries themselves."""
 
 from __future__ import annotations
 

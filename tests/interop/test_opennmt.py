@@ -1,4 +1,4 @@
-"""OpenNMT-py: its own module swapped, and what it computes itself.
+"""OpenNMT-py: its own module swapped, and the calls that stay its own.
 
 Tests of OpenNMT-py itself are skipped if it is not installed.
 """
@@ -24,7 +24,7 @@ pytestmark = QUIET
 
 @pytest.fixture(scope="module")
 def opennmt_attention() -> Iterator[Any]:
-    """Yield the class, and then remove the modules that stand-ins for its packages let in."""
+    """Yield the class, and afterwards remove the modules imported under stand-in packages."""
     before = set(sys.modules)
     yield installed(peers.opennmt).GlobalAttention
     for name in set(sys.modules) - before:

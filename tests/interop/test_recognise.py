@@ -19,7 +19,7 @@ from attnkernels.nn import AdditiveAttention
 
 
 class Decoder(nn.Module):
-    """A user's module, whose attention is an attribute."""
+    """A user's module with attention in an attribute."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()

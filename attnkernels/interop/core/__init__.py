@@ -1,1 +1,1 @@
-"""The machinery that every library's file is read by."""
+"""The parts that read every library's file and know none of the libraries."""

@@ -1,4 +1,4 @@
-"""How the parameters of another library's additive attention map onto a module of this one.
+"""The map from another library's parameters of additive attention to those of a module.
 
 Libraries differ in more than names:
 
@@ -57,7 +57,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Convention:
-    """How one attention class of one library maps onto a module.
+    """The map from one attention class of one library to a module.
 
     Attributes:
         source: the library and its class, as reports name them.

@@ -1,4 +1,4 @@
-"""How a live module of another library is recognised, and the class that it takes on."""
+"""Recognition of a live module of another library, and the class that it takes on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEPT = "_attnkernels_kept"  # the attribute of a module that holds its prepared 
 Draw = Callable[..., Tensor]  # sizes -> a random tensor of the module's dtype and device
 Results: TypeAlias = "Tensor | Sequence[Results]"
 
-M, LENGTHS = 5, (5, 3)  # the keys of a trial's two sequences, and how many of each are no padding
+M, LENGTHS = 5, (5, 3)  # keys per sequence in a trial, and those of its two that are not padding
 
 
 def trial_lengths(like: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def _nothing(module: nn.Module) -> str | None:
 
 @dataclass(frozen=True)
 class Live:
-    """How a live module of another library is recognised, and what computes for it.
+    """The rule by which a live module is recognised, and the class that computes for it.
 
     Attributes:
         convention: a key of the same file's ``CONVENTIONS``.

@@ -1,4 +1,4 @@
-"""The attention modules of a live model, computed by the fused operator in place."""
+"""Attention modules of a live model, swapped for the fused operator in place."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Replaced:
 
 
 def replace_attention(model: nn.Module, *, only: Collection[str] | None = None) -> Replaced:
-    """Compute the additive attention of a model by the fused operator, in place.
+    """Swap the additive attention of a model for the fused operator, in place.
 
     A module is recognised by the names of its class and of its method's arguments; the libraries
     are those of `attnkernels.interop.CONVENTIONS`. It remains the same object, with its parameters,
@@ -66,18 +66,21 @@ def replace_attention(model: nn.Module, *, only: Collection[str] | None = None) 
         ValueError: a name in ``only`` matches no module.
     """
     modules = _checked(model, only)
-    swapped, left = {}, {}
+    swapped: dict[str, str] = {}
+    left: dict[str, str] = {}
     for name, module in modules.items():
-        live, why = _recognise(module)
-        if live is None and why is None:
+        live = _recognise(module)
+        if live is None:
             continue
         if only is not None and not any(fnmatchcase(name, pattern) for pattern in only):
             left[name] = "not in only"
-        elif why is None and live is not None and (why := difference(module, live)) is None:
+        elif isinstance(live, str):
+            left[name] = live
+        elif (why := difference(module, live)) is not None:
+            left[name] = why
+        else:
             object.__setattr__(module, "__class__", fused_class(live.fused, type(module)))
             swapped[name] = CONVENTIONS[live.convention].source
-        else:
-            left[name] = str(why)
     around = [name for name in left if any(each.startswith(_inside(name)) for each in swapped)]
     return Replaced(swapped, {name: why for name, why in left.items() if name not in around})
 
@@ -113,25 +116,25 @@ def _modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
         yield (path if seen[path] == 1 else f"{path}:{seen[path]}"), layer
 
 
-def _recognise(module: nn.Module) -> tuple[Live | None, str | None]:
-    """Return the entry of a module, or the reason it is left, or (None, None) if no attention."""
+def _recognise(module: nn.Module) -> Live | str | None:
+    """Return the entry of a module, or the reason it is left, or None if it is no attention."""
     own = type(module)
     if isinstance(module, Fused):
-        return None, "it is swapped already"
+        return "it is swapped already"
     if own.__module__.startswith("attnkernels."):
-        return None, None
+        return None
     named = [live for live in LIVE if own.__name__ in live.names]
     for live in named:
         if _takes(own, live):
             try:
-                return live, live.why_not(module)
+                return live.why_not(module) or live
             except (AttributeError, KeyError) as error:
-                return None, f"it is not the class that {live.convention!r} knows: {error}"
+                return f"it is not the class that {live.convention!r} knows: {error}"
     if named:
-        return None, f"its arguments are not those of {_sources(named)}"
+        return f"its arguments are not those of {_sources(named)}"
     if "att" in own.__name__.lower():
-        return None, f"no convention knows the class {own.__name__}"
-    return None, None
+        return f"no convention knows the class {own.__name__}"
+    return None
 
 
 def _takes(own: type[nn.Module], live: Live) -> bool:

@@ -13,9 +13,10 @@ from .live import Draw, Live, Results, fused_class
 
 
 def difference(module: nn.Module, live: Live) -> str | None:
-    """Return None if both classes compute the same, in training and evaluation, or else a sentence.
+    """Return a sentence if the two classes compute different results, in training or evaluation.
 
-    The module, its buffers, its cached tensors and the random state stay unchanged.
+    Return None if they agree. The module, its buffers, its cached tensors and the random state stay
+    unchanged.
     """
     own = type(module)
     source = CONVENTIONS[live.convention].source

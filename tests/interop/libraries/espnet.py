@@ -43,7 +43,7 @@ class AttAdd(nn.Module):
         self.h_length = self.enc_h = self.pre_compute_enc_h = self.mask = None
 
     def step(self, frames, lengths, dec_z, added, scaling):
-        """Take one step. ``added`` is a function of what is added to the keys, once masked."""
+        """Take one step. ``added()`` returns the term added to the keys; it may read the mask."""
         if self.pre_compute_enc_h is None or self.han_mode:
             self.enc_h, self.h_length = frames, frames.shape[1]
             self.pre_compute_enc_h = self.mlp_enc(frames)
