@@ -28,7 +28,7 @@ class LoadCase(NamedTuple):
     Attributes:
         convention: a key of `CONVENTIONS`.
         options: keyword arguments of the module.
-        shapes: the entries of the checkpoint.
+        shapes: the entries of the checkpoint, the first of them the matrix of the query.
         formula: the library's weights, in plain PyTorch and by its own names.
         cancelled, left: the entries that the report must list as such.
         sizes: query_dim, key_dim and hidden_dim of the module.

@@ -106,9 +106,11 @@ def test_missing_unexpected_and_wrongly_shaped_entries_are_all_named(case: LoadC
         assert all(torch.equal(x, before[each]) for each, x in module.state_dict().items())
 
 
-@pytest.mark.parametrize("name", [name for name in LOADS if name != "keras"])
+WITH_MATRIX = [n for n, case in LOADS.items() if not CONVENTIONS[case.convention].identities]
+
+
+@pytest.mark.parametrize("name", WITH_MATRIX)
 def test_a_transposed_matrix_is_refused(name: str) -> None:
-    """Keras has no matrix."""
     case = LOADS[name]
     state = checkpoint(case)
     name = next(iter(state))
