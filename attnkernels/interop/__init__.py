@@ -1,4 +1,7 @@
-"""Attention of other libraries: their checkpoints read, and their live modules swapped in place."""
+"""Attention of other libraries: their checkpoints read, and their live modules swapped in place.
+
+Every library is one file of this package, and `core` finds and reads them all.
+"""
 
 from .core.convention import Convention, Entry
 from .core.libraries import CONVENTIONS

@@ -64,33 +64,41 @@ class GatV2(Fused):
             edges = _adjacency(self, edge_index, sources.shape[0], targets.shape[0])
         if edges is None:
             return super().forward(x, edge_index, edge_attr, return_attention_weights)
-        shape = (-1, self.heads, self.out_channels)
-        key = self.lin_l(sources).view(shape).transpose(0, 1)
-        shared = self.share_weights and sources is targets
-        query = key if shared else self.lin_r(targets).view(shape).transpose(0, 1)
-        result = additive_attention(
-            query,
-            key,
-            key,
-            self.att[0],
-            attn_mask=None if edges.all() else edges,
-            dropout_p=self.dropout if self.training else 0.0,
-            activation="leaky_relu",
-            negative_slope=self.negative_slope,
-            return_weights=return_attention_weights is not None,
-        )
-        context, *weights = result if isinstance(result, tuple) else (result,)
-        out = context.transpose(0, 1)
-        out = out.flatten(1) if self.concat else out.mean(1)
+        wanted = return_attention_weights is not None
+        context, weights = _attend(self, sources, targets, edges, return_weights=wanted)
+        out = context.flatten(1) if self.concat else context.mean(1)
         if self.res is not None:
             out = out + self.res(targets)
         if self.bias is not None:
             out = out + self.bias
-        if not weights:
+        if weights is None:
             return out
         edge_index = _edges(self, edge_index, min(sources.shape[0], targets.shape[0]))
         source, target = _ends(self, edge_index)
-        return out, (edge_index, weights[0][:, target, source].t())
+        return out, (edge_index, weights[:, target, source].t())
+
+
+def _attend(
+    module: Any, sources: Tensor, targets: Tensor, edges: Tensor, *, return_weights: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return contexts (targets, heads, channels), and weights (heads, targets, sources) or None."""
+    shape = (-1, module.heads, module.out_channels)
+    key = module.lin_l(sources).view(shape).transpose(0, 1)
+    shared = module.share_weights and sources is targets
+    query = key if shared else module.lin_r(targets).view(shape).transpose(0, 1)
+    result = additive_attention(
+        query,
+        key,
+        key,
+        module.att[0],
+        attn_mask=None if edges.all() else edges,
+        dropout_p=module.dropout if module.training else 0.0,
+        activation="leaky_relu",
+        negative_slope=module.negative_slope,
+        return_weights=return_weights,
+    )
+    context, weights = result if isinstance(result, tuple) else (result, None)
+    return context.transpose(0, 1), weights
 
 
 def _ends(module: Any, edge_index: Tensor) -> tuple[Tensor, Tensor]:
