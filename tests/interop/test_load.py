@@ -156,7 +156,7 @@ def test_wrong_settings_are_refused(name: str, options: dict[str, Any], message:
 
 def test_other_refusals() -> None:
     state, module = checkpoint(LOADS["joeynmt"]), AdditiveAttention(Q, K, H)
-    with pytest.raises(ValueError, match="convention must be one of 'allennlp', .*, got 'marian'"):
+    with pytest.raises(ValueError, match="convention must be one of .*'gnmt', .*got 'marian'"):
         load_state_dict_from(module, state, convention="marian")
     for other in (LocationSensitiveAttention(Q, K, H), CoverageAttention(Q, K, H)):
         with pytest.raises(TypeError, match="module must be an attnkernels.nn.AdditiveAtt.*, got"):
