@@ -1,7 +1,6 @@
-"""Attention modules of other libraries, imported without the rest of their packages.
+"""Import the attention of other libraries without the rest of their packages.
 
-SpeechBrain needs torchaudio and OpenNMT-py needs many packages. Stand-ins take their place, since
-only one module of each library is used. Every function raises ImportError if it cannot import.
+SpeechBrain imports torchaudio, and OpenNMT-py imports many packages; one module of each is enough.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from typing import Any
 
 
 def speechbrain() -> Any:
-    """Import speechbrain.nnet.attention."""
+    """Return the module speechbrain.nnet.attention; raise ImportError without SpeechBrain."""
     there = "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio")
     with _stand_ins({} if there else {"torchaudio": []}):
         return importlib.import_module("speechbrain.nnet.attention")
 
 
 def opennmt() -> Any:
-    """Import onmt.modules.global_attention."""
+    """Return the module onmt.modules.global_attention; raise ImportError without OpenNMT-py."""
     found = importlib.util.find_spec("onmt")
     if found is None or found.origin is None:
         raise ImportError("No module named 'onmt'")
@@ -36,7 +35,7 @@ def opennmt() -> Any:
 
 
 def keras() -> Any:
-    """Import keras with torch as its backend."""
+    """Return Keras with torch as its backend; raise ImportError if that is impossible."""
     os.environ.setdefault("KERAS_BACKEND", "torch")
     module = importlib.import_module("keras")
     if module.backend.backend() != "torch":
@@ -45,7 +44,7 @@ def keras() -> Any:
 
 
 def geometric() -> Any:
-    """Import torch_geometric.nn."""
+    """Return torch_geometric.nn; raise ImportError without PyTorch Geometric."""
     return importlib.import_module("torch_geometric.nn")
 
 

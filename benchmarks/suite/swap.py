@@ -1,11 +1,10 @@
-"""Attention modules of other libraries, before and after `replace_attention`.
+"""Measure the attention of other libraries before and after `replace_attention`.
 
     python -m benchmarks.suite.swap [--seconds S] [--json FILE]
 
-Forward and backward passes run interleaved in one process. The time of a decoder step is a
-twentieth of 20 steps after `reset`. It includes the library's projections before and after
-attention, which are the same for both; most of it is the one projection of the keys. A second case
-leaves them out.
+Forward and backward run interleaved in one process. A decoder step is a twentieth of 20 steps after
+`reset`. It is measured with the library's projections, which are the same for both (that of the
+keys runs once per 20 steps and takes most of the time), and without them.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ STEPS = 20
 class Case(NamedTuple):
     name: str
     module: torch.nn.Module
-    run: Callable[[Any], Tensor]  # module -> a result to differentiate
-    per: int = 1  # decoder steps in a run
-    without: tuple[str, ...] = ()  # projections to leave out of both
+    run: Callable[[Any], Tensor]  # module -> the tensor to differentiate
+    per: int = 1  # how many steps it is
+    without: tuple[str, ...] = ()  # projections that are removed from both, once it is swapped
 
 
 def cases() -> tuple[list[Case], dict[str, str]]:
-    """Return the cases that can run here, and for each other one the reason."""
+    """Return the cases that can be measured here, and the reasons for the others."""
     made, absent = [], {}
     for make in (
         speechbrain_content,
@@ -109,8 +108,8 @@ def _draw(*sizes: int) -> Tensor:
 
 
 def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Return milliseconds per step and peak memory of both."""
-    # Keras copies its own layer, so the copy is the one that stays what it was.
+    """Return the milliseconds and memory of both, per step if the case has steps."""
+    # Keras copies its own layer, so the copy stays unswapped.
     own = copy.deepcopy(case.module)
     report = replace_attention(case.module)
     if list(report.swapped) != [""]:
@@ -139,8 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks.suite.swap",
         description="Other libraries' attention, before and after",
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="per case (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the figures")
+    parser.add_argument("--seconds", type=float, default=5.0, help="a case (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     found, absent = cases()
