@@ -58,7 +58,7 @@ test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interprete
 peers: $(VENV)/.dev build ## swapped modules against the libraries that they are of, installed for it
 	$(BIN)/pip install -q --no-build-isolation -e ".[peers]"
 	$(BIN)/pip install -q --no-deps speechbrain OpenNMT-py
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -q $(PYTEST_FLAGS) $(call FILES,interop,peers graph)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/interop
 
 bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
 	$(BIN)/python -m benchmarks.suite

@@ -1,150 +1,39 @@
-"""SpeechBrain, OpenNMT-py and Keras themselves: their modules swapped, against their own results.
+"""Keras: its own AdditiveAttention swapped, against its results and its documented formula.
 
-Each is skipped where it is not installed.
+Skipped if Keras is not installed.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.inputs import F32, F64
-from helpers.interop_cases import (
-    A,
-    Case,
-    D,
-    E,
-    batches,
-    check,
-    drive,
-    opennmt,
-    plain,
-    same,
-    select,
-    speechbrain,
-    swapped,
-    tensors,
-)
-from helpers.nn_twins import COPIES
+from helpers.inputs import F64
+from helpers.interop_peers import QUIET, installed
+from helpers.interop_swap import tensors
 from torch import Tensor
 
 from attnkernels.interop import load_state_dict_from, replace_attention
-from attnkernels.interop.core.live import KEPT, Fused
+from attnkernels.interop.core.live import Fused
 from attnkernels.nn import AdditiveAttention
 from attnkernels.testing import assert_within_budget
 from benchmarks.suite import peers
 
-pytestmark = [  # of what the libraries themselves call
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*custom_:FutureWarning"),
-]
-BOTH = pytest.mark.parametrize("dtype", [F32, F64])
-
-
-def there(import_it: Callable[[], Any]) -> Any:
-    try:
-        return import_it()
-    except ImportError as error:
-        pytest.skip(f"{import_it.__name__} is not to be had here: {error}")
-
-
-@pytest.fixture(scope="module")
-def opennmt_attention() -> Iterator[Any]:
-    """The class. The packages around it were stand-ins, and nobody else shall find their inside."""
-    before = set(sys.modules)
-    yield there(peers.opennmt).GlobalAttention
-    for name in set(sys.modules) - before:
-        if name.startswith("onmt."):
-            del sys.modules[name]
-
-
-def content() -> Case:
-    cls = there(peers.speechbrain).ContentBasedAttention
-    cached = ("precomputed_enc_h", "mask")
-    return Case(lambda: cls(E, D, A, 4, scaling=1.5), speechbrain, "SpeechBrain, Content", cached)
-
-
-def location() -> Case:
-    cls = there(peers.speechbrain).LocationAwareAttention
-    cached = ("precomputed_enc_h", "mask", "prev_attn")
-    return Case(lambda: cls(E, D, A, 4, 3, 2), speechbrain, "SpeechBrain, Location", cached)
-
-
-SPEECHBRAIN = pytest.mark.parametrize("make", [content, location])
-
-
-@SPEECHBRAIN
-@BOTH
-def test_speechbrain(make: Callable[[], Case], dtype: torch.dtype) -> None:
-    case = make()
-
-    def reorder(module: Any, carried: Any = None) -> Any:
-        for attribute in case.cached:
-            setattr(module, attribute, select(getattr(module, attribute)))
-
-    check(case, swapped(case, dtype))
-    check(case, swapped(case, dtype), reorder)
-
-
-@SPEECHBRAIN
-def test_speechbrain_keeps_its_attributes_and_copies(make: Callable[[], Case]) -> None:
-    case = make()
-    module, inputs = swapped(case, F64), batches(case, F64, grad=False).values()
-    original = plain(module)
-    with torch.no_grad():
-        same(drive(case)(module, *inputs), drive(case)(original, *inputs))
-        assert set(vars(module)) - {KEPT} == set(vars(original))
-        same(*([getattr(x, name) for name in case.cached] for x in (module, original)))
-        for duplicate in COPIES:
-            twin = duplicate(module)
-            assert type(twin) is type(module) and isinstance(twin, Fused)
-            same(drive(case)(twin, *inputs), drive(case)(module, *inputs))
-
-
-def test_the_tables_names_are_those_of_speechbrain() -> None:
-    module = content().make()
-    ours = AdditiveAttention(D, E, A, scale=1.5)
-    load_state_dict_from(ours, module.state_dict(), convention="speechbrain")
-    memory, query = torch.randn(2, 6, E), torch.randn(2, D)
-    lengths = torch.tensor([6, 2])
-    _, weights = ours(query, memory, key_lengths=lengths, return_weights=True)
-    torch.testing.assert_close(weights, module(memory, lengths, query)[1])
-
-
-@BOTH
-def test_opennmt(opennmt_attention: Any, dtype: torch.dtype) -> None:
-    case = Case(
-        lambda: opennmt_attention(E, attn_type="mlp"), opennmt, "GlobalAttention", sizes=(E, E)
-    )
-    check(case, swapped(case, dtype))
-
-
-def test_what_stays_opennmts(opennmt_attention: Any) -> None:
-    module = opennmt_attention(E, coverage=True, attn_type="mlp")
-    assert replace_attention(module).swapped
-    src, memory, coverage = torch.randn(2, E), torch.randn(2, 5, E), torch.rand(2, 5)
-    found = module(src, memory.clone(), torch.tensor([5, 3]), coverage)
-    wanted = plain(module)(src, memory.clone(), torch.tensor([5, 3]), coverage)
-    assert all(torch.equal(x, y) for x, y in zip(found, wanted, strict=True))
-    for options in ({"attn_type": "dot"}, {"attn_type": "mlp", "attn_func": "sparsemax"}):
-        report = replace_attention(opennmt_attention(E, **options))
-        assert not report.swapped and "attn_" in report.left[""]
+pytestmark = QUIET
 
 
 @pytest.fixture
 def keras(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("KERAS_BACKEND", "torch")
-    return there(peers.keras)
+    return installed(peers.keras)
 
 
 QUERY_MASK = torch.tensor([[True, True, False, True], [True, False, True, True]])
 VALUE_MASK = torch.tensor([[True, False, True, True, True], [True, True, True, False, False]])
 CALLS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
-    # how many inputs, options of the layer, of the call
+    # number of inputs, options of the layer, options of the call
     "two": (2, {}, {}),
     "three": (3, {}, {}),
     "nothing learned": (3, {"use_scale": False}, {"return_attention_scores": True}),
@@ -166,7 +55,7 @@ def keras_formula(
     use_causal_mask: bool = False,
     return_attention_scores: bool = False,
 ) -> tuple[Tensor, ...]:
-    """What the documentation of AdditiveAttention says, in torch."""
+    """Compute the documented formula of AdditiveAttention in torch."""
     (query, value), key, (query_mask, value_mask) = inputs[:2], inputs[-1], mask[:2]
     hidden = torch.tanh(query.unsqueeze(2) + key.unsqueeze(1))
     scores = (hidden if scale is None else hidden * scale).sum(-1)
@@ -211,14 +100,14 @@ def test_keras(keras: Any, count: int, of_layer: dict[str, Any], of_call: dict[s
     scale = leaves[count] if module.use_scale else None
     exact = with_gradients(keras_formula(leaves[:count], scale, **of_call), leaves)
     for name, z in exact.items():
-        # w has entries of up to 1, of glorot_uniform or where there is none: scores of up to 9;
+        # w has entries of up to 1, by glorot_uniform or without a scale: scores of up to 9;
         # a gradient sums over 2 batches, 4 queries and 5 keys
         size = 9 * max(1.0, z.abs().max().item()) * (1 if "output" in name else 10)
         assert_within_budget(found[name], wanted[name], z, magnitude=size, name=name)
 
 
 def functional_model(keras: Any) -> Any:
-    """Embedded tokens, of which 0 is padding that Keras masks, and attention between them."""
+    """Return a model of embedded tokens, masked where they are 0, with attention between them."""
     query, value = keras.Input((4,), dtype="int32"), keras.Input((5,), dtype="int32")
     embed = keras.layers.Embedding(10, 8, mask_zero=True)
     attended = keras.layers.AdditiveAttention(name="between")([embed(query), embed(value)])
@@ -257,7 +146,7 @@ def test_a_model_of_keras(keras: Any, tmp_path: Path) -> None:
 
 
 def test_layers_inside_layers_of_keras(keras: Any) -> None:
-    """Each is found once, whether torch sees it as well or not, and whatever it is called."""
+    """Each layer is found once, even if torch sees it too or two have the same name."""
 
     class AttentionBlock(keras.Model):
         def __init__(self) -> None:
@@ -298,7 +187,7 @@ def test_other_dtypes_of_keras(keras: Any, policy: str) -> None:
 
 
 def test_dropout_of_keras(keras: Any) -> None:
-    """In training the share that was asked for is zero, and what is left is scaled."""
+    """In training the given share of weights is zero, and the others are scaled."""
     layer = keras.layers.AdditiveAttention(dropout=0.4, seed=0)
     inputs = [torch.randn(2, 50, 8), torch.randn(2, 60, 8)]
     layer(inputs)

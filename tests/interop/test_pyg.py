@@ -1,4 +1,4 @@
-"""PyTorch Geometric's GATv2Conv, swapped: on dense graphs fused, on others and when watched not."""
+"""PyTorch Geometric's own GATv2Conv, swapped: fused on dense graphs, unless it is watched."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.inputs import F32, F64
-from helpers.interop_cases import plain, same, tensors
+from helpers.interop_swap import plain, same, tensors
 from helpers.nn_twins import COPIES, check_twin
 from torch import Tensor, nn
 
@@ -18,13 +18,13 @@ from benchmarks.suite import peers
 try:
     geometric = peers.geometric()
 except ImportError as error:
-    pytest.skip(f"PyTorch Geometric is not to be had here: {error}", allow_module_level=True)
+    pytest.skip(f"PyTorch Geometric cannot be imported: {error}", allow_module_level=True)
 
 SOURCES, TARGETS, FEATURES = 12, 9, 5
 
 
 def graph(*, sources: int = SOURCES, targets: int = SOURCES, density: float = 0.4) -> Tensor:
-    """Random edges (2, E) in random order, loops among them; node 1 has none."""
+    """Return random edges (2, E), with loops, in random order. Node 1 has no edge."""
     generator = torch.Generator().manual_seed(5)
     there = torch.rand(sources, targets, generator=generator) < density
     there[1], there[:, 1] = False, False
@@ -37,7 +37,7 @@ def complete(nodes: int = SOURCES) -> Tensor:
 
 
 def convolution(dtype: torch.dtype = F32, **options: Any) -> Any:
-    """A swapped one, of two heads unless the options say otherwise."""
+    """Return a swapped GATv2Conv, by default of two heads."""
     size = options.pop("in_channels", FEATURES)
     module = geometric.GATv2Conv(size, 3, **{"heads": 2, **options}).to(dtype)
     if module.bias is not None:
@@ -48,7 +48,7 @@ def convolution(dtype: torch.dtype = F32, **options: Any) -> Any:
 
 
 def calls_of_its_own(module: Any) -> list[str]:
-    """A list that grows by one with each message passing of the library."""
+    """Return a list that grows by one with each message passing of the library."""
     calls, own = [], module.propagate
 
     def propagate(*args: Any, **options: Any) -> Any:
@@ -60,7 +60,7 @@ def calls_of_its_own(module: Any) -> list[str]:
 
 
 def check(module: Any, inputs: dict[str, Tensor], edges: Tensor) -> None:
-    """Features, weights of the edges and gradients, against the library; and no message passing."""
+    """Assert that results and gradients are the library's, without a message passing."""
 
     def call(module: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
         x = inputs[0] if len(inputs) == 1 else inputs
@@ -96,7 +96,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("edges", [complete(), graph()], ids=["complete", "dense"])
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_nodes(options: dict[str, Any], edges: Tensor, dtype: torch.dtype) -> None:
-    """Where no loops are added, node 1 has no edge at all: its attention is 0."""
+    """Without added loops node 1 has no edge, so that its attention is 0."""
     x = torch.randn(SOURCES, FEATURES, dtype=dtype, requires_grad=True)
     check(convolution(dtype, **options).eval(), {"x": x}, edges)
 
@@ -105,7 +105,7 @@ def test_nodes(options: dict[str, Any], edges: Tensor, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("more", [{}, {"residual": True}, {"bias": False, "concat": False}])
 @pytest.mark.parametrize("sizes", [(SOURCES, TARGETS), (TARGETS, SOURCES)])
 def test_two_kinds_of_nodes(loops: bool, more: dict[str, Any], sizes: tuple[int, int]) -> None:
-    """Sources and targets of other numbers and features."""
+    """Sources and targets differ in number and in features."""
     sources, targets = sizes
     module = convolution(in_channels=(FEATURES, 4), add_self_loops=loops, **more)
     inputs = {
@@ -116,13 +116,13 @@ def test_two_kinds_of_nodes(loops: bool, more: dict[str, Any], sizes: tuple[int,
 
 
 def test_the_same_nodes_twice() -> None:
-    """As a tuple, with layers that are shared."""
+    """A tuple of the same nodes, with shared layers."""
     module, x = convolution(share_weights=True), torch.randn(SOURCES, FEATURES)
     same(module((x, x), graph()), plain(module)((x, x), graph()))
 
 
 OWN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    # options of the module, and arguments of the call
+    # options of the module, arguments of the call
     "an edge that is there twice": ({}, {"edge_index": torch.cat([complete(), graph()], 1)}),
     "few edges": ({}, {"edge_index": torch.tensor([[0, 3, 4], [2, 2, 1]])}),
     "no edges": ({"add_self_loops": False}, {"edge_index": torch.empty(2, 0, dtype=torch.int64)}),
@@ -168,7 +168,7 @@ def test_hooks_and_explanations_see_the_messages() -> None:
 
 
 def test_dropout_in_training() -> None:
-    """The share that was asked for, of the weights that come back as well."""
+    """The given share is dropped, also of the weights that are returned."""
     module, nodes = convolution(heads=4, dropout=0.4), 40
     x, edges = torch.randn(nodes, FEATURES), complete(nodes)
     _, (_, weights) = module(x, edges, return_attention_weights=True)
