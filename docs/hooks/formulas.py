@@ -1,32 +1,39 @@
 """Turn the formulas of a page into MathML while the site is built, so that browsers need no script.
 
 Pages write ``$...$`` and fences of ``math``, which GitHub renders too; pymdownx.arithmatex marks
-them. A `\\tag{E1}` becomes a number at the right and the anchor ``#E1``, and every "(E1)" in the text
-of the same page a link to it.
+them. A `\\tag{E1}` becomes a number at the right and the anchor ``#E1``, and every
+"(E1)" in the text of any page a link to it.
 """
 
 from __future__ import annotations
 
 import re
 from html import unescape
+from pathlib import Path
+from posixpath import relpath
 from typing import Any
 
 from latex2mathml.converter import convert
 
+MATHEMATICS = Path(__file__).resolve().parents[1] / "math.md"
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</\1>', re.DOTALL)
 TAG = re.compile(r"\\tag\{(\w+)\}")
-ROMAN = re.compile(r"\\mathrm\{(\w)\}")
+PRIMED = re.compile(r"<msup>(<mi>[^<]*</mi>)<mi>&#x02032;</mi></msup>")  # too small in subscripts
 CITED = re.compile(r"\(E(\d+)\)")
 MARKUP = re.compile(r"(<pre.*?</pre>|<code.*?</code>|<math.*?</math>|<a .*?</a>|<[^>]+>)", re.DOTALL)
-FENCE = re.compile(r"\\(lfloor|rfloor|lvert|rvert)\b")
-ACCENTS = {"<mover><": '<mover accent="true"><'}
 
 
-def on_page_content(html: str, **_: Any) -> str:
+def on_page_content(html: str, page: Any, **_: Any) -> str:
     """Replace the formulas of a page, and link its citations of equations."""
     html = FORMULA.sub(lambda found: formula(unescape(found[3]), block=found[1] == "div"), html)
-    numbers = set(re.findall(r'class="equation" id="E(\d+)"', html))
-    return cite(html, numbers) if numbers else html
+    folder = page.file.src_uri.rpartition("/")[0]
+    mathematics = "" if page.file.src_uri == "math.md" else relpath("math.html", folder or ".")
+    return cite(html, mathematics)
+
+
+def equations() -> set[str]:
+    """Return the numbers of the equations of docs/math.md."""
+    return set(re.findall(r"\\tag\{E(\d+)\}", MATHEMATICS.read_text(encoding="utf-8")))
 
 
 def formula(latex: str, *, block: bool) -> str:
@@ -34,7 +41,8 @@ def formula(latex: str, *, block: bool) -> str:
     tag = TAG.search(latex)
     mathml = convert(TAG.sub("", latex).strip(), display="block" if block else "inline")
     mathml = mathml.replace("<mover><", '<mover accent="true"><')
-    mathml = re.sub(r"<mi>&#x000(64);</mi>", r'<mi mathvariant="normal">&#x000\1;</mi>', mathml)
+    mathml = mathml.replace("<mi>&#x00064;</mi>", '<mi mathvariant="normal">d</mi>')  # \\mathrm{d}
+    mathml = PRIMED.sub(r'<mrow>\1<mo lspace="0" rspace="0">&#x02032;</mo></mrow>', mathml)
     if not block:
         return mathml
     anchor = f' id="{tag[1]}"' if tag else ""
@@ -42,12 +50,13 @@ def formula(latex: str, *, block: bool) -> str:
     return f'<div class="equation"{anchor}><div class="formula">{mathml}</div>{number}</div>'
 
 
-def cite(html: str, numbers: set[str]) -> str:
-    """Link every "(E1)" in running text to its equation."""
+def cite(html: str, page: str) -> str:
+    """Link every "(E1)" in running text to its equation on a page."""
+    numbers = equations()
 
     def link(found: re.Match[str]) -> str:
         number = found[1]
-        return f'(<a href="#E{number}">E{number}</a>)' if number in numbers else found[0]
+        return f'(<a href="{page}#E{number}">E{number}</a>)' if number in numbers else found[0]
 
     parts = MARKUP.split(html)
     inside_number = False

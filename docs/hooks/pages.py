@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from posixpath import relpath
+from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 from mkdocs.structure.files import File, Files
@@ -30,6 +33,7 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, page, content=from_root(text)))
     for stem in stems():
         files.append(File.generated(config, f"benchmarks/{stem}.md", content=benchmark(stem)))
+        files.append(File.generated(config, f"benchmarks/{stem}.png", content=picture(stem)))
     files.append(File.generated(config, "benchmarks/index.md", content=contents(stems())))
     return files
 
@@ -74,19 +78,46 @@ def contents(results: list[str]) -> str:
     )
 
 
+def read(stem: str) -> dict[str, Any]:
+    """Return a result."""
+    return json.loads((RESULTS / f"{stem}.json").read_text(encoding="utf-8"))
+
+
 def title(stem: str) -> str:
     """Return the title of a result: its date, and the device."""
-    return f"{stem[:10]}, {stem[11:].replace('-', ' ')}"
+    return f"{stem[:10]}, {suite('rates').machine(read(stem))}"
 
 
 def benchmark(stem: str) -> str:
-    """Return the page of one result."""
+    """Return the page of one result; its table takes the place of the columns at the sides."""
+    return f"""---
+hide: [navigation, toc]
+---
+# {title(stem)}
+
+<div class="benchmark" markdown>
+
+{suite("table").markdown(read(stem))}
+
+</div>
+
+[Reading a benchmark](../howto/benchmarks.md) explains the columns. [All results](index.md).
+
+![Times faster than eager PyTorch, case by case]({stem}.png)
+"""
+
+
+def picture(stem: str) -> bytes:
+    """Return the picture of one result, a PNG."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "benchmark.png"
+        suite("plot").draw(path, read(stem))
+        return path.read_bytes()
+
+
+def suite(name: str) -> ModuleType:
+    """Import a module of the benchmarks' suite, which is not installed."""
     try:
-        from benchmarks.suite import table
-    except ImportError:  # before the suite had a folder of its own
-        from benchmarks import table
-    result = json.loads((RESULTS / f"{stem}.json").read_text(encoding="utf-8"))
-    return (
-        f"# {title(stem)}\n\n{table.markdown(result)}\n\n"
-        "[Reading a benchmark](../howto/benchmarks.md) explains the columns.\n"
-    )
+        return import_module(f"benchmarks.suite.{name}")
+    except ModuleNotFoundError:
+        return import_module(f"benchmarks.{name}")
