@@ -18,9 +18,28 @@ from latex2mathml.converter import convert
 MATHEMATICS = Path(__file__).resolve().parents[1] / "math.md"
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s*</\1>', re.DOTALL)
 TAG = re.compile(r"\\tag\{(\w+)\}")
-PRIMED = re.compile(r"<msup>(<mi>[^<]*</mi>)<mi>&#x02032;</mi></msup>")  # too small in subscripts
 CITED = re.compile(r"\(E(\d+)\)")
-MARKUP = re.compile(r"(<pre.*?</pre>|<code.*?</code>|<math.*?</math>|<a .*?</a>|<[^>]+>)", re.DOTALL)
+FUNCTION = r"(?:exp|log|max|min|tanh)"
+MENDED = (  # what latex2mathml leaves to browsers, which space and size it by other rules than TeX
+    (r"<mover><", '<mover accent="true"><'),
+    (r"<mi>&#x00064;</mi>", '<mi mathvariant="normal">d</mi>'),  # \\mathrm{d}
+    (
+        r"<msup>(<mi>[^<]*</mi>)<mi>(&#x02032;)</mi></msup>",
+        r'<mrow>\1<mo lspace="0" rspace="0">\2</mo></mrow>',
+    ),
+    (r"<mo[^>]*>&#x0007C;</mo>", '<mo lspace="0" rspace="0" stretchy="false">|</mo>'),
+    (r"<mo>&#x0221E;</mo>", "<mi>&#x0221E;</mi>"),
+    (
+        r"((?:=|&#x0003D;|,|&#x0002C;)</mo>)<mo>&#x02212;</mo>",
+        r'\1<mo form="prefix">&#x02212;</mo>',
+    ),
+    (rf"<mo>({FUNCTION})</mo>", r"<mi>\1</mi>"),
+    (rf"(?<!<msu[bp]>)(<mi>{FUNCTION}</mi>)(?=<m(?:[in]|su[bp])>)", r'\1<mspace width="0.17em"/>'),
+    (r"(<msub><mi>log</mi>.*?</msub>)", r'<mspace width="0.17em"/>\1<mspace width="0.17em"/>'),
+)
+MARKUP = re.compile(
+    r"(<pre.*?</pre>|<code.*?</code>|<math.*?</math>|<a .*?</a>|<[^>]+>)", re.DOTALL
+)
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
@@ -40,9 +59,9 @@ def formula(latex: str, *, block: bool) -> str:
     """Return the MathML of a formula; in a block with its number, where it has one."""
     tag = TAG.search(latex)
     mathml = convert(TAG.sub("", latex).strip(), display="block" if block else "inline")
-    mathml = mathml.replace("<mover><", '<mover accent="true"><')
-    mathml = mathml.replace("<mi>&#x00064;</mi>", '<mi mathvariant="normal">d</mi>')  # \\mathrm{d}
-    mathml = PRIMED.sub(r'<mrow>\1<mo lspace="0" rspace="0">&#x02032;</mo></mrow>', mathml)
+    assert "\\" not in mathml, f"latex2mathml does not know all of {latex}"
+    for wrong, right in MENDED:
+        mathml = re.sub(wrong, right, mathml)
     if not block:
         return mathml
     anchor = f' id="{tag[1]}"' if tag else ""

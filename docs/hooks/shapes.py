@@ -7,9 +7,9 @@ from typing import Any
 
 from griffe import Extension, Object
 
-SHAPE = re.compile(r"(?<![\w`.])\((?:\.\.\.|\*\w+|[BLRT]|[dmn])(?:,[^()\n`]*| \* [^()\n`]*)?\)")
-
-
+SHAPE = re.compile(
+    r"(?<![\w`.])\((?:\.\.\.|\*\w+|[BLRT]|[dmn])(?:,[^()\n`]*| \* [^()\n`]*)?\)(?!:)"
+)
 NAMES = re.compile(r"^( +\w+(?:, \w+)+):", re.MULTILINE)
 
 

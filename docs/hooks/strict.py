@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.exceptions import PluginError
-from names import documented, public_names, undocumented
+from names import documented, public_names, spellings, undocumented
 
 LOADED = re.compile(
     r"<(?:script|img|iframe|link rel=\"(?:stylesheet|preconnect|icon)\")[^>]*"
@@ -33,8 +33,8 @@ def on_post_build(config: Any) -> None:
     api = "".join(html for page, html in pages.items() if "api" in page.relative_to(site).parts)
     problems += [
         f"{name} has no heading on the pages of the API"
-        for name in public_names()
-        if f'id="{name}"' not in api
+        for name, each in public_names().items()
+        if not any(f'id="{spelling}"' in api for spelling in spellings(name, each))
     ]
     if problems:
         raise PluginError("\n".join(problems))
