@@ -17,6 +17,7 @@ def public_names(modules: Iterable[str] = MODULES) -> dict[str, object]:
     """Return every public object by its full name.
 
     A module's public names are its ``__all__``, or the functions that it defines where it has none.
+    ``main`` is a command, which its page shows by its help.
     """
     found = {}
     for suffix in modules:
@@ -24,7 +25,8 @@ def public_names(modules: Iterable[str] = MODULES) -> dict[str, object]:
         names = getattr(module, "__all__", None) or [
             name
             for name, each in vars(module).items()
-            if isfunction(each) and each.__module__ == module.__name__ and name[0] != "_"
+            if isfunction(each) and each.__module__ == module.__name__
+            if name != "main" and not name.startswith("_")
         ]
         found |= {f"{module.__name__}.{name}": getattr(module, name) for name in names}
     return found

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from posixpath import relpath
@@ -16,6 +19,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 ABOVE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+HELP = re.compile(r"^<!-- help: ([\w.]+) -->$", re.MULTILINE)
 ABOVE_LINK = re.compile(r"\]\((?:\.\./)+(" + "|".join(map(re.escape, ABOVE)) + r")(#[\w-]+)?\)")
 
 
@@ -39,13 +43,23 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Point links to files above docs/ at the pages that are made of them."""
+    """Point links to files above docs/ at their pages, and show the help of commands."""
+    markdown = HELP.sub(lambda found: f"```text\n{help_of(found[1])}```", markdown)
 
     def link(found: re.Match[str]) -> str:
         folder = page.file.src_uri.rpartition("/")[0] or "."
         return f"]({relpath(ABOVE[found[1]], folder)}{found[2] or ''})"
 
     return ABOVE_LINK.sub(link, markdown)
+
+
+def help_of(module: str) -> str:
+    """Return what `python -m module --help` prints."""
+    command = [sys.executable, "-m", module, "--help"]
+    environment = os.environ | {"COLUMNS": "100"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    ).stdout
 
 
 def from_root(text: str) -> str:
