@@ -76,9 +76,10 @@ sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan, t
 	LIBRARY=$$(ATTNKERNELS_SANITIZE=1 $(BIN)/python tests/emulator/library.py) && \
 	$(SANITIZER) ATTNKERNELS_LIBRARY=$$LIBRARY $(BIN)/python -m pytest -q -n 2 $(PYTEST_FLAGS) $(EMULATED)
 
-docs: $(VENV)/.dev build ## the site, strictly, into build/site; to read it: python3 -m http.server -d build/site
+docs: $(VENV)/.dev build ## the site, strictly, into build/site, and the tests of its code
 	$(BIN)/pip install -q --no-build-isolation -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/docs
 
 lint: $(VENV)/.dev ## style and types, changing nothing
 	$(BIN)/ruff check .

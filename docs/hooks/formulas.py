@@ -20,7 +20,7 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\([(\[])(.*?)\\[)\]]\s
 TAG = re.compile(r"\\tag\{(\w+)\}")
 CITED = re.compile(r"\(E(\d+)\)")
 FUNCTION = r"(?:exp|log|max|min|tanh)"
-MENDED = (  # what latex2mathml leaves to browsers, which space and size it by other rules than TeX
+MENDED = (  # browsers space and size these differently from TeX
     (r"<mover><", '<mover accent="true"><'),
     (r"<mi>&#x00064;</mi>", '<mi mathvariant="normal">d</mi>'),  # \\mathrm{d}
     (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import SkipTest
 
@@ -37,6 +39,8 @@ def undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.chdir(tmp_path)
     threads, environment = torch.get_num_threads(), dict(os.environ)
     torch.set_num_threads(1)
+    if find_spec("speechbrain") and not find_spec("torchaudio"):  # which it imports, for audio
+        monkeypatch.setitem(sys.modules, "torchaudio", ModuleType("torchaudio"))
     yield
     torch.set_num_threads(threads)
     os.environ.clear()

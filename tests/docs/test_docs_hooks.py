@@ -1,4 +1,4 @@
-"""What `make docs` adds to its generator: formulas without scripts, and a strict end."""
+"""The hooks of `make docs`: formulas without scripts, shapes as code, a strict end."""
 
 from __future__ import annotations
 
