@@ -35,6 +35,7 @@ MENDED = (  # browsers space and size these differently from TeX
     ),
     (rf"<mo>({FUNCTION})</mo>", r"<mi>\1</mi>"),
     (rf"(?<!<msu[bp]>)(<mi>{FUNCTION}</mi>)(?=<m(?:[in]|su[bp])>)", r'\1<mspace width="0.17em"/>'),
+    (rf"(</msu[bp]>)(<mi>{FUNCTION}</mi>)", r'\1<mspace width="0.17em"/>\2'),
     (r"(<msub><mi>log</mi>.*?</msub>)", r'<mspace width="0.17em"/>\1<mspace width="0.17em"/>'),
 )
 MARKUP = re.compile(

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from mkdocs.structure.files import File, Files
 
 TUTORIAL = Path(__file__).resolve().parents[1] / "tutorial.md"
@@ -31,6 +32,7 @@ def draw() -> Path:
         unfinished.mkdir(parents=True, exist_ok=True)
         before = Path.cwd()
         os.chdir(unfinished)
+        torch.set_num_threads(1)  # the tutorial's model is too small for more
         try:
             exec(compile(code, str(TUTORIAL), "exec"), {"__name__": "tutorial"})
         finally:

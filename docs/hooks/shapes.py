@@ -7,9 +7,7 @@ from typing import Any
 
 from griffe import Extension, Object
 
-SHAPE = re.compile(
-    r"(?<![\w`.])\((?:\.\.\.|\*\w+|[BLRT]|[dmn])(?:,[^()\n`]*| \* [^()\n`]*)?\)(?!:)"
-)
+SHAPE = re.compile(r"(?<![\w`.])\((?:\.\.\.|\*\w+|[BLRT]|[dmn])(?:,[^()\n`]*| \* [^()\n`]*)?\)")
 NAMES = re.compile(r"^( +\w+(?:, \w+)+):", re.MULTILINE)
 
 
@@ -28,4 +26,10 @@ def marked(text: str) -> str:
     Names before a colon ("query_dim, key_dim: ...") are held together by spaces that do not break.
     """
     text = NAMES.sub(lambda found: found[1].rstrip().replace(", ", ",\u00a0") + ":", text)
-    return SHAPE.sub(lambda found: f"`{found[0]}`", text)
+
+    def quoted(found: re.Match[str]) -> str:
+        line = text[text.rfind("\n", 0, found.start()) + 1 :]
+        is_type = line.lstrip().startswith(f"{found[0]}:")  # "(B, m): ..." below "Returns:"
+        return found[0] if is_type else f"`{found[0]}`"
+
+    return SHAPE.sub(quoted, text)

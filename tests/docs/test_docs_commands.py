@@ -7,6 +7,7 @@ import re
 from contextlib import redirect_stdout
 from functools import cache
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -30,11 +31,18 @@ def commands() -> dict[str, set[str]]:
     return found
 
 
+def spec_of(module: str) -> ModuleSpec:
+    """Return where a module is; fail where it is nowhere."""
+    parent = module.rpartition(".")[0]
+    found = None if parent and find_spec(parent) is None else find_spec(module)
+    assert found is not None, f"there is no module {module}"
+    return found
+
+
 @cache
 def help_of(module: str) -> str:
     """Return what a command prints for --help."""
-    found = find_spec(module)
-    assert found is not None, f"there is no module {module}"
+    found = spec_of(module)
     name = f"{module}.__main__" if found.submodule_search_locations else module
     printed = io.StringIO()
     with redirect_stdout(printed), pytest.raises(SystemExit) as stopped:
@@ -45,7 +53,7 @@ def help_of(module: str) -> str:
 
 @pytest.mark.parametrize("module", sorted(commands()))
 def test_commands_exist(module: str) -> None:
-    assert find_spec(module) is not None, f"there is no module {module}"
+    spec_of(module)
     missing = [option for option in commands()[module] if option not in help_of(module)]
     assert not missing, f"python -m {module} has no {', '.join(missing)}"
 

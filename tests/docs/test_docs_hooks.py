@@ -41,6 +41,7 @@ def test_citations_become_links(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_shapes_are_code_and_not_emphasis(monkeypatch: pytest.MonkeyPatch) -> None:
     marked = hook("shapes", monkeypatch).marked
     assert marked("(*L, n, m), lse (*L, n)") == "`(*L, n, m)`, lse `(*L, n)`"
+    assert marked("Returns:\n    (B, m): the weights") == "Returns:\n    (B, m): the weights"
     assert marked("(E1) f(q) (see there)") == "(E1) f(q) (see there)"
 
 
