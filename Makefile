@@ -18,7 +18,7 @@ SANITIZER = ATTNKERNELS_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv build profile examples test peers bench gpu sass sanitize lint format wheel clean
+.PHONY: help venv build profile examples test peers bench gpu sass sanitize docs lint format wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,11 @@ sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan, t
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS) $(SANITIZE_TESTS)
 	LIBRARY=$$(ATTNKERNELS_SANITIZE=1 $(BIN)/python tests/emulator/library.py) && \
 	$(SANITIZER) ATTNKERNELS_LIBRARY=$$LIBRARY $(BIN)/python -m pytest -q -n 2 $(PYTEST_FLAGS) $(EMULATED)
+
+docs: $(VENV)/.dev build ## the site, strictly, into build/site, and the tests of its code
+	$(BIN)/pip install -q --no-build-isolation -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/docs
 
 lint: $(VENV)/.dev ## style and types, changing nothing
 	$(BIN)/ruff check .
