@@ -17,6 +17,7 @@ OBSERVERS = {"profile", "profiling", "info", "viz", "distributed"}
 # module, or folder with a trailing slash -> the parts of attnkernels it may import
 MAY_IMPORT: dict[str, set[str]] = {
     "checks": {"backends.base"},
+    "extras": set(),
     "functional": {"backends", "checks", "ranges"},
     "memory": {"backends", "checks", "functional", "ranges"},
     "ranges": set(),
