@@ -31,7 +31,7 @@ $(VENV)/.run: pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/pip install -q "$(TRITON)"
+	$(if $(TRITON),$(BIN)/pip install -q "$(TRITON)")
 	$(BIN)/pip install -q --no-build-isolation -e ".[test,dev]"
 	touch $@
 

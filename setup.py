@@ -51,6 +51,11 @@ STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # nothing newer than
 
 CUDA_BINDING = ROOT / "csrc/cuda_ops.cpp"
 
+# macOS: Python's own symbols, which the tests' modules use, are found when the module is loaded. So
+# are torch's libraries, which the process has loaded; the path is for the tools that look without.
+DARWIN = ["-bundle", "-undefined", "dynamic_lookup", "-Wl,-rpath,@loader_path/../torch/lib"]
+SHARED = DARWIN if sys.platform == "darwin" else ["-shared", *([] if SANITIZE else ["-s"])]
+
 
 class Step(NamedTuple):
     """One compiler run: the file it makes, its command, and the files the command names.
@@ -171,7 +176,7 @@ def cuda_libraries(toolkit: Toolkit) -> list[str]:
 
 def link_step(objects: list[Path], output: Path, libraries: Sequence[str] = ()) -> Step:
     """The step that makes a library of objects, for a process that has torch loaded."""
-    command = [*(compiler() or []), "-shared", *OPTIMIZE, *([] if SANITIZE else ["-s"])]
+    command = [*(compiler() or []), *SHARED, *OPTIMIZE]
     command += [*map(str, objects), f"-L{torch_root() / 'lib'}", "-ltorch_cpu", "-lc10"]
     return Step(output, [*command, *libraries, "-o", str(output)], objects)
 

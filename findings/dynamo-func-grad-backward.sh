@@ -7,7 +7,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q torch==2.13.0 || exit 2
+"$folder/venv/bin/pip" install -qq torch==2.13.0 || exit 2
 cat >"$folder/check.py" <<'EOF'
 import sys
 
@@ -40,4 +40,4 @@ print(f"torch {torch.__version__}")
 print(f"gradient: eager {eager:g}, compiled {compiled:g}")
 sys.exit(not (eager == -1 and compiled == 1))
 EOF
-"$folder/venv/bin/python" -I "$folder/check.py"
+"$folder/venv/bin/python" -I -W ignore "$folder/check.py"

@@ -7,7 +7,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q torch==2.13.0 torchao==0.18.0 numpy==2.4.6 || exit 2
+"$folder/venv/bin/pip" install -qq torch==2.13.0 torchao==0.18.0 numpy==2.4.6 || exit 2
 cat >"$folder/check.py" <<'EOF'
 import sys
 from importlib.metadata import version
@@ -42,4 +42,4 @@ for name, (required, gradient) in seen.items():
 others = [gradient for name, (_, gradient) in seen.items() if name != "dynamic int8"]
 sys.exit(not (all(others) and seen["dynamic int8"] == (True, None)))
 EOF
-"$folder/venv/bin/python" -I "$folder/check.py"
+"$folder/venv/bin/python" -I -W ignore "$folder/check.py"

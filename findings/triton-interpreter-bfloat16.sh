@@ -7,7 +7,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q torch==2.13.0 triton==3.9.0 numpy==2.4.6 || exit 2
+"$folder/venv/bin/pip" install -qq torch==2.13.0 triton==3.9.0 numpy==2.4.6 || exit 2
 cat >"$folder/check.py" <<'EOF'
 import os
 import sys
@@ -35,4 +35,4 @@ for dtype, result in seen.items():
     print(f"{dtype}: 1 + 1 = {result}")
 sys.exit(list(seen.values())[:2] != [2, 2] or seen[torch.bfloat16] == 2)
 EOF
-"$folder/venv/bin/python" -I "$folder/check.py"
+"$folder/venv/bin/python" -I -W ignore "$folder/check.py"

@@ -2,9 +2,9 @@
 
     python -m tools.findings [NAME ...] [--timeout 900] [--folder findings]
 
-Each script installs what it needs into a temporary folder, which is removed when it ends. It exits
-with 0 while its finding holds and with 1 when it no longer does; any other status means that it could
-not be tried. The command exits with 0 when every finding holds, and with 1 otherwise.
+Each script installs what it needs into a temporary folder, which is removed when it ends. It
+exits with 0 while its finding holds and with 1 when it no longer does; any other status means that
+it could not be tried. The command exits with 0 when every finding holds, and with 1 otherwise.
 """
 
 from __future__ import annotations

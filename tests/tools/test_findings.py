@@ -83,7 +83,7 @@ def test_scripts_have_the_form_of_a_finding(script: Path) -> None:
     assert text.startswith("#!/usr/bin/env bash\n# ") and "\nset -euo pipefail\n" in text
     assert " Seen: " in text
     install = next(line for line in text.splitlines() if "install" in line and "pip" in line)
-    packages = install.split("install -q ")[1].split(" || ")[0].split()
+    packages = install.split("install -qq ")[1].split(" || ")[0].split()
     assert packages and all("==" in package for package in packages)
     assert "import attnkernels" not in text and "from attnkernels" not in text
     assert f"({script.name})" in (script.parent / "README.md").read_text()
