@@ -4,14 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
-SANITIZE_TESTS ?= tests/test_native.py
+SANITIZE_TESTS ?= tests/backends/test_native.py
 PYTEST_FLAGS ?=
-FILES = $(addprefix tests/test_,$(addsuffix .py,$(1)))
-INTERPRETED ?= $(call FILES,attention masks scores varlen dropout ranges nan)
-EMULATED ?= $(call FILES,attention masks scores varlen dropout ranges nan memory_object func hypothesis)
+FILES = $(addprefix tests/$(1)/test_,$(addsuffix .py,$(2)))
+INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan)
+EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan memory_object func hypothesis)
 
 BIN := $(VENV)/bin
-SOURCES = $(shell find csrc tests benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+SOURCES = $(shell find csrc tests benchmarks tools -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 SANITIZED := build/sanitize/_C.abi3.so
 SANITIZER = ATTNKERNELS_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)"
@@ -58,16 +58,16 @@ test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interprete
 peers: $(VENV)/.dev build ## swapped modules against the libraries that they are of, installed for it
 	$(BIN)/pip install -q --no-build-isolation -e ".[peers]"
 	$(BIN)/pip install -q --no-deps speechbrain OpenNMT-py
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -q $(PYTEST_FLAGS) $(call FILES,interop_peers interop_graph)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -q $(PYTEST_FLAGS) $(call FILES,interop,peers graph)
 
 bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.suite
 
 gpu: $(VENV)/.dev build ## tests and benchmarks of a GPU, under nine minutes, into build/gpu
 	$(BIN)/python -m benchmarks.gpu --out build/gpu
 
 sass: $(VENV)/.dev ## what the GPU kernels are compiled to, for every architecture
-	$(BIN)/python -m benchmarks.sass
+	$(BIN)/python -m tools.sass
 
 sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan, the CUDA kernels' emulated
 	ATTNKERNELS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize/lib

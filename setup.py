@@ -49,7 +49,7 @@ OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS] if SANITIZE el
 WARN = ["-Wall", "-Wextra", "-Wno-psabi"]  # no vector leaves its object, whatever its ABI
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # nothing newer than torch 2.10
 
-CUDA_BINDING = ROOT / "csrc/cuda_ops.cpp"
+CUDA_BINDING = ROOT / "csrc/torch/cuda_ops.cpp"
 
 # macOS: Python's own symbols, which the tests' modules use, are found when the module is loaded. So
 # are torch's libraries, which the process has loaded; the path is for the tools that look without.
@@ -112,7 +112,7 @@ def cpu_steps() -> list[Step]:
     """
     kernels = ROOT / "csrc/cpu/kernels.cpp"
     return [
-        compile_step(ROOT / "csrc/ops.cpp", OBJECTS / "ops.o", STABLE_ABI),
+        compile_step(ROOT / "csrc/torch/cpu_ops.cpp", OBJECTS / "cpu_ops.o", STABLE_ABI),
         compile_step(ROOT / "csrc/cpu/isa.cpp", OBJECTS / "isa.o", []),
         *(compile_step(kernels, OBJECTS / f"kernels_{isa}.o", isa_flags(isa)) for isa in ISAS),
     ]

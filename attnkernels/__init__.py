@@ -1,7 +1,7 @@
 """Additive attention for PyTorch, in memory that grows with n + m and not with n * m * d."""
 
-from .functional import additive_attention, additive_attention_varlen, additive_scores
-from .memory import AdditiveMemory, prepare_keys
+from .functional.attention import additive_attention, additive_attention_varlen, additive_scores
+from .functional.memory import AdditiveMemory, prepare_keys
 
 __version__ = "0.1.0"
 

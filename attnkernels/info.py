@@ -9,7 +9,7 @@ import torch
 from . import __version__
 from .backends import BACKENDS, native
 from .backends.base import Backend, Problem
-from .profiling.machine import triton_version
+from .measure.machine import triton_version
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

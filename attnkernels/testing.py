@@ -34,8 +34,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends.base import accumulate_dtype
-from .functional import additive_attention, additive_attention_varlen, additive_scores
+from .functional.attention import additive_attention, additive_attention_varlen, additive_scores
+from .ops.shapes import accumulate_dtype
 
 Tensors = dict[str, Tensor]
 _SEED = 20  # of dropout and of the gradients that come in

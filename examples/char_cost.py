@@ -24,10 +24,10 @@ import torch
 from attnkernels.backends import select
 from attnkernels.backends.base import Problem
 from attnkernels.extras import needs
-from attnkernels.profiling.device import Device, find
-from attnkernels.profiling.sweep import Row, methods, sweep
-from attnkernels.profiling.text import Attended, Text, encode, read_text
-from attnkernels.profiling.units import show_mib, show_ms, show_ratio
+from attnkernels.measure.device import Device, find
+from attnkernels.profile.sweep import Row, methods, sweep
+from attnkernels.profile.text import Attended, Text, encode, read_text
+from attnkernels.profile.units import show_mib, show_ms, show_ratio
 from examples.options import parser
 from examples.results import write
 from examples.training import INTERRUPTED
@@ -36,7 +36,7 @@ with needs("examples"):
     from matplotlib.figure import Figure
     from rich.console import Console
 
-    from attnkernels.profiling.report import Cells, by_cell, ratio, write_json
+    from attnkernels.profile.report import Cells, by_cell, ratio, write_json
     from attnkernels.viz import plot_cost
 
 NAIVE_SECONDS = 60.0  # the naive formula is not run where a call is expected to take longer

@@ -10,7 +10,7 @@ from typing import Any
 
 from attnkernels.extras import needs
 from attnkernels.info import versions
-from benchmarks.commit import commit
+from benchmarks.suite.commit import commit
 
 with needs("examples"):
     from matplotlib.figure import Figure

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
-from ..derivatives import ACTIVATIONS, differentiable
+from ..ops.autograd import differentiable
+from ..ops.codes import ACTIVATIONS
 
 
 class Fused:
@@ -47,7 +48,7 @@ class Fused:
             seed,
             dropout_p,
             is_causal,
-            ACTIVATIONS[activation],
+            ACTIVATIONS[activation].code,
             negative_slope,
             scale,
             return_weights,
@@ -84,7 +85,7 @@ class Fused:
             seed,
             dropout_p,
             is_causal,
-            ACTIVATIONS[activation],
+            ACTIVATIONS[activation].code,
             negative_slope,
             scale,
             False,
@@ -102,7 +103,7 @@ class Fused:
         scale: float,
     ) -> Tensor:
         """(E1); see `Backend.scores`."""
-        code = ACTIVATIONS[activation]
+        code = ACTIVATIONS[activation].code
         return _rounded(self._scores(query, key, weight, code, negative_slope, scale), query)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..derivatives import ACTIVATIONS
-from ..ops import SCHEMAS, define
+from ..ops.codes import ACTIVATIONS
+from ..ops.schema import SCHEMAS, define
 from .base import Problem
 from .fused import Fused
 
@@ -94,4 +94,4 @@ def pack_keys(key: Tensor, *, activation: str) -> Tensor | None:
     """exp(2 k) in panels of 32 keys, transposed (E7); None where the kernels want the keys."""
     if not _packs["cuda" if key.is_cuda else "cpu"]:
         return None
-    return _ops.pack_keys(key, ACTIVATIONS[activation])
+    return _ops.pack_keys(key, ACTIVATIONS[activation].code)

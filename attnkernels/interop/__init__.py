@@ -1,8 +1,8 @@
 """Attention of other libraries: their checkpoints, and their live modules swapped in place."""
 
-from .conventions import CONVENTIONS, Convention, Entry
-from .load import Loaded, load_state_dict_from
-from .replace import Replaced, replace_attention
+from .core.convention import CONVENTIONS, Convention, Entry
+from .core.load import Loaded, load_state_dict_from
+from .core.replace import Replaced, replace_attention
 
 __all__ = [
     "CONVENTIONS",

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional import additive_attention
-from .live import Draw, Fused, Live
+from ..functional.attention import additive_attention
+from .core.live import Draw, Fused, Live
 
 SPARSEST = 16  # on a CPU the operator is three times as fast at 20, with 512 nodes
 _STAGES = ("_propagate_", "_message_", "_aggregate_", "_edge_update_")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..functional import additive_attention
-from .live import Draw, Fused, Live
+from ..functional.attention import additive_attention
+from .core.live import Draw, Fused, Live
 
 
 class Keras(Fused):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .live import Draw, Fused, Live, attend, attend_again, beyond
+from .core.live import Draw, Fused, Live, attend, attend_again, beyond
 
 
 class SpeechBrainContent(Fused):

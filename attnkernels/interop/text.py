@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional import additive_attention, additive_scores
-from .live import Draw, Fused, Live, attend, beyond
+from ..functional.attention import additive_attention, additive_scores
+from .core.live import Draw, Fused, Live, attend, beyond
 
 
 class Gnmt(Fused):

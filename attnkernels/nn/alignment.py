@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..functional import additive_attention
+from ..functional.attention import additive_attention
 from .projections import Projections, check_features, present, zero_padding
 
 M = TypeVar("M", bound="ProjectedMemory")

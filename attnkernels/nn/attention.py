@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional import Result, additive_attention
-from ..memory import AdditiveMemory, prepare_keys
+from ..functional.attention import Result, additive_attention
+from ..functional.memory import AdditiveMemory, prepare_keys
 from .projections import Projections, check_features, merge_heads, split_heads, zero_padding
 
 

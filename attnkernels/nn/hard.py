@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional import additive_scores
+from ..functional.attention import additive_scores
 from .alignment import (
     ProjectedMemory,
     broadcast_mask,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import additive_scores
+from ..functional.attention import additive_scores
 from .alignment import (
     AlignmentState,
     accumulated,

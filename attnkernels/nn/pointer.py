@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..functional import additive_scores
+from ..functional.attention import additive_scores
 from .attention import check_memory, check_scoring, per_head, project_rows
 from .projections import Projections, check_features, present, zero_padding
 

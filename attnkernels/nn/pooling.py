@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..functional import Result, additive_attention
+from ..functional.attention import Result, additive_attention
 from .attention import check_dropout, check_memory, per_head
 from .projections import check_features, check_sizes, split_heads, zero_padding
 

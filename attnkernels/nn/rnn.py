@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..functional import Result
+from ..functional.attention import Result
+from ..functional.deferred import DeferredMemory, learns
 from .attention import AdditiveAttention, PreparedMemory
-from .deferred import DeferredMemory, learns
 
 Attend = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # output -> context, weights or None
 

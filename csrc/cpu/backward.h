@@ -236,7 +236,7 @@ void backward_piece(const Backward<T>& p, const Item& item, Span is, Span js, co
 // The factor of (E5) that the sweep left out: scale w_t span gain.
 template <class T>
 void row_factor(const Problem& p, const Item& item, T* factor) {
-  const Logistic f = logistic(p.activation);
+  const ActivationInfo& f = info(p.activation);
   load_row(factor, item.weight, 0, p.d);
   for (int64_t t = 0; t < p.d; t++) factor[t] *= static_cast<T>(p.scale * f.span * f.gain);
 }

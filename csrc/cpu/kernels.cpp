@@ -138,7 +138,7 @@ void backward(const Backward<T>& p, const Host& host) {
         to_w += sums[t];
         ds += sums[padded(p.d)];
       }
-      const double f = is_logistic(p.activation) ? ds - logistic(p.activation).span * to_w : to_w;
+      const double f = is_logistic(p.activation) ? ds - info(p.activation).span * to_w : to_w;
       p.grad_weight[b * p.d + t] = static_cast<T>(p.scale * f);
     }
   };

@@ -3,8 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "dtype.h"
-#include "formula.h"
+#include "common/dtype.h"
+#include "common/activation.h"
 
 namespace attnkernels::cpu {
 

@@ -121,7 +121,7 @@ class Scorer {
   }
 
   Variant variant() const { return variant_; }
-  T gain() const { return static_cast<T>(logistic(activation_).gain); }
+  T gain() const { return static_cast<T>(info(activation_).gain); }
   T slope() const { return slope_; }
   bool leaky() const { return activation_ == Activation::leaky_relu; }
   // What the variant reads: exponentials, or the queries and keys themselves.
@@ -154,7 +154,7 @@ class Scorer {
       }
     const double total = std::accumulate(totals, totals + kLane, 0.0);
     const double unit = std::ldexp(scale, power);
-    factor_ = static_cast<T>(is_logistic(activation_) ? -logistic(activation_).span * unit : unit);
+    factor_ = static_cast<T>(is_logistic(activation_) ? -info(activation_).span * unit : unit);
     offset_ = static_cast<T>(is_logistic(activation_) ? scale * total : 0);
   }
 
@@ -243,7 +243,7 @@ void pack_panel(const PackKeys<T>& p, int64_t panel) {
   Range<T> range;
   if (is_logistic(p.activation))
     range = exponential_panel(out, in_line(key, keys, p.d, width, gathered.data()), keys, p.d,
-                              static_cast<T>(logistic(p.activation).gain));
+                              static_cast<T>(info(p.activation).gain));
   else
     transpose_panel(out, rows_of(key, keys, p.d, width, width, gathered.data()), keys, width);
   T* stored = out + width * kPanel;

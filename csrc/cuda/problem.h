@@ -2,8 +2,8 @@
 #pragma once
 #include <cstdint>
 
-#include "dtype.h"
-#include "formula.h"
+#include "common/dtype.h"
+#include "common/activation.h"
 
 namespace attnkernels::cuda {
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops import define, implement
+from ...ops.schema import define, implement
 from ..base import Problem
 from ..fused import Fused
 
@@ -20,10 +20,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # operator: the module that implements it, which imports triton and takes its time
 _MODULES = {
-    "forward": "forward",
-    "backward": "backward",
-    "scores": "forward",
-    "scores_backward": "backward",
+    "forward": "host.forward",
+    "backward": "host.backward",
+    "scores": "host.forward",
+    "scores_backward": "host.backward",
 }
 _fused = Fused(define(NAME, *_MODULES))
 attention, attention_varlen, scores = _fused.attention, _fused.attention_varlen, _fused.scores

@@ -1,0 +1,72 @@
+"""The tiles of the kernels, and how many warps a processor takes.
+
+They are counted, not measured yet: `python -m tools.sass` shows what each costs an element, on
+every architecture. To tune for a GPU, run `python -m benchmarks.gpu --out DIR --sweep` there and
+set ATTNKERNELS_TILES to what was fastest, the largest first: "64x64x16x4,32x32x8x2,16x16x8x1".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from ....ops.codes import STEP_QUERIES as STEP_QUERIES  # up to here the kernels of step.py
+
+
+class Tile(NamedTuple):
+    """BI queries against BJ keys by `warps` warps, TJ threads along the keys."""
+
+    BI: int
+    BJ: int
+    TJ: int
+    warps: int
+
+    def shape(self, lanes: int) -> dict[str, int]:
+        """The meta-parameters of score.py: pairs of a thread, threads of a tile."""
+        TI = self.warps * lanes // self.TJ
+        return {"RI": self.BI // TI, "RJ": self.BJ // self.TJ, "TI": TI, "TJ": self.TJ}
+
+
+def parse(text: str) -> tuple[Tile, ...]:
+    """Tiles from "BIxBJxTJxwarps,..."; ValueError where it is not that."""
+    try:
+        tiles = tuple(Tile(*map(int, each.split("x"))) for each in text.split(","))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"ATTNKERNELS_TILES must be like 64x64x16x4,32x32x8x2, got {text!r}"
+        ) from None
+    if all(tile.BI % SWEEP_BLOCK for tile in tiles):
+        raise ValueError(f"ATTNKERNELS_TILES must have a tile of {SWEEP_BLOCK} or 64 queries")
+    return tiles
+
+
+SWEEP_ROWS = 8  # pairs of queries, twice
+SWEEP_BLOCK = 4 * SWEEP_ROWS
+
+# The largest first; each smaller one is taken when the larger leaves processors idle. A load in
+# score.py is shared by the whole tile only while BI and BJ are less than the number of threads.
+TILES = parse(os.environ.get("ATTNKERNELS_TILES", "64x64x16x4,32x32x8x2,16x16x8x1"))
+
+VALUE_COLUMNS = 16  # of the context at a time: more would not leave the scores their registers
+STEP_KEYS, STEP_UNITS, STEP_WARPS = 32, 64, 4
+STEP_SWEEP_KEYS = 16
+WARPS_A_PROCESSOR = 10  # what the registers allow, about
+SCRATCH = 64 << 20  # bytes that the gradients of a window's scores may take
+
+
+def backward_tiles() -> tuple[Tile, ...]:
+    """The tiles that hold whole blocks of the sweep."""
+    return tuple(tile for tile in TILES if tile.BI % SWEEP_BLOCK == 0)
+
+
+def candidates() -> dict[str, Callable[[], None]]:
+    """What a sweep tries: by name, functions that put one choice of tiles in use from then on."""
+    names = ("64x64x16x4", "64x64x16x8", "64x128x16x8", "32x64x16x4", "32x32x8x2", "32x32x8x4")
+    return {name: partial(_use, parse(name)) for name in names}
+
+
+def _use(tiles: tuple[Tile, ...]) -> None:
+    global TILES
+    TILES = tiles

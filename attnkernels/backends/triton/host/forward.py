@@ -1,0 +1,121 @@
+"""The forward operators: context, lse and weights, or raw scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..device.forward import combine_kernel, forward_kernel, weights_kernel
+from ..device.pairs import scores_kernel
+from ..device.step import step_kernel
+from . import configs
+from .call import Call, Prepared
+from .launch import launch, on, power_of_two
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    attn_mask: Tensor | None,
+    key_lengths: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    packed_key: Tensor | None,
+    seed: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    activation: int,
+    negative_slope: float,
+    scale: float,
+    return_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ops.SCHEMAS."""
+    call = Call(
+        query, key, weight, activation, negative_slope, scale, value, attn_mask, key_lengths,
+        cu_seqlens_q, cu_seqlens_k, seed, dropout_p, is_causal,
+    )  # fmt: skip
+    lead, n, m, dv = call.lead, call.n, call.m, call.dv
+    context, lse = call.new(*lead, n, dv), call.new(*lead, n)
+    weights = call.new(*lead, n, m).fill_(-torch.inf) if return_weights else call.new(0)
+    with on(query):
+        _attend(call, context, lse, weights)
+        if return_weights:
+            tiles = -(-n // 32) * -(-m // 64)
+            launch(
+                weights_kernel,
+                call.leads * tiles,
+                call.arguments,
+                warps=4,
+                scores=weights,
+                lse=lse,
+                BI=32,
+                BJ=64,
+            )
+    return context, lse, weights
+
+
+def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor) -> None:
+    """Context and lse, with the keys split over programs where there are few rows."""
+    rows = call.leads * call.n
+    if call.step:
+        kernel, warps = step_kernel, configs.STEP_WARPS
+        arguments = call.arguments | call.strides()
+        arguments |= {"BJ": configs.STEP_KEYS, "BD": configs.STEP_UNITS}
+        programs, tiles = rows, -(-call.m // configs.STEP_KEYS)
+    else:
+        tile = call.tile(configs.TILES)
+        kernel, warps = forward_kernel, tile.warps
+        prepared = Prepared(call, tile)
+        arguments = prepared.arguments
+        programs, tiles = call.leads * prepared.query_tiles, prepared.key_tiles
+    splits = call.parts(programs, warps, tiles)
+    part, part_lse = context, lse
+    if splits > 1:
+        part, part_lse = call.new(splits, *context.shape), call.new(splits, *lse.shape)
+    launch(
+        kernel,
+        programs * splits,
+        arguments,
+        warps=warps,
+        context=part,
+        lse=part_lse,
+        scores=scores,
+        splits=splits,
+        SCORES=scores.dim() > 1,
+    )
+    if splits > 1:
+        launch(
+            combine_kernel,
+            rows,
+            call.arguments,
+            warps=4,
+            part=part,
+            part_lse=part_lse,
+            context=context,
+            lse=lse,
+            rows=rows,
+            splits=splits,
+            BV=min(power_of_two(call.dv), 1024),
+        )
+
+
+def scores(
+    query: Tensor,
+    key: Tensor,
+    weight: Tensor,
+    activation: int,
+    negative_slope: float,
+    scale: float,
+) -> Tensor:
+    """See ops.SCHEMAS."""
+    call = Call(query, key, weight, activation, negative_slope, scale)
+    result = call.new(*call.lead, call.n, call.m)
+    if result.numel():
+        with on(query):
+            tile = call.tile(configs.TILES)
+            prepared = Prepared(call, tile)
+            programs = call.leads * prepared.query_tiles * prepared.key_tiles
+            launch(scores_kernel, programs, prepared.arguments, warps=tile.warps, scores=result)
+    return result

@@ -1,0 +1,121 @@
+"""Gradients of query, key and weight from those of the scores: how kernels/sweep.py is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isqrt
+
+import torch
+from torch import Tensor
+
+from ..device.step import step_sweep_kernel
+from ..device.sweep import sweep_kernel
+from . import configs
+from .call import Call, Prepared
+from .launch import launch
+
+SPAN = (2.0, 1.0)  # of tanh and sigmoid, by their codes: (E7)
+
+Sums = tuple[Tensor, Tensor, Tensor]  # float32 (*L, n, d), (*L, m, d), (*L, d)
+
+
+def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], None]) -> Sums:
+    """Sweep through the gradients of the scores, a window of queries at a time.
+
+    fill(ds, first) puts those of queries `first` and on where gradient_kernel does; total (*L) is
+    the sum of them all.
+    """
+    call, tile, lead = prepared.call, prepared.tile, prepared.call.lead
+    key_rows = max(call.leads * prepared.key_tiles * tile.BJ, 1)
+    rows = _longest_query(call)
+    width = max(configs.SCRATCH // (4 * key_rows), 64)
+    width = min(width, rows + 63) // 64 * 64
+    query_parts, key_parts = _parts(prepared, width)
+    whole = call.varlen or width >= call.n  # all queries in one buffer
+    key_sums = call.new(query_parts, *lead, call.m, call.d).zero_()
+    weight_sums = call.new(*lead, call.sequences * query_parts * key_parts, call.d).zero_()
+    query_sums = call.new(key_parts, *lead, call.n if whole else width, call.d)
+    grad_query = call.new(*lead, call.n, call.d) if not whole else None
+    ds = call.new(key_rows, width)
+    for first in range(0, rows, width):
+        fill(ds, first)
+        launch(
+            sweep_kernel,
+            weight_sums[..., 0].numel() * -(-call.d // call.target.lanes),
+            prepared.arguments,
+            warps=1,
+            ds=ds,
+            grad_query=query_sums,
+            query_rows=query_sums.shape[-2],
+            query_origin=0 if whole else first,
+            grad_key=key_sums,
+            grad_weight=weight_sums,
+            window=first,
+            width=width,
+            query_parts=query_parts,
+            key_parts=key_parts,
+            RI=configs.SWEEP_ROWS,
+            LANES=call.target.lanes,
+        )
+        if grad_query is not None:
+            part = grad_query[..., first : first + width, :]
+            torch.sum(query_sums[..., : part.shape[-2], :], 0, out=part)
+    if grad_query is None:
+        grad_query = _sum(query_sums)
+    grad_weight = weight_sums.sum(-2)
+    activation = call.arguments["ACTIVATION"]
+    if activation < len(SPAN):  # sum ds f = sum ds - span sum ds r
+        grad_weight = total.unsqueeze(-1) - SPAN[activation] * grad_weight
+    return grad_query, _sum(key_sums), grad_weight * call.arguments["scale"]
+
+
+def stepwise(call: Call, ds: Tensor) -> Sums:
+    """The same for a few queries, from ds (*L, n, m)."""
+    columns = -(-call.d // configs.STEP_UNITS)
+    tiles = -(-call.m // configs.STEP_SWEEP_KEYS)
+    parts = call.parts(call.leads * columns, configs.STEP_WARPS, tiles)
+    query_sums = call.new(parts, *call.lead, call.n, call.d)
+    grad_key = call.new(*call.lead, call.m, call.d)
+    weight_sums = call.new(parts, *call.lead, call.d)
+    launch(
+        step_sweep_kernel,
+        call.leads * parts * columns,
+        call.arguments | call.strides(),
+        warps=configs.STEP_WARPS,
+        ds=ds,
+        grad_query=query_sums,
+        grad_key=grad_key,
+        grad_weight=weight_sums,
+        parts=parts,
+        BJ=configs.STEP_SWEEP_KEYS,
+        BD=configs.STEP_UNITS,
+    )
+    return _sum(query_sums), grad_key, _sum(weight_sums)
+
+
+def _parts(prepared: Prepared, width: int) -> tuple[int, int]:
+    """Into how many parts to cut queries and keys so that the sweep fills the device.
+
+    Each part of the queries has gradients of all the keys of its own, to be summed, and the other
+    way round: of the cuts that fill the device, the one that takes the least memory.
+    """
+    call = prepared.call
+    items = call.leads * call.sequences * -(-call.d // call.target.lanes)
+    wanted = max(call.target.room(1) // max(items, 1), 1)
+    blocks = -(-min(width, call.n) // configs.SWEEP_BLOCK)
+    tiles = -(-prepared.key_tiles // call.sequences)
+    query_parts = min(max(isqrt(wanted * width // max(call.m, 1)), 1), max(blocks, 1))
+    return query_parts, min(-(-wanted // query_parts), max(tiles, 1))
+
+
+def _longest_query(call: Call) -> int:
+    """Rows of the longest sequence. It is read back, unless a CUDA graph is being captured."""
+    if not call.varlen or call.n == 0:
+        return call.n
+    if call.query.is_cuda and torch.cuda.is_current_stream_capturing():
+        return call.n
+    return int(call.arguments["cu_seqlens_q"].diff().max())
+
+
+def _sum(parts: Tensor) -> Tensor:
+    return parts[0] if parts.shape[0] == 1 else parts.sum(0)

@@ -1,0 +1,259 @@
+"""The public contract: what additive attention means, whichever backend computes it.
+
+    (E1)  s_ij = scale * sum_t w_t f(q_it + k_jt)
+    (E2)  a_ij = softmax_j(s_ij + mask_ij),  lse_i = log sum_j exp(s_ij + mask_ij)
+    (E3)  c_i  = sum_j a_ij u_j
+
+(Bahdanau, Cho and Bengio, 1409.0473; f other than tanh: Brody, Alon and Yahav, 2105.14491.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from itertools import chain
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..backends import select
+from . import checks
+from .annotations import ranged
+
+Result: TypeAlias = Tensor | Any  # a tensor, or a tuple of them where more than one is asked for
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def follows_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Under autocast, call `function` with autocast off and its tensors cast as matmul's are."""
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        if not torch._C._is_any_autocast_enabled():  # asking for one device takes 0.5 us more
+            return function(*args, **options)
+        tensors = (each for each in chain(args, options.values()) if isinstance(each, Tensor))
+        device_type = next((each.device.type for each in tensors), "meta")
+        if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+            return function(*args, **options)
+        dtype = torch.get_autocast_dtype(device_type)
+        cast_args = [cast(each, dtype) for each in args]
+        cast_options = {name: cast(each, dtype) for name, each in options.items()}
+        with torch.autocast(device_type, enabled=False):
+            return function(*cast_args, **cast_options)
+
+    return call
+
+
+def cast(argument: Any, dtype: torch.dtype) -> Any:
+    """Autocast's rule: floating tensors take `dtype`, float64 and everything else is left alone."""
+    if isinstance(argument, Tensor):
+        eligible = argument.is_floating_point() and argument.dtype != torch.float64
+        return argument.to(dtype) if eligible else argument
+    return argument.autocast(dtype) if hasattr(argument, "autocast") else argument
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """The seed of one call's dropout, from torch's generator: a 0-d int64 tensor."""
+    return torch.randint(0, 2**62, (), device=device)
+
+
+def results(context: Tensor, weights: Tensor | None, lse: Tensor | None) -> Result:
+    """context alone, or a tuple of all there are."""
+    if weights is None and lse is None:
+        return context
+    return tuple(each for each in (context, weights, lse) if each is not None)
+
+
+@follows_autocast
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.2,
+    scale: float = 1.0,
+    return_weights: bool = False,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Result:
+    """Additive attention of every query to every key: (E1)-(E3) of Bahdanau et al. (1409.0473).
+
+    Leading dimensions ``...`` (batch, heads) broadcast as in
+    `torch.nn.functional.scaled_dot_product_attention`, those of ``weight``, ``attn_mask`` and
+    ``key_lengths`` included; call the shape they broadcast to L. Any size may be 1 or odd; n, m, dv
+    and entries of L may be 0.
+
+    Args:
+        query: (..., n, d), float32, bfloat16, float16 or float64. Arithmetic is in float32, for
+            float64 inputs in float64.
+        key: (..., m, d), of query's dtype and device, as value, weight and a floating attn_mask.
+        value: (..., m, dv).
+        weight: (d,) or (..., d): w of (E1).
+        attn_mask: broadcastable to (*L, n, m). bool: True takes part. Floating: added to the
+            score after ``scale``, with a gradient; -inf excludes.
+        key_lengths: int32 or int64, broadcastable to L, in [0, m]: keys at and beyond the length
+            are never looked at, whatever they hold, and their gradients are 0. The range is
+            checked on a CPU only.
+        is_causal: key j takes part for query i when j <= i. All the masks combine by "and".
+        dropout_p: in [0, 1], the probability that a weight is dropped; those left are multiplied
+            by 1 / (1 - dropout_p). The mask follows torch's generator (same seed, same mask, on
+            any backend at any number of threads). Set it to 0 in evaluation.
+        activation: f of (E1): "tanh", "sigmoid", "relu" or "leaky_relu" (GATv2).
+        negative_slope: in [0, 1], the slope of "leaky_relu" below 0.
+        scale: finite, multiplies the scores.
+        return_weights: also return the weights a, as they were used: after dropout.
+        return_lse: also return lse of (E2), before dropout.
+        backend: "native" (CPU and NVIDIA GPUs), "triton" (GPUs) or "reference"; None takes the
+            fastest that can do it. One asked for by name never falls back to another.
+
+    Returns:
+        context (*L, n, dv) in query's dtype; where more is asked for, a tuple of context, weights
+        (*L, n, m) in query's dtype, lse (*L, n) in float32 (float64 for float64), in that order.
+        A row with nothing left has context 0, weights 0, lse -inf and zero gradients. NaN among
+        the inputs that take part gives NaN.
+
+    All results have gradients for query, key, value, weight and a floating attn_mask, and these
+    can be differentiated again. Under autocast, inputs are cast as those of `torch.matmul` are.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, device, number or name does not fit, or no backend can do it.
+    """
+    problem = checks.attention(
+        query,
+        key,
+        value,
+        weight,
+        attn_mask=attn_mask,
+        key_lengths=key_lengths,
+        is_causal=is_causal,
+        dropout_p=dropout_p,
+        activation=activation,
+        negative_slope=negative_slope,
+        scale=scale,
+        return_weights=return_weights,
+        return_lse=return_lse,
+    )
+    chosen = select(problem, backend, (query, key, value, weight))
+    context, weights, lse = ranged("additive_attention", chosen.NAME, chosen.attention)(
+        query,
+        key,
+        value,
+        weight,
+        attn_mask=attn_mask,
+        key_lengths=key_lengths,
+        is_causal=is_causal,
+        dropout_p=dropout_p,
+        seed=draw_seed(query.device) if dropout_p else None,
+        activation=activation,
+        negative_slope=negative_slope,
+        scale=scale,
+        return_weights=return_weights,
+    )
+    return results(context, weights, lse if return_lse else None)
+
+
+@follows_autocast
+def additive_scores(
+    query: Tensor,
+    key: Tensor,
+    weight: Tensor,
+    *,
+    activation: str = "tanh",
+    negative_slope: float = 0.2,
+    scale: float = 1.0,
+    backend: str | None = None,
+) -> Tensor:
+    """The raw scores of (E1), (*L, n, m) in query's dtype: pointer networks (1506.03134).
+
+    Arguments, broadcasting, autocast, gradients and errors are those of `additive_attention`:
+    query (..., n, d), key (..., m, d), weight (d,) or (..., d).
+    """
+    problem = checks.scores(
+        query, key, weight, activation=activation, negative_slope=negative_slope, scale=scale
+    )
+    chosen = select(problem, backend, (query, key, weight))
+    return ranged("additive_scores", chosen.NAME, chosen.scores)(
+        query, key, weight, activation=activation, negative_slope=negative_slope, scale=scale
+    )
+
+
+@follows_autocast
+def additive_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    *,
+    is_causal: bool = False,
+    dropout_p: float = 0.0,
+    activation: str = "tanh",
+    negative_slope: float = 0.2,
+    scale: float = 1.0,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Result:
+    """`additive_attention` of sequences that are packed one after another, without padding.
+
+    Queries of sequence s attend to keys of sequence s. Leading dimensions (heads) broadcast.
+
+    Args:
+        query: (..., total_q, d).
+        key: (..., total_k, d).
+        value: (..., total_k, dv).
+        weight: (d,) or (..., d).
+        cu_seqlens_q: int32 or int64, one more entry than there are sequences, from 0 to total_q
+            without decreasing: sequence s is the rows cu_seqlens_q[s] to cu_seqlens_q[s + 1]
+            (excluded) of query. The values are checked on a CPU only.
+        cu_seqlens_k: the same for key and value.
+        is_causal: j <= i, both counted from the start of their sequence.
+        dropout_p, activation, negative_slope, scale, return_lse, backend: as there.
+
+    Returns:
+        context (*L, total_q, dv), or a tuple of context and lse (*L, total_q). A sequence without
+        keys has context 0 and lse -inf.
+
+    Raises:
+        TypeError, ValueError: as there.
+    """
+    problem = checks.varlen(
+        query,
+        key,
+        value,
+        weight,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        is_causal=is_causal,
+        dropout_p=dropout_p,
+        activation=activation,
+        negative_slope=negative_slope,
+        scale=scale,
+        return_lse=return_lse,
+    )
+    # How many queries a sequence has is known to the device only.
+    chosen = select(problem, backend, (query, key, value, weight), step=False)
+    context, lse = ranged("additive_attention_varlen", chosen.NAME, chosen.attention_varlen)(
+        query,
+        key,
+        value,
+        weight,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        is_causal=is_causal,
+        dropout_p=dropout_p,
+        seed=draw_seed(query.device) if dropout_p else None,
+        activation=activation,
+        negative_slope=negative_slope,
+        scale=scale,
+    )
+    return results(context, None, lse if return_lse else None)

@@ -1,0 +1,67 @@
+"""Shapes, dtypes and masks of a call: how its arguments broadcast and which pairs take part."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic, and of lse."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def leading_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that `shapes` broadcast to; ValueError where they do not.
+
+    `torch.broadcast_shapes` for a step that counts microseconds: equal shapes cost a comparison.
+    """
+    result = shapes[0]
+    for shape in shapes[1:]:
+        if shape and shape != result:
+            result = _broadcast(result, shape)
+    return tuple(result)
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
+    result = list(longer)
+    for i, size in enumerate(shorter, len(longer) - len(shorter)):
+        if result[i] == 1:
+            result[i] = size
+        elif size != 1 and size != result[i]:
+            raise ValueError(f"shapes {tuple(a)} and {tuple(b)} do not broadcast")
+    return tuple(result)
+
+
+def present_keys(key_lengths: Tensor, m: int) -> Tensor:
+    """bool (*lengths, m): the keys before the end of their sequence."""
+    return torch.arange(m, device=key_lengths.device) < key_lengths.unsqueeze(-1)
+
+
+def combine_masks(
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None,
+    key_lengths: Tensor | None,
+    is_causal: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """(taking_part, bias) of (E2), each None or broadcastable to (*L, n, m).
+
+    taking_part is bool: the pairs that nothing excludes. bias is floating: what is added to s.
+    """
+    n, m = query.shape[-2], key.shape[-2]
+    bias = None
+    conditions = []
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        conditions.append(attn_mask)
+    elif attn_mask is not None:
+        bias = attn_mask
+        conditions.append(attn_mask != float("-inf"))
+    if key_lengths is not None:
+        conditions.append(present_keys(key_lengths, m).unsqueeze(-2))
+    if is_causal:
+        conditions.append(torch.ones(n, m, dtype=torch.bool, device=query.device).tril())
+    return reduce(torch.logical_and, conditions) if conditions else None, bias

@@ -1,0 +1,203 @@
+"""The main job: additive attention of every character of a real text to every other.
+
+    python -m attnkernels.profile [--device cuda] [--text FILE] [--lengths 64,128,...] [--dim 256]
+                                  [--backward] [--compile] [--json FILE] [--plot FILE]
+
+The text is encoded once by a seeded embedding and bidirectional GRU (RNNsearch's encoder), and its
+first n characters attend to each other, for growing n: by the naive formula as long as that fits in
+memory and patience, by torch.compile of it where asked, and by `additive_attention`.
+The inputs are the same on every device: the CPU encodes the text for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backends import select
+from ..backends.base import Problem
+from ..extras import needs
+from ..measure.device import KINDS, Device, find
+from .plot import draw
+from .sweep import Method, Row, methods, nominal_work, sweep
+from .text import Attended, Text, encode, read_text
+from .units import show_mib
+
+with needs("profile", "matplotlib"):  # which draws when hours may have been measured
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+
+    from . import report
+
+LENGTHS = [2**power for power in range(6, 17)]  # 64 to 65,536
+DEFAULT_SECONDS = 60.0  # for a length that was not asked for: the default takes minutes, not hours
+INTERRUPTED = 130  # as a shell reports SIGINT
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0, or 130 when interrupted (2 for bad usage)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        text = read_text(options.text)
+        lengths = _lengths(options.lengths, text)
+        if options.dim < 2 or options.dim % 2:
+            raise ValueError(f"--dim is {options.dim}; wanted an even number, 2 or more")
+        device = find(options.device)
+        backend = select(Problem(device.type, torch.float32), options.backend).NAME
+    except ValueError as error:
+        parser.error(str(error))
+    return _run(options, device, text, lengths, backend)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m attnkernels.profile",
+        description="Time and memory of additive attention over the characters of a real text.",
+    )
+    add = parser.add_argument
+    add("--device", choices=KINDS, default="cpu", help="cuda is ROCm as well (default: cpu)")
+    add("--text", metavar="FILE", help="a UTF-8 file (default: the documentation inside Python)")
+    add("--lengths", metavar="N,N,...", type=_integers, help="default: 64, doubling to 65536")
+    add("--dim", type=int, default=256, help="width of query, key and value (default: 256)")
+    add("--seed", type=int, default=0, help="of the encoder's weights (default: 0)")
+    add("--backward", action="store_true", help="time forward and backward together")
+    add("--compile", action="store_true", help="also torch.compile of the naive formula")
+    add("--backend", help="of the fused operator (default: the first that is available)")
+    add(
+        "--naive-seconds",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="do not run the naive formula where one call would take longer (default: 10)",
+    )
+    for kind, name in (("json", "profile.json"), ("plot", "profile.png")):
+        help = f"where to write the {kind} (default: %(default)s)"
+        add(f"--{kind}", type=Path, default=Path(name), metavar="FILE", help=help)
+    return parser
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 64,128,256") from None
+    if numbers[0] < 1:
+        raise argparse.ArgumentTypeError(f"a length is at least 1, not {numbers[0]}")
+    return numbers
+
+
+def _lengths(wanted: list[int] | None, text: Text) -> list[int]:
+    """The lengths to measure: those asked for, or as many of the default as the text has."""
+    characters = len(text.characters)
+    if wanted is not None and wanted[-1] > characters:
+        raise ValueError(
+            f"the text {text.source} has {characters:,} characters, --lengths wants {wanted[-1]:,}"
+        )
+    fitting = [length for length in wanted or LENGTHS if length <= characters]
+    if not fitting:
+        raise ValueError(
+            f"the text {text.source} has {characters:,} characters, at least {LENGTHS[0]} wanted"
+        )
+    return fitting
+
+
+def _run(
+    options: argparse.Namespace, device: Device, text: Text, lengths: list[int], backend: str
+) -> int:
+    console = Console(width=None if sys.stdout.isatty() else report.WIDTH)
+    free_mib = device.free_memory() / 2**20
+    machine = f"{device.name}, torch {torch.__version__}"
+    console.print(f"{machine}, {show_mib(free_mib)} free; fused: backend {backend}")
+    passes = "forward + backward" if options.backward else "forward"
+    title = f"Additive attention over {text.source}, {passes}, width {options.dim}"
+
+    head = _head(options, device, text, backend)
+    rows: list[Row] = []
+    try:
+        for _ in _measure(options, device, text, lengths, backend, console, title, rows):
+            report.write_json(options.json, {**head, "interrupted": True}, rows)
+        interrupted = False
+    except KeyboardInterrupt:
+        interrupted = True
+
+    if rows:
+        report.write_json(options.json, {**head, "interrupted": interrupted}, rows)
+        draw(options.plot, rows, f"{title}\n{machine}", free_mib)
+    console.print()
+    console.print(report.sentence(rows, options.dim, options.backward), highlight=False)
+    if interrupted:
+        console.print("Interrupted: this is what was measured until then.")
+    for kind, path in (("plot", options.plot), ("json", options.json)) if rows else ():
+        console.print(f"{kind}: {path.resolve()}", soft_wrap=True, highlight=False)
+    return INTERRUPTED if interrupted else 0
+
+
+def _measure(
+    options: argparse.Namespace,
+    device: Device,
+    text: Text,
+    lengths: list[int],
+    backend: str,
+    console: Console,
+    title: str,
+    rows: list[Row],
+) -> Iterator[Row]:
+    """Append to `rows`, and yield, what is measured; a table grows above a progress bar."""
+    todo = methods(
+        options.dim,
+        options.backward,
+        options.compile,
+        backend,
+        naive_seconds=options.naive_seconds,
+        fused_seconds=float("inf") if options.lengths else DEFAULT_SECONDS,
+    )
+    names = [method.name for method in todo]
+    progress = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    )
+    work = {
+        (method.name, length): nominal_work(method, length) for method in todo for length in lengths
+    }
+    # The ceilings are those of a forward.
+    ceilings = {} if options.backward else device.ceilings
+    task = progress.add_task(f"encoding {lengths[-1]:,} characters", total=sum(work.values()))
+
+    def starting(method: Method, length: int) -> None:
+        progress.update(task, description=f"{method.name}, {length:,} characters")
+
+    with Live(progress, console=console, refresh_per_second=8) as live:
+        drawn: Table | str = ""
+        try:
+            encoded = encode(text.characters[: lengths[-1]], options.dim, options.seed)
+            inputs = Attended(*(tensor.to(device.type) for tensor in encoded))
+            for row in sweep(device, inputs, lengths, todo, options.backward, starting):
+                rows.append(row)
+                drawn = report.table(title, lengths, names, rows, console.width, ceilings)
+                progress.advance(task, work[row.method, row.length])
+                live.update(Group(drawn, progress))
+                yield row
+        finally:  # the table stays, the bar goes
+            live.update(drawn)
+
+
+def _head(options: argparse.Namespace, device: Device, text: Text, backend: str) -> dict[str, Any]:
+    return {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "device": device.type,
+        **device.facts(),
+        "text": {"source": text.source, "characters": len(text.characters)},
+        "seed": options.seed,
+        "dim": options.dim,
+        "dtype": "float32",
+        "direction": "both" if options.backward else "forward",
+        "backend": backend,
+    }

@@ -1,0 +1,204 @@
+"""The measurements of the main job: every length by every method, one row at a time."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import additive_attention
+from ..measure.device import Device
+from .naive import naive_attention, naive_bytes
+from .text import Attended
+from .units import show_mib, show_ms
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+REPEAT_SECONDS = 1.0  # repeat a measurement until it has taken this long,
+MOST_REPEATS = 20  # or this often
+FREE_FRACTION = 0.85  # of free memory that a measurement may ask for
+NO_MEMORY = "allocate memory"  # how PyTorch's CPU allocator complains; a GPU's has its own error
+WARM_UP = 32  # length of the call before the first measured one
+
+
+@dataclass
+class Row:
+    """One method at one length: measured, or why not with what it would take."""
+
+    length: int
+    method: str
+    ms: float | None = None
+    min_ms: float | None = None
+    repeats: int = 0
+    peak_mib: float | None = None
+    g_elements_per_s: float | None = None
+    elements_per_clock: float | None = None  # on each SM, where the device has these
+    skipped: str | None = None
+    estimated_ms: float | None = None
+    estimated_mib: float | None = None
+    does_not_fit: bool = False
+
+
+@dataclass
+class Method:
+    """A way to compute the attention, and what may forbid a length: its time, or its memory where
+    it grows with the square of the length (`materialises`)."""
+
+    name: str
+    attention: Attention
+    materialises: bool
+    most_seconds: float
+    needed_bytes: Callable[[int], float] | None = None
+    compiled: bool = False
+    last: Row | None = None
+
+    def estimate(self, row: Row) -> None:
+        """Fill in what `row` would take, going by the last length that was measured."""
+        if self.last is not None and self.last.ms is not None:
+            growth = (row.length / self.last.length) ** 2
+            row.estimated_ms = self.last.ms * growth
+            if self.materialises:
+                row.estimated_mib = (self.last.peak_mib or 0) * growth
+        if self.needed_bytes is not None:
+            row.estimated_mib = self.needed_bytes(row.length) / 2**20
+
+    def forbid(self, row: Row, free_bytes: int) -> None:
+        """Say in `row` why it is not to be run, where its estimate exceeds what there is."""
+        free = free_bytes * FREE_FRACTION / 2**20
+        if (row.estimated_mib or 0) > free:
+            row.does_not_fit = True
+            row.skipped = f"needs {show_mib(row.estimated_mib or 0)}, does not fit"
+        elif (row.estimated_ms or 0) > self.most_seconds * 1e3:
+            row.skipped = f"would take about {show_ms(row.estimated_ms or 0)}"
+
+
+def methods(
+    dim: int,
+    backward: bool,
+    compiled: bool,
+    backend: str,
+    naive_seconds: float,
+    fused_seconds: float,
+) -> list[Method]:
+    """The naive formula, torch.compile of it where asked, and the fused operator, each with the
+    most seconds that one call of it may take."""
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+        return additive_attention(query, key, value, weight, backend=backend)
+
+    def needed(length: int) -> float:
+        return naive_bytes(length * length, dim, torch.float32.itemsize, backward)
+
+    found = [Method("naive", naive_attention, True, naive_seconds, needed)]
+    if compiled:
+        # The forward never builds the tensor, the backward does: only measuring tells.
+        found.append(Method("compile", naive_attention, True, naive_seconds, compiled=True))
+    naive_too = backend == "reference"
+    found.append(Method("fused", fused, naive_too, fused_seconds, needed if naive_too else None))
+    return found
+
+
+def nominal_work(method: Method, length: int) -> float:
+    """How much of the progress bar a measurement is: seconds, give or take a machine."""
+    seconds = length**2 / (1e8 if method.name == "fused" else 1e6)
+    return 1 + seconds if seconds < method.most_seconds else 0
+
+
+def sweep(
+    device: Device,
+    inputs: Attended,
+    lengths: list[int],
+    todo: list[Method],
+    backward: bool,
+    starting: Callable[[Method, int], None] = lambda method, length: None,
+) -> Iterator[Row]:
+    """Measure `todo` at `lengths` (ascending), calling `starting` before each measurement.
+
+    `inputs` are on `device`. A method is not run where its memory or its limit of time would not
+    allow it.
+    """
+    for method in todo:
+        if not method.compiled:
+            _call(method.attention, _cut(inputs, WARM_UP), backward)()
+    for length in lengths:
+        cut = _cut(inputs, length)
+        for method in todo:
+            starting(method, length)
+            row = Row(length, method.name)
+            method.estimate(row)
+            method.forbid(row, device.free_memory())
+            if row.skipped is None:
+                try:
+                    _fill(row, *_run(device, method, cut, backward), device, cut)
+                    method.last = row
+                except RuntimeError as error:
+                    if not isinstance(error, torch.OutOfMemoryError) and NO_MEMORY not in str(
+                        error
+                    ):
+                        raise
+                    row.does_not_fit = True
+                    row.skipped = "ran out of memory"
+            yield row
+
+
+def _cut(inputs: Attended, length: int) -> Attended:
+    query, key, value, weight = inputs
+    return Attended(query[:, :length], key[:, :length], value[:, :length], weight)
+
+
+def _call(attention: Attention, inputs: Attended, backward: bool) -> Callable[[], object]:
+    """The forward without a graph, or the forward and backward with a fresh graph each time."""
+    if not backward:
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return attention(*inputs)
+
+        return forward
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    arriving = torch.randn(inputs.value.shape, generator=torch.Generator().manual_seed(0))
+    arriving = arriving.to(inputs.value.device)
+
+    def both() -> object:
+        context = attention(*leaves)
+        return context, torch.autograd.grad(context, leaves, arriving)
+
+    return both
+
+
+def _run(
+    device: Device, method: Method, inputs: Attended, backward: bool
+) -> tuple[list[float], int]:
+    """Seconds of every repeat, and the peak extra bytes."""
+    attention = method.attention
+    if method.compiled:
+        torch.compiler.reset()  # a new shape each time, and the best code for each
+        attention = torch.compile(attention, dynamic=False)
+    call = _call(attention, inputs, backward)
+    if method.compiled or device.warms_up:
+        call()
+    first = device.measure(call)
+    if first.seconds >= REPEAT_SECONDS:
+        return [first.seconds], first.peak_bytes
+    seconds: list[float] = []  # without the first, which had to fetch its pages anew
+    while sum(seconds) < REPEAT_SECONDS and len(seconds) < MOST_REPEATS:
+        seconds.append(device.seconds(call))
+    return seconds, first.peak_bytes
+
+
+def _fill(
+    row: Row, seconds: list[float], peak_bytes: int, device: Device, inputs: Attended
+) -> None:
+    row.ms = statistics.median(seconds) * 1e3
+    row.min_ms = min(seconds) * 1e3
+    row.repeats = len(seconds)
+    row.peak_mib = peak_bytes / 2**20
+    elements = row.length**2 * inputs.query.shape[-1]
+    rate = elements / statistics.median(seconds)
+    row.g_elements_per_s = rate / 1e9
+    if device.clocks_per_second is not None:
+        row.elements_per_clock = rate / device.clocks_per_second
+    row.estimated_ms = row.estimated_mib = None

@@ -1,0 +1,239 @@
+"""The cases on one device, in the order of their importance, until the time is up.
+
+    python -m benchmarks.gpu.cases --out DIR --until EPOCH [--device cuda|cpu] [--cases NAME,...]
+                                   [--providers NAME,...] [--dtypes NAME,...] [--seconds S]
+
+`benchmarks.gpu` runs this in a process of its own, because a kernel that faults leaves a device
+that only a new process can use. It adds to DIR/results.json, which must be there, case by case, and
+goes on where an earlier one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from attnkernels.profile.units import show_ms
+from benchmarks.suite import cases, providers
+from benchmarks.suite.absent import Absent, Attempt
+from benchmarks.suite.cases import Case
+from benchmarks.suite.measure import Timing, interleaved
+from benchmarks.suite.meters import Call
+from benchmarks.suite.providers import LATENCY, Provider
+from benchmarks.suite.run import DTYPES, INTERRUPTED, rows, subset, write
+
+FIRST = ("gpu-square", "gpu-step", "decoder-step", "rnnsearch", "gnmt")
+LIST = "main,gpu-square,gpu-step"
+PEERS = ("eager", "compile", "keops", "triton", "native")
+STEP_SECONDS = 150  # of anything; what takes longer hangs
+GENERATING = 30.0  # seconds that making code is taken to take, until one has been seen
+STDERR = 2  # the process's own, whatever stands for sys.stderr
+FAULTED = 3  # exit status: another process can go on
+
+
+class Job(NamedTuple):
+    case: Case
+    direction: str
+    dtype: str
+
+    def attempt(self, provider: str) -> Attempt:
+        return Attempt(self.case.name, self.direction, self.dtype, provider)
+
+
+class Failed(Exception):
+    """A call that had run before failed while it was measured; the first argument is its name."""
+
+
+class Faulted(Exception):
+    """The device cannot be used by this process any longer."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; its exit status is that of `work`."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    known = [provider.name for provider in providers.PROVIDERS if provider.name in PEERS]
+    try:
+        chosen = providers.choose(options.providers or ",".join(known))
+        dtypes = subset("dtypes", options.dtypes, DTYPES)
+        jobs = jobs_of(cases.choose(options.cases), dtypes, options.device)
+    except ValueError as error:
+        parser.error(str(error))
+    absent = Absent(options.out / "absent.json")
+    session = Session(options.device, chosen, absent, options.until, options.seconds)
+    return work(jobs, session, options.out / "results.json")
+
+
+def work(jobs: list[Job], session: Session, path: Path) -> int:
+    """Add what is not yet in the result at `path`: 0, also when the time is up; 130; or FAULTED."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    done = {(row["case"], row["direction"], row["dtype"]) for row in result["cases"]}
+    left = [job for job in jobs if (job.case.name, job.direction, job.dtype) not in done]
+    try:
+        for place, job in enumerate(left):
+            if time.time() >= session.until:
+                print(f"The time is up: {len(left) - place} of {len(jobs)} are left.", flush=True)
+                break
+            timings = session.measure(job, behind=len(left) - place - 1)
+            result["cases"] += rows(*job, timings)
+            write(path, result)
+            said = ", ".join(f"{name} {show_ms(t.median_ms)}" for name, t in timings.items())
+            title = f"{job.case.name} {job.direction} {job.dtype}"
+            print(f"{title}: {said or 'nobody'}", flush=True)
+    except Faulted as fault:
+        session.absent.end()
+        print(f"The device faulted: {fault}", flush=True)
+        return FAULTED
+    except KeyboardInterrupt:
+        session.absent.end()
+        return INTERRUPTED
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.cases")
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", required=True)
+    add("--until", type=float, metavar="EPOCH", required=True, help="start nothing after")
+    add("--device", choices=("cuda", "cpu"), default="cuda")
+    add("--cases", metavar="NAME,...", default=LIST)
+    add("--providers", metavar="NAME,...")
+    add("--dtypes", metavar="NAME,...", default="float32,bfloat16")
+    add("--seconds", type=float, default=1.0, help="of timing a case (default: %(default)s)")
+    return parser
+
+
+def jobs_of(chosen: list[Case], dtypes: list[str], device: str) -> list[Job]:
+    """What there is to measure, the most important first."""
+    places = {name: place for place, name in enumerate(FIRST)}
+    ordered = sorted(chosen, key=lambda case: places.get(case.name, len(FIRST)))
+    return [
+        Job(case, direction, dtype)
+        for dtype in dtypes
+        for case in ordered
+        for direction in _directions(case, device)
+    ]
+
+
+def _directions(case: Case, device: str) -> list[str]:
+    """Those of the case, and of a decoder's step, which is one that a graph replays, its latency.
+
+    A CPU has neither.
+    """
+    if device == "cuda":
+        return [*case.directions, *([LATENCY] if cases.GRAPH in case.directions else [])]
+    return [direction for direction in case.directions if direction != cases.GRAPH]
+
+
+class Session:
+    """One process's measuring: who takes part, until when, and what making code has cost."""
+
+    def __init__(
+        self, device: str, chosen: list[Provider], absent: Absent, until: float, seconds: float
+    ) -> None:
+        self.device, self.chosen, self.absent = device, chosen, absent
+        self.until, self.seconds = until, seconds
+        self._costs: dict[str, float] = {}  # seconds of the latest first call, by provider
+
+    def measure(self, job: Job, behind: int) -> dict[str, Timing]:
+        """Timings of all who can; why the others cannot is noted.
+
+        Code is made only as long as the jobs `behind` this one can be measured without.
+        """
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        reserve = behind * (1.5 * self.seconds + 0.5)
+        calls: dict[str, Call] = {}
+        for provider in self.chosen:
+            attempt = job.attempt(provider.name)
+            if attempt in self.absent or provider.name not in job.case.providers:
+                continue
+            dtype = getattr(torch, job.dtype)
+            why = providers.why_not(provider, job.case, job.direction, dtype, self.device)
+            why = why or self._no_time(provider, reserve)
+            if why:
+                self.absent.note(why, attempt)
+            elif call := self._first_call(job, provider):
+                calls[provider.name] = call
+        while True:
+            self.absent.begin(*map(job.attempt, calls))
+            _watch()
+            try:
+                timings = interleaved(calls, self.seconds, self.device)
+            except Failed as failure:
+                name = failure.args[0]
+                del calls[name]
+                self._failed(job.attempt(name), failure.__cause__ or failure)
+            else:
+                self.absent.end()
+                return timings
+
+    def _no_time(self, provider: Provider, reserve: float) -> str | None:
+        left = self.until - time.time() - reserve
+        cost = self._costs.get(provider.name, GENERATING)
+        if not provider.generates or cost <= left:
+            return None
+        return f"making its code takes some {cost:.0f} s, and there are {max(left, 0):.0f} left"
+
+    def _first_call(self, job: Job, provider: Provider) -> Call | None:
+        """The call, warmed up; None, with the reason noted, where it fails."""
+        attempt, name = job.attempt(provider.name), provider.name
+        self.absent.begin(attempt)
+        _watch()
+        start = time.perf_counter()
+        dtype = getattr(torch, job.dtype)
+        try:
+            call = providers.prepare(provider, job.case, job.direction, dtype, self.device)
+            call()
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+        except Exception as error:
+            self._failed(attempt, error)
+            return None
+        finally:
+            self._costs[name] = time.perf_counter() - start
+        self.absent.end()
+        return _guarded(name, call)
+
+    def _failed(self, attempt: Attempt, error: BaseException) -> None:
+        self.absent.note(sentence(error), attempt)
+        print(f"{' '.join(attempt)}: {sentence(error)}", flush=True)
+        if self.device == "cuda":
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError as fault:
+                raise Faulted(sentence(fault)) from fault
+
+
+def _guarded(name: str, call: Call) -> Call:
+    def guarded() -> object:
+        try:
+            return call()
+        except Exception as error:
+            raise Failed(name) from error
+
+    return guarded
+
+
+def _watch() -> None:
+    """End the process, saying where it was, unless this is called again in time."""
+    faulthandler.dump_traceback_later(STEP_SECONDS, exit=True, file=STDERR)
+
+
+def sentence(error: BaseException) -> str:
+    """An error as one line of a table."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:240]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Our two backends on a GPU side by side, and which of them a call should take there."""
+
+from __future__ import annotations
+
+from math import exp, log
+from statistics import mean
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from attnkernels.backends import ON_GPU
+from attnkernels.ops.codes import STEP_QUERIES
+from attnkernels.profile.units import show_ms, show_ratio
+from benchmarks.suite import rates
+from benchmarks.suite.providers import LATENCY
+from benchmarks.suite.rates import NOTHING, Result, Row
+from benchmarks.suite.table import OURS
+
+Pair = dict[str, Row]  # the rows of one measurement, by backend
+
+ABOUT = (
+    "`latency` is the forward of an idle device and the waiting for it. `launch` is one empty "
+    "kernel's time: with the waiting in a `latency`, or else until the next one can begin."
+)
+
+
+def tables(result: Result) -> list[Table]:
+    """A table a dtype: times, their ratio, rates, and of a step what the launch alone takes."""
+    measured = _pairs(result)
+    made = []
+    for dtype in dict.fromkeys(dtype for dtype, _, _ in measured):
+        table = Table(title=f"{dtype}: {' / '.join(OURS)}", box=SIMPLE_HEAD, show_edge=False)
+        table.padding = (0, 0, 0, 1)
+        headings = ["time", f"{OURS[1]} takes", *rates.columns(result), "launch", "x launch"]
+        for place, heading in enumerate(["case", "pass", *headings]):
+            table.add_column(heading, justify="left" if place < 2 else "right")
+        for (of, case, direction), pair in measured.items():
+            if of == dtype:
+                table.add_row(case, direction, *_cells(result, pair))
+        made.append(table)
+    return made
+
+
+def preferences(result: Result) -> str:
+    """For each kind of call how many times as long one takes, and what the selection does now."""
+    lines = []
+    for (direction, size), preference in ON_GPU.items():
+        ratios = [
+            ratio
+            for (_, _, measured), pair in _pairs(result).items()
+            if measured == ("both" if direction == "training" else "forward")
+            and size == ("step" if _is_step(pair) else "tiles")
+            and (ratio := _ratio(pair)) is not None
+        ]
+        if ratios:
+            typical = exp(mean(map(log, ratios)))
+            first, measured = preference.order[0].NAME, preference.measured
+            lines.append(
+                f"  {direction}, {size}: {OURS[1]} takes {show_ratio(typical)} the time of "
+                f"{OURS[0]} (geometric mean of {len(ratios)}, from {show_ratio(min(ratios))} to "
+                f"{show_ratio(max(ratios))}); {first} is asked first ({measured})"
+            )
+    return "\n".join(["attnkernels.backends.ON_GPU", *lines]) if lines else ""
+
+
+def launch_us(result: Result, direction: str) -> float | None:
+    """What one empty kernel takes: with waiting for it, or until the next one can begin.
+
+    That of `gpu_ceiling.cu`, or else PyTorch's smallest.
+    """
+    known, name = result["ceiling"], "wait_us" if direction == LATENCY else "launch_us"
+    return known.get(name) or known.get(f"torch_{name}")
+
+
+def _pairs(result: Result) -> dict[tuple[str, str, str], Pair]:
+    """By dtype, case and direction; none of a CPU, where Triton has nothing to say."""
+    found: dict[tuple[str, str, str], Pair] = {}
+    for row in result["cases"] if result["device"] != "cpu" else []:
+        if row["provider"] in OURS:
+            key = row["dtype"], row["case"], row["direction"]
+            found.setdefault(key, {})[row["provider"]] = row
+    return found
+
+
+def _cells(result: Result, pair: Pair) -> list[str]:
+    rows = [pair.get(name) for name in OURS]
+    times = [show_ms(row["median_ms"]) if row else NOTHING for row in rows]
+    ratio, of_each = _ratio(pair), [rates.rates(result, row) for row in rows]
+    shares = [[each[heading] for each in of_each] for heading in rates.columns(result)]
+    direction = next(iter(pair.values()))["direction"]
+    floor = launch_us(result, direction) if _is_step(pair) and direction != "both" else None
+    above = [NOTHING, NOTHING]
+    if floor:
+        above = [show_ratio(1e3 * row["median_ms"] / floor) if row else NOTHING for row in rows]
+    return [
+        _both(times),
+        show_ratio(ratio) if ratio else NOTHING,
+        *map(_both, shares),
+        show_ms(floor / 1e3) if floor else NOTHING,
+        _both(above),
+    ]
+
+
+def _both(cells: list[str]) -> str:
+    return NOTHING if set(cells) == {NOTHING} else " / ".join(cells)
+
+
+def _ratio(pair: Pair) -> float | None:
+    """How many times as long Triton takes."""
+    if len(pair) < len(OURS):
+        return None
+    native, triton = (pair[name]["median_ms"] for name in OURS)
+    return triton / native
+
+
+def _is_step(pair: Pair) -> bool:
+    return next(iter(pair.values()))["shape"][1] <= STEP_QUERIES

@@ -1,0 +1,273 @@
+"""Everything there is to learn on a machine with a GPU, in one command of a few minutes.
+
+    python -m benchmarks.gpu --out DIR [--budget SECONDS] [--seconds S] [--sweep]
+                             [--skip STAGE,...] [--cases NAME,...] [--providers NAME,...]
+                             [--device cuda|cpu] [--commit TEXT]
+
+Its stages, each of which may fail without ending the run: environment, tests (those marked gpu),
+ceilings, cases, long, sanitizer (where compute-sanitizer is), and sweep where asked for. What they
+find is in DIR at every moment:
+
+    environment.txt          the device, the versions, what can run
+    tests.txt, tests.xml     what pytest said
+    results.json             what benchmarks.suite.table makes the README's table from
+    sanitizer-*.txt          what each tool of compute-sanitizer said of the native kernels
+    absent.json              who was not measured, and why
+    sweep*.json              the same two, of configurations of the Triton kernels
+    summary.txt              all of it on a page
+
+The same command goes on where it stopped; `--budget` then counts anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from attnkernels.measure import cuda
+from benchmarks.ceiling import cpu as ceiling
+from benchmarks.ceiling import gpu as gpu_ceiling
+from benchmarks.gpu.cases import sentence
+from benchmarks.gpu.environment import environment
+from benchmarks.gpu.summary import summary
+from benchmarks.suite.rates import Result
+from benchmarks.suite.run import INTERRUPTED, head, write
+from tools.sanitizer import tool as gpu_sanitizer
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ["-m", "pytest", "-m", "gpu", "-v", "--tb=short", "--durations=10"]
+TESTS += ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]
+TESTS += ["--continue-on-collection-errors"]  # of files that are not about a GPU
+# Of the budget: what the tests may take, and what is kept for the stages that come last.
+TESTS_SHARE, LONG_SHARE, SANITIZER_SHARE, SWEEP_SHARE, END_SHARE = 0.4, 0.06, 0.15, 0.2, 0.03
+GRACE = 10.0  # seconds that an interrupted process has to say what it knows
+SAME = ("device", "torch", "triton", "commit")  # or figures cannot stand in one table
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages share. `result` is written to results.json whenever it changes."""
+
+    options: argparse.Namespace
+    began: float
+    result: Result
+    notes: list[str] = field(default_factory=list)  # what went wrong, for the summary
+
+    @property
+    def out(self) -> Path:
+        return self.options.out
+
+    def until(self, *kept: float) -> float:
+        """When to start nothing more, so that these shares of the budget are left."""
+        return self.began + self.options.budget * (1 - sum(kept))
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+        print(line, flush=True)
+
+    def save(self) -> None:
+        write(self.out / "results.json", self.result)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; its exit status: 0, 130 when interrupted, 2 for bad usage or no GPU."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.skip if name not in STAGES]
+    if unknown:
+        parser.error(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    missing = cuda.why_not() if options.device == "cuda" else None
+    if missing:
+        print(missing, file=sys.stderr)
+        return 2
+    options.out = options.out.resolve()
+    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        result = _begin(options)
+    except ValueError as error:
+        parser.error(str(error))
+    run = Run(options, time.time(), result)
+    interrupted = False
+    for name, stage in STAGES.items():
+        if name in options.skip or (name == "sweep" and not options.sweep):
+            continue
+        print(f"== {name} ({max(run.until() - time.time(), 0):.0f} s left)", flush=True)
+        try:
+            stage(run)
+        except KeyboardInterrupt:
+            interrupted = True
+            break
+        except Exception as error:
+            run.note(f"{name}: {sentence(error)}")
+        summary(options.out, run.notes)
+    print(summary(options.out, run.notes))
+    return INTERRUPTED if interrupted else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description="Tests and benchmarks of a GPU."
+    )
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", required=True, help="where everything is written")
+    add("--budget", type=float, default=510, metavar="SECONDS", help="default: %(default)s")
+    add("--seconds", type=float, default=1.0, help="of timing a case (default: %(default)s)")
+    add("--sweep", action="store_true", help="configurations of the Triton kernels as well")
+    add("--skip", type=lambda names: names.split(","), default=[], metavar="STAGE,...")
+    add("--device", choices=("cuda", "cpu"), default="cuda")
+    add("--commit", help="what to call the code, where there is no git")
+    for name in ("cases", "providers"):
+        add(f"--{name}", metavar="NAME,...", help="other than those of benchmarks.gpu.cases")
+    return parser
+
+
+def _begin(options: argparse.Namespace) -> Result:
+    """The result in DIR, to go on with, or a new one; ValueError where they do not go together."""
+    new = head(options.device, {})
+    new["commit"] = options.commit or new["commit"]
+    path = options.out / "results.json"
+    if not path.exists():
+        return new
+    old = json.loads(path.read_text(encoding="utf-8"))
+    changed = [f"{name} {old[name]}, now {new[name]}" for name in SAME if old[name] != new[name]]
+    if changed:
+        raise ValueError(f"{path} is of {'; '.join(changed)}: take another --out")
+    return old
+
+
+def _environment(run: Run) -> None:
+    page = environment(run.result, run.options.device)
+    (run.out / "environment.txt").write_text(page, encoding="utf-8")
+    run.save()
+
+
+def _tests(run: Run) -> None:
+    limit = TESTS_SHARE * run.options.budget
+    command = [sys.executable, *TESTS, f"--junitxml={run.out / 'tests.xml'}"]
+    with (run.out / "tests.txt").open("w", encoding="utf-8") as sink:
+        if _run(command, limit, sink) is None:
+            sink.write(f"\nStopped after {limit:.0f} s.\n")
+
+
+def _ceilings(run: Run) -> None:
+    known = run.result["ceiling"]
+    if run.options.device == "cpu":
+        known |= ceiling.ceiling()
+    else:
+        known |= gpu_ceiling.device_rates() | gpu_ceiling.torch_rates("cuda")
+        run.save()
+        why = gpu_ceiling.why_not()
+        if why is None:
+            try:
+                known |= gpu_ceiling.program_rates()
+            except subprocess.CalledProcessError as error:
+                why = f"gpu_ceiling.cu: {error.stderr.strip()}"
+        if why:
+            run.note(why)
+    run.save()
+
+
+def _cases(run: Run) -> None:
+    _measure(run, LONG_SHARE, *(["--cases", run.options.cases] if run.options.cases else []))
+
+
+def _long(run: Run) -> None:
+    _measure(run, 0.0, "--cases", "gpu-long", "--dtypes", "float32")
+
+
+def _measure(run: Run, kept: float, *arguments: str) -> None:
+    until = run.until(*_last(run), SANITIZER_SHARE * _sanitizes(run), kept)
+    chosen = ["--providers", run.options.providers] if run.options.providers else []
+    _work(run, "benchmarks.gpu.cases", until, *chosen, *arguments)
+
+
+def _last(run: Run) -> tuple[float, ...]:
+    """Shares of what comes after everything else."""
+    return END_SHARE, SWEEP_SHARE * run.options.sweep
+
+
+def _sanitizes(run: Run) -> bool:
+    return "sanitizer" not in run.options.skip and not gpu_sanitizer.why_not(run.options.device)
+
+
+def _sanitizer(run: Run) -> None:
+    """Each tool over the same small calls, with an equal part of the time that is left."""
+    why = gpu_sanitizer.why_not(run.options.device)
+    if why:
+        run.note(f"sanitizer: {why}")
+        return
+    found = run.result["sanitizer"] = {}
+    run.result["cases"] = run.result.pop("cases")  # a line each, which write() does to the last
+    for place, tool in enumerate(gpu_sanitizer.TOOLS):
+        left = max(run.until(*_last(run)) - time.time(), 0)
+        limit = left / (len(gpu_sanitizer.TOOLS) - place)
+        with gpu_sanitizer.said(run.out, tool).open("w", encoding="utf-8") as sink:
+            status = _run(gpu_sanitizer.command(tool), limit, sink, **gpu_sanitizer.ENVIRONMENT)
+        found[tool] = gpu_sanitizer.outcome(status, limit)
+        print(f"{tool}: {found[tool]}", flush=True)
+        run.save()
+
+
+def _sweep(run: Run) -> None:
+    _work(run, "benchmarks.gpu.sweep", run.until(END_SHARE))
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "environment": _environment,
+    "tests": _tests,
+    "ceilings": _ceilings,
+    "cases": _cases,
+    "long": _long,
+    "sanitizer": _sanitizer,
+    "sweep": _sweep,
+}
+
+
+def _work(run: Run, module: str, until: float, *arguments: str) -> None:
+    """Run a module that measures, again where it faults, as long as that leads anywhere."""
+    run.save()
+    command = [sys.executable, "-m", module, "--out", str(run.out), "--until", str(until)]
+    command += ["--device", run.options.device, "--seconds", str(run.options.seconds), *arguments]
+    before = None
+    while True:
+        status = _run(command, max(until - time.time(), 0) + GRACE)
+        if status:
+            run.note(f"{module} ended with status {status}")
+        elif status is None:
+            run.note(f"{module} was stopped, because the time was up")
+        state = [path.read_bytes() for path in sorted(run.out.glob("*.json"))]
+        if not status or state == before or time.time() > until:
+            break
+        before = state
+    result = json.loads((run.out / "results.json").read_text(encoding="utf-8"))
+    run.result["cases"] = result["cases"]
+
+
+def _run(
+    command: list[str], limit: float, sink: IO[str] | None = None, **environment: str
+) -> int | None:
+    """The exit status of `command`; None where it had to be stopped after `limit` seconds."""
+    environ = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}  # what is said survives a stop
+    output: dict[str, Any] = {"stdout": sink, "stderr": subprocess.STDOUT if sink else None}
+    process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True, **output)
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        for sent in (signal.SIGINT, signal.SIGKILL):
+            if process.poll() is None:
+                os.killpg(process.pid, sent)
+                try:
+                    process.wait(GRACE)
+                except subprocess.TimeoutExpired:
+                    continue

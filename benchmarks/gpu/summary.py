@@ -1,0 +1,130 @@
+"""A run of benchmarks.gpu on a page, from what it has left in its folder so far."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from rich.console import Console, RenderableType
+
+from attnkernels.profile.units import show_mib
+from benchmarks.gpu import pairs as gpu_pairs
+from benchmarks.suite.rates import BYTES, Result, about, machine
+from benchmarks.suite.run import default_name
+from benchmarks.suite.table import rich_table
+from tools.sanitizer import tool as gpu_sanitizer
+
+WIDTH = 170
+
+
+def summary(folder: Path, notes: list[str]) -> str:
+    """The page, with what went wrong at its head; written to summary.txt as well."""
+    parts: list[RenderableType] = ["\n".join(notes)]
+    result = _json(folder / "results.json")
+    if result:
+        parts += [_head(result), _ceiling(result)]
+    parts.append(_tests(folder))
+    if result and result["cases"]:
+        parts += [*rich_table(result), about(result), *_long(result)]
+        if pairs := gpu_pairs.tables(result):
+            parts += [*pairs, gpu_pairs.ABOUT, gpu_pairs.preferences(result)]
+    parts.append(gpu_sanitizer.report(folder, (result or {}).get("sanitizer", {})))
+    parts += [_absent(folder / "absent.json"), *_sweep(folder)]
+    if result and result["cases"]:
+        name = f"benchmarks/results/{default_name(result)}"
+        parts.append(
+            f"For the README: copy results.json to {name}, then python -m benchmarks.suite.table"
+        )
+    written = io.StringIO()
+    console = Console(file=written, width=WIDTH, highlight=False, markup=False)
+    for part in filter(None, parts):
+        console.print(part, soft_wrap=isinstance(part, str))
+        console.print()
+    (folder / "summary.txt").write_text(written.getvalue(), encoding="utf-8")
+    return written.getvalue()
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _head(result: Result) -> str:
+    code = f"torch {result['torch']}, commit {result['commit'] or 'unknown'}, {result['date']}"
+    return f"{machine(result)}, {code}"
+
+
+def _ceiling(result: Result) -> str:
+    known = "\n".join(f"  {name}: {value:g}" for name, value in result["ceiling"].items())
+    return f"ceilings\n{known}" if known else "ceilings: not measured"
+
+
+def _tests(folder: Path) -> str:
+    """The counts and the failures, or where a run without an end had got to."""
+    report, said = folder / "tests.xml", folder / "tests.txt"
+    if not said.exists():
+        return "tests: not run"
+    lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    if not report.exists():
+        return "tests: they did not end\n" + "\n".join(f"  {line}" for line in lines[-5:])
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    counts = (
+        ""
+        if suite is None
+        else ", ".join(
+            f"{suite.get(name)} {name}" for name in ("tests", "failures", "errors", "skipped")
+        )
+    )
+    bad = [f"  {line}" for line in lines if line.startswith(("FAILED", "ERROR", "Stopped"))]
+    return "\n".join([f"tests: {counts}", *bad, *_skipped(lines)])
+
+
+def _skipped(lines: list[str]) -> list[str]:
+    """Of pytest's lines "SKIPPED [count] file:line: reason" each reason once."""
+    reasons: Counter[str] = Counter()
+    for line in lines:
+        found = re.fullmatch(r"SKIPPED \[(\d+)\] \S+: (.*)", line)
+        if found:
+            reasons[found[2]] += int(found[1])
+    return [f"  skipped, {count} x: {why}" for why, count in reasons.items()]
+
+
+def _long(result: Result) -> list[str]:
+    """What it is about: memory beside the inputs'."""
+    said = []
+    for row in result["cases"]:
+        if row["case"] == "gpu-long":
+            batch, n, m, d, dv = row["shape"]
+            size = BYTES[row["dtype"]] * (batch * (n * d + m * d + m * dv) + d)
+            naive = BYTES[row["dtype"]] * batch * n * m * d
+            said.append(
+                f"{row['case']}: {row['provider']} takes {show_mib(row['peak_mib'])} above its "
+                f"inputs, which are {show_mib(size / 2**20)}; the tensor of the formula would be "
+                f"{show_mib(naive / 2**20)}"
+            )
+    return said
+
+
+def _absent(path: Path) -> str:
+    """Each reason once, with how many it kept away."""
+    reasons = Counter((row["provider"], row["why"]) for row in _json(path) or [])
+    lines = [f"  {name}, {count} x: {why}" for (name, why), count in reasons.items()]
+    return "\n".join(["not measured", *lines]) if lines else ""
+
+
+def _sweep(folder: Path) -> list[str]:
+    """By case: the candidates, the fastest first."""
+    result = _json(folder / "sweep.json") or {"cases": []}
+    cases: dict[str, list[tuple[float, str]]] = {}
+    for row in result["cases"]:
+        case = f"{row['case']} {row['direction']} {row['dtype']}"
+        cases.setdefault(case, []).append((row["median_ms"], row["provider"]))
+    lines = [
+        f"  {case}: " + ", ".join(f"{name} {ms:.4g} ms" for ms, name in sorted(found))
+        for case, found in cases.items()
+    ]
+    return ["\n".join(["sweep", *lines])] if lines else []

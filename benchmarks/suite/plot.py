@@ -1,0 +1,128 @@
+"""Bars of speed-up over eager, on a logarithmic axis."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from attnkernels.profile.units import show_ratio
+
+# Okabe and Ito's palette: told apart with every common colour vision.
+COLOURS = {
+    "compile": "#CC79A7",
+    "keras": "#E69F00",
+    "keops": "#009E73",
+    "native": "#0072B2",
+    "triton": "#56B4E9",
+}
+INK, FAINT = "#333333", "#767676"
+TITLES = {"forward": "Forward", "both": "Forward + backward"}
+
+
+def draw(path: Path, result: dict[str, Any]) -> bool:
+    """Write the picture: a panel a direction, a group of bars a case, of the first dtype measured.
+
+    The format follows the suffix of `path` (PNG where it has none). Where there is nothing to
+    compare nothing is written, and False returned.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    dtype = result["cases"][0]["dtype"]
+    factors = speed_ups(result, dtype)
+    directions = [direction for direction in TITLES if any(d == direction for _, d, _ in factors)]
+    if not directions:
+        return False
+    places, labels = _places(factors)
+    height = 1.8 + 0.2 * max(places.values())
+    figure = Figure(figsize=(5.2 * len(directions) + 1.2, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(directions), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, direction in zip(panels, directions, strict=True):
+        for (case, d, provider), factor in factors.items():
+            if d == direction:
+                _bar(axes, places[case, provider], provider, factor)
+        axes.set_title(TITLES[direction], loc="left", fontsize=11, color=INK)
+        _dress(axes)
+    axes.set_yticks(list(labels.values()), list(labels))
+    axes.set_ylim(max(places.values()) + 0.8, -0.8)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * 2)  # room for the numbers
+
+    used = {provider for _, _, provider in factors}
+    patches = [Patch(color=COLOURS[name], label=name) for name in COLOURS if name in used]
+    style: dict[str, Any] = {"frameon": False, "labelcolor": INK, "ncols": len(patches)}
+    figure.legend(handles=patches, loc="outside lower center", **style)
+    about = f"{result['cpu']}, {result['threads']} threads, torch {result['torch']}, {dtype}"
+    figure.suptitle(f"Times faster than eager PyTorch\n{about}", color=INK, x=0.012, ha="left")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format=path.suffix[1:] or "png", dpi=150)
+    os.replace(partial, path)
+    return True
+
+
+def speed_ups(result: dict[str, Any], dtype: str) -> dict[tuple[str, str, str], float]:
+    """By case, direction and provider: how many times faster than eager."""
+    rows = [row for row in result["cases"] if row["dtype"] == dtype]
+    eager = {
+        (row["case"], row["direction"]): row["median_ms"]
+        for row in rows
+        if row["provider"] == "eager"
+    }
+    return {
+        (row["case"], row["direction"], row["provider"]): (
+            eager[row["case"], row["direction"]] / row["median_ms"]
+        )
+        for row in rows
+        if row["provider"] != "eager" and (row["case"], row["direction"]) in eager
+    }
+
+
+def _places(
+    factors: dict[tuple[str, str, str], float],
+) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
+    """Where each bar stands, the same in every panel, and the middle of each case."""
+    places: dict[tuple[str, str], float] = {}
+    labels: dict[str, float] = {}
+    place = 0.0
+    for case in dict.fromkeys(case for case, _, _ in factors):
+        present = {provider for c, _, provider in factors if c == case}
+        first = place
+        for provider in COLOURS:
+            if provider in present:
+                places[case, provider] = place
+                place += 1
+        labels[case] = (first + place - 1) / 2
+        place += 0.7
+    return places, labels
+
+
+def _bar(axes: Any, place: float, provider: str, factor: float) -> None:
+    # From 1, where nothing is gained: to the right is faster, to the left slower.
+    axes.barh(place, factor - 1, left=1, height=0.86, color=COLOURS[provider])
+    axes.annotate(
+        show_ratio(factor),
+        (max(factor, 1), place),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color=INK,
+        fontweight="bold" if provider == "native" else "normal",
+    )
+
+
+def _dress(axes: Any) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: show_ratio(value).replace(".0x", "x"))
+    axes.axvline(1, color=INK, linewidth=1)
+    axes.minorticks_off()
+    axes.grid(True, axis="x", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=9, length=0)

@@ -1,0 +1,85 @@
+"""How near to what the machine can do: the last columns of a table, which depend on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnkernels.profile.units import show_rate
+from benchmarks.ceiling import cpu as ceiling
+
+NOTHING = "–"
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+Result = dict[str, Any]
+Row = dict[str, Any]
+
+
+def columns(result: Result) -> list[str]:
+    """The headings."""
+    if result["device"] == "cpu":
+        return ["of ceiling"]
+    return ["elements/clk/SM", "of ceiling", "of copy"]
+
+
+def rates(result: Result, row: Row | None) -> dict[str, str]:
+    """The entries of one measurement, by heading."""
+    found = dict.fromkeys(columns(result), NOTHING)
+    if row is None:
+        return found
+    batch, n, m, d, dv = row["shape"]
+    elements, known = batch * n * m * d, result["ceiling"]
+    if result["device"] == "cpu":
+        limit = ceiling.seconds(known, elements, row["direction"], result["threads"])
+        return found | ({"of ceiling": _percent(1e3 * limit / row["median_ms"])} if limit else {})
+    if "max_mhz" not in known:
+        return found
+    rate = elements / (row["median_ms"] * known["max_mhz"] * 1e3 * known["sms"])
+    found["elements/clk/SM"] = show_rate(rate)
+    if row["direction"] != "both":
+        if "scores" in known:
+            found["of ceiling"] = _percent(rate / known["scores"])
+        if n == 1:
+            moved = BYTES[row["dtype"]] * (batch * (m * d + m * dv + d + dv) + d)
+            found["of copy"] = _percent(moved / row["median_ms"] / 1e6 / copy_gb(known))
+    return found
+
+
+def copy_gb(known: dict[str, float]) -> float:
+    """10^9 bytes a second, of a GPU's ceiling: the copy's that was faster."""
+    return max(known["torch_copy_gb"], known.get("copy_gb", 0))
+
+
+def machine(result: Result) -> str:
+    """What was measured on."""
+    if result["device"] == "cpu":
+        return f"{result['cpu']}, {result['threads']} threads"
+    return f"{result['device']}, Triton {result['triton']}"
+
+
+def about(result: Result) -> str:
+    """What the columns mean; "" where no ceiling was measured."""
+    known = result["ceiling"]
+    if not known or (result["device"] != "cpu" and "max_mhz" not in known):
+        return ""
+    if result["device"] == "cpu":
+        return (
+            "The ceiling is that of `benchmarks/ceiling.cpp` on every thread; one core does "
+            f"{known['scores_g']:.1f} G elements/s forward, {known['gradients_g']:.1f} in the "
+            "backward's sweep."
+        )
+    said = (
+        "`graph` is the forward replayed from a CUDA graph. Elements, B n m d of them whatever the "
+        f"pass, are counted a clock at {known['max_mhz']:.0f} MHz and each of {known['sms']} SMs; "
+        f"a step's bytes are against those of a copy, {copy_gb(known):.0f} GB/s."
+    )
+    if "scores" in known:
+        said += (
+            " The ceiling is that of `benchmarks/gpu_ceiling.cu`: "
+            f"{known['scores']:.1f} elements/clk/SM forward, {known['tanh_scores']:.1f} by the "
+            "tanh of the hardware."
+        )
+    return said
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.0f}%"

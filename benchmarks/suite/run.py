@@ -1,0 +1,199 @@
+"""The suite: medians of interleaved runs, as a table, JSON and a plot.
+
+    python -m benchmarks.suite [--cases NAME,...] [--providers NAME,...] [--directions forward,both]
+                             [--dtypes float32,bfloat16,float16] [--threads N] [--seconds S]
+                             [--json FILE] [--plot FILE]
+
+A run of everything is written to benchmarks/results/DATE-device.json, and `python -m
+benchmarks.suite.table` puts it into the README; a partial run is written where --json says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from attnkernels.measure.machine import cpu_name, triton_version
+from benchmarks.ceiling.cpu import ceiling
+from benchmarks.suite import cases, providers
+from benchmarks.suite.cases import Case
+from benchmarks.suite.commit import commit
+from benchmarks.suite.measure import Timing, interleaved
+from benchmarks.suite.plot import draw
+from benchmarks.suite.providers import Provider
+from benchmarks.suite.rates import Result
+from benchmarks.suite.table import rich_table
+
+RESULTS = Path(__file__).parents[1] / "results"
+DTYPES = ("float32", "bfloat16", "float16")
+INTERRUPTED = 130  # as a shell reports SIGINT
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0, or 130 when interrupted (2 for bad usage)."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        chosen_cases = cases.choose(options.cases)
+        chosen_providers = providers.choose(options.providers)
+        directions = subset("directions", options.directions, cases.DIRECTIONS)
+        dtypes = subset("dtypes", options.dtypes, DTYPES)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # what KeOps goes by
+
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    result = head("cpu", ceiling())
+    whole = options.cases is None and options.providers is None
+    path = options.json or (RESULTS / default_name(result) if whole else None)
+    console.print(f"{result['cpu']}, {result['threads']} threads, torch {result['torch']}")
+    jobs = [
+        (case, direction, dtype)
+        for case in chosen_cases
+        for direction in directions
+        if direction in case.directions
+        for dtype in dtypes
+    ]
+    interrupted = False
+    try:
+        for rows in _measure(jobs, chosen_providers, options.seconds, console):
+            result["cases"] += rows
+            if path is not None:
+                write(path, result)
+    except KeyboardInterrupt:
+        interrupted = True
+    if result["cases"]:
+        for table in rich_table(result):
+            console.print(table)
+        drawn = draw(options.plot, result)
+        written = {"json": path, "plot": options.plot if drawn else None}
+        for kind, file in written.items():
+            if file is not None:
+                console.print(f"{kind}: {file.resolve()}", soft_wrap=True, highlight=False)
+    if interrupted:
+        console.print("Interrupted: this is what was measured until then.")
+    return INTERRUPTED if interrupted else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.suite", description="Additive attention against its peers."
+    )
+    add = parser.add_argument
+    names = ", ".join(case.name for case in cases.CASES)
+    add("--cases", metavar="NAME,...", help=f"cases or groups main, small, long; cases: {names}")
+    names = ", ".join(provider.name for provider in providers.PROVIDERS)
+    add("--providers", metavar="NAME,...", help=names)
+    add("--directions", default="forward,both", help="default: %(default)s")
+    add("--dtypes", default="float32", help=f"of {', '.join(DTYPES)} (default: %(default)s)")
+    add("--threads", type=int, help="default: PyTorch's")
+    add("--seconds", type=float, default=5.0, help="of timing a case (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE")
+    add("--plot", type=Path, metavar="FILE", default=Path("build/benchmarks.png"))
+    return parser
+
+
+def subset(name: str, wanted: str, known: tuple[str, ...]) -> list[str]:
+    """The names of an option, separated by commas; ValueError where one is unknown."""
+    unknown = [each for each in wanted.split(",") if each not in known]
+    if unknown:
+        raise ValueError(f"--{name}: no {', '.join(unknown)}; there are {', '.join(known)}")
+    return wanted.split(",")
+
+
+def _measure(
+    jobs: list[tuple[Case, str, str]],
+    chosen: list[Provider],
+    seconds: float,
+    console: Console,
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one case, direction and dtype at a time; says who sat out, and why."""
+    said: set[tuple[Provider, str]] = set()  # each reason once
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(jobs))
+        for case, direction, name in jobs:
+            dtype = getattr(torch, name)
+            job = f"{case.name}, {direction}, {name}"
+            calls = {}
+            for provider in chosen:
+                sentence = providers.why_not(provider, case, direction, dtype)
+                if sentence is None:
+                    progress.update(task, description=f"{job}: preparing {provider.name}")
+                    call = calls[provider.name] = providers.prepare(
+                        provider, case, direction, dtype
+                    )
+                    call()  # compiles
+                elif provider.name in case.providers and (provider, sentence) not in said:
+                    said.add((provider, sentence))
+                    console.print(f"{job}: {provider.name}: {sentence}", highlight=False)
+            progress.update(task, description=f"{job}: measuring")
+            yield rows(case, direction, name, interleaved(calls, seconds))
+            progress.advance(task)
+
+
+def rows(
+    case: Case, direction: str, dtype: str, timings: dict[str, Timing]
+) -> list[dict[str, Any]]:
+    """What was measured of one case, as the JSON has it: a row a provider."""
+    return [
+        {
+            "case": case.name,
+            "shape": list(case.shape),
+            "direction": direction,
+            "dtype": dtype,
+            "provider": provider,
+            "median_ms": round(timing.median_ms, 5),
+            "min_ms": round(timing.min_ms, 5),
+            "peak_mib": round(timing.peak_mib, 3),
+        }
+        for provider, timing in timings.items()
+    ]
+
+
+def head(device: str, rates: dict[str, float]) -> Result:
+    """A result without cases: the machine, the versions, and the ceiling of the device.
+
+    A result's device is "cpu", or the name of the GPU.
+    """
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": triton_version(),
+        "commit": commit(),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "ceiling": rates,
+        "cases": [],
+    }
+
+
+def default_name(result: Result) -> str:
+    """DATE-device.json; that of a CPU with the processor's name."""
+    name = f"cpu {result['cpu']}" if result["device"] == "cpu" else result["device"]
+    device = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return f"{result['date'][:10]}-{device}.json"
+
+
+def write(path: Path, result: Result) -> None:
+    """In one step, so that whoever reads it never sees half of it; one line a measurement."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = json.dumps({**result, "cases": []}, indent=1).removesuffix("[]\n}")
+    lines = ",\n  ".join(json.dumps(row) for row in result["cases"])
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(f"{head}[\n  {lines}\n ]\n}}\n", encoding="utf-8")
+    os.replace(partial, path)

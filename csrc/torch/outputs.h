@@ -1,0 +1,86 @@
+// What operators return: tensors in the dtype of the arithmetic, on the device of the inputs.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "torch/leading.h"
+
+namespace attnkernels {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline ScalarType accumulator(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// A contiguous tensor beside `on`, straight from the C interface: a small call feels the
+// microsecond that new_empty takes through the dispatcher.
+inline Tensor empty(const Tensor& on, const Sizes& sizes, ScalarType type) {
+  Sizes strides(sizes.size());
+  int64_t step = 1;
+  for (size_t k = sizes.size(); k-- > 0; step *= std::max<int64_t>(1, sizes[k])) strides[k] = step;
+  const int32_t dtype = type == ScalarType::Double     ? aoti_torch_dtype_float64()
+                        : type == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
+                        : type == ScalarType::Half     ? aoti_torch_dtype_float16()
+                                                       : aoti_torch_dtype_float32();
+  int32_t device = 0, index = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(on.get(), &index));
+  AtenTensorHandle out;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
+                                                         sizes.data(), strides.data(), dtype,
+                                                         device, index, &out));
+  Tensor result(out);
+#ifdef ATTNKERNELS_POISON  // in tests what is not written shall be NaN
+  if (result.numel())
+    std::memset(result.mutable_data_ptr(), 0xff,
+                result.numel() * (type == ScalarType::Double  ? 8
+                                  : type == ScalarType::Float ? 4
+                                                              : 2));
+#endif
+  return result;
+}
+inline Tensor empty(const Tensor& on, const Sizes& sizes) {
+  return empty(on, sizes, accumulator(on));
+}
+inline Tensor zeros(const Tensor& on, const Sizes& sizes) {
+  Tensor out = empty(on, sizes);
+  torch::stable::zero_(out);
+  return out;
+}
+inline Tensor nothing(const Tensor& on) { return empty(on, {0}); }
+
+inline Tensor dense(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+template <class T>
+T* data(const Tensor& t) {
+  return t.numel() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
+}
+
+// Bits of `wanted`: which gradients to compute, and whether in the same order each time.
+enum Wanted : int64_t {
+  kQuery = 1,
+  kKey = 2,
+  kWeight = 4,
+  kValue = 8,
+  kMask = 16,
+  kDeterministic = 32
+};
+
+// A gradient of shape (leading, rows of x): in x's dtype where that is all there is to it, in that
+// of the arithmetic where it is still to be summed over leading dimensions that x was broadcast
+// along.
+inline Tensor gradient(const Tensor& x, const Leading& leading, int64_t wanted) {
+  if (!wanted) return nothing(x);
+  const Sizes shape = leading.with({x.size(x.dim() - 2), x.size(x.dim() - 1)});
+  const bool same = std::equal(shape.begin(), shape.end(), x.sizes().begin(), x.sizes().end());
+  return empty(x, shape, same ? x.scalar_type() : accumulator(x));
+}
+
+}  // namespace attnkernels

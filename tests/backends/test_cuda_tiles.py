@@ -1,0 +1,284 @@
+"""Dropout, masks, products and rows of the CUDA kernels on a CPU, against Python and float64."""
+
+from __future__ import annotations
+
+from itertools import product
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from emulator import build
+from helpers.philox import WORD, philox4x32_10
+
+pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
+
+INF, NAN = np.inf, np.nan
+TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+@pytest.fixture(scope="module")
+def maths() -> ModuleType:
+    return build.load("-O1", name="cuda_maths")
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def f32(x: object) -> np.ndarray:
+    return np.array(x, np.float32)
+
+
+def bytes_of(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+
+
+SEEDS = [0, 1, WORD, 1 << 32, (1 << 62) - 1, (1 << 63) - 1, 0x1234567890ABCDEF]
+ITEMS = [0, 1, WORD, 1 << 32, (1 << 32) + 5, (1 << 40) + 3, (1 << 62) + WORD]
+
+
+def key_of(seed: int) -> tuple[int, int]:
+    return seed & WORD, seed >> 32 & WORD
+
+
+def test_philox(maths: ModuleType, random: np.random.Generator) -> None:
+    counters = [[int(c) for c in random.integers(2**32, size=4)] for _ in range(20)]
+    counters += [[0] * 4, [WORD] * 4, *(np.roll([WORD, 0, 0, 0], k).tolist() for k in range(4))]
+    for seed in [*SEEDS, (1 << 64) - 1, *(int(s) for s in random.integers(2**63, size=10))]:
+        for c in counters:
+            counter = (c[0], c[1], c[2], c[3])
+            assert maths.philox(seed, c) == list(philox4x32_10(counter, key_of(seed)))
+
+
+@pytest.mark.parametrize("seed", [*SEEDS, -1, -(1 << 63)])
+@pytest.mark.parametrize("item", ITEMS)
+def test_what_dropout_keeps(maths: ModuleType, seed: int, item: int) -> None:
+    scale = float(np.float32(1 / 0.7))
+    threshold = int(0.3 * 2**32)
+    last = (1 << 31) - 1
+    for i, j in product((0, 1, 63, last), (0, 4, 1000, last - 3)):
+        words = philox4x32_10((j // 4, i, item & WORD, item >> 32), key_of(seed))
+        expected = [scale if word >= threshold else 0 for word in words]
+        assert maths.kept_four(seed, threshold, scale, item, i, j // 4) == expected
+        assert [maths.kept(seed, threshold, scale, item, i, j + e) for e in range(4)] == expected
+
+        # nothing is below 0, everything is below 2^32, and a word is not below itself
+        assert maths.kept_four(seed, 0, scale, item, i, j // 4) == [scale] * 4
+        assert maths.kept_four(seed, 1 << 32, scale, item, i, j // 4) == [0] * 4
+        for e, word in enumerate(words):
+            assert maths.kept(seed, word, scale, item, i, j + e) == scale
+            assert maths.kept(seed, word + 1, scale, item, i, j + e) == 0
+    assert maths.kept_four(None, 1 << 32, scale, item, 0, 0) == [1] * 4
+    assert maths.kept(None, 1 << 32, scale, item, 0, 3) == 1
+
+
+def test_what_is_dropped_is_zero(maths: ModuleType) -> None:
+    assert maths.dropped(1.5, 2) == 3 and np.isnan(maths.dropped(NAN, 1))
+    for x in (1.5, INF, -INF, NAN):
+        assert maths.dropped(x, 0) == 0
+
+
+# rows and columns that there are, among 9 x 11
+THERE = [(0, 0), (0, 5), (5, 0), (1, 1), (7, 8), (9, 11), (5, 9)]
+
+
+def pairs_there(rows: int, columns: int, causal: bool) -> np.ndarray:
+    i, j = np.mgrid[:9, :11]
+    return (i < rows) & (j < columns) & ~(causal & (j > i))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("rows, columns", THERE)
+def test_pairs_without_a_mask(maths: ModuleType, rows: int, columns: int, causal: bool) -> None:
+    taken, added = maths.takes_part(None, maths.Dtype.f32, 0, 0, 0, causal, rows, columns, 9, 11)
+    assert np.array_equal(taken, pairs_there(rows, columns, causal)) and not added.any()
+
+
+# strides of the mask's rows and columns: whole, transposed, broadcast, every other
+LAYOUTS = [(11, 1), (1, 9), (0, 1), (1, 0), (0, 0), (22, 2)]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", ["boolean", *TORCH])
+def test_pairs_with_a_mask(
+    maths: ModuleType, random: np.random.Generator, dtype: str, causal: bool
+) -> None:
+    """Only -inf takes a pair out; the largest negative number, inf and NaN are added."""
+    values = torch.tensor([-INF, 0.0, -0.0, 1.5, -2.25, INF, NAN, torch.finfo(torch.half).min])
+    code = getattr(maths.Dtype, dtype)
+    for (row, col), (rows, columns), mask_at in product(LAYOUTS, THERE, (0, 13)):
+        size = mask_at + max(rows - 1, 0) * row + max(columns - 1, 0) * col + 1  # and no more
+        if dtype == "boolean":
+            memory = random.choice(np.array([0, 1], np.uint8), size)
+            numbers = np.where(memory, 0, -INF)
+        else:
+            mask = values[torch.from_numpy(random.integers(values.numel(), size=size))]
+            memory = mask.to(TORCH[dtype]).view(torch.uint8).numpy()
+            numbers = mask.to(TORCH[dtype]).float().numpy()
+        there = pairs_there(rows, columns, causal)
+        i, j = np.mgrid[:9, :11]
+        at = np.where(there, numbers[np.where(there, mask_at + i * row + j * col, 0)], -INF)
+
+        taken, added = maths.takes_part(
+            memory, code, mask_at, row, col, causal, rows, columns, 9, 11
+        )
+        assert np.array_equal(taken, at != -INF)
+        assert np.array_equal(added[taken], at[taken], equal_nan=True)
+        assert not added[~there].any()
+
+
+SHAPES = [(1, 8), (2, 4)]
+DEPTHS = range(8, 72, 8)
+
+
+def add_product(
+    maths: ModuleType, m: int, n: int, a: np.ndarray, b: np.ndarray, c: np.ndarray, short: bool
+) -> np.ndarray:
+    return getattr(maths, f"product_{m}_{n}")(a, b, c, short)
+
+
+def product_error(
+    maths: ModuleType, m: int, n: int, a: np.ndarray, b: np.ndarray, c: np.ndarray, short: bool
+) -> float:
+    """Largest error of c + a b relative to |c| + sum |a| |b|."""
+    found = add_product(maths, m, n, a, b, c, short)
+    exact = c + a.astype("d") @ b
+    size = np.abs(c) + np.abs(a).astype("d") @ np.abs(b)
+    return float((np.abs(found - exact) / size).max())
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize("m, n", SHAPES)
+def test_products(
+    maths: ModuleType, random: np.random.Generator, m: int, n: int, depth: int
+) -> None:
+    """Two blocks of two warps: within 2^-20 of sum |a| |b|, most of it float32's own sums."""
+    for size in (1, 1e-3, 1e4):
+        a = (size * random.standard_normal((64 * m, depth))).astype("f")
+        b = random.standard_normal((depth, 8 * n)).astype("f")
+        c = random.standard_normal((64 * m, 8 * n)).astype("f") * np.float32(size)
+        assert product_error(maths, m, n, a, b, np.zeros_like(c), False) <= 2.0**-20
+        assert product_error(maths, m, n, a, b, c, False) <= 2.0**-20
+        assert product_error(maths, m, n, np.abs(a), np.abs(b), c, False) <= 2.0**-20
+        for dtype in (torch.bfloat16, torch.float16):
+            short = torch.from_numpy(b).to(dtype).float().numpy()
+            assert product_error(maths, m, n, a, short, c, True) <= 2.0**-20
+            assert product_error(maths, m, n, np.abs(a), np.abs(short), c, True) <= 2.0**-20
+
+
+@pytest.mark.parametrize("m, n", SHAPES)
+def test_the_worst_products(maths: ModuleType, random: np.random.Generator, m: int, n: int) -> None:
+    """One term, with all that 13 bits beyond tf32 can be, and b with those that leave most out.
+
+    The worst, just below 2^-11, leave out their product, 2^-22, and a last bit of each, 2^-23.
+    """
+    tails = np.arange(1 << 13)
+    a, b = np.zeros((tails.size, 8), "f"), np.zeros((8, 8 * n), "f")
+    c = np.zeros((tails.size, 8 * n), "f")
+    a[:, 3] = 1 + tails * 2.0**-23
+    b[3] = 1 + random.integers(1 << 13, size=8 * n) * 2.0**-23
+    b[3, :4] = 1 + np.array([0x0FFF, 0x1000, 0x1001, 0x1FFF]) * 2.0**-23
+    assert product_error(maths, m, n, a, b, c, False) <= 1.25 * 2.0**-21
+    b[3] = b[3].astype(np.float16)
+    assert product_error(maths, m, n, a, b, c, True) <= 2.0**-22
+
+
+@pytest.mark.parametrize("short", [False, True])
+@pytest.mark.parametrize("m, n", SHAPES)
+def test_nan_in_products(
+    maths: ModuleType, random: np.random.Generator, m: int, n: int, short: bool
+) -> None:
+    """It reaches the row or column that it is in and no other, whichever bits it has."""
+    depth = 24
+    a = random.standard_normal((64 * m, depth)).astype("f")
+    b = random.standard_normal((depth, 8 * n)).astype(np.float16).astype("f")
+    c = np.zeros((64 * m, 8 * n), "f")
+    row, column = 37, 8 * n - 3
+    payloads = [0x7FC00000, 0xFFC00000, 0x7FFFFFFF, 0x7F810000]
+    for bits in [*payloads, 0x7F800001, 0xFF801FFF]:  # and two outside the bits that tf32 has
+        missing = np.array([bits], np.uint32).view("f")
+        spoiled = a.copy()
+        spoiled[row, 9] = missing[0]
+        found = np.isnan(add_product(maths, m, n, spoiled, b, c, short))
+        assert found[row].all() and not np.delete(found, row, 0).any()
+        if short and bits not in payloads:
+            continue  # no 16-bit number is loaded as this
+        spoiled = b.copy()
+        spoiled[17, column] = missing[0]
+        found = np.isnan(add_product(maths, m, n, a, spoiled, c, short))
+        assert found[:, column].all() and not np.delete(found, column, 1).any()
+    c[row, column] = NAN
+    found = np.isnan(add_product(maths, m, n, a, b, c, short))
+    assert found[row, column] and found.sum() == 1
+
+
+def test_offsets(maths: ModuleType, random: np.random.Generator) -> None:
+    """The innermost dimension first; strides may be 0, negative, and past 32 bits."""
+    assert maths.offset([], [], np.arange(3)).tolist() == [0, 0, 0]
+    for trial in range(60):
+        rank = 1 + trial % maths.rank
+        sizes = [int(s) for s in random.integers(1, 4 if rank > 4 else 9, rank)]
+        strides = [int(s) for s in random.choice([0, 1, 7, -3, 1 << 33, 12_345], rank)]
+        count = int(np.prod(sizes))
+        index = np.unravel_index(np.arange(count), sizes, order="F")
+        expected = sum(along * at for along, at in zip(strides, index, strict=True))
+        assert np.array_equal(maths.offset(sizes, strides, np.arange(count)), expected)
+    last = (1 << 31) - 1  # leading indices are checked to be no more than that
+    at = [last % (1 << 10), last >> 10]
+    for strides in ([1, 1 << 30], [-5, -(1 << 30)], [0, 0]):
+        found = maths.offset([1 << 10, 1 << 21], strides, np.array([last]))
+        assert found[0] == at[0] * strides[0] + at[1] * strides[1]
+
+
+def lengths_of_sequences(random: np.random.Generator, tile: int) -> list[list[int]]:
+    """Random ones, with many that are empty, and the corners of a tile."""
+    corners = [0, 1, tile - 1, tile, tile + 1, 2 * tile]
+    some = [[x] for x in corners] + [list(pair) for pair in product(corners, corners)]
+    some += [[0] * 5, [0, 0, 300, 0, 0], [1] * 200, [tile] * 7, [tile - 1] * 70, [tile + 1] * 70]
+    for trial in range(150):
+        count, most = int(random.integers(1, 40)), int(random.choice([3, tile, 5 * tile]))
+        each = random.integers(0, most + 1, count)
+        some.append((each * (random.random(count) < (1, 0.4)[trial % 2])).tolist())
+    return some
+
+
+@pytest.mark.parametrize("dtype, numpy", [("i32", np.int32), ("i64", np.int64)])
+def test_rows_of_sequences(
+    maths: ModuleType, random: np.random.Generator, dtype: str, numpy: type
+) -> None:
+    """Every row of every sequence is in exactly one tile, one of its own sequence."""
+    code = getattr(maths.Dtype, dtype)
+    for lengths in lengths_of_sequences(random, maths.tile):
+        ends: np.ndarray = np.concatenate([[0], np.cumsum(lengths)]).astype(numpy)
+        rows, memory = int(ends[-1]), bytes_of(ends)
+        extents = [maths.extent(memory, code, s, rows) for s in range(len(lengths))]
+        assert [e[:2] for e in extents] == list(
+            zip(ends[:-1].tolist(), np.diff(ends).tolist(), strict=True)
+        )
+        met = np.zeros(rows, int)
+        owner = np.full(rows, -1)
+        tiles = maths.tiles(memory, code, len(lengths), rows)
+        for tile, s in enumerate(tiles):
+            begin, count, first_tile = extents[s]
+            first = (tile - first_tile) * maths.tile
+            assert first >= 0
+            here = slice(begin + first, begin + min(first + maths.tile, count))
+            if first < count:
+                met[here] += 1
+                owner[here] = s
+        assert (met == 1).all()
+        assert np.array_equal(owner, np.repeat(np.arange(len(lengths)), lengths))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 63, 64, 65, 200])
+def test_rows_of_one_sequence(maths: ModuleType, rows: int) -> None:
+    assert maths.extent(None, maths.Dtype.i32, 0, rows) == (0, rows, 0)
+    assert maths.tiles(None, maths.Dtype.i32, 1, rows) == [0] * -(-rows // maths.tile)
+
+
+def test_rows_past_32_bits(maths: ModuleType) -> None:
+    ends = np.array([0, 1 << 33, (1 << 33) + 100], np.int64)
+    begin, count, tile = maths.extent(bytes_of(ends), maths.Dtype.i64, 1, 0)
+    assert (begin, count, tile) == (1 << 33, 100, (1 << 33) // maths.tile + 1)

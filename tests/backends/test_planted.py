@@ -1,0 +1,116 @@
+"""Faults planted in the CUDA kernels are found by running them in the emulator.
+
+Each is one edit of a kernel's source; what finds it is the one error budget, or the emulator's own
+checks, through the public API.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from emulator import build, library
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
+
+CHECKS = """
+import torch
+from inputs import make
+from attnkernels.testing import check_attention
+torch.use_deterministic_algorithms(True)
+torch.utils.deterministic.fill_uninitialized_memory = True  # with NaN
+torch.manual_seed(0)
+for shape in [(1, 70, 150, 33, 40), (2, 2, 150, 33, 40)]:
+    check_attention(*make(shape), backend="native")
+"""
+
+# (what, kernel that is compiled again, file, text, what takes its place)
+PLANTED = [
+    ("nothing", "forward.cu", "forward.cu", "", ""),
+    ("a tail that is one key too long", "forward.cu", "mask.h", "j >= columns", "j > columns"),
+    ("a tail that is one query short", "backward.cu", "mask.h", "i >= rows", "i >= rows - 1"),
+    (
+        "no barrier before the softmax reads",
+        "forward.cu",
+        "forward.cu",
+        "__syncthreads();\n    soften(",
+        "soften(",
+    ),
+    (
+        "no barrier before a stage is written again",
+        "forward.cu",
+        "score.h",
+        "p.slope, p.floor);\n    __syncthreads();",
+        "p.slope, p.floor);",
+    ),
+    (
+        "no barrier before the gradients are read",
+        "backward.cu",
+        "backward.cu",
+        "dc, it, jt);\n        __syncthreads();",
+        "dc, it, jt);",
+    ),
+    (
+        "no barrier before a step's scores are read",
+        "step.cu",
+        "step.cu",
+        "__syncthreads();\n    if (warp < p.n) {",
+        "if (warp < p.n) {",
+    ),
+    ("no wait for a copy", "forward.cu", "score.h", "async_wait<1>()", "async_wait<2>()"),
+    (
+        "a mask of half the lanes",
+        "forward.cu",
+        "forward.cu",
+        "__shfl_xor_sync(kWarp, sum",
+        "__shfl_xor_sync(0x0000ffff, sum",
+    ),
+    (
+        "a row that is not written",
+        "forward.cu",
+        "forward.cu",
+        "if (row < min(part.rows, kTile))",
+        "if (row + 1 < min(part.rows, kTile))",
+    ),
+    (
+        "shared memory that is too small",
+        "backward.cu",
+        "backward.cu",
+        "kThreads, sizeof(Shared), host",
+        "kThreads, sizeof(Shared) - 64, host",
+    ),
+]
+
+
+@pytest.mark.parametrize("what, kernel, file, text, other", PLANTED, ids=[x[0] for x in PLANTED])
+def test_found(what: str, kernel: str, file: str, text: str, other: str) -> None:
+    source = (ROOT / "csrc/cuda" / file).read_text(encoding="utf-8")
+    assert source.count(text) == 1 or what == "nothing", f"{file} has changed: mend this test"
+    folder = library.BUILT / "planted" / what.replace(" ", "-")
+    changed = folder / "cuda" / file
+    changed.parent.mkdir(parents=True, exist_ok=True)
+    text_now = source.replace(text, other) if text else source
+    if not changed.exists() or changed.read_text(encoding="utf-8") != text_now:
+        changed.write_text(text_now, encoding="utf-8")
+    path = changed if file == kernel else ROOT / "csrc/cuda" / kernel
+    built = library.build(path, folder, f"-iquote{folder}")
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKS],
+        env={
+            **os.environ,
+            "ATTNKERNELS_LIBRARY": str(built),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        },
+        capture_output=True,
+        text=True,
+    )
+    said = done.stderr.strip().splitlines()[-1:] or [""]
+    if what == "nothing":
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 1, "it was not found"
+        assert said[0].startswith(("AssertionError", "RuntimeError")), done.stderr

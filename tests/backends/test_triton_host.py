@@ -1,0 +1,89 @@
+"""The host's side of the Triton backend: leading dimensions, the choice of a tile, no GPU."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from helpers.inputs import make
+
+from attnkernels import additive_attention
+from attnkernels.backends import BACKENDS, select
+from attnkernels.backends.base import Problem
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+from attnkernels.backends.triton.host import call, configs, geometry
+from attnkernels.backends.triton.host.launch import Target
+
+
+def test_neighbouring_dimensions_become_one() -> None:
+    dense, strided = torch.empty(2, 3, 4, 5, 6), torch.empty(2, 4, 3, 5, 6).transpose(1, 2)
+    owned = [geometry.lead_of(x, 2) for x in (dense, strided)]
+    assert geometry.merged((2, 3, 4), owned[:1]) == ((24,), (30,))
+    assert geometry.merged((2, 3, 4), owned) == ((4, 3, 2), (30, 120, 360), (90, 30, 360))
+
+
+def test_a_dimension_that_broadcasts_has_no_stride() -> None:
+    owned = [geometry.lead_of(torch.empty(shape), 1) for shape in ((7, 3, 9), (3, 9), (7, 1, 9))]
+    assert geometry.merged((7, 3), owned) == ((3, 7), (9, 27), (9, 0), (0, 9))
+    assert geometry.merged((1, 1), owned[:0]) == ((1,),)
+    assert geometry.merged((), [geometry.lead_of(None, 2)]) == ((1,), (0,))
+
+
+@pytest.mark.parametrize(
+    "shape, tile",
+    [
+        ((8, 1024, 1024), (64, 64)),
+        ((8, 256, 256), (32, 32)),  # too few of the largest
+        ((8, 50, 50), (16, 16)),
+        ((4096, 20, 20), (32, 32)),  # enough of any, and the largest would be mostly padding
+    ],
+)
+def test_the_tile_follows_from_the_sizes(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], tile: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(call, "target", lambda device: Target("cuda", 32, 132))
+    batch, n, m = shape
+    with torch.device("meta"):
+        inputs = torch.empty(batch, n, 8), torch.empty(batch, m, 8), torch.empty(8)
+    chosen = call.Call(*inputs, 0, 0.2, 1.0).tile(configs.TILES)
+    assert (chosen.BI, chosen.BJ) == tile
+
+
+def test_rows_that_are_far_apart_are_copied() -> None:
+    """Offsets inside a tile have 32 bits."""
+    near = torch.empty(1000, 3, device="meta")
+    far = torch.empty(2, 1 << 26, device="meta")[:, :3]
+    assert call._near(near) is near and call._near(far).is_contiguous()
+
+
+@pytest.mark.parametrize("text", ["", "64x64", "64x64x16xfour", "64x64x16x4,", "16x16x8x1"])
+def test_tiles_that_cannot_be_used(text: str) -> None:
+    with pytest.raises(ValueError, match="ATTNKERNELS_TILES must"):
+        configs.parse(text)
+
+
+def test_where_it_is_taken() -> None:
+    assert select(Problem("cuda", torch.float32), "triton").NAME == "triton"
+    assert select(Problem("cuda", torch.float64)).NAME == "reference"
+    triton = next(each for each in BACKENDS if each.NAME == "triton")
+    assert triton.why_not(Problem("xpu", torch.float32)) == "it runs on cuda tensors, not on xpu"
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="CPU tensors are interpreted")
+def test_a_cpu_tensor_is_told_why_not() -> None:
+    with pytest.raises(
+        ValueError, match="'triton' cannot be used: it runs on cuda tensors, not on"
+    ):
+        additive_attention(*make((1, 2, 3, 4, 5)), backend="triton")
+
+
+def test_shapes_without_data() -> None:
+    inputs = [x.to("meta") for x in make((2, 3, 5, 8, 7), torch.bfloat16)]
+    context, lse = additive_attention(*inputs, return_lse=True, backend="triton")
+    assert context.shape == (2, 3, 7) and context.dtype == torch.bfloat16
+    assert lse.shape == (2, 3) and lse.dtype == torch.float32
+    gradients = torch.autograd.grad(context.sum() + lse.sum(), inputs[:4], allow_unused=True)
+    assert all(g is None or g.shape == x.shape for g, x in zip(gradients, inputs, strict=True))

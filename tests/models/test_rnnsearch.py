@@ -1,0 +1,158 @@
+"""RNNsearch: it learns, its searches say what its teacher forcing does, and it aligns."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from helpers.inputs import F32, F64
+from models.test_seq2seq import learn, log_probs_of, loss_of, pairs, translated
+from torch import Tensor
+
+from attnkernels.models.rnnsearch import RNNsearch
+from attnkernels.testing import assert_within_budget
+
+SOURCE, TARGET = 7, 9
+SIZES: dict[str, Any] = {
+    "embedding_dim": 8,
+    "encoder_dim": 12,
+    "hidden_dim": 16,
+    "align_dim": 10,
+    "maxout_dim": 12,
+}
+
+
+def make(**options: Any) -> RNNsearch:
+    return RNNsearch(SOURCE, TARGET, **(SIZES | options))
+
+
+def test_overfits_a_small_batch() -> None:
+    assert learn(make(), 150, None) < 0.02
+
+
+def test_learns_to_translate_and_to_align() -> None:
+    """Sources that it has not seen, word by word: what it writes and where it looks meanwhile."""
+    model = make()
+    assert translated(model, *pairs(200)) < 0.1
+    learn(model.train(), 300, 32)
+    source, lengths, target = pairs(200)
+    assert translated(model, source, lengths, target) > 0.95
+    _, weights = model(source, lengths, target, return_weights=True)
+    assert weights.shape == (200, 6, 5)
+    words = torch.arange(6) < lengths[:, None]  # the end of a target is aligned to no word
+    looked = weights.argmax(-1)[words]
+    assert (looked == torch.arange(6).expand(200, -1)[words]).double().mean() > 0.9
+
+
+def test_gradients_are_the_references() -> None:
+    """In float32, of every parameter, against float64: the model's backend and the reference."""
+    model, given, results = make(), pairs(6), []
+    for backend, dtype in ((None, F32), ("reference", F32), ("reference", F64)):
+        each = copy.deepcopy(model).to(dtype)
+        each.decoder.attention.backend = backend
+        logits, weights = each(*given, return_weights=True)
+        loss = loss_of(each, *given)
+        results.append([logits, weights, *torch.autograd.grad(loss, list(each.parameters()))])
+    for x, y, z in zip(*results, strict=True):
+        assert_within_budget(x, y, z, magnitude=30 * max(1.0, z.abs().max().item()))
+
+
+def test_the_backend_is_passed_on() -> None:
+    assert make(backend="reference").decoder.attention.backend == "reference"
+    with pytest.raises(ValueError, match="backend"):
+        make(backend="none such")(*pairs(3))
+
+
+def test_a_batch_is_its_sources_one_by_one() -> None:
+    """Padding is neither read nor attended to, whatever it holds."""
+    model = make().double().eval()
+    source, lengths, target = pairs(6)
+    logits, weights = model(
+        source.masked_fill(source == 0, 5), lengths, target, return_weights=True
+    )
+    for row, length in enumerate(lengths.tolist()):
+        alone = source[row : row + 1, :length], lengths[row : row + 1], target[row : row + 1]
+        wanted, each = model(*alone, return_weights=True)
+        torch.testing.assert_close(logits[row : row + 1], wanted)
+        torch.testing.assert_close(weights[row : row + 1, :, :length], each)
+        assert (weights[row, :, length:] == 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(6, 6, dtype=F64))
+
+
+def test_the_first_state_is_of_the_backward_encoder_at_the_first_word() -> None:
+    """Section A.2.2: s_0 = tanh(W_s h<-_1)."""
+    model = make().double()
+    source, lengths, _ = pairs(6)
+    annotations, state = model.encode(source, lengths)
+    backward = annotations[:, 0, SIZES["encoder_dim"] :]
+    torch.testing.assert_close(state, torch.tanh(model.initial(backward)))
+    assert annotations.shape == (6, 5, 2 * SIZES["encoder_dim"])
+
+
+def test_searches_say_what_teacher_forcing_does() -> None:
+    model = make().double()
+    learn(model, 20, 16)
+    model.eval()
+    source, lengths, _ = pairs(6)
+    greedy = model.greedy_search(source, lengths, max_length=7)
+    beam = model.beam_search(source, lengths, max_length=7, beams=1)
+    for x, y in zip(greedy, beam, strict=True):
+        torch.testing.assert_close(x, y)
+    found = model.beam_search(source, lengths, max_length=7, beams=4)
+    for rank in range(4):
+        wanted = log_probs_of(model, source, lengths, found.tokens[:, rank])
+        torch.testing.assert_close(found.log_probs[:, rank], wanted.detach())
+    assert (found.log_probs.diff(dim=1) <= 0).all()
+    penalised = model.beam_search(source, lengths, max_length=7, beams=4, length_penalty=1.0)
+    wanted = penalised.log_probs / ((5 + penalised.lengths) / 6)
+    torch.testing.assert_close(penalised.scores, wanted)
+
+
+def test_a_checkpoint_gives_the_same_model(tmp_path: Any) -> None:
+    model, other = make().eval(), make().eval()
+    given = pairs(6)
+    assert not torch.equal(model(*given), other(*given))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    assert torch.equal(model(*given), other(*given))
+    found, wanted = (x.beam_search(*given[:2], max_length=5, beams=3) for x in (other, model))
+    assert torch.equal(found.tokens, wanted.tokens)
+
+
+def test_dropout_in_training_only() -> None:
+    model, given = make(dropout=0.5), pairs(6)
+    assert not torch.equal(model(*given), model(*given))
+    model.eval()
+    assert torch.equal(model(*given), model(*given))
+
+
+def wrong(model: RNNsearch, **changed: Any) -> Tensor:
+    source, lengths, target = pairs(3)
+    return model(**({"source": source, "source_lengths": lengths, "target": target} | changed))
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match=r"end is 9; it must be a token in \[1, 9\)"):
+        make(end=9)
+    with pytest.raises(ValueError, match="dropout is -1"):
+        make(dropout=-1)
+    model = make()
+    source, lengths, target = pairs(3)
+    with pytest.raises(TypeError, match="source is list"):
+        wrong(model, source=[[3]])
+    with pytest.raises(TypeError, match="target is torch.float32"):
+        wrong(model, target=target.float())
+    with pytest.raises(ValueError, match=r"target has tokens from 0 to 50; .* in \[0, 9\)"):
+        wrong(model, target=target.masked_fill(target == 2, 50))
+    with pytest.raises(TypeError, match="source_lengths is torch.int32"):
+        wrong(model, source_lengths=lengths.int())
+    with pytest.raises(ValueError, match=r"source_lengths go from 0 to 2; .* in \[1, 5\]"):
+        wrong(model, source_lengths=lengths - 1)
+    with pytest.raises(ValueError, match="target has a batch of 1; the source has one of 3"):
+        wrong(model, target=target[:1])
+    with pytest.raises(ValueError, match="beams is 0"):
+        model.beam_search(source, lengths, max_length=3, beams=0)
+    with pytest.raises(ValueError, match="max_length is 0"):
+        model.greedy_search(source, lengths, max_length=0)

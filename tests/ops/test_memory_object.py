@@ -1,0 +1,210 @@
+"""AdditiveMemory: what a decoder keeps between steps attends as a plain call does."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers.inputs import BF16, F16, F32, F64, MANY, Shape, make, normal
+from torch import Tensor
+
+from attnkernels import AdditiveMemory, additive_attention, prepare_keys
+from attnkernels.testing import check_attention
+
+SHAPE: Shape = (3, 2, MANY, 19, 7)
+PREPARED = ("key_lengths", "activation", "negative_slope", "scale")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "lengths": {"key_lengths": torch.tensor([0, MANY - 11, MANY])},
+    "relu": {"activation": "relu"},
+    "leaky": {"activation": "leaky_relu", "negative_slope": 0.4, "scale": 0.7},
+    "sigmoid": {"activation": "sigmoid", "scale": -2.0},
+}
+
+
+def prepared(backend: str, change: Any = lambda memory: memory) -> Callable[..., Any]:
+    """additive_attention by way of prepared keys, `change` having been made to the memory."""
+
+    def call(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Any) -> Any:
+        early = {name: options.pop(name) for name in PREPARED if name in options}
+        memory = prepare_keys(key, value, weight, backend=backend, **early)
+        return change(memory).attend(query, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("n", [1, 2, 40])
+def test_attends_as_a_plain_call(backend: str, options: dict[str, Any], n: int) -> None:
+    check_attention(*make((3, n, MANY, 19, 7)), **options, backend=prepared(backend))
+    check_attention(*make((3, n, MANY, 19, 7), grad=False), **options, backend=prepared(backend))
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F64])
+@pytest.mark.parametrize("grad", [True, False])
+def test_dtypes(backend: str, dtype: torch.dtype, grad: bool) -> None:
+    check_attention(*make(SHAPE, dtype, grad=grad), backend=prepared(backend))
+
+
+def test_without_autograd(backend: str) -> None:
+    with torch.no_grad():
+        found = prepared(backend)(*make(SHAPE))
+    assert not found.requires_grad
+
+    def call(*inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return prepared(backend)(*inputs)
+
+    check_attention(*make(SHAPE, grad=False), backend=call)
+
+
+def test_weights_lse_mask_and_dropout(backend: str) -> None:
+    check_attention(
+        *make(SHAPE),
+        attn_mask=torch.rand(2, MANY) < 0.7,
+        dropout_p=0.3,
+        return_weights=True,
+        return_lse=True,
+        **OPTIONS["lengths"],
+        backend=prepared(backend),
+    )
+    check_attention(*make(SHAPE), attn_mask=normal(2, MANY), backend=prepared(backend))
+
+
+def test_gradients_reach_keys_over_several_steps(backend: str) -> None:
+    def call(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+        memory = prepare_keys(key, value, weight, backend=backend)
+        return torch.cat([memory.attend(query[:, i : i + 1]) for i in range(4)], 1)
+
+    check_attention(*make((2, 4, 30, 9, 5)), backend=call)
+
+
+@pytest.mark.parametrize("shift", [-60.0, 60.0, 1e4])
+def test_huge_keys_survive_preparation(backend: str, shift: float) -> None:
+    """exp(2k) overflows past 43 while q + k may be small."""
+    query, key, value, weight = make(SHAPE, grad=False)
+    check_attention(query - shift, key + shift, value, weight, backend=prepared(backend))
+
+
+def equal(chosen: AdditiveMemory, anew: AdditiveMemory, query: Tensor, *leaves: Tensor) -> None:
+    """Two memories attend with the same bits, and so do their gradients."""
+    assert isinstance(chosen, AdditiveMemory)
+    found, wanted = (memory.attend(query) for memory in (chosen, anew))
+    assert torch.equal(found, wanted)
+    for a, b in zip(
+        *(torch.autograd.grad(x.square().sum(), leaves) for x in (found, wanted)), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "lengths", [None, torch.tensor([3, MANY, MANY // 2 + 7])], ids=["full", "lengths"]
+)
+@pytest.mark.parametrize("index", [[2, 0, 0, 1], [1], [], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_index_select_reorders_beams(
+    backend: str, dtype: torch.dtype, index: list[int], lengths: Tensor | None
+) -> None:
+    """As keys chosen before they are prepared."""
+    query, key, value, weight = make(SHAPE)
+    at = torch.tensor(index, dtype=dtype)
+    memory = prepare_keys(key, value, weight, key_lengths=lengths, backend=backend)
+    before = memory.attend(query)
+    chosen = memory.index_select(0, at)
+    anew = prepare_keys(
+        key.index_select(0, at),
+        value.index_select(0, at),
+        weight,
+        key_lengths=None if lengths is None else lengths.index_select(0, at),
+        backend=backend,
+    )
+    equal(chosen, anew, query.index_select(0, at), key, value, weight)
+    assert torch.equal(memory.attend(query), before)
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_index_select_of_a_beam_dimension(backend: str, dim: int) -> None:
+    """(batch, beam), chosen along the second; what broadcasts along it stays."""
+    query, key, value, weight = normal(2, 3, 1, 9), normal(2, 3, 30, 9), normal(3, 30, 5), normal(9)
+    index = torch.tensor([2, 2, 0])
+    memory = prepare_keys(key, value, weight, backend=backend).index_select(dim, index)
+    anew = prepare_keys(key[:, index], value[index], weight, backend=backend)
+    equal(memory, anew, query, key, value, weight)
+    shared = prepare_keys(key[:, :1], value, weight, backend=backend).index_select(dim, index)
+    equal(
+        shared, prepare_keys(key[:, :1], value[index], weight, backend=backend), query, key, value
+    )
+    assert shared.lead == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "dim, index, error",
+    [
+        (1, torch.tensor([0]), ValueError),
+        (-2, torch.tensor([0]), ValueError),
+        ("beam", torch.tensor([0]), TypeError),
+        (0, [0], TypeError),
+        (0, torch.tensor([0.0]), TypeError),
+        (0, torch.tensor([[0]]), ValueError),
+        (0, torch.tensor([3]), ValueError),
+        (0, torch.tensor([-1]), ValueError),
+    ],
+)
+def test_index_select_refuses(backend: str, dim: Any, index: Any, error: type[Exception]) -> None:
+    _, key, value, weight = make(SHAPE)
+    memory = prepare_keys(key, value, weight, backend=backend)
+    with pytest.raises(error, match="dim|index"):
+        memory.index_select(dim, index)
+
+
+def test_leading_dimensions_broadcast(backend: str) -> None:
+    """One memory for a batch of queries, and queries shared by a batch of memories."""
+    check_attention(
+        normal(4, 2, 9), normal(30, 9), normal(30, 5), normal(9), backend=prepared(backend)
+    )
+    check_attention(
+        normal(1, 9), normal(3, 30, 9), normal(2, 1, 30, 5), normal(3, 9), backend=prepared(backend)
+    )
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_and_pickles(backend: str, copied: Callable[..., AdditiveMemory]) -> None:
+    query, key, value, weight = make(SHAPE, grad=False)
+    lengths = torch.tensor([3, MANY, MANY // 2 + 7])
+    memory = prepare_keys(
+        key, value, weight, key_lengths=lengths, activation="sigmoid", backend=backend
+    )
+    assert torch.equal(copied(memory).attend(query), memory.attend(query))
+
+
+def test_under_autocast(backend: str) -> None:
+    """Prepared inside: in the narrow dtype. Prepared outside: cast as by a plain call."""
+    query, key, value, weight = make(SHAPE)
+    mask = normal(2, MANY)
+    outside = prepare_keys(key, value, weight, backend=backend)
+    with torch.autocast("cpu", BF16):
+        wanted = additive_attention(query, key, value, weight, attn_mask=mask, backend=backend)
+        inside = prepare_keys(key, value, weight, backend=backend)
+        assert inside.key.dtype == wanted.dtype == BF16
+        narrow = [x.detach().to(BF16) for x in (query, key, value, weight, mask)]
+        found = inside.attend(query, attn_mask=mask)
+        assert torch.equal(outside.attend(query, attn_mask=mask), wanted)
+    *narrow, mask = narrow
+    assert torch.equal(found, prepared(backend)(*narrow, attn_mask=mask))
+
+
+def test_no_hidden_state(backend: str) -> None:
+    query, key, value, weight = make(SHAPE, grad=False)
+    memory = prepare_keys(key, value, weight, backend=backend)
+    first = memory.attend(query)
+    memory.attend(normal(3, 1, 19, dtype=F32))
+    assert torch.equal(memory.attend(query), first)
+
+
+@pytest.mark.parametrize("n, m", [(0, 5), (2, 0)])
+def test_empty(backend: str, n: int, m: int) -> None:
+    check_attention(*make((2, n, m, 4, 3)), return_lse=True, backend=prepared(backend))

@@ -1,0 +1,187 @@
+"""NaN goes where it takes part, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.inputs import BF16, F32, F64, MANY, Shape, cumulative, make, normal
+from torch import Tensor
+
+from attnkernels import additive_attention, additive_attention_varlen, additive_scores
+
+NAN, INF = float("nan"), float("inf")
+ACTIVATIONS = ["tanh", "sigmoid", "relu", "leaky_relu"]
+SHAPES: list[Shape] = [(2, 1, 70, 19, 5), (2, 6, MANY, 20, 5)]
+
+
+def poisoned(x: Tensor, where: tuple[int, ...], poison: float = NAN) -> Tensor:
+    x = x.detach().clone()
+    x[where] = poison
+    return x.requires_grad_()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_in_a_query(backend: str, shape: Shape, activation: str) -> None:
+    """Its own row is NaN, the other rows and the other batch entry are not."""
+    query, key, value, weight = make(shape)
+    query = poisoned(query, (1, 0, 3))
+    context, lse = additive_attention(
+        query, key, value, weight, activation=activation, return_lse=True, backend=backend
+    )
+    assert context[1, 0].isnan().all() and lse[1, 0].isnan()
+    assert context[0].isfinite().all() and context[1, 1:].isfinite().all()
+    assert lse[0].isfinite().all() and lse[1, 1:].isfinite().all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_in_a_key(backend: str, shape: Shape, activation: str) -> None:
+    """Every row that looks at it is NaN; one column of the scores."""
+    query, key, value, weight = make(shape)
+    for j in (0, shape[2] - 1):
+        bad = poisoned(key, (1, j, 18))
+        context, lse = additive_attention(
+            query, bad, value, weight, activation=activation, return_lse=True, backend=backend
+        )
+        assert context[1].isnan().all() and lse[1].isnan().all()
+        assert context[0].isfinite().all() and lse[0].isfinite().all()
+        scores = additive_scores(query, bad, weight, activation=activation, backend=backend)
+        assert scores[1, :, j].isnan().all()
+        assert scores.isnan().sum() == shape[1]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_in_a_value(backend: str, shape: Shape) -> None:
+    """One column of one context; the weights do not know."""
+    query, key, value, weight = make(shape)
+    context, weights, lse = additive_attention(
+        query,
+        key,
+        poisoned(value, (1, shape[2] - 4, 2)),
+        weight,
+        return_weights=True,
+        return_lse=True,
+        backend=backend,
+    )
+    assert context[1, :, 2].isnan().all()
+    assert int(context.isnan().sum()) == shape[1]
+    assert weights.isfinite().all() and lse.isfinite().all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_in_the_weight(backend: str, activation: str) -> None:
+    query, key, value, weight = make((2, 6, MANY, 20, 5))
+    context, lse = additive_attention(
+        query,
+        key,
+        value,
+        poisoned(weight, (7,)),
+        activation=activation,
+        return_lse=True,
+        backend=backend,
+    )
+    assert context.isnan().all() and lse.isnan().all()
+
+
+def test_in_a_float_mask(backend: str) -> None:
+    mask = poisoned(torch.zeros(6, MANY), (2, MANY - 10))
+    context = additive_attention(*make((2, 6, MANY, 20, 5)), attn_mask=mask, backend=backend)
+    assert context[:, 2].isnan().all()
+    assert int(context.isnan().sum()) == context[:, 2].numel()
+
+
+def test_opposite_infinities_are_nan(backend: str) -> None:
+    """inf - inf has no sum: NaN in that pair, as in the reference."""
+    for n, m in ((1, 70), (6, MANY)):
+        query, key, _, weight = make((1, n, m, 20, 1))
+        scores = additive_scores(
+            poisoned(query, (0, 0, 3), INF),
+            poisoned(key, (0, m - 5, 3), -INF),
+            weight,
+            backend=backend,
+        )
+        assert scores[0, 0, m - 5].isnan()
+        assert int(scores.isnan().sum()) == 1
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_in_the_gradients(backend: str, shape: Shape, activation: str) -> None:
+    """A NaN query row reaches every key of its entry and no other entry's gradients."""
+    query, key, value, weight = make(shape)
+    inputs = (poisoned(query, (1, 0, 3)), key, value, weight)
+    context = additive_attention(*inputs, activation=activation, backend=backend)
+    dq, dk, dv, dw = torch.autograd.grad(context.sum(), inputs)
+    # max(x, 0) passes nothing on where x <= 0, not even NaN: one hidden unit of each row is enough
+    assert dq[1, 0].isnan().any() and dk[1].isnan().any(-1).all()
+    assert dv[1].isnan().all() and dw.isnan().all()
+    assert dq[0].isfinite().all() and dq[1, 1:].isfinite().all()
+    assert dk[0].isfinite().all() and dv[0].isfinite().all()
+
+
+@pytest.mark.parametrize("poison", [NAN, INF, -INF])
+@pytest.mark.parametrize("dtype", [F32, BF16, F64])
+@pytest.mark.parametrize("shape", [(3, 1, 300, 19, 5), (3, 40, 150, 20, 5)], ids=str)
+def test_padding_is_never_looked_at(
+    backend: str, shape: Shape, dtype: torch.dtype, poison: float
+) -> None:
+    """Padding may hold anything: the same bits come out, and gradients of exactly 0 there."""
+    query, key, value, weight = make(shape, dtype, grad=False)
+    m = shape[2]
+    lengths = torch.tensor([m, 129, 0])
+    padding = torch.arange(m) >= lengths[:, None]
+    results = []
+    for filler in (0.0, poison):
+        inputs = [x.clone().requires_grad_() for x in (query, key, value, weight)]
+        with torch.no_grad():
+            for x in inputs[1:3]:
+                x[padding] = filler
+        outputs = additive_attention(
+            *inputs, key_lengths=lengths, return_weights=True, return_lse=True, backend=backend
+        )
+        loss = (
+            outputs[0].float().square().sum()
+            + outputs[1].float().square().sum()
+            + outputs[2][:2].sum()
+        )
+        gradients = torch.autograd.grad(loss, inputs)
+        assert (gradients[1][padding] == 0).all() and (gradients[2][padding] == 0).all()
+        results.append((*outputs, *gradients))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_nan_query_with_nothing_to_look_at(backend: str) -> None:
+    query, key, value, weight = make((2, 6, MANY, 20, 5))
+    context, lse = additive_attention(
+        torch.full_like(query, NAN),
+        key,
+        value,
+        weight,
+        key_lengths=torch.zeros(2, dtype=torch.long),
+        return_lse=True,
+        backend=backend,
+    )
+    assert (context == 0).all() and lse.isneginf().all()
+
+
+def test_causal_rows_before_a_nan_key(backend: str) -> None:
+    query, key, value, weight = make((1, 40, 150, 20, 5))
+    context = additive_attention(
+        query, poisoned(key, (0, 30, 3)), value, weight, is_causal=True, backend=backend
+    )
+    assert context[0, :30].isfinite().all() and context[0, 30:].isnan().all()
+
+
+def test_packed_sequences_keep_it_to_themselves(backend: str) -> None:
+    query, key, value, weight = normal(9, 20), normal(60, 20), normal(60, 5), normal(20)
+    inputs = (poisoned(query, (2, 3)), poisoned(key, (50, 3)), value, weight)
+    context = additive_attention_varlen(
+        *inputs, cumulative([4, 3, 2]), cumulative([33, 7, 20]), backend=backend
+    )
+    bad = torch.zeros(9, dtype=torch.bool)
+    bad[2] = bad[7:] = True
+    assert context[bad].isnan().all() and context[~bad].isfinite().all()
+    dq, dk, dv, _ = torch.autograd.grad(context.sum(), inputs)
+    for gradient, part in ((dq, slice(4, 7)), (dk, slice(33, 40)), (dv, slice(33, 40))):
+        assert gradient[part].isfinite().all()

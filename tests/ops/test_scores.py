@@ -1,0 +1,120 @@
+"""Raw scores (E1), what a pointer network reads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from helpers.inputs import BF16, CORNERS, F16, F32, F64, Shape, make, normal, sliced, transposed
+from torch import Tensor
+
+from attnkernels import additive_scores
+from attnkernels.testing import assert_within_budget, check_attention, check_scores
+
+
+@pytest.mark.parametrize("shape", CORNERS, ids=str)
+def test_shapes(backend: str, shape: Shape) -> None:
+    query, key, _, weight = make(shape)
+    check_scores(query, key, weight, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F64])
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu", "leaky_relu"])
+def test_dtypes_and_activations(backend: str, dtype: torch.dtype, activation: str) -> None:
+    query, key, _, weight = make((2, 5, 40, 19, 1), dtype)
+    check_scores(query, key, weight, activation=activation, backend=backend)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "leaky_relu"])
+def test_activations(backend: str, activation: str) -> None:
+    query, key, _, weight = make((1, 33, 140, 33, 1))
+    check_scores(
+        query, key, weight, activation=activation, negative_slope=0.3, scale=-1.3, backend=backend
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 3, 4, 1), (2, 3, 0, 4, 1), (0, 3, 4, 5, 1)], ids=str)
+def test_empty(backend: str, shape: Shape) -> None:
+    query, key, _, weight = make(shape)
+    scores = additive_scores(query, key, weight, backend=backend)
+    assert scores.shape == shape[:3]
+    for gradient in torch.autograd.grad(scores.sum(), (query, key, weight)):
+        assert (gradient == 0).all()
+
+
+def test_leading_dimensions_broadcast(backend: str) -> None:
+    for q, k, w in [((2, 1), (1, 3), ()), ((), (), (3,)), ((2, 3), (2, 3), (3,)), ((), (4,), ())]:
+        query, key, weight = normal(*q, 5, 18), normal(*k, 37, 18), normal(*w, 18)
+        check_scores(query, key, weight, backend=backend)
+
+
+@pytest.mark.parametrize("layout", [transposed, sliced])
+def test_layouts(backend: str, layout: object) -> None:
+    query, key, _, weight = make((3, 5, 40, 19, 1))
+    check_scores(layout(query), layout(key), weight, backend=backend)
+
+
+def test_expanded(backend: str) -> None:
+    query, key, _, weight = make((3, 5, 40, 19, 1), grad=False)
+    inputs = (query[:1].expand(3, 5, 19), key[:, :1].expand(3, 40, 19), weight[:1].expand(19))
+    check_scores(*(x.requires_grad_() for x in inputs), backend=backend)
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+def test_only_the_gradient_asked_for(backend: str, wanted: int) -> None:
+    query, key, _, weight = make((2, 5, 40, 19, 1), grad=False)
+    inputs = (query, key, weight)
+    inputs[wanted].requires_grad_()
+    check_scores(*inputs, backend=backend)
+
+
+def test_scores_are_what_attention_sees(backend: str) -> None:
+    """(E2) and (E3) by hand over the scores give attention."""
+
+    def call(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Any) -> Any:
+        scores = additive_scores(query, key, weight, backend=backend, **options)
+        weights = scores.softmax(-1)
+        return weights @ value, weights, scores.logsumexp(-1)
+
+    def attend(*inputs: Tensor, return_weights: bool, return_lse: bool, **options: Any) -> Any:
+        return call(*inputs, **options)
+
+    check_attention(
+        *make((2, 5, 40, 19, 7)),
+        activation="leaky_relu",
+        negative_slope=0.1,
+        scale=0.8,
+        return_weights=True,
+        return_lse=True,
+        backend=attend,
+    )
+
+
+def test_written_out(backend: str) -> None:
+    """The formula by hand, so that the oracle is not its own witness."""
+    query, key = torch.tensor([[0.5, -1.0]]), torch.tensor([[0.25, 2.0]])
+    weight = torch.tensor([2.0, -3.0])
+    hidden = {
+        "tanh": (math.tanh(0.75), math.tanh(1.0)),
+        "sigmoid": (1 / (1 + math.exp(-0.75)), 1 / (1 + math.exp(-1.0))),
+        "relu": (0.75, 1.0),
+        "leaky_relu": (0.75, 1.0),
+    }
+    for activation, (first, second) in hidden.items():
+        exact = torch.tensor([[0.5 * (2.0 * first - 3.0 * second)]], dtype=F64)
+        found = additive_scores(
+            query, key, weight, activation=activation, scale=0.5, backend=backend
+        )
+        assert_within_budget(found, exact.float(), exact, magnitude=2.5)
+    below = additive_scores(-query, -key, weight, activation="leaky_relu", backend=backend)
+    exact = torch.tensor([[-0.2 * (2.0 * 0.75 - 3.0)]], dtype=F64)
+    assert_within_budget(below, exact.float(), exact, magnitude=1.0)
+
+
+def test_autocast_and_dtype(backend: str) -> None:
+    query, key, _, weight = make((2, 5, 40, 19, 1))
+    with torch.autocast("cpu", BF16):
+        assert additive_scores(query, key, weight, backend=backend).dtype == BF16
+    assert additive_scores(query, key, weight, backend=backend).dtype == F32

@@ -1,0 +1,119 @@
+"""The Triton kernels compiled for every target, without a GPU: that they compile, and to what.
+
+Each combination of options is compiled, which takes longer than everything else: options come
+together, and sizes are few.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers.inputs import BF16, F16, cumulative, make, normal, sliced, transposed
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    reason = "TRITON_INTERPRET=1 interprets kernels: there is nothing to compile"
+    pytest.skip(reason, allow_module_level=True)
+
+from tools.sass import aot
+from tools.sass import run as sass
+
+OPTIONS_ON = ("sm_90", "gfx942")  # one of each compiler: the others differ in their code generator
+TILED = {"prepare_kernel", "forward_kernel", "gradient_kernel", "value_kernel", "sweep_kernel"}
+STEP = {"step_kernel", "step_gradient_kernel", "step_sweep_kernel"}
+ROWS = {"tiles": (33, TILED), "step": (1, STEP)}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict[str, list[sass.Row]]:
+    return sass.rows_of(list(aot.TARGETS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", aot.TARGETS)
+def test_what_is_shipped_is_as_it_should_be(
+    target: str, shipped: dict[str, list[sass.Row]]
+) -> None:
+    made = sass.checks(target, shipped[target])
+    wrong = [f"{check.sentence}: {failure}" for check in made for failure in check.failures]
+    assert not wrong, "\n".join(wrong)
+
+
+def seeded() -> dict[str, Any]:
+    return {"seed": torch.tensor([1, 2]), "dropout_p": 0.25}
+
+
+def bool_mask(n: int) -> tuple[Any, dict[str, Any]]:
+    """All that excludes pairs, and the weights; sigmoid, and hidden units that are no quads."""
+    inputs = make((2, n, 40, 30, 7), grad=False)
+    mask = torch.ones(2, n, 40, dtype=torch.bool)
+    options = {"is_causal": True, "return_weights": True, "activation": "sigmoid"}
+    return inputs, {"attn_mask": mask, "key_lengths": torch.tensor([3, 40]), **seeded(), **options}
+
+
+def float_mask(n: int) -> tuple[Any, dict[str, Any]]:
+    """Its gradient, batch and heads that broadcast, every stride; relu in bfloat16."""
+    inputs = (
+        sliced(normal(2, 3, n, 30, dtype=BF16, grad=False)),
+        transposed(normal(2, 1, 40, 30, dtype=BF16, grad=False)).expand(2, 3, 40, 30),
+        sliced(normal(3, 40, 7, dtype=BF16, grad=False)),
+        normal(3, 60, dtype=BF16, grad=False)[:, ::2],
+    )
+    return inputs, {"attn_mask": normal(3, 1, 40, grad=False), "activation": "relu"}
+
+
+def lse_only(n: int) -> tuple[Any, dict[str, Any]]:
+    """Of what is returned; leaky relu in float16."""
+    inputs = make((2, n, 40, 33, 7), F16, grad=False)
+    return inputs, {"of_context": False, "activation": "leaky_relu"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("build", [bool_mask, float_mask, lse_only])
+@pytest.mark.parametrize("target", OPTIONS_ON)
+def test_options_compile(
+    target: str, build: Callable[[int], tuple[Any, dict[str, Any]]], rows: str
+) -> None:
+    n, kernels = ROWS[rows]
+    inputs, options = build(n)
+    with aot.compiling_for(target) as launches:
+        aot.attention(*inputs, **options)
+    names = {launch.name for launch in launches}
+    assert kernels - {"value_kernel"} <= names
+    assert ("weights_kernel" in names) == options.get("return_weights", False)
+    assert ("value_kernel" in names) == (rows == "tiles" and build is not lse_only)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", OPTIONS_ON)
+def test_packed_sequences_compile(target: str) -> None:
+    query, key, value, weight = (x.squeeze(0) for x in make((1, 70, 70, 30, 7), BF16, grad=False))
+    packed = {"cu_seqlens": cumulative([33, 0, 37]), "is_causal": True, **seeded()}
+    with aot.compiling_for(target) as launches:
+        aot.attention(query, key, value, weight, **packed)
+    assert TILED <= {launch.name for launch in launches}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", OPTIONS_ON)
+def test_scores_compile(target: str) -> None:
+    query, key, _, weight = make((2, 33, 40, 30, 7), F16, grad=False)
+    with aot.compiling_for(target) as launches:
+        aot.scores(query, key, weight, "leaky_relu")
+    assert {"prepare_kernel", "scores_kernel", "sweep_kernel"} <= {each.name for each in launches}
+
+
+def test_a_process_compiles_for_one_target_after_another() -> None:
+    """Triton keeps what it compiled by device: each target has to be another."""
+    inputs = make((1, 1, 8, 16, 16), grad=False)
+    kinds = []
+    for target in ("sm_90", "gfx942", "sm_90"):
+        with aot.compiling_for(target) as launches:
+            aot.attention(*inputs)
+        kinds.append({"cubin" in launch.compiled.asm for launch in launches})
+    assert kinds == [{True}, {False}, {True}]

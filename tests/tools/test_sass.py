@@ -1,0 +1,181 @@
+"""tools.sass on code written by hand: what is a loop, what it computes, what is too much."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.sass.loops import Inner, classify, count, parse
+
+NESTED = """
+.text.forward_kernel:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_0:
+        /*0010*/                   IADD3 R2, R2, 0x1, RZ ;
+.L_x_1:
+        /*0020*/                   LDG.E.64 R4, desc[UR4][R6.64] ;
+        /*0030*/              @!P1 MUFU.RCP R8, R8 ;
+        /*0040*/               @P0 BRA `(.L_x_1) ;
+        /*0050*/                   BRA `(.L_x_3) ;
+        /*0060*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+.L_x_2:
+        /*0070*/                   MUFU.EX2 R8, R8 ;
+        /*0080*/                   BRA.U UP0, `(.L_x_2) ;
+        /*0090*/             @!UP1 BRA `(.L_x_0) ;
+.L_x_3:
+        /*00a0*/                   EXIT ;
+.L_x_4:
+        /*00b0*/                   BRA `(.L_x_4);
+        /*00c0*/                   NOP;
+"""
+
+
+def code(**instructions: int) -> str:
+    """A loop of these instructions; RCP and EX2 are MUFU."""
+    lines = [".L_x_0:"]
+    for name, times in instructions.items():
+        full = f"MUFU.{name}" if name in ("RCP", "EX2") else name
+        lines += [f"        /*{16 * i:04x}*/  {full} R0, R1 ;" for i in range(times)]
+    return "\n".join([*lines, "        /*1000*/  @P0 BRA `(.L_x_0) ;"])
+
+
+def inner(kernel: str, pairs: int, **instructions: int) -> Inner | None:
+    (loop,) = parse(code(**instructions)).innermost
+    return classify(kernel, pairs, loop)
+
+
+def test_loops_are_those_without_a_loop_inside() -> None:
+    parsed = parse(NESTED)
+    assert [dict(loop) for loop in parsed.innermost] == [
+        {"LDG.E.64": 1, "MUFU.RCP": 1, "BRA": 1},
+        {"MUFU.EX2": 1, "BRA.U": 1},
+        {"BRA": 1},
+    ]
+    assert len(parsed.loops) == 4
+    assert len(parsed.names) == 13 and count(parsed.all, "MUFU", "BAR") == 3
+
+
+@pytest.mark.parametrize(
+    "variant, kernel, pairs, elements, instructions",
+    [
+        ("quad", "forward_kernel", 8, 32, {"FFMA": 64, "FMUL": 48, "RCP": 8}),
+        ("quad", "forward_kernel", 8, 64, {"FFMA2": 64, "FMUL2": 48, "RCP": 16}),  # unrolled
+        ("bounded quad", "gradient_kernel", 8, 32, {"FFMA": 64, "FMNMX.NAN": 32, "RCP": 8}),
+        ("direct", "scores_kernel", 8, 8, {"FADD": 16, "EX2": 8, "RCP": 8}),
+        ("direct", "step_kernel", 16, 16, {"FFMA": 32, "EX2": 16, "RCP": 16}),
+        ("shared", "sweep_kernel", 32, 32, {"FFMA": 163, "EX2": 1, "RCP": 24}),
+        ("single", "sweep_kernel", 32, 32, {"FFMA": 163, "EX2": 1, "RCP": 32}),
+        ("single", "sweep_kernel", 32, 64, {"FFMA": 326, "EX2": 2, "RCP": 64}),
+        ("direct", "sweep_kernel", 32, 32, {"FFMA": 127, "EX2": 32, "RCP": 32}),
+    ],
+)
+def test_variants(
+    variant: str, kernel: str, pairs: int, elements: int, instructions: dict[str, int]
+) -> None:
+    found = inner(kernel, pairs, **instructions, NOP=3, SHFL=2, **{"BAR.SYNC": 1})
+    assert found is not None and found.variant == variant
+    assert found.issued == (sum(instructions.values()) + 4) / elements
+    assert found.mufu == (instructions.get("RCP", 0) + instructions.get("EX2", 0)) / elements
+    assert (found.shuffles, found.barriers) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "kernel, instructions",
+    [
+        ("forward_kernel", {"FFMA": 64}),
+        ("forward_kernel", {"FMUL": 40, "FSETP": 8, "RCP": 8}),  # divisions
+        ("forward_kernel", {"FFMA": 64, "RCP": 6}),  # no whole iteration of 8 pairs a thread
+        ("forward_kernel", {"FADD": 8, "EX2": 3, "RCP": 8}),
+        ("sweep_kernel", {"FFMA": 163, "EX2": 1, "RCP": 25}),
+    ],
+)
+def test_other_loops_are_left_out(kernel: str, instructions: dict[str, int]) -> None:
+    assert inner(kernel, 8, **instructions) is None
+
+
+def test_what_holds_a_loop_up() -> None:
+    assert Inner("quad", 4.0, 0.25, 0, 0).elements_a_clock == 32
+    assert Inner("direct", 4.0, 2.0, 0, 0).elements_a_clock == 8
+
+
+@pytest.fixture
+def sass() -> Any:
+    """The module, which imports triton."""
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    return import_module("tools.sass")
+
+
+def good(sass: Any) -> list[Any]:
+    """Rows of sm_90 that nothing is wrong with."""
+
+    def row(kernel: str, meta: dict[str, int], warps: int = 4) -> Any:
+        loops = [Inner(each, 4.0, 0.25, 0, 0) for each in sass.VARIANTS.get(kernel, ())]
+        return sass.Row("sm_90", kernel, "a call", warps, meta, 255, 0, {}, loops)
+
+    tiled = [
+        row(kernel, tile.shape(32), tile.warps)
+        for kernel, tiles in sass.TILED.items()
+        for tile in tiles
+    ]
+    rows, columns = sass.LARGEST
+    others = ("prepare", "combine", "weights", "value", "step", "step_gradient", "step_sweep")
+    sweep = row("sweep_kernel", {"BI": rows, "BJ": columns, "RI": 8, "LANES": 32}, 1)
+    return [*tiled, sweep, *(row(f"{name}_kernel", {"BJ": 32}) for name in others)]
+
+
+def change(rows: list[Any], kernel: str, variant: str = "", **changes: Any) -> list[Any]:
+    """The rows with other values in the first of a kernel, or in its loop of that variant."""
+    (place, old), *_ = [each for each in enumerate(rows) if each[1].kernel == kernel]
+    if variant:
+        loops = [replace(x, **changes) if x.variant == variant else x for x in old.loops]
+        changes = {"loops": loops}
+    return [*rows[:place], replace(old, **changes), *rows[place + 1 :]]
+
+
+WRONG: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "no spills": lambda rows: change(rows, "step_kernel", spills={"STACK": 8}),
+    "every kernel and every tile is there": lambda rows: rows[1:],
+    "every inner loop is there": lambda rows: change(rows, "scores_kernel", loops=[]),
+    "at most 5 instructions": lambda rows: change(rows, "forward_kernel", "quad", issued=5.1),
+    "and 0.55 MUFU": lambda rows: change(rows, "forward_kernel", "quad", mufu=0.6),
+    "no SHFL and no BAR": lambda rows: change(rows, "sweep_kernel", "shared", barriers=1),
+    "at most 12 instructions": lambda rows: change(rows, "sweep_kernel", "shared", issued=8.1),
+}
+
+
+def test_nothing_wrong(
+    sass: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rows = good(sass)
+    monkeypatch.setattr(sass, "compiled", lambda targets, builds: ({"sm_90": rows}, []))
+    wanted = ["--kernels", "triton", "--targets", "sm_90"]
+    assert sass.main([*wanted, "--json", str(tmp_path / "sass.json")]) == 0
+    assert "FAILED" not in capsys.readouterr().out
+    result = json.loads((tmp_path / "sass.json").read_text())
+    assert [each["kernel"] for each in result["rows"]] == [row.kernel for row in rows]
+    assert result["rows"][0]["tile"].startswith("x".join(map(str, sass.LARGEST)))
+    assert result["rows"][0]["loops"][0]["elements_a_clock"] == 32
+    assert not any(check["failures"] for check in result["checks"])
+
+
+@pytest.mark.parametrize("sentence", WRONG)
+def test_a_failing_assertion_is_the_exit_status(
+    sentence: str, sass: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = WRONG[sentence](good(sass))
+    monkeypatch.setattr(sass, "compiled", lambda targets, builds: ({"sm_90": rows}, []))
+    assert sass.main(["--kernels", "triton", "--targets", "sm_90"]) == 1
+    (failed,) = [line for line in capsys.readouterr().out.splitlines() if "FAILED" in line]
+    assert sentence in failed
+
+
+def test_targets_are_by_name(sass: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        sass.main(["--targets", "sm_90,sm_1"])
+    assert exit.value.code == 2 and "no target sm_1; there are sm_80" in capsys.readouterr().err

@@ -1,0 +1,153 @@
+"""What the Triton backend would launch, compiled for a GPU that is not here.
+
+Inside `compiling_for(target)` the backend's operators take tensors of the CPU, or of no device at
+all ("meta"), go through the launches of a call as on a GPU, and every launch compiles its kernel
+and stops there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from attnkernels.backends.triton.host import backward, call, forward
+from attnkernels.backends.triton.host.launch import Target
+from attnkernels.ops.codes import ACTIVATIONS, KEY, MASK, QUERY, VALUE, WEIGHT
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+PROCESSORS = 132  # of an H100: tiles are chosen by it
+
+Shape = tuple[int, int, int, int, int]  # batch, n, m, d, dv
+LARGE: Shape = (8, 1024, 1024, 256, 256)
+MIDDLE: Shape = (8, 256, 256, 256, 256)
+SMALL: Shape = (8, 50, 50, 1000, 1000)
+STEP: Shape = (64, 1, 4096, 512, 512)
+
+
+class Launch(NamedTuple):
+    """One launch: the kernel, its arguments by name, and what it was compiled to."""
+
+    name: str
+    arguments: dict[str, Any]
+    compiled: Any
+
+
+class _Driver:
+    """As much of a Triton driver as compiling asks for."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return list(TARGETS.values()).index(self.target)  # Triton keeps what it compiled by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def compiling_for(name: str) -> Iterator[list[Launch]]:
+    """Yields the list that launches are added to."""
+    if not isinstance(forward.forward_kernel, JITFunction):
+        raise RuntimeError("TRITON_INTERPRET=1 interprets kernels: there is nothing to compile")
+    target = TARGETS[name]
+    launches: list[Launch] = []
+    run = JITFunction.run
+
+    def record(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        compiled = run(kernel, *args, grid=grid, warmup=True, **kwargs)
+        launches.append(Launch(kernel.__name__, kwargs, compiled))
+
+    here = Target(target.backend, target.warp_size, PROCESSORS)
+    with (
+        mock.patch.object(driver, "_active", _Driver(target)),
+        mock.patch.object(JITFunction, "run", record),
+        mock.patch.object(call, "target", lambda device: here),
+    ):
+        yield launches
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    attn_mask: Tensor | None = None,
+    key_lengths: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    *,
+    seed: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    activation: str = "tanh",
+    return_weights: bool = False,
+    of_context: bool = True,
+) -> None:
+    """The kernels of a call and of all its gradients, those of lse and of what it returns given.
+
+    cu_seqlens is that of queries and keys.
+    """
+    inputs = (query, key, value, weight, attn_mask, key_lengths, cu_seqlens, cu_seqlens)
+    options = (dropout_p, is_causal, ACTIVATIONS[activation], 0.2, 1.0)
+    results = forward.forward(*inputs, None, seed, *options, return_weights)
+    context, lse, weights = results
+    given = (
+        torch.ones_like(context) if of_context else None,
+        torch.ones_like(lse),
+        torch.ones_like(weights) if return_weights else None,
+    )
+    wanted = QUERY | KEY | VALUE | WEIGHT
+    if attn_mask is not None and attn_mask.is_floating_point():
+        wanted |= MASK
+    backward.backward(*given, *inputs, seed, *results, *options, wanted)
+
+
+def scores(query: Tensor, key: Tensor, weight: Tensor, activation: str = "tanh") -> None:
+    """The kernels of raw scores and of their gradients."""
+    options = (ACTIVATIONS[activation], 0.2, 1.0)
+    result = forward.scores(query, key, weight, *options)
+    backward.scores_backward(
+        torch.ones_like(result), query, key, weight, *options, QUERY | KEY | WEIGHT
+    )
+
+
+def shipped() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Calls by name, on tensors without data, that take every tile and every kernel."""
+    for shape in (LARGE, MIDDLE, SMALL):
+        yield _named(shape)
+        query, key, _, weight = _inputs(shape)
+        yield f"{'x'.join(map(str, shape[:4]))} scores", partial(scores, query, key, weight)
+    yield _named(SMALL, return_weights=True)
+    yield _named(STEP)
+    yield _named(STEP, torch.bfloat16)
+
+
+def _inputs(shape: Shape, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    batch, n, m, d, dv = shape
+    shapes = ((batch, n, d), (batch, m, d), (batch, m, dv), (d,))
+    return [torch.empty(each, dtype=dtype, device="meta") for each in shapes]
+
+
+def _named(
+    shape: Shape, dtype: torch.dtype = torch.float32, **options: bool
+) -> tuple[str, Callable[[], None]]:
+    name = " ".join(["x".join(map(str, shape)), str(dtype).removeprefix("torch."), *options])
+    return name, partial(attention, *_inputs(shape, dtype), **options)

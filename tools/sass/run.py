@@ -1,0 +1,305 @@
+"""What the GPU kernels are compiled to, as they are shipped, and whether that is good enough.
+
+    python -m tools.sass [--kernels triton|native] [--targets sm_90,...] [--json FILE]
+
+No GPU is needed; the kernels of csrc/cuda, "native", need nvcc. The exit status is 1 where
+registers are spilled, or where an inner loop has more instructions than it should.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from triton import __version__
+
+from attnkernels.backends.triton import device as kernels
+from attnkernels.backends.triton.host import configs
+from tools.sass import aot
+from tools.sass import native as sass_native
+from tools.sass import report as sass_report
+from tools.sass.aot import TARGETS, Launch
+from tools.sass.cubin import Function, functions
+from tools.sass.loops import ISSUED, MUFU, Inner, classify
+from tools.sass.report import Check, print_checks, spilled
+
+META = ("BI", "BJ", "BD", "BV", "RI", "RJ", "TI", "TJ", "LANES")
+TILED = {  # the kernels that go through tiles of scores, and those that they are given
+    "forward_kernel": configs.TILES,
+    "scores_kernel": configs.TILES,
+    "gradient_kernel": configs.backward_tiles(),
+}
+QUADS = ("quad", "bounded quad")
+VARIANTS = {  # the inner loops that there must be
+    **dict.fromkeys(TILED, (*QUADS, "direct")),
+    "sweep_kernel": ("shared", "single", "direct"),
+}
+LARGEST = configs.TILES[0].BI, configs.TILES[0].BJ
+# What an element may cost on sm_90. By (E9) the forward's is 4 instructions, one of 16 a MUFU.
+QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 12.0
+
+WIDTH = 150
+ABOUT = (
+    f"elements/clk what a processor can do at {ISSUED} instructions and {MUFU} MUFU a clock, as an"
+    " H100's can, where nothing else holds it up."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kernel as it was compiled for the first of the calls that launch it."""
+
+    target: str
+    kernel: str
+    call: str
+    warps: int
+    meta: dict[str, int]
+    registers: int
+    memory: int  # bytes that its threads share
+    spills: dict[str, int]  # by name, those that there are
+    loops: list[Inner]
+
+    @property
+    def block(self) -> tuple[int | None, int | None]:
+        """Queries and keys of its tile, where it has them."""
+        meta = self.meta
+        if "TI" in meta:
+            return meta["RI"] * meta["TI"], meta["RJ"] * meta["TJ"]
+        return meta.get("BI"), meta.get("BJ")
+
+    @property
+    def tile(self) -> str:
+        """The block, then hidden units, then columns."""
+        sizes = (*self.block, self.meta.get("BD"), self.meta.get("BV"))
+        return "x".join(str(size) for size in sizes if size)
+
+    def __str__(self) -> str:
+        return f"{self.kernel} {self.tile}, warps {self.warps}, of {self.call}"
+
+
+def rows(target: str) -> list[Row]:
+    """Every kernel that the shipped calls launch, each thing that it is compiled to once."""
+    found: dict[str, Row] = {}
+    for name, call in aot.shipped():
+        with aot.compiling_for(target) as launches:
+            call()
+        for launch in launches:
+            if launch.compiled.hash not in found:
+                found[launch.compiled.hash] = _row(target, name, launch)
+    return list(found.values())
+
+
+def rows_of(targets: list[str]) -> dict[str, list[Row]]:
+    """By target, several at a time."""
+    return compiled(targets, [])[0]
+
+
+def compiled(
+    targets: list[str], builds: list[sass_native.Build]
+) -> tuple[dict[str, list[Row]], list[sass_native.Row]]:
+    """The rows of Triton's kernels by target, and of the others; several processes at a time."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        triton, native = pool.map(rows, targets), pool.map(sass_native.rows, builds)
+        return dict(zip(targets, triton, strict=True)), [row for found in native for row in found]
+
+
+def _row(target: str, call: str, launch: Launch) -> Row:
+    compiled, warps = launch.compiled, launch.arguments["num_warps"]
+    meta = {name: launch.arguments[name] for name in META if name in launch.arguments}
+    loops: list[Inner | None] = []
+    if "cubin" in compiled.asm:
+        function = _nvidia(compiled.asm["cubin"])
+        registers, spills = function.registers, function.spills
+        pairs = _pairs(meta, warps * TARGETS[target].warp_size)
+        loops = [classify(launch.name, pairs, loop) for loop in function.code.innermost]
+    else:
+        registers, spills = _amd(compiled.asm["amdgcn"])
+    return Row(
+        target=target,
+        kernel=launch.name,
+        call=call,
+        warps=warps,
+        meta=meta,
+        registers=registers,
+        memory=compiled.metadata.shared,
+        spills={name: amount for name, amount in spills.items() if amount},
+        loops=[loop for loop in loops if loop],
+    )
+
+
+def _pairs(meta: dict[str, int], threads: int) -> int:
+    """What classify() wants to know."""
+    if "LANES" in meta:
+        return 4 * meta["RI"]
+    if "RI" in meta:
+        return meta["RI"] * meta["RJ"]
+    return max(meta.get("BJ", 1) * meta.get("BD", 1) // threads, 1)
+
+
+def _nvidia(cubin: bytes) -> Function:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        (function,) = functions(file).values()
+    return function
+
+
+def _amd(assembly: str) -> tuple[int, dict[str, int]]:
+    """(registers, spills) of a kernel."""
+    sizes = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", assembly))
+    return int(sizes.pop("vgpr_count")), {name: int(size) for name, size in sizes.items()}
+
+
+def checks(target: str, found: list[Row]) -> list[Check]:
+    """The assertions about the rows of a target."""
+    made = {
+        "every kernel and every tile is there": _absent(found),
+        "no spills": [f"{row}: {spilled(row.spills)}" for row in found if row.spills],
+    }
+    if TARGETS[target].backend == "cuda":
+        made["every inner loop is there"] = [
+            f"{row}: no loop is {variant}"
+            for row in found
+            for variant in VARIANTS.get(row.kernel, ())
+            if variant not in {loop.variant for loop in row.loops}
+        ]
+    if target == "sm_90":
+        made |= _costs(found)
+    return [Check(target, sentence, failures) for sentence, failures in made.items()]
+
+
+def _absent(found: list[Row]) -> list[str]:
+    modules = [
+        import_module(f"{kernels.__name__}.{m.name}") for m in iter_modules(kernels.__path__)
+    ]
+    names = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+    taken = {(row.kernel, row.block, row.warps) for row in found}
+    return sorted(names - {row.kernel for row in found}) + [
+        f"{name} {tile}"
+        for name, tiles in TILED.items()
+        for tile in tiles
+        if (name, (tile.BI, tile.BJ), tile.warps) not in taken
+    ]
+
+
+def _costs(found: list[Row]) -> dict[str, list[str]]:
+    """What the inner loops may cost, and those that cost more."""
+    loops = [(row, loop) for row in found if row.kernel in VARIANTS for loop in row.loops]
+    largest = [(row, loop) for row, loop in loops if row.block == LARGEST]
+
+    def issued(kernel: str, variant: str) -> float:
+        these = [each for row, each in largest if (row.kernel, each.variant) == (kernel, variant)]
+        return max((each.issued for each in these), default=math.inf)
+
+    backward = issued("gradient_kernel", "quad") + issued("sweep_kernel", "shared")
+    return {
+        f"quad loops, largest tile: at most {QUAD_ISSUED:g} instructions and {QUAD_MUFU} MUFU": [
+            f"{row}: {loop.issued:.2f} and {loop.mufu:.2f}"
+            for row, loop in largest
+            if loop.variant == "quad" and (loop.issued > QUAD_ISSUED or loop.mufu > QUAD_MUFU)
+        ],
+        "no SHFL and no BAR in an inner loop": [
+            f"{row}, {loop.variant}: {loop.shuffles} and {loop.barriers}"
+            for row, loop in loops
+            if loop.shuffles or loop.barriers
+        ],
+        f"backward, largest tile: at most {BACKWARD_ISSUED:g} instructions": (
+            [f"{backward:.2f}"] if backward > BACKWARD_ISSUED else []
+        ),
+    }
+
+
+def table(target: str, found: list[Row]) -> Table:
+    """A line a kernel, or a line for each of its inner loops."""
+    lines = (
+        (
+            (row.kernel, row.tile, row.call, row.warps, row.registers, row.memory),
+            row.spills,
+            row.loops,
+        )
+        for row in sorted(found, key=lambda row: row.kernel)
+    )
+    numbers = ("warps", "registers", "shared")
+    return sass_report.table(target, ("kernel", "tile", "call"), numbers, lines)
+
+
+def _plain(row: Row | sass_native.Row) -> dict[str, Any]:
+    """The row for JSON, with what follows from it."""
+    loops = [asdict(loop) | {"elements_a_clock": loop.elements_a_clock} for loop in row.loops]
+    tile = {"tile": row.tile} if isinstance(row, Row) else {}
+    return asdict(row) | tile | {"loops": loops}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tools.sass")
+    parser.add_argument("--kernels", choices=("triton", "native"), help="default: both")
+    parser.add_argument("--targets", help="separated by commas; default: all that there are")
+    parser.add_argument("--json", type=Path, help="where to write what the tables show")
+    options = parser.parse_args(arguments)
+    of_triton, of_native = _targets(parser, options)
+    toolkit = sass_native.toolkit() if of_native else None
+    there = isinstance(toolkit, sass_native.Toolkit)
+    builds = sass_native.builds(toolkit, of_native) if there else []
+    found, compiled_by_nvcc = compiled(of_triton, builds)
+    native = {
+        target: [row for row in compiled_by_nvcc if row.target == target]
+        for target in dict.fromkeys(build.target for build in builds)
+    }
+    made = [check for target in of_triton for check in checks(target, found[target])]
+    names = sass_native.kernels()
+    made += [x for target in native for x in sass_native.checks(target, native[target], names)]
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    for target in of_triton:
+        console.print(table(target, found[target]), "")
+    for target in native:
+        console.print(sass_native.table(target, native[target]), "")
+    compilers = {"triton": __version__, "nvcc": sass_native.release(toolkit) if there else None}
+    if there:
+        console.print(sass_native.ABOUT)
+    said = ", ".join(f"{name} {version}" for name, version in compilers.items() if version)
+    console.print(f"By {said}. Instructions and MUFU are an element's, and {ABOUT}")
+    if of_native and not there:
+        console.print(f"The CUDA kernels were not compiled: {toolkit}.")
+    print_checks(console, made)
+    if options.json:
+        result: dict[str, Any] = {
+            **compilers,
+            "rows": [_plain(row) for target in of_triton for row in found[target]],
+            "native": [_plain(row) for target in native for row in native[target]],
+            "checks": [check._asdict() for check in made],
+        }
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return int(any(check.failures for check in made))
+
+
+def _targets(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> tuple[list[str], list[str]]:
+    """Those of Triton's kernels and of the others. sm_90 means sm_90a as well."""
+    of_triton = list(TARGETS) if options.kernels != "native" else []
+    of_native = list(sass_native.TARGETS) if options.kernels != "triton" else []
+    if not options.targets:
+        return of_triton, of_native
+    wanted = options.targets.split(",")
+    known = dict.fromkeys([*of_triton, *of_native, *(name.rstrip("a") for name in of_native)])
+    if unknown := [name for name in wanted if name not in known]:
+        parser.error(f"no target {', '.join(unknown)}; there are {', '.join(known)}")
+    return (
+        [name for name in of_triton if name in wanted],
+        [name for name in of_native if {name, name.rstrip("a")} & {*wanted}],
+    )
