@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from setuptools.errors import SetupError
 
-# Code for an architecture runs on later ones with the same major number; code for an "a" runs on that
-# one alone. The last is compiled to PTX as well, which the driver compiles for newer GPUs.
+# Code for an architecture runs on later ones with the same major number; code for an "a" runs on
+# that one alone. The last is compiled to PTX as well, which the driver compiles for newer GPUs.
 ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0a", "10.0", "12.0"]
 OLDEST = 80  # 8.0, which the kernels need
 USUAL_HOME = "/usr/local/cuda"  # where toolkits are installed, often without an entry in PATH

@@ -1,4 +1,4 @@
-"""What needs which package: the operator torch alone, the rest an extra that its error names."""
+"""Test that the operator needs torch alone, and that other parts name the extra they need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runner of findings/, with small scripts in place of those that install packages."""
+"""Test the runner of findings/ with small scripts that install nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_named_findings_run_alone(folder: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_finding_that_takes_too_long_is_ended(folder: Path) -> None:
-    """With what it started, and its folder goes as well."""
+    """The processes that it started end too, and its folder is removed."""
     script = folder / "endless.sh"
     script.write_text(f'mktemp -d >"{folder}/place"\nsleep 600 & echo $! >"{folder}/pid"\nwait\n')
     assert findings.run(script, timeout=1.0) == ("timed out after 1 s", "")

@@ -1,4 +1,4 @@
-"""The source distribution holds what the repository holds, and so what its tests import."""
+"""Test that the source distribution holds every file of the repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files for GitHub, which cannot run here: their schemas, a linter, and what they name."""
+"""Test the files for GitHub, which run there only: their schemas, a linter, and what they name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read(path: Path) -> Any:
 
 
 def jobs() -> list[Any]:
-    """Every job of every workflow, with its name for pytest."""
+    """Return every job of every workflow, with a name for pytest."""
     return [
         pytest.param(job, id=f"{path.stem}-{name}")
         for path in WORKFLOWS
@@ -61,7 +61,7 @@ def test_a_schema_finds_a_fault(tmp_path: Path) -> None:
 
 
 def test_a_linter_finds_nothing() -> None:
-    """Of permissions that are too wide, credentials left behind, or text that becomes code."""
+    """It looks for permissions that are too wide, credentials left behind and injected code."""
     zizmor = shutil.which("zizmor", path=str(Path(sys.executable).parent))
     if zizmor is None:
         pytest.skip("zizmor is not installed")
