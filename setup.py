@@ -47,7 +47,7 @@ if platform.machine() not in ("x86_64", "AMD64"):
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 SANITIZERS += ["-DATTNKERNELS_POISON"]  # fills results with NaN before they are written
 OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS] if SANITIZE else ["-O3"]
-WARN = ["-Wall", "-Wextra", "-Wno-psabi"]  # no vector is passed between objects
+WARN = ["-Wall", "-Wextra", "-Wno-psabi"]  # no vector leaves its object, whatever its ABI
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # nothing newer than torch 2.10
 
 CUDA_BINDING = ROOT / "csrc/torch/cuda_ops.cpp"
