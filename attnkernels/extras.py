@@ -13,6 +13,10 @@ from importlib import import_module
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where a package is installed under another name
 
 
+class MissingPackage(ImportError):
+    """A package that an extra brings cannot be imported."""
+
+
 @contextmanager
 def needs(extra: str, *modules: str) -> Iterator[None]:
     """Name `extra` in the error when a package that it brings cannot be imported.
@@ -22,7 +26,7 @@ def needs(extra: str, *modules: str) -> Iterator[None]:
         modules: modules to import before the block, for packages that are first used later.
 
     Raises:
-        ImportError: a package cannot be imported; the message gives the command that installs it.
+        MissingPackage: a package cannot be imported; the message gives the command to install it.
     """
     try:
         for module in modules:
@@ -33,6 +37,6 @@ def needs(extra: str, *modules: str) -> Iterator[None]:
         if package == "attnkernels":  # a fault of this package, which no extra mends
             raise
         package = DISTRIBUTIONS.get(package, package)
-        raise ImportError(
+        raise MissingPackage(
             f'{package} is needed here: pip install "attnkernels[{extra}]"', name=error.name
         ) from error

@@ -74,8 +74,17 @@ def test_a_missing_package_is_named_with_its_extra(
     module: str, absent: str, package: str, extra: str
 ) -> None:
     done = run(f"import {module}", absent)
-    wanted = f'ImportError: {package} is needed here: pip install "attnkernels[{extra}]"'
+    said = f'{package} is needed here: pip install "attnkernels[{extra}]"'
+    wanted = f"attnkernels.extras.MissingPackage: {said}"
     assert done.returncode != 0 and done.stderr.splitlines()[-1] == wanted, done.stderr
+
+
+def test_the_profile_says_it_in_one_line() -> None:
+    done = run("import runpy; runpy.run_module('attnkernels.profile', run_name='__main__')", "rich")
+    wanted = (
+        'python -m attnkernels.profile: rich is needed here: pip install "attnkernels[profile]"'
+    )
+    assert done.returncode == 1 and done.stderr.strip() == wanted
 
 
 def test_the_package_is_that_of_the_module_in_the_error() -> None:
