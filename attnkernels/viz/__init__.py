@@ -1,6 +1,6 @@
-"""Pictures of what attention does: each function takes plain arrays and returns a `Figure`.
+"""Draw attention: each function takes plain arrays and returns a matplotlib `Figure`.
 
-Save one with ``figure.savefig("a.png")`` or ``"a.svg"``; a notebook shows it by itself.
+Save one with ``figure.savefig("a.png")`` or ``"a.svg"``. A notebook displays it directly.
 """
 
 from ..extras import needs
