@@ -27,11 +27,11 @@ $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing $(TORCH) and building attnkernels: a minute or two, and some more where there is nvcc"
 	$(BIN)/pip install -q "setuptools>=77" "$(TORCH)"
-	$(BIN)/pip install -q --no-build-isolation -e .
+	$(BIN)/pip install -q --no-build-isolation -e ".[profile]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/pip install -q "$(TRITON)"
+	$(if $(TRITON),$(BIN)/pip install -q "$(TRITON)")
 	$(BIN)/pip install -q --no-build-isolation -e ".[test,dev]"
 	touch $@
 
@@ -98,4 +98,4 @@ wheel: $(VENV)/.run ## dist/*.whl
 
 clean: ## what the targets above made, but not the virtual environment
 	rm -rf build dist *.egg-info attnkernels/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find attnkernels benchmarks examples tests -name __pycache__ -exec rm -rf {} +
+	find attnkernels benchmarks examples tests tools -name __pycache__ -exec rm -rf {} +

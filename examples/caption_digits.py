@@ -19,13 +19,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from attnkernels.extras import needs
 from attnkernels.models.show_attend_tell import ConvEncoder, ShowAttendTell
-from attnkernels.viz import plot_image_attention
 from examples import digits, results, training
 from examples.options import parser
+
+with needs("examples"):
+    from matplotlib.figure import Figure
+
+    from attnkernels.viz import plot_image_attention
 
 BEGIN, END = 1, 2
 WORDS = ("", "<begin>", "<end>", "zero", "one", "two", "three", "four", "five", "six", "seven",

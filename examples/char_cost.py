@@ -21,20 +21,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
-from rich.console import Console
 
 from attnkernels.backends import select
 from attnkernels.backends.base import Problem
+from attnkernels.extras import needs
 from attnkernels.measure.device import Device, find
-from attnkernels.profile.report import Cells, by_cell, ratio, write_json
 from attnkernels.profile.sweep import Row, methods, sweep
 from attnkernels.profile.text import Attended, Text, encode, read_text
 from attnkernels.profile.units import show_mib, show_ms, show_ratio
-from attnkernels.viz import plot_cost
 from examples.options import parser
 from examples.results import write
 from examples.training import INTERRUPTED
+
+with needs("examples"):
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+    from attnkernels.profile.report import Cells, by_cell, ratio, write_json
+    from attnkernels.viz import plot_cost
 
 NAIVE_SECONDS = 60.0  # the naive formula is skipped when a call is expected to take longer
 PASSES = {"forward": False, "both": True}  # "both" is forward and backward

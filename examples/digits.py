@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
+
+from attnkernels.extras import needs
+
+with needs("examples"):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
 SIDE = 8  # of a digit, in pixels
 

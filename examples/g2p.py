@@ -21,18 +21,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 
+from attnkernels.extras import needs
 from attnkernels.models.rnnsearch import RNNsearch
 from attnkernels.models.seq2seq import Seq2Seq
-from attnkernels.viz import plot_alignment, plot_embeddings
 from examples import g2p_data as data
 from examples.options import parser
 from examples.results import write
 from examples.side_by_side import side_by_side
 from examples.training import Watch, train
+
+with needs("examples"):
+    from matplotlib.figure import Figure
+    from rapidfuzz.distance import Levenshtein
+
+    from attnkernels.viz import plot_alignment, plot_embeddings
 
 MODELS: dict[str, dict[str, bool] | None] = {
     "fixed vector": {},

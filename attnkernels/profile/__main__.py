@@ -2,6 +2,11 @@
 
 import sys
 
-from .command import main
+from ..extras import MissingPackage
+
+try:
+    from .command import main
+except MissingPackage as error:
+    sys.exit(f"python -m attnkernels.profile: {error}")
 
 sys.exit(main())

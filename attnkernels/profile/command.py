@@ -19,19 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ..backends import select
 from ..backends.base import Problem
+from ..extras import needs
 from ..measure.device import KINDS, Device, find
-from . import report
 from .plot import draw
 from .sweep import Method, Row, methods, nominal_work, sweep
 from .text import Attended, Text, encode, read_text
 from .units import show_mib
+
+with needs("profile", "matplotlib"):  # which draws when hours may have been measured
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+
+    from . import report
 
 LENGTHS = [2**power for power in range(6, 17)]  # 64 to 65,536
 DEFAULT_SECONDS = 60.0  # per call of a default length, so that the default run takes minutes

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..extras import needs
 from .figures import COLOURS, FAINT, INK, MARKERS, axes_or_new, numbers, strings
 from .fonts import as_given
 
@@ -89,13 +90,9 @@ def plot_embeddings(
 
 def _reduce(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, list[str]]:
     """Return points (N, 2) and the names of the two axes."""
-    try:
+    with needs("viz"):
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise ImportError(
-            "plot_embeddings needs scikit-learn: pip install 'attnkernels[viz]'"
-        ) from error
     if method == "tsne":
         perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
         reduction = TSNE(perplexity=perplexity, init="pca", random_state=seed)

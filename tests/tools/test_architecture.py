@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("functional",),
     ("nn",),
     ("interop", "models"),
-    ("measure", "testing"),
+    ("extras", "measure", "testing"),
     ("profile", "viz", "info"),
 )
 
