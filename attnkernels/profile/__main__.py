@@ -9,4 +9,5 @@ try:
 except MissingPackage as error:
     sys.exit(f"python -m attnkernels.profile: {error}")
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

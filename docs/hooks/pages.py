@@ -131,7 +131,4 @@ def picture(stem: str) -> bytes:
 
 def suite(name: str) -> ModuleType:
     """Import a module of the benchmarks' suite, which is not installed."""
-    try:
-        return import_module(f"benchmarks.suite.{name}")
-    except ModuleNotFoundError:
-        return import_module(f"benchmarks.{name}")
+    return import_module(f"benchmarks.suite.{name}")
