@@ -1,15 +1,11 @@
 // What an operator was called with, as the list of attentions the kernels work through.
 #pragma once
-#include <torch/csrc/stable/ops.h>
-
-#include <optional>
-
+#include "common/contract.h"
+#include "cpu/problem.h"
+#include "torch/checks.h"
 #include "torch/leading.h"
 
 namespace attnkernels {
-
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
 
 inline std::vector<int64_t> integers(const Tensor& t) {
   using torch::headeronly::ScalarType;
@@ -107,10 +103,9 @@ class Call {
     }
     if (given(in.packed_key)) {
       const Tensor& packed = **in.packed_key;
-      const int64_t rank = packed.dim(), panels = (m + cpu::kPanel - 1) / cpu::kPanel,
-                    rows = cpu::packed_rows(d);
+      const int64_t rank = packed.dim(), panels = panel_count(m), rows = packed_rows(d);
       STD_TORCH_CHECK(rank >= 3 && packed.size(rank - 3) == panels &&
-                          packed.size(rank - 2) == rows && packed.size(rank - 1) == cpu::kPanel &&
+                          packed.size(rank - 2) == rows && packed.size(rank - 1) == kPanel &&
                           (dtype_of(packed) == Dtype::f64) == (dtype_of(in.query) == Dtype::f64) &&
                           element_size(dtype_of(packed)) >= 4,
                       "attnkernels: packed_key was not prepared from this key");
@@ -156,7 +151,7 @@ class Call {
   }
 
   void fill(std::vector<cpu::Item>& out, const Tensor& t, int64_t trailing,
-            cpu::Matrix cpu::Item::* field) {
+            Matrix cpu::Item::* field) {
     const Slices at = slices(t, trailing, leading);
     for (size_t b = 0; b < out.size(); b++) out[b].*field = at[static_cast<int64_t>(b)];
   }

@@ -39,7 +39,7 @@ void describe(Problem& p, const Call& call, const Options& o) {
   p.d = call.d;
   p.dv = call.dv;
   p.pair_cols = call.m;
-  p.activation = static_cast<Activation>(o.activation);
+  p.activation = activation_of(o.activation);
   p.negative_slope = o.negative_slope;
   p.scale = o.scale;
   p.causal = o.is_causal;
@@ -86,8 +86,6 @@ Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight, int6
   return out;
 }
 
-Output output(const Tensor& t) { return {t.numel() ? t.mutable_data_ptr() : nullptr, dtype_of(t)}; }
-
 struct QueryKeyWeight {
   Tensor query, key, weight;
 
@@ -100,8 +98,8 @@ struct QueryKeyWeight {
 
   template <class T>
   void place(Backward<T>& p) {
-    p.grad_query = output(query);
-    p.grad_key = output(key);
+    p.grad_query = output_of(query);
+    p.grad_key = output_of(key);
     p.grad_weight = data<T>(weight);
   }
 };
@@ -174,7 +172,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     p.lse = data<T>(lse);
     p.weights = data<T>(weights);
     out.place(p);
-    p.grad_value = output(grad_value);
+    p.grad_value = output_of(grad_value);
     p.grad_mask = data<T>(grad_mask);
     p.grad_mask_row = mask_row;
     p.grad_mask_col = mask_col;
@@ -189,8 +187,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
 }
 
 Tensor pack_keys(const Tensor& key, int64_t activation) {
+  const Activation f = activation_of(activation);
   const int64_t rank = key.dim(), m = key.size(rank - 2), d = key.size(rank - 1),
-                panels = (m + kPanel - 1) / kPanel;
+                panels = panel_count(m);
   Leading leading;
   leading.include(key, 2);
   Tensor packed = empty(key, leading.with({panels, packed_rows(d), kPanel}));
@@ -201,7 +200,7 @@ Tensor pack_keys(const Tensor& key, int64_t activation) {
     torch.host.run(leading.count() * panels, [&](int64_t task, int64_t) {
       const int64_t b = task / panels;
       T* out = data<T>(packed) + b * panels * packed_rows(d) * kPanel;
-      table.pack(PackKeys<T>{at[b], m, d, static_cast<Activation>(activation), out}, task % panels);
+      table.pack(PackKeys<T>{at[b], m, d, f, out}, task % panels);
     });
   });
   return packed;
