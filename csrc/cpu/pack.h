@@ -6,6 +6,9 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
+// A panel is transposed in blocks of kLane rows and columns, each of whole vectors.
+static_assert(kPanel % kLane == 0 && kLane % kLanes<float> == 0 && kLane % kLanes<double> == 0);
+
 // The largest value and the largest magnitude among inputs; NaN where one is not finite.
 template <class T>
 struct Range {

@@ -9,6 +9,8 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
+static_assert(kLane % 4 == 0, "forms take four hidden units at a time");
+
 template <int Rows, int Cols, class T, class Form>
 inline void panel_block(const Form& form, const T* a, int64_t lda, const T* panel, const T* w,
                         int64_t depth, T* out, int64_t ldo) {
@@ -47,6 +49,7 @@ template <int Rows, class T, class Form>
 inline void panel_rows(const Form& form, const T* a, int64_t lda, const T* panel, const T* w,
                        int64_t depth, T* out, int64_t ldo, int64_t keys) {
   constexpr int64_t wide = 2 * kLanes<T>;
+  static_assert(kPanel % wide == 0);
   int64_t c = 0;
   for (; c + wide <= kPanel && c + kLanes<T> < keys; c += wide)
     panel_block<Rows, 2>(form, a, lda, panel + c, w, depth, out + c, ldo);

@@ -10,15 +10,20 @@ namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
 // Which inner formula a tile allows; chosen from the ranges of its queries and keys.
-enum class Variant { factored, bounded, direct, rectified };
+enum class Variant { factored, bounded, direct, pointwise };
 
-constexpr int64_t kNarrow = 2;  // up to so many queries keys are not transposed
+constexpr int64_t kNarrow = 2;     // up to so many queries keys are not transposed
+constexpr int64_t kTileRows = 32;  // queries of a tile
+static_assert(kPanel % 4 == 0, "dropout takes four keys at a time, from a multiple of four on");
+
 // Sizes that keep a tile's operands in the second-level cache.
 inline int64_t tile_keys(int64_t d) { return padded(d) > 1024 ? kPanel : 2 * kPanel; }
 inline int64_t block_rows(const Problem& p) {
-  const int64_t most = std::clamp<int64_t>((1 << 16) / padded(p.d) / 32 * 32, 32, 256);
+  const int64_t most = std::clamp<int64_t>((1 << 16) / padded(p.d) / kTileRows * kTileRows,
+                                           kTileRows, 8 * kTileRows);
   return std::min(most, std::max<int64_t>(4, (p.queries + 3) / 4 * 4));
 }
+inline int64_t tile_rows(const Problem& p) { return std::min(kTileRows, block_rows(p)); }
 
 // Rows of d lie an odd number of cache lines apart: else a column of a tile falls into one set of
 // the cache.
@@ -37,7 +42,7 @@ class Scorer {
 
   Scorer(const Problem& p, const Item& item, int64_t rows, T* scratch)
       : item_(item), d_(p.d), width_(padded(p.d)), ld_(row_stride(p.d)), activation_(p.activation),
-        slope_(static_cast<T>(p.negative_slope)) {
+        negative_slope_(static_cast<T>(p.negative_slope)) {
     const int64_t keys = tile_keys(d_);
     w_ = scratch;
     query_exp_ = w_ + width_;
@@ -64,7 +69,7 @@ class Scorer {
     panel_rows_ = width_;
     panel_data_ = panels_;
     const Matrix key = item_.key.at(j0);
-    variant_ = is_logistic(activation_) ? Variant::direct : Variant::rectified;
+    variant_ = is_logistic(activation_) ? Variant::direct : Variant::pointwise;
     if (!row_major && !panels) {
       key_lines_ = in_line(key, keys, d_, ld_, key_raw_);
       return raw_queries();
@@ -106,11 +111,10 @@ class Scorer {
       case Variant::direct:
         sums(SharedReciprocal<Direct<T>>{Direct<T>(gain())}, query_raw_, r0, rows, out, ldo, next);
         break;
-      case Variant::rectified:
-        if (activation_ == Activation::relu)
-          sums(Rectified<T, false>{Vec<T>(slope_)}, query_raw_, r0, rows, out, ldo, next);
-        else
-          sums(Rectified<T, true>{Vec<T>(slope_)}, query_raw_, r0, rows, out, ldo, next);
+      case Variant::pointwise:
+        with_activation([&]<class Pointwise>(const Pointwise& f) {
+          sums(PointwiseSum<Pointwise>{f}, query_raw_, r0, rows, out, ldo, next);
+        });
     }
     const Vec<T> factor(factor_), offset(offset_);
     for (int64_t r = 0; r < rows; r++)
@@ -122,8 +126,11 @@ class Scorer {
 
   Variant variant() const { return variant_; }
   T gain() const { return static_cast<T>(info(activation_).gain); }
-  T slope() const { return slope_; }
-  bool leaky() const { return activation_ == Activation::leaky_relu; }
+  // Call f with the pointwise activation.
+  template <class F>
+  void with_activation(const F& f) const {
+    with_pointwise(activation_, negative_slope_, f);
+  }
   // What the variant reads: exponentials, or the queries and keys themselves.
   Rows<T> query_rows() const { return {exponentials() ? query_exp_ : query_raw_, ld_}; }
   Rows<T> key_rows() const { return key_rows_; }
@@ -186,7 +193,7 @@ class Scorer {
   bool use_packed(int64_t j0) {
     panel_rows_ = packed_rows(d_);
     panel_data_ = static_cast<const T*>(item_.packed) + j0 / kPanel * panel_rows_ * kPanel;
-    variant_ = Variant::rectified;
+    variant_ = Variant::pointwise;
     if (!is_logistic(activation_)) {
       raw_queries();
       return true;
@@ -221,7 +228,7 @@ class Scorer {
   const Item& item_;
   int64_t d_, width_, ld_, i0_ = 0, rows_ = 0, keys_ = 0, panel_rows_ = 0;
   Activation activation_;
-  T slope_, factor_, offset_, exponent_ = 0;
+  T negative_slope_, factor_, offset_, exponent_ = 0;
   T *w_, *query_exp_, *query_raw_, *key_raw_, *key_exp_, *panels_;
   const T* panel_data_ = nullptr;
   Rows<T> key_rows_{};

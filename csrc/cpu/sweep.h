@@ -35,18 +35,16 @@ struct LogisticGradient {
   }
 };
 
-template <class T, bool Leaky>
-struct RectifiedGradient {
-  Rectified<T, Leaky> f;
-  template <int K>
-  void operator()(Vec<T> a, const Vec<T> (&b)[K], const Vec<T> (&ds)[K], Vec<T> (&to_w)[K],
-                  Vec<T> (&to_x)[K]) const {
-    const Vec<T> zero(T(0));
+template <class Pointwise>
+struct PointwiseGradient {
+  Pointwise f;
+  template <int K, class V>
+  void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K], V (&to_x)[K]) const {
 #pragma GCC unroll 4
     for (int c = 0; c < K; c++) {
-      const Vec<T> x = a + b[c];
-      to_w[c] = ds[c] * f(x);
-      to_x[c] = Vec<T>::blendv(ds[c], Leaky ? ds[c] * f.slope : zero, x <= zero);
+      const V x = a + b[c];
+      to_w[c] = ds[c] * f.value(x);
+      to_x[c] = f.slope(x, ds[c]);
     }
   }
 };
@@ -105,12 +103,12 @@ inline void add_weight(double* out, Vec<T> weight) {
 }
 
 // A column of 16 hidden units at a time, all keys of the tile: keys and their gradients stay in
-// registers for 32 queries. Sums of one tile are formed first and added then, so that long sums
-// stay accurate.
+// registers for the queries of the tile. Sums of one tile are formed first and added then, so that
+// long sums stay accurate.
 template <class T, class Gradient>
 void sweep_columns(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& out) {
   constexpr int64_t L = kLanes<T>;
-  alignas(64) T query[32 * L];
+  alignas(64) T query[kTileRows * L];
   for (int64_t t = 0; t < tile.d; t += L) {
     const int64_t count = std::min(L, tile.d - t);
     std::fill(query, query + tile.rows * L, T(0));
@@ -156,7 +154,6 @@ void sweep_rows(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& ou
 
 template <class T>
 void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out, T* sums) {
-  const Vec<T> slope(scorer.slope());
   auto with = [&](const auto& gradient) {
     tile.rows <= kNarrow ? sweep_rows(gradient, tile, out, sums)
                          : sweep_columns(gradient, tile, out);
@@ -167,9 +164,9 @@ void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out, T* 
       return scorer.pairs_are_safe() ? with(LogisticGradient<Factored>{})
                                      : with(LogisticGradient<Bounded>{});
     case Variant::direct: return with(LogisticGradient<Direct<T>>{Direct<T>(scorer.gain())});
-    case Variant::rectified:
-      return scorer.leaky() ? with(RectifiedGradient<T, true>{{slope}})
-                            : with(RectifiedGradient<T, false>{{slope}});
+    case Variant::pointwise:
+      return scorer.with_activation(
+          [&]<class Pointwise>(const Pointwise& f) { with(PointwiseGradient<Pointwise>{f}); });
   }
 }
 

@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from helpers.philox import philox4x32_10
 from native import build
+
+from attnkernels import additive_scores
+from attnkernels.ops.codes import ACTIVATIONS
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 
@@ -124,3 +128,30 @@ def test_philox(maths):
         counter = [int(c) for c in rng.integers(2**32, size=4)]
         key = (seed & 0xFFFFFFFF, seed >> 32)
         assert maths.philox(seed, counter) == list(philox4x32_10(tuple(counter), key))
+
+
+POINTWISE = [name for name, f in ACTIVATIONS.items() if f.family == "pointwise"]
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_pointwise(maths, name):
+    """Value and slope of every pointwise activation against the formula in float64."""
+    x = np.concatenate([np.linspace(-30, 30, 4001), [0, -1e-8, 1e-8, -1e4, 1e4]]).astype("f")
+    query = torch.from_numpy(x.astype("d"))[:, None].requires_grad_()
+    one = torch.ones(1, dtype=torch.float64)
+    y = additive_scores(
+        query,
+        0 * one[None],
+        one,
+        scale=1.0,
+        activation=name,
+        negative_slope=0.25,
+        backend="reference",
+    )
+    (slope,) = torch.autograd.grad(y.sum(), query)
+    exact = y.detach()[:, 0].numpy()
+    value, three = maths.pointwise(ACTIVATIONS[name].code, 0.25, x, 3)
+    assert (np.abs(value - exact) <= 4 * ROUNDING * np.maximum(1, np.abs(exact))).all()
+    assert np.abs(three - 3 * slope[:, 0].numpy()).max() <= 12 * ROUNDING
+    spoiled, _ = maths.pointwise(ACTIVATIONS[name].code, 0.25, np.array([np.nan], "f"), 1)
+    assert np.isnan(spoiled).all()

@@ -76,6 +76,15 @@ PYBIND11_MODULE(maths, m) {
   m.def("direct", [](const Array<float>& a, const Array<float>& b, const std::vector<float>& w) {
     return quad(Direct<float>(2.f), a, b, w);
   });
+  // f(x) and f'(x) ds of a pointwise activation.
+  m.def("pointwise", [](int64_t code, float negative_slope, const Array<float>& x, float ds) {
+    Array<float> value, slope;
+    with_pointwise(static_cast<Activation>(code), negative_slope, [&](const auto& f) {
+      value = map<float>(x, [&](auto v) { return f.value(v); });
+      slope = map<float>(x, [&](auto v) { return f.slope(v, Vec<float>(ds)); });
+    });
+    return py::make_tuple(value, slope);
+  });
   m.def("transpose", [](const Array<float>& rows) {
     const int64_t count = rows.shape(0), width = rows.shape(1);
     Array<float> panel({width, kPanel});
