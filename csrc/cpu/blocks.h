@@ -8,20 +8,21 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// Queries i0 .. i1 of an item against its keys j0 .. j1. `part` >= 0: an unfinished softmax, for
-// merging.
+// Queries i0 .. i1 of an item against its keys j0 .. j1. `part` is the first row of an unfinished
+// softmax that is merged later, or -1.
 struct Block {
   int64_t item, i0, i1, j0, j1, part;
 };
 
-// Cut every item into blocks: enough for the threads, each as large as pays.
+// Cut every item into blocks, enough for the threads and each as large as possible. Return the
+// number of rows of unfinished softmaxes.
 template <class Blocks>
 int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
   int64_t rows = 0;
   for (int64_t b = 0; b < p.count; b++) rows += p.items[b].n;
   const int64_t most = block_rows(p), tile = tile_keys(p.d);
-  // two blocks a thread, so that the slower one does not decide; a block's keys are prepared for
-  // all its queries
+  // Two blocks per thread, so that one slow thread does not decide. Larger blocks are better: keys
+  // are prepared once per block.
   const int64_t limit = std::clamp<int64_t>((rows + 2 * threads - 1) / (2 * threads),
                                             std::min<int64_t>(kTileRows, most), most);
   auto pieces = [&](const Item& item) { return (item.n + limit - 1) / limit; };
@@ -50,7 +51,8 @@ int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
   return parts;
 }
 
-// Every item's rows, queries or keys, in blocks for work that goes row by row; one at least.
+// The rows of every item, queries and keys alike, in blocks for work by rows; at least one per
+// item.
 inline std::vector<Block> row_blocks(const Problem& p) {
   constexpr int64_t each = 128;
   std::vector<Block> blocks;

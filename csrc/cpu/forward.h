@@ -1,10 +1,10 @@
 // Scores, online softmax and context in one pass, (E1)-(E3). A task is one block of queries against
-// a range of keys; with few queries the keys are split between tasks too, and the parts merged.
+// a range of keys. With few queries the keys are split between tasks too, and the parts merged.
 //
 //   for a tile of keys:              keys -> exponentials, transposed          (score.h)
 //     for 32 queries of the block:   S = scores; P = exp(S - max); context = alpha context + P V
 //
-// S and P are one tile of 32 x 64 in the first-level cache; nothing of size n x m exists unless
+// S and P are one tile of 32 x 64 in the first-level cache. Nothing of size n x m exists unless the
 // weights are returned.
 #pragma once
 #include "blocks.h"
@@ -24,8 +24,8 @@ struct Softmax {
   int64_t ld;
 };
 
-// One row of a tile: P = exp(S - new maximum), the state carried over by alpha = exp(old maximum -
-// new maximum).
+// One row of a tile: P = exp(S - new maximum). Return alpha = exp(old maximum - new maximum), by
+// which the state is scaled.
 template <class T>
 inline T softmax_row(T* s, int64_t ld, T& high, T& total) {
   using V = Vec<T>;
@@ -111,7 +111,7 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
   }
 }
 
-// context and lse of one row from its state; a row with nothing left gives 0 and -inf.
+// Write context and lse of one row from its state: 0 and -inf for a row without keys.
 template <class T>
 inline void finish_row(const Forward<T>& p, int64_t row, T high, T total, const T* context) {
   const T scale = total == 0 ? T(0) : T(1) / total;
@@ -120,7 +120,7 @@ inline void finish_row(const Forward<T>& p, int64_t row, T high, T total, const 
   p.lse[row] = total == 0 ? -std::numeric_limits<T>::infinity() : high + std::log(total);
 }
 
-// Merge the parts of one block: the sums of each are in units of exp(its own maximum).
+// Merge the parts of one block. The sums of each are in units of exp(its own maximum).
 template <class T>
 void merge(const Forward<T>& p, const Block* parts, int64_t count, const Softmax<T>& state,
            int64_t rows_before) {
@@ -143,7 +143,7 @@ void merge(const Forward<T>& p, const Block* parts, int64_t count, const Softmax
   }
 }
 
-// Raw scores, kept where the weights go, become weights: exp(s - lse), dropped and scaled.
+// Turn the raw scores in the place of the weights into weights: exp(s - lse), with dropout.
 template <class T>
 void finish_weights(const Forward<T>& p, const Block& b) {
   const Item& item = p.items[b.item];

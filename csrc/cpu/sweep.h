@@ -1,15 +1,16 @@
-// The sums of (E5) and (E6) over a tile of pairs, without the factors of w, which are the same for
-// a whole row and are multiplied in at the end. Lanes over d; 4 keys and their gradients stay in
-// registers while the queries run.
+// The sums of (E5) and (E6) over a tile of pairs. The factors of w are the same for a whole row and
+// are multiplied in at the end. Lanes are over d; 4 keys and their gradients stay in registers for
+// all queries of the tile.
 #pragma once
 #include "score.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// For K keys of one query, from ds: `to_w` and `to_x`, what each pair adds to dw and to dq and dk.
+// A gradient computes for K keys of one query what each pair adds to dw (`to_w`) and to dq and dk
+// (`to_x`).
 
-// r = 1 / x for all K with one division for two (batch inversion); f' is r (1 - r), (E8).
+// r = 1 / x with one division per two keys (batch inversion); f' is r (1 - r), (E8).
 template <class X>
 struct LogisticGradient {
   X x;
@@ -56,15 +57,15 @@ struct Tile {
   int64_t ld, rows, keys, d;
 };
 
-// Where the sums go; null where not wanted.
+// The sums to add to; null if not wanted.
 template <class T>
 struct Sums {
   T *query, *key;  // rows of d
   double* weight;  // (padded d)
 };
 
-// Keys j .. j + K and hidden units t .. t + lanes of all queries. `query` (rows, ldq): sums of the
-// tile.
+// Add the sums of keys j .. j + K and hidden units t .. t + lanes over all queries to `grad_key`,
+// and those over these keys to `query` (rows, ldq). Return those for dw.
 template <int K, class T, class Gradient>
 inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t j, int64_t t,
                          int64_t count, T* query, int64_t ldq, T* grad_key) {
@@ -102,9 +103,8 @@ inline void add_weight(double* out, Vec<T> weight) {
   for (int64_t l = 0; l < kLanes<T>; l++) out[l] += static_cast<double>(lanes[l]);
 }
 
-// A column of 16 hidden units at a time, all keys of the tile: keys and their gradients stay in
-// registers for the queries of the tile. Sums of one tile are formed first and added then, so that
-// long sums stay accurate.
+// One vector of hidden units at a time, for all keys of the tile. The sums of a tile are formed
+// first and then added, so that long sums stay accurate.
 template <class T, class Gradient>
 void sweep_columns(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& out) {
   constexpr int64_t L = kLanes<T>;
@@ -125,8 +125,8 @@ void sweep_columns(const Gradient& gradient, const Tile<T>& tile, const Sums<T>&
   }
 }
 
-// With a query or two nothing stays in registers for long: keys are read, and their gradients
-// written, row by row. `sums` is scratch for kNarrow + 1 rows.
+// The same for a query or two, where nothing would stay in registers for long: keys are read, and
+// their gradients written, row by row. `sums` is scratch for kNarrow + 1 rows.
 template <class T, class Gradient>
 void sweep_rows(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& out, T* sums) {
   constexpr int64_t L = kLanes<T>;

@@ -1,4 +1,4 @@
-"""The kernels' inner functions, by units in the last place, on every instruction set there is."""
+"""The inner functions of the CPU kernels, in units in the last place, on every instruction set."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def maths(request):
 
 
 def ulps(actual, exact):
-    """Largest error in units in the last place of the exact value rounded to actual's dtype."""
+    """Return the largest error, in units in the last place of the exact value in actual's dtype."""
     exact = np.asarray(exact, np.longdouble)
     spacing = np.spacing(np.abs(exact).astype(actual.dtype))
     return float(np.max(np.abs(actual.astype(np.longdouble) - exact) / spacing))
@@ -64,7 +64,7 @@ def test_every_nan_stays_one(maths, payload):
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 100])
 def test_range(maths, count):
     x = np.random.default_rng(0).normal(size=count).astype("f") - 3
-    empty = [0] if count % maths.lanes else []  # what is left of the last vector
+    empty = [0] if count % maths.lanes else []  # the unused lanes of the last vector
     assert maths.range(x) == (max([*x, *empty]), np.abs(x).max())
     for place in (0, count - 1):
         for spoiled in (np.nan, np.inf, -np.inf):
@@ -85,7 +85,7 @@ ROUNDING = 2.0**-24
 
 @pytest.mark.parametrize("spread", [0.0, 1e-8, 0.5, 3.0])
 def test_forms_agree_where_they_meet(maths, spread):
-    """At sums on both sides of every limit, each form within its range gives the same quad."""
+    """Within its range, each form gives the same quad for sums on both sides of every limit."""
     quads, pairs, factored = maths.limits()
     seams = np.array([-86, -44, -22, -1e-8, 0, 1e-8, 9, quads - 0.01, 22, pairs, 60, 85])
     y = (seams[:, None] + spread * np.array([-1, 0, 0.5, 1])).astype("f")
