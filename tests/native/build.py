@@ -35,13 +35,13 @@ def isas() -> list[str]:
 
 
 def load(isa: str) -> ModuleType:
-    """Build and load the module `maths` for `isa`, one of isas(). Raise CompileError if it fails."""
+    """Return the module `maths` built for `isa`, one of isas(). Raise CompileError if it fails."""
     folder = SETUP["OBJECTS"] / "tests" / isa
     headers = [pybind11.get_include(), sysconfig.get_path("include")]
     flags = [*SETUP["isa_flags"](isa), *(f"-isystem{path}" for path in headers)]
     step = SETUP["compile_step"](SOURCE, folder / "maths.o", flags)
     library = SETUP["build"]([step], folder / f"maths{importlib.machinery.EXTENSION_SUFFIXES[0]}")
-    # pybind11 keeps modules by their full name; the loader looks for PyInit_ and the last part of it
+    # pybind11 keeps modules by their full name; the loader looks for PyInit_ plus its last part
     spec = importlib.util.spec_from_file_location(f"{isa}.maths", library)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
