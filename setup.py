@@ -46,8 +46,8 @@ if platform.machine() not in ("x86_64", "AMD64"):
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 SANITIZERS += ["-DATTNKERNELS_POISON"]  # of results: what is not written shall be NaN
 OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS] if SANITIZE else ["-O3"]
-# -Werror=switch: an activation that a kernel lacks is an error. -Wno-psabi: no vector is passed from
-# one object to another, so its ABI does not matter.
+# -Werror=switch: an activation that a kernel lacks is an error. -Wno-psabi: no vector is passed
+# from one object to another, so its ABI does not matter.
 WARN = ["-Wall", "-Wextra", "-Werror=switch", "-Wno-psabi"]
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # nothing newer than torch 2.10
 
