@@ -16,15 +16,15 @@ struct Accumulator {
   int64_t d, rows;  // of the whole result
   T* whole = nullptr;
   T* copies = nullptr;
-  int64_t copy_count = 0;
+  int64_t copy_count = 0;  // besides the first
 
-  Accumulator(const Output& out, int64_t d, int64_t rows, int64_t copy_count,
+  Accumulator(const Output& out, int64_t d, int64_t rows, int64_t all_copies,
               bool task_finishes_item, const Host& host)
       : out(out), d(d), rows(rows) {
     if (!wanted()) return;
     if (!in_place() && !task_finishes_item) whole = host.allocate<T>(rows * d);
-    this->copy_count = copy_count - 1;
-    copies = host.allocate<T>(this->copy_count * rows * d);
+    copy_count = all_copies - 1;
+    copies = host.allocate<T>(copy_count * rows * d);
   }
 
   bool wanted() const { return out.data; }

@@ -190,7 +190,7 @@ void forward(const Forward<T>& p, const Host& host) {
     if (p.weights) finish_weights(p, b);
   });
 
-  std::vector<int64_t> first;  // of the parts of one block
+  std::vector<int64_t> first;  // the first part of each block that was split
   for (int64_t k = 0; k < static_cast<int64_t>(blocks.size()); k++)
     if (blocks[k].part >= 0 && blocks[k].j0 == 0) first.push_back(k);
   host.run(static_cast<int64_t>(first.size()), [&](int64_t task, int64_t) {
