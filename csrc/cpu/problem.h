@@ -1,35 +1,21 @@
-// What a CPU kernel is asked to do: plain pointers and sizes, no torch type.
+// The arguments of the CPU kernels: plain pointers and sizes, without a type of torch.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
-#include "common/dtype.h"
 #include "common/activation.h"
+#include "common/contract.h"
+#include "common/matrix.h"
 
 namespace attnkernels::cpu {
 
-// Keys are prepared 32 to a panel, on every ISA, so that a packed tensor has one shape.
-constexpr int64_t kPanel = 32;
-
-// A matrix of inputs as it lies in memory; a stride of 0 is a broadcast. Strides count elements.
-struct Matrix {
-  const void* data = nullptr;
-  int64_t row = 0, col = 0;
-  Dtype dtype = Dtype::f32;
-
-  Matrix at(int64_t i, int64_t j = 0) const {
-    auto* bytes = static_cast<const char*>(data) + (i * row + j * col) * element_size(dtype);
-    return {bytes, row, col, dtype};
-  }
-};
-
-// One attention: a leading index, or one sequence of a packed batch. The rest of a problem is a
-// list of these.
+// One attention: that of a leading index, or of one sequence of a packed batch. A problem is a list
+// of items.
 struct Item {
   Matrix query, key, value, weight, mask;  // mask.data null: none
   const void* packed;                      // prepared keys, or null
   int64_t n, m;                            // queries, and keys that take part
-  int64_t key_rows;                        // keys there are, m and those beyond
+  int64_t key_rows;                        // keys in memory, at least m
   int64_t query_row, key_row;  // first row in the outputs of shape (rows, d) and (rows, dv)
   int64_t pair_row;            // first row in the outputs of shape (rows, pair_cols)
   int64_t mask_grad;           // offset of this item's mask gradient
@@ -44,7 +30,7 @@ struct Dropout {
 struct Problem {
   const Item* items;
   int64_t count;
-  int64_t queries;  // of the item that has most
+  int64_t queries;  // the most of any item
   int64_t d, dv;
   int64_t pair_cols;  // row length of the (rows, m) outputs
   Activation activation;
@@ -53,18 +39,12 @@ struct Problem {
   Dropout dropout;
 };
 
-// Rows of a gradient in the dtype it is wanted in; data null: not wanted.
-struct Output {
-  void* data;
-  Dtype dtype;
-};
-
-// The threads and the memory a kernel works with; the operator provides both.
+// Threads and memory, which the operator provides.
 struct Host {
   int threads;
   void* self;
-  void* (*allocate_bytes)(void* self,
-                          int64_t bytes);  // uninitialised, freed when the operator returns
+  // Memory is uninitialised, and freed when the operator returns.
+  void* (*allocate_bytes)(void* self, int64_t bytes);
   void (*run_tasks)(void* self, int64_t tasks,
                     void (*call)(const void* f, int64_t task, int64_t worker), const void* f);
 
@@ -72,8 +52,8 @@ struct Host {
   T* allocate(int64_t count) const {
     return static_cast<T*>(allocate_bytes(self, count * static_cast<int64_t>(sizeof(T))));
   }
-  // f(task, worker) for every task, in any order on any thread; worker < threads names the thread's
-  // scratch.
+  // Call f(task, worker) for every task, in any order and on any thread. Two tasks that run at the
+  // same time have different workers, worker < threads.
   template <class F>
   void run(int64_t tasks, const F& f) const {
     run_tasks(
@@ -101,8 +81,8 @@ struct Scores : Problem {
 
 template <class T>
 struct Backward : Problem {
-  // Either the gradient of raw scores, or what the backward of the whole op needs; null where there
-  // is none.
+  // Either the gradient of raw scores, or what the backward of the attention needs. Absent ones are
+  // null.
   const T* grad_scores;                         // (rows, pair_cols)
   const T *context, *lse, *weights;             // as the forward returned them
   Matrix grad_context, grad_lse, grad_weights;  // (rows, dv), (rows, 1), (rows, pair_cols)
@@ -134,11 +114,6 @@ struct Kernels {
   Table<double> f64;
 };
 
-// Rows of a packed panel: d rounded to whole vectors, and one more for the range of the panel.
-constexpr int64_t kLane = 16;
-constexpr int64_t padded(int64_t d) { return (d + kLane - 1) / kLane * kLane; }
-constexpr int64_t packed_rows(int64_t d) { return padded(d) + 1; }
-
-const Kernels& kernels();  // those of this machine, or of ATEN_CPU_CAPABILITY
+const Kernels& kernels();  // for this processor, or for ATEN_CPU_CAPABILITY
 
 }  // namespace attnkernels::cpu
