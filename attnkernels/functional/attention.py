@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..backends import select
-from . import checks
+from . import arguments as checks
 from .annotations import ranged
 
 Result: TypeAlias = Tensor | Any  # a tensor, or a tuple of them where more than one is asked for

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backends import select
 from ..backends.base import Backend
-from . import checks
+from . import arguments as checks
 from .annotations import ranged
 from .attention import Result, cast, draw_seed, follows_autocast, results
 
