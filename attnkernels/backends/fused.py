@@ -1,4 +1,4 @@
-"""The face of a backend with operators of its own: named arguments become places in a schema."""
+"""The functions of a backend that has operators of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..ops.autograd import differentiable
 from ..ops.codes import ACTIVATIONS
+from ..ops.signature import Options
 
 
 class Fused:
@@ -22,19 +23,17 @@ class Fused:
         key: Tensor,
         value: Tensor,
         weight: Tensor,
+        options: Options,
         *,
-        attn_mask: Tensor | None,
-        key_lengths: Tensor | None,
-        is_causal: bool,
-        dropout_p: float,
-        seed: Tensor | None,
-        activation: str,
-        negative_slope: float,
-        scale: float,
-        return_weights: bool,
+        attn_mask: Tensor | None = None,
+        key_lengths: Tensor | None = None,
+        return_weights: bool = False,
         packed_key: Tensor | None = None,
+        cu_seqlens_q: Tensor | None = None,
+        cu_seqlens_k: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(E1)-(E3) in one pass; see `Backend.attention`."""
+        """Return (E1)-(E3) in one pass; see `Backend.attention`."""
+        seed, dropout_p, is_causal, activation, negative_slope, scale = options
         context, lse, weights = self._forward(
             query,
             key,
@@ -42,8 +41,8 @@ class Fused:
             weight,
             attn_mask,
             key_lengths,
-            None,
-            None,
+            cu_seqlens_q,
+            cu_seqlens_k,
             packed_key,
             seed,
             dropout_p,
@@ -63,46 +62,23 @@ class Fused:
         weight: Tensor,
         cu_seqlens_q: Tensor,
         cu_seqlens_k: Tensor,
-        *,
-        is_causal: bool,
-        dropout_p: float,
-        seed: Tensor | None,
-        activation: str,
-        negative_slope: float,
-        scale: float,
+        options: Options,
     ) -> tuple[Tensor, Tensor]:
-        """The same for packed sequences; see `Backend.attention_varlen`."""
-        context, lse, _ = self._forward(
+        """Return the same for packed sequences; see `Backend.attention_varlen`."""
+        context, _, lse = self.attention(
             query,
             key,
             value,
             weight,
-            None,
-            None,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            None,
-            seed,
-            dropout_p,
-            is_causal,
-            ACTIVATIONS[activation].code,
-            negative_slope,
-            scale,
-            False,
+            options,
+            cu_seqlens_q=cu_seqlens_q,
+            cu_seqlens_k=cu_seqlens_k,
         )
-        return _rounded(context, query), lse
+        return context, lse
 
-    def scores(
-        self,
-        query: Tensor,
-        key: Tensor,
-        weight: Tensor,
-        *,
-        activation: str,
-        negative_slope: float,
-        scale: float,
-    ) -> Tensor:
-        """(E1); see `Backend.scores`."""
+    def scores(self, query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
+        """Return (E1); see `Backend.scores`."""
+        _, _, _, activation, negative_slope, scale = options
         code = ACTIVATIONS[activation].code
         return _rounded(self._scores(query, key, weight, code, negative_slope, scale), query)
 

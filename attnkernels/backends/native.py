@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from ..ops.codes import ACTIVATIONS
-from ..ops.schema import SCHEMAS, define
+from ..ops.schema import define
+from ..ops.signature import SIGNATURES
 from .base import Problem
 from .fused import Fused
 
 NAME = "native"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-_ops = define(NAME, *SCHEMAS)
+_ops = define(NAME, *SIGNATURES)
 _fused = Fused(_ops)
 attention, attention_varlen, scores = _fused.attention, _fused.attention_varlen, _fused.scores
 

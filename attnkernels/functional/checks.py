@@ -134,7 +134,9 @@ def mask(name: str, x: Any, floating: torch.dtype | None = None) -> None:
     if x.dtype is torch.bool or x.dtype is floating:
         return
     if floating is not None:
-        raise TypeError(f"{name} must be bool or have the dtype of query, {floating}, got {x.dtype}")
+        raise TypeError(
+            f"{name} must be bool or have the dtype of query, {floating}, got {x.dtype}"
+        )
     if not x.is_floating_point():
         raise TypeError(f"{name} must be bool or floating, got {x.dtype}")
 

@@ -51,8 +51,11 @@ class DeferredMemory:
     def attend(self, query: Tensor) -> tuple[Tensor, Tensor | None]:
         """Context (*lead, 1, dv) of query (*lead, 1, d), and weights (*lead, 1, m) or None."""
         self.progress.taken += 1
-        result = self.memory.attend(query, return_weights=self.return_weights)
-        context, weights = result if self.return_weights else (result, None)
+        weights: Tensor | None = None
+        if self.return_weights:
+            context, weights = self.memory.attend(query, return_weights=True)
+        else:
+            context = self.memory.attend(query)
         return _Step.apply(query, context, weights, *next(self.left))
 
 
@@ -113,9 +116,9 @@ class _Keys(torch.autograd.Function):
         ctx.progress = progress
         ctx.options = {
             "key_lengths": memory.key_lengths,
-            "activation": memory.activation,
-            "negative_slope": memory.negative_slope,
-            "scale": memory.scale,
+            "activation": memory.options.activation,
+            "negative_slope": memory.options.negative_slope,
+            "scale": memory.options.scale,
             "backend": memory.backend,
             "return_weights": return_weights,
         }

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
 
 from ..backends import select
 from ..backends.base import Backend
-from . import arguments as checks
+from ..ops.codes import ActivationName
+from ..ops.signature import Options
+from . import arguments
 from .annotations import ranged
-from .attention import Result, cast, draw_seed, follows_autocast, results
+from .attention import draw_seed
+from .autocast import cast, follows_autocast
+from .results import Pair, Result, Triple, results
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from . import results as types
 
 
 @follows_autocast
@@ -23,7 +33,7 @@ def prepare_keys(
     weight: Tensor,
     *,
     key_lengths: Tensor | None = None,
-    activation: str = "tanh",
+    activation: ActivationName = "tanh",
     negative_slope: float = 0.2,
     scale: float = 1.0,
     backend: str | None = None,
@@ -41,31 +51,14 @@ def prepare_keys(
     Raises:
         TypeError, ValueError: as there.
     """
-    problem, lead = checks.prepared(
-        key,
-        value,
-        weight,
-        key_lengths=key_lengths,
-        activation=activation,
-        negative_slope=negative_slope,
-        scale=scale,
-    )
+    options = Options(None, 0.0, False, activation, negative_slope, scale)
+    problem, lead = arguments.prepared(key, value, weight, key_lengths, options)
     chosen = select(problem, backend, (key, value, weight), step=True)
     with torch.no_grad():  # gradients reach the key itself
         pack_keys = ranged("prepare_keys", chosen.NAME, chosen.pack_keys)
         packed_key = pack_keys(key, activation=activation)
     return AdditiveMemory(
-        key=key,
-        value=value,
-        weight=weight,
-        key_lengths=key_lengths,
-        activation=activation,
-        negative_slope=negative_slope,
-        scale=scale,
-        backend=backend,
-        packed_key=packed_key,
-        lead=lead,
-        chosen=chosen,
+        key, value, weight, key_lengths, options, backend, packed_key, lead, chosen
     )
 
 
@@ -75,7 +68,8 @@ class AdditiveMemory:
 
     Attributes:
         key: (..., m, d); value (..., m, dv); weight (..., d); key_lengths: as they were given.
-        activation, negative_slope, scale, backend: as they were given.
+        options: activation, negative_slope and scale, as they were given.
+        backend: as it was given.
         packed_key: the keys in the layout of the backend, (*lead of key, three more dimensions), or
             None. It belongs to this machine: pickling and copying leave it out and make it anew.
         lead: the leading shape that these broadcast to.
@@ -85,14 +79,22 @@ class AdditiveMemory:
     value: Tensor
     weight: Tensor
     key_lengths: Tensor | None
-    activation: str
-    negative_slope: float
-    scale: float
+    options: Options
     backend: str | None
     packed_key: Tensor | None = field(repr=False)
     lead: tuple[int, ...]
     chosen: Backend = field(repr=False)
 
+    @overload
+    def attend(self, query: Tensor, **options: Unpack[types.StepAlone]) -> Tensor: ...
+    @overload
+    def attend(self, query: Tensor, **options: Unpack[types.StepWeights]) -> Pair: ...
+    @overload
+    def attend(self, query: Tensor, **options: Unpack[types.StepLse]) -> Pair: ...
+    @overload
+    def attend(self, query: Tensor, **options: Unpack[types.StepBoth]) -> Triple: ...
+    @overload
+    def attend(self, query: Tensor, **options: Unpack[types.StepUnknown]) -> Result: ...
     @follows_autocast
     def attend(
         self,
@@ -112,29 +114,19 @@ class AdditiveMemory:
         Raises:
             TypeError, ValueError: as `additive_attention`.
         """
-        checks.step(
-            query,
-            self.key,
-            self.lead,
-            attn_mask=attn_mask,
-            dropout_p=dropout_p,
-            return_weights=return_weights,
-            return_lse=return_lse,
-        )
+        arguments.step(query, self.key, self.lead, attn_mask, dropout_p, return_weights, return_lse)
+        options = self.options
+        if dropout_p:
+            options = options._replace(seed=draw_seed(query.device), dropout_p=dropout_p)
         attention = ranged("AdditiveMemory.attend", self.chosen.NAME, self.chosen.attention)
         context, weights, lse = attention(
             query,
             self.key,
             self.value,
             self.weight,
+            options,
             attn_mask=attn_mask,
             key_lengths=self.key_lengths,
-            is_causal=False,
-            dropout_p=dropout_p,
-            seed=draw_seed(query.device) if dropout_p else None,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            scale=self.scale,
             return_weights=return_weights,
             packed_key=self.packed_key,
         )
@@ -159,7 +151,7 @@ class AdditiveMemory:
             TypeError, ValueError: dim is no leading dimension, or index has the wrong type, shape
                 or range.
         """
-        from_end = checks.selection(dim, index, self.lead, self.key.device)
+        from_end = arguments.selection(dim, index, self.lead, self.key.device)
         lengths, packed = self.key_lengths, self.packed_key
         selected = replace(
             self,
@@ -179,9 +171,9 @@ class AdditiveMemory:
         prepare = partial(
             prepare_keys,
             key_lengths=self.key_lengths,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            scale=self.scale,
+            activation=self.options.activation,
+            negative_slope=self.options.negative_slope,
+            scale=self.options.scale,
             backend=self.backend,
         )
         return prepare, (self.key, self.value, self.weight)

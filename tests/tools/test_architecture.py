@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 # Inside ops and backends order matters as well: a module imports only modules that come before it.
-OPS = ("codes", "shapes", "dropout", "formula", "vmap", "schema", "autograd")
+OPS = ("codes", "signature", "shapes", "dropout", "formula", "fakes", "vmap", "schema", "autograd")
 BACKENDS = ("base", "reference", "fused", "native", "triton", "select", "__init__")
 
 
