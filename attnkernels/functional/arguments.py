@@ -6,14 +6,10 @@ counts microseconds: it makes no strings.
 
 from __future__ import annotations
 
-from math import inf
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..backends.base import Problem
-from ..ops.codes import ACTIVATIONS
 from ..ops.shapes import leading_shape
 from ..ops.signature import Options
 from . import checks
@@ -48,12 +44,16 @@ def attention(
         if key_lengths is not None:
             leads["key_lengths"] = _lengths(key_lengths, key)
         _leading(leads)
-    is_causal = options.is_causal
-    for flag in (is_causal, return_weights, return_lse):
-        if flag is not True and flag is not False:
-            checks.flags(is_causal=is_causal, return_weights=return_weights, return_lse=return_lse)
-    _dropout(options.dropout_p)
-    _scoring(options)
+    _, dropout_p, is_causal, activation, slope, scale = options
+    if not (
+        (is_causal is True or is_causal is False)
+        and (return_weights is True or return_weights is False)
+        and (return_lse is True or return_lse is False)
+    ):
+        checks.flags(is_causal=is_causal, return_weights=return_weights, return_lse=return_lse)
+    if dropout_p.__class__ is not float or not 0 <= dropout_p <= 1:
+        checks.number("dropout_p", dropout_p, 0, 1)
+    checks.scoring(activation, slope, scale)
     return problem
 
 
@@ -61,7 +61,7 @@ def scores(query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Prob
     """Check the arguments of `additive_scores`."""
     problem = _same_kind({"query": query, "key": key, "weight": weight})
     _leading(_pairs(query, key, weight))
-    _scoring(options)
+    checks.scoring(options.activation, options.negative_slope, options.scale)
     return problem
 
 
@@ -88,8 +88,8 @@ def varlen(
             f"{cu_seqlens_q.shape[0] - 1} and {cu_seqlens_k.shape[0] - 1}"
         )
     checks.flags(is_causal=options.is_causal, return_lse=return_lse)
-    _dropout(options.dropout_p)
-    _scoring(options)
+    checks.number("dropout_p", options.dropout_p, 0, 1)
+    checks.scoring(options.activation, options.negative_slope, options.scale)
     return problem
 
 
@@ -102,7 +102,7 @@ def prepared(
     leads = {"key": _rows("key", k), "value": _values(value, k), "weight": _width(weight, k)}
     if key_lengths is not None:
         leads["key_lengths"] = _lengths(key_lengths, key)
-    _scoring(options)
+    checks.scoring(options.activation, options.negative_slope, options.scale)
     return problem, _leading(leads)
 
 
@@ -130,7 +130,7 @@ def step(
     for flag in (return_weights, return_lse):
         if flag is not True and flag is not False:
             checks.flags(return_weights=return_weights, return_lse=return_lse)
-    _dropout(dropout_p)
+    checks.number("dropout_p", dropout_p, 0, 1)
 
 
 def selection(dim: int, index: Tensor, lead: tuple[int, ...], device: torch.device) -> int:
@@ -160,7 +160,8 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem
         if not (isinstance(x, Tensor) and x.is_cpu and x.layout is _STRIDED):
             return None
     dtype = query.dtype
-    if not (dtype in _FLOATING and dtype is key.dtype is value.dtype is weight.dtype):
+    problem = _ON_CPU.get(dtype)
+    if problem is None or not dtype is key.dtype is value.dtype is weight.dtype:
         return None
     q, k, u, w = query.shape, key.shape, value.shape, weight.shape
     if not (len(q) == len(k) == len(u) > 1 == len(w)):
@@ -170,7 +171,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem
     *of_u, of_value, _ = u
     if not (d == of_key == w[0] > 0 and m == of_value and of_q == of_k == of_u):
         return None
-    return _ON_CPU[dtype]
+    return problem
 
 
 def _plain_step(query: Tensor, key: Tensor, lead: tuple[int, ...]) -> bool:
@@ -184,23 +185,6 @@ def _plain_step(query: Tensor, key: Tensor, lead: tuple[int, ...]) -> bool:
         return False
     *of_q, _, d = q
     return d == key.shape[-1] and tuple(of_q) == lead
-
-
-def _dropout(p: Any) -> None:
-    if p.__class__ is not float or not 0 <= p <= 1:
-        checks.number("dropout_p", p, 0, 1)
-
-
-def _scoring(options: Options) -> None:
-    activation, slope, scale = options.activation, options.negative_slope, options.scale
-    if not (
-        activation.__class__ is str
-        and activation in ACTIVATIONS
-        and slope.__class__ is scale.__class__ is float
-        and 0 <= slope <= 1
-        and -inf < scale < inf
-    ):
-        checks.scoring(activation, slope, scale)
 
 
 def _same_kind(tensors: dict[str, Tensor]) -> Problem:

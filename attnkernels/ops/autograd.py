@@ -10,7 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _are_functorch_transforms_active
 
 from . import formula
 from .codes import DETERMINISTIC, find_activation
@@ -110,9 +111,9 @@ def _function(
             return op(*inputs)
 
     def apply(*inputs: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
+        if _are_functorch_transforms_active():
             return Transformable.apply(*inputs)
-        if torch.is_grad_enabled():
+        if is_grad_enabled():
             for x in inputs[:leaves]:
                 if x is not None and x.requires_grad:
                     return Plain.apply(*inputs)
