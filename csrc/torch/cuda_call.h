@@ -5,15 +5,12 @@
 
 #include <climits>
 #include <initializer_list>
-#include <optional>
 
 #include "cuda/problem.h"
+#include "torch/checks.h"
 #include "torch/leading.h"
 
 namespace attnkernels {
-
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
 
 // A tensor's strides over the leading dimensions, and where to put them once these are merged.
 struct Along {
@@ -76,7 +73,7 @@ class CudaCall {
   CudaCall(const Tensor& query, const Tensor& key, const Tensor& weight, int64_t activation,
            double negative_slope, double scale)
       : query_(query), key_(key), weight_(weight) {
-    const auto kind = static_cast<Activation>(activation);
+    const Activation kind = activation_of(activation);
     const ActivationInfo& constants = info(kind);
     problem.logistic = is_logistic(kind);
     problem.gain = static_cast<float>(constants.gain);
@@ -143,7 +140,7 @@ class CudaCall {
   }
   void take(const Tensor& t, int64_t trailing, cuda::Matrix& matrix) {
     leading.include(t, trailing);
-    const cpu::Matrix first = Slices(t, trailing, leading).first();
+    const Matrix first = Slices(t, trailing, leading).first();
     matrix.data = first.data;
     matrix.row = first.row;
     matrix.col = first.col;
