@@ -167,9 +167,8 @@ def scoring(activation: Any, negative_slope: Any, scale: Any) -> None:
         TypeError: a number has the wrong type.
         ValueError: the activation is unknown, or a number is out of range.
     """
-    usual = activation.__class__ is str and activation in ACTIVATIONS
-    if usual and negative_slope.__class__ is scale.__class__ is float:
-        if 0 <= negative_slope <= 1 and -inf < scale < inf:
+    if type(activation) is str and type(negative_slope) is float and type(scale) is float:
+        if activation in ACTIVATIONS and 0 <= negative_slope <= 1 and -inf < scale < inf:
             return  # in a third of the time
     choice("activation", activation, _ACTIVATIONS)
     number("negative_slope", negative_slope, 0, 1)

@@ -43,9 +43,7 @@ def differentiable(ops: SimpleNamespace) -> tuple[Callable[..., Any], Callable[.
 def _forward_gradient(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Return the derivative of ops.forward."""
     options = FORWARD.names[len(FORWARD.tensors) :]
-    arguments = BACKWARD.chosen_from(
-        (*_OUTER, *FORWARD.tensors, *FORWARD.results, *options, "wanted")
-    )
+    order = BACKWARD.places_in((*_OUTER, *FORWARD.tensors, *FORWARD.results, *options, "wanted"))
     weights_exist, bits = options.index("return_weights"), _bits(FORWARD)
 
     def gradient(ctx: Any, dc: Any, dlse: Any, da: Any) -> Any:
@@ -53,8 +51,8 @@ def _forward_gradient(backward: Callable[..., Any]) -> Callable[..., Any]:
             return _nothing(ctx)
         saved, options = ctx.saved_tensors, ctx.options
         da = da if options[weights_exist] else None
-        grads = backward(*arguments((dc, dlse, da, *saved, *options, _wanted(ctx, bits))))
-        return _fitted(ctx, grads, saved)
+        values = (dc, dlse, da, *saved, *options, _wanted(ctx, bits))
+        return _fitted(ctx, backward(*[values[place] for place in order]), saved)
 
     return gradient
 

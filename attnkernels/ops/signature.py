@@ -9,7 +9,6 @@ that reads it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -80,12 +79,9 @@ class Signature:
         """Return the values of all arguments by name."""
         return dict(zip(self.names, values, strict=True))
 
-    def chosen_from(self, names: Sequence[str]) -> itemgetter[tuple[Any, ...]]:
-        """Return a function that takes values in the order of `names`, and returns the arguments.
-
-        It is made once, when operators are defined: a call does not look at names.
-        """
-        return itemgetter(*(list(names).index(name) for name in self.names))
+    def places_in(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Return the positions of the arguments among `names`, so that a call can do without."""
+        return tuple(list(names).index(name) for name in self.names)
 
 
 _QUERY = Argument("query", trailing=2, wanted=codes.QUERY)

@@ -1,0 +1,115 @@
+"""Python's table of constants against C++'s, and each constant defined once per language."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from attnkernels.ops import codes
+from attnkernels.ops.codes import ACTIVATIONS, ActivationName
+from attnkernels.ops.formula import FUNCTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC, PACKAGE = ROOT / "csrc", ROOT / "attnkernels"
+CODES = PACKAGE / "ops" / "codes.py"
+
+# name in Python: name in C++
+CONTRACT = {
+    "QUERY": "kQuery",
+    "KEY": "kKey",
+    "WEIGHT": "kWeight",
+    "VALUE": "kValue",
+    "MASK": "kMask",
+    "DETERMINISTIC": "kDeterministic",
+    "STEP_QUERIES": "kStepQueries",
+    "PANEL": "kPanel",
+    "LANE": "kLane",
+}
+LIMITS = {"QUAD": "quad", "PAIR": "pair", "FACTORED": "factored", "EXP_QUAD": "exp_quad"}
+NUMBER = r"(?<![\w.])(\d+(?:\.\d*)?(?:e\d+)?)f?(?![\w.])"
+
+
+def header(name: str) -> str:
+    """Return a header of csrc/common without its comments."""
+    return re.sub(r"//.*", "", (CSRC / "common" / name).read_text())
+
+
+def value(text: str, name: str) -> float:
+    """Return the number that `name` is defined as in C++."""
+    (found,) = re.findall(rf"\b{name}\s*=\s*{NUMBER}", text)
+    return float(found)
+
+
+def sources() -> Iterator[Path]:
+    yield from (path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_the_contract_has_the_same_numbers_in_both_languages(name: str) -> None:
+    assert value(header("contract.h"), CONTRACT[name]) == getattr(codes, name)
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_range_limits_are_the_same_in_both_languages(name: str) -> None:
+    (text,) = re.findall(r"struct Limits<float> \{(.*?)\};", header("limits.h"), re.DOTALL)
+    assert value(text, LIMITS[name]) == getattr(codes, name)
+
+
+def test_the_table_of_activations_is_the_same_in_both_languages() -> None:
+    text = header("activation.h")
+    (members,) = re.findall(r"enum class Activation[^{]*\{([^}]*)\}", text)
+    enum = {name: int(code) for name, code in re.findall(r"(\w+) = (\d+)", members)}
+    rows = re.findall(
+        rf"\{{Activation::(\w+), \"(\w+)\", Family::(\w+), {NUMBER}, {NUMBER}\}}", text
+    )
+    assert all(member == name for member, name, *_ in rows)
+    table = [(name, enum[name], family, float(g), float(s)) for name, _, family, g, s in rows]
+    assert table == [tuple(f) for f in ACTIVATIONS.values()]
+
+
+def test_every_activation_has_its_type_and_its_formula() -> None:
+    assert get_args(ActivationName) == tuple(ACTIVATIONS) == tuple(FUNCTIONS)
+    assert [f.code for f in ACTIVATIONS.values()] == list(range(len(ACTIVATIONS)))
+    assert all(f.gain == f.span == 1 for f in ACTIVATIONS.values() if f.family == "pointwise")
+
+
+@pytest.mark.parametrize("name", [*CONTRACT.values(), *LIMITS.values(), *ACTIVATIONS])
+def test_cpp_defines_it_once(name: str) -> None:
+    """No other file gives the name, or a name of a kernel made of it, a number of its own."""
+    own = re.compile(rf"\bk?{name}\s*=\s*\d", re.IGNORECASE)
+    found = [path.name for path in sources() if own.search(path.read_text())]
+    assert len(found) == 1, f"{name} is defined in {found}"
+
+
+@pytest.mark.parametrize("name", [*CONTRACT, *LIMITS])
+def test_python_defines_it_once(name: str) -> None:
+    found = [path for path, *names in definitions() if name in names]
+    assert found == [CODES], f"{name} is defined in {found}"
+
+
+def definitions() -> Iterator[tuple[Path | str, ...]]:
+    """Yield each assignment of numbers in the package: its file and the names that it defines."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Assign):
+                continue
+            literals = [x for x in ast.walk(node.value) if isinstance(x, ast.Constant)]
+            if any(isinstance(x.value, int | float) for x in literals):
+                targets = (x for target in node.targets for x in ast.walk(target))
+                yield path, *(x.id for x in targets if isinstance(x, ast.Name))
+
+
+def test_nothing_below_nn_names_an_activation_but_its_own_files() -> None:
+    """The default apart: which kernel serves a call follows from the family."""
+    own = {CODES, PACKAGE / "ops/formula.py", PACKAGE / "backends/triton/device/maths.py"}
+    named = {f.name for f in ACTIVATIONS.values()} - {"tanh"}
+    for room in ("ops", "backends", "functional"):
+        for path in set((PACKAGE / room).rglob("*.py")) - own:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and node.value in named:
+                    raise AssertionError(f"{path}:{node.lineno} names {node.value!r}")
