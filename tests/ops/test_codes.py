@@ -16,6 +16,7 @@ from attnkernels.ops.formula import FUNCTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC, PACKAGE = ROOT / "csrc", ROOT / "attnkernels"
+ROOMS = ("ops", "backends", "functional")
 CODES = PACKAGE / "ops" / "codes.py"
 
 # name in Python: name in C++
@@ -80,8 +81,10 @@ def test_every_activation_has_its_type_and_its_formula() -> None:
 
 @pytest.mark.parametrize("name", [*CONTRACT.values(), *LIMITS.values(), *ACTIVATIONS])
 def test_cpp_defines_it_once(name: str) -> None:
-    """No other file gives the name, or a name of a kernel made of it, a number of its own."""
-    own = re.compile(rf"\bk?{name}\s*=\s*\d", re.IGNORECASE)
+    """No other file gives the name a number: quad, or kQuad."""
+    kernels = "k" + name.title().replace("_", "")
+    number = "[1-9]" if name in LIMITS.values() else r"\d"  # `int quad = 0` counts in a loop
+    own = re.compile(rf"\b({name}|{kernels})\s*=\s*{number}")
     found = [path.name for path in sources() if own.search(path.read_text())]
     assert len(found) == 1, f"{name} is defined in {found}"
 
@@ -93,8 +96,8 @@ def test_python_defines_it_once(name: str) -> None:
 
 
 def definitions() -> Iterator[tuple[Path | str, ...]]:
-    """Yield each assignment of numbers in the package: its file and the names that it defines."""
-    for path in PACKAGE.rglob("*.py"):
+    """Yield each assignment of numbers below nn: its file and the names that it defines."""
+    for path in (path for room in ROOMS for path in (PACKAGE / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Assign):
                 continue
@@ -108,7 +111,7 @@ def test_nothing_below_nn_names_an_activation_but_its_own_files() -> None:
     """The default apart: which kernel serves a call follows from the family."""
     own = {CODES, PACKAGE / "ops/formula.py", PACKAGE / "backends/triton/device/maths.py"}
     named = {f.name for f in ACTIVATIONS.values()} - {"tanh"}
-    for room in ("ops", "backends", "functional"):
+    for room in ROOMS:
         for path in set((PACKAGE / room).rglob("*.py")) - own:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Constant) and node.value in named:
