@@ -214,7 +214,7 @@ WRONG: dict[str, tuple[Callable[[], list[Row]], str]] = {
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """The command for sm_90a, where the kernels are compiled to the rows that it is given."""
     pytest.importorskip("triton", reason="the package triton is not installed")
-    sass = import_module("tools.sass")
+    sass = import_module("tools.sass.run")
     toolkit = Toolkit(["nvcc"], {90}, [], [])
     monkeypatch.setattr(sass_native, "toolkit", lambda: toolkit)
     monkeypatch.setattr(sass_native, "builds", lambda *_: [Build("sm_90a", "a.cu", [])])
