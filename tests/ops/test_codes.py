@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -46,8 +46,11 @@ def value(text: str, name: str) -> float:
     return float(found)
 
 
-def sources() -> Iterator[Path]:
-    yield from (path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+@cache
+def sources() -> dict[str, str]:
+    """Return the text of each file of csrc."""
+    files = (path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+    return {path.name: path.read_text() for path in files}
 
 
 @pytest.mark.parametrize("name", CONTRACT)
@@ -85,34 +88,39 @@ def test_cpp_defines_it_once(name: str) -> None:
     kernels = "k" + name.title().replace("_", "")
     number = "[1-9]" if name in LIMITS.values() else r"\d"  # `int quad = 0` counts in a loop
     own = re.compile(rf"\b({name}|{kernels})\s*=\s*{number}")
-    found = [path.name for path in sources() if own.search(path.read_text())]
+    found = [name for name, text in sources().items() if own.search(text)]
     assert len(found) == 1, f"{name} is defined in {found}"
 
 
 @pytest.mark.parametrize("name", [*CONTRACT, *LIMITS])
 def test_python_defines_it_once(name: str) -> None:
-    found = [path for path, *names in definitions() if name in names]
-    assert found == [CODES], f"{name} is defined in {found}"
+    assert numbers(name) == [CODES]
 
 
-def definitions() -> Iterator[tuple[Path | str, ...]]:
-    """Yield each assignment of numbers below nn: its file and the names that it defines."""
-    for path in (path for room in ROOMS for path in (PACKAGE / room).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Assign):
-                continue
-            literals = [x for x in ast.walk(node.value) if isinstance(x, ast.Constant)]
-            if any(isinstance(x.value, int | float) for x in literals):
-                targets = (x for target in node.targets for x in ast.walk(target))
-                yield path, *(x.id for x in targets if isinstance(x, ast.Name))
+@cache
+def nodes() -> list[tuple[Path, ast.AST]]:
+    """Return everything in the rooms below nn, with its file."""
+    files = (path for room in ROOMS for path in (PACKAGE / room).rglob("*.py"))
+    return [(path, node) for path in files for node in ast.walk(ast.parse(path.read_text()))]
+
+
+def numbers(name: str) -> list[Path]:
+    """Return the files that give `name` a number."""
+    found = []
+    for path, node in nodes():
+        if isinstance(node, ast.Assign):
+            literals = [x.value for x in ast.walk(node.value) if isinstance(x, ast.Constant)]
+            targets = [x for target in node.targets for x in ast.walk(target)]
+            named = any(isinstance(x, ast.Name) and x.id == name for x in targets)
+            if named and any(isinstance(x, int | float) for x in literals):
+                found.append(path)
+    return found
 
 
 def test_nothing_below_nn_names_an_activation_but_its_own_files() -> None:
     """The default apart: which kernel serves a call follows from the family."""
     own = {CODES, PACKAGE / "ops/formula.py", PACKAGE / "backends/triton/device/maths.py"}
     named = {f.name for f in ACTIVATIONS.values()} - {"tanh"}
-    for room in ROOMS:
-        for path in set((PACKAGE / room).rglob("*.py")) - own:
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.Constant) and node.value in named:
-                    raise AssertionError(f"{path}:{node.lineno} names {node.value!r}")
+    for path, node in nodes():
+        if path not in own and isinstance(node, ast.Constant) and node.value in named:
+            raise AssertionError(f"{path}:{node.lineno} names {node.value!r}")
