@@ -254,9 +254,7 @@ def test_a_failing_assertion_is_the_exit_status(
 def test_a_kernel_that_no_source_has_any_more_is_missed_in_its_loops() -> None:
     checks = sass_native.checks("sm_80", without("scores_kernel<Logistic>"), set())
     (failed,) = [check for check in checks if check.failures]
-    assert failed.failures == [
-        f"scores_kernel<Logistic>: no loop is {x}" for x in sass_native.SCORES
-    ]
+    assert failed.failures == [f"scores_kernel<Logistic>: no loop is {x}" for x in sass_native.SCORES]
 
 
 def test_without_nvcc_a_sentence_says_so(
