@@ -32,34 +32,12 @@ class Backend(Protocol):
         """Return None where the backend can do it, otherwise a sentence that says why not."""
 
     def attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        weight: Tensor,
-        options: Options,
-        *,
-        attn_mask: Tensor | None = None,
-        key_lengths: Tensor | None = None,
-        return_weights: bool = False,
-        packed_key: Tensor | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return (E1)-(E3): context (*L, n, dv), weights (*L, n, m) or None, lse (*L, n)."""
 
-    def attention_varlen(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        weight: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        options: Options,
-    ) -> tuple[Tensor, Tensor]:
-        """Return context (*L, total_q, dv) and lse (*L, total_q) of packed sequences."""
-
     def scores(self, query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
-        """Return (E1), (*L, n, m)."""
+        """Return (E1), (*L, n, m); of the options it reads those of a score."""
 
     def pack_keys(self, key: Tensor, *, activation: str) -> Tensor | None:
         """Return `packed_key`, (*lead of key, three more dimensions), or None for nothing."""

@@ -20,7 +20,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, _FLOAT64)
 
 _ops = define(NAME, *SIGNATURES)
 _fused = Fused(_ops)
-attention, attention_varlen, scores = _fused.attention, _fused.attention_varlen, _fused.scores
+attention, scores = _fused.attention, _fused.scores
 
 
 def _load() -> str | None:

@@ -6,10 +6,13 @@ counts microseconds: it makes no strings.
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor
 
 from ..backends.base import Problem
+from ..ops.codes import ACTIVATIONS
 from ..ops.shapes import leading_shape
 from ..ops.signature import Options
 from . import checks
@@ -21,17 +24,10 @@ Leads = dict[str, tuple[int, ...]]  # leading shapes by the name of the argument
 
 
 def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    attn_mask: Tensor | None,
-    key_lengths: Tensor | None,
-    options: Options,
-    return_weights: bool,
-    return_lse: bool,
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options, return_lse: bool
 ) -> Problem:
     """Check the arguments of `additive_attention`."""
+    attn_mask, key_lengths = options.attn_mask, options.key_lengths
     problem = None
     if attn_mask is None and key_lengths is None:
         problem = _plain(query, key, value, weight)
@@ -44,48 +40,53 @@ def attention(
         if key_lengths is not None:
             leads["key_lengths"] = _lengths(key_lengths, key)
         _leading(leads)
-    _, dropout_p, is_causal, activation, slope, scale = options
+    is_causal, return_weights = options.is_causal, options.return_weights
+    dropout_p, activation = options.dropout_p, options.activation
+    slope, scale = options.negative_slope, options.scale
     if not (
         (is_causal is True or is_causal is False)
         and (return_weights is True or return_weights is False)
         and (return_lse is True or return_lse is False)
     ):
         checks.flags(is_causal=is_causal, return_weights=return_weights, return_lse=return_lse)
-    if dropout_p.__class__ is not float or not 0 <= dropout_p <= 1:
+    if type(dropout_p) is not float or not 0 <= dropout_p <= 1:
         checks.number("dropout_p", dropout_p, 0, 1)
-    checks.scoring(activation, slope, scale)
+    if not (
+        type(activation) is str
+        and activation in ACTIVATIONS
+        and type(slope) is float
+        and type(scale) is float
+        and 0 <= slope <= 1
+        and -inf < scale < inf
+    ):
+        checks.scoring(activation, slope, scale)
     return problem
 
 
 def scores(query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Problem:
     """Check the arguments of `additive_scores`."""
-    problem = _same_kind({"query": query, "key": key, "weight": weight})
-    _leading(_pairs(query, key, weight))
+    problem = _plain(query, key, key, weight)  # without values: any that fit the keys
+    if problem is None:
+        problem = _same_kind({"query": query, "key": key, "weight": weight})
+        _leading(_pairs(query, key, weight))
     checks.scoring(options.activation, options.negative_slope, options.scale)
     return problem
 
 
 def varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    options: Options,
-    return_lse: bool,
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options, return_lse: bool
 ) -> Problem:
     """Check the arguments of `additive_attention_varlen`."""
     problem = _same_kind({"query": query, "key": key, "value": value, "weight": weight})
     leads = _pairs(query, key, weight)
     leads["value"] = _values(value, key.shape)
     _leading(leads)
-    _boundaries("cu_seqlens_q", cu_seqlens_q, "query", query)
-    _boundaries("cu_seqlens_k", cu_seqlens_k, "key", key)
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
+    sequences_q = _boundaries("cu_seqlens_q", options.cu_seqlens_q, "query", query)
+    sequences_k = _boundaries("cu_seqlens_k", options.cu_seqlens_k, "key", key)
+    if sequences_q != sequences_k:
         raise ValueError(
             "cu_seqlens_q and cu_seqlens_k must describe the same number of sequences, got "
-            f"{cu_seqlens_q.shape[0] - 1} and {cu_seqlens_k.shape[0] - 1}"
+            f"{sequences_q} and {sequences_k}"
         )
     checks.flags(is_causal=options.is_causal, return_lse=return_lse)
     checks.number("dropout_p", options.dropout_p, 0, 1)
@@ -94,28 +95,28 @@ def varlen(
 
 
 def prepared(
-    key: Tensor, value: Tensor, weight: Tensor, key_lengths: Tensor | None, options: Options
+    key: Tensor, value: Tensor, weight: Tensor, options: Options
 ) -> tuple[Problem, tuple[int, ...]]:
     """Check the arguments of `prepare_keys`; return their leading shape as well."""
+    checks.scoring(options.activation, options.negative_slope, options.scale)
+    key_lengths = options.key_lengths
+    if key_lengths is None:
+        problem = _plain(key, key, value, weight)  # without queries: any that fit the keys
+        if problem is not None:
+            return problem, tuple(key.shape[:-2])
     problem = _same_kind({"key": key, "value": value, "weight": weight})
     k = key.shape
     leads = {"key": _rows("key", k), "value": _values(value, k), "weight": _width(weight, k)}
     if key_lengths is not None:
         leads["key_lengths"] = _lengths(key_lengths, key)
-    checks.scoring(options.activation, options.negative_slope, options.scale)
     return problem, _leading(leads)
 
 
 def step(
-    query: Tensor,
-    key: Tensor,
-    lead: tuple[int, ...],
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    return_weights: bool,
-    return_lse: bool,
+    query: Tensor, key: Tensor, lead: tuple[int, ...], options: Options, return_lse: bool
 ) -> None:
     """Check what is new in a step: the query and the options, against prepared keys."""
+    attn_mask, return_weights = options.attn_mask, options.return_weights
     if attn_mask is not None or not _plain_step(query, key, lead):
         _same_kind({"the prepared key": key, "query": query})
         q, (m, d) = query.shape, key.shape[-2:]
@@ -130,7 +131,7 @@ def step(
     for flag in (return_weights, return_lse):
         if flag is not True and flag is not False:
             checks.flags(return_weights=return_weights, return_lse=return_lse)
-    checks.number("dropout_p", dropout_p, 0, 1)
+    checks.number("dropout_p", options.dropout_p, 0, 1)
 
 
 def selection(dim: int, index: Tensor, lead: tuple[int, ...], device: torch.device) -> int:
@@ -260,16 +261,19 @@ def _lengths(key_lengths: Tensor, key: Tensor) -> tuple[int, ...]:
     return key_lengths.shape
 
 
-def _boundaries(name: str, cu_seqlens: Tensor, of: str, packed: Tensor) -> None:
+def _boundaries(name: str, cu_seqlens: Tensor | None, of: str, packed: Tensor) -> int:
+    """Return the number of sequences."""
     checks.integers(name, cu_seqlens)
+    assert cu_seqlens is not None
     checks.on_device(name, cu_seqlens, packed.device)
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(
             f"{name} must be 1-D with 1 or more entries, got shape {tuple(cu_seqlens.shape)}"
         )
+    sequences = cu_seqlens.shape[0] - 1
     ends, total = checks.readable(cu_seqlens), packed.shape[-2]
     if ends is None:
-        return
+        return sequences
     if ends[0] != 0:
         raise ValueError(f"{name} must start at 0, got {ends[0]}")
     if ends[-1] != total:
@@ -277,6 +281,7 @@ def _boundaries(name: str, cu_seqlens: Tensor, of: str, packed: Tensor) -> None:
     for s in range(1, len(ends)):
         if ends[s] < ends[s - 1]:
             raise ValueError(f"{name} must not decrease, got {ends[s - 1]} and then {ends[s]}")
+    return sequences
 
 
 def _leading(leads: Leads) -> tuple[int, ...]:

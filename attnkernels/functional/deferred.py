@@ -116,9 +116,9 @@ class _Keys(torch.autograd.Function):
         ctx.progress = progress
         ctx.options = {
             "key_lengths": memory.key_lengths,
-            "activation": memory.options.activation,
-            "negative_slope": memory.options.negative_slope,
-            "scale": memory.options.scale,
+            "activation": memory.activation,
+            "negative_slope": memory.negative_slope,
+            "scale": memory.scale,
             "backend": memory.backend,
             "return_weights": return_weights,
         }

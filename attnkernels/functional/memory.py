@@ -13,7 +13,7 @@ from torch import Tensor
 from ..backends import select
 from ..backends.base import Backend
 from ..ops.codes import ActivationName
-from ..ops.signature import Options
+from ..ops.signature import Options, scoring_options
 from . import arguments
 from .annotations import ranged
 from .attention import draw_seed
@@ -38,7 +38,7 @@ def prepare_keys(
     scale: float = 1.0,
     backend: str | None = None,
 ) -> AdditiveMemory:
-    """Do once what every step of a decoder would do again with the same keys (E7).
+    """Prepare keys for `AdditiveMemory.attend`: what all steps of a decoder share, done once (E7).
 
     Args:
         key: (..., m, d), value (..., m, dv), weight (d,) or (..., d), key_lengths: as in
@@ -51,15 +51,14 @@ def prepare_keys(
     Raises:
         TypeError, ValueError: as there.
     """
-    options = Options(None, 0.0, False, activation, negative_slope, scale)
-    problem, lead = arguments.prepared(key, value, weight, key_lengths, options)
+    options = scoring_options(activation, negative_slope, scale, key_lengths)
+    problem, lead = arguments.prepared(key, value, weight, options)
     chosen = select(problem, backend, (key, value, weight), step=True)
     with torch.no_grad():  # gradients reach the key itself
         pack_keys = ranged("prepare_keys", chosen.NAME, chosen.pack_keys)
         packed_key = pack_keys(key, activation=activation)
-    return AdditiveMemory(
-        key, value, weight, key_lengths, options, backend, packed_key, lead, chosen
-    )
+    options = scoring_options(activation, negative_slope, scale, key_lengths, packed_key)
+    return AdditiveMemory(key, value, weight, options, backend, lead, chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,23 +66,44 @@ class AdditiveMemory:
     """Prepared keys and their values; made by `prepare_keys`. It never changes.
 
     Attributes:
-        key: (..., m, d); value (..., m, dv); weight (..., d); key_lengths: as they were given.
-        options: activation, negative_slope and scale, as they were given.
+        key: (..., m, d); value (..., m, dv); weight (..., d): as they were given.
+        key_lengths, activation, negative_slope, scale: as they were given.
+        packed_key: the keys in the backend's layout, (*lead of key, three more dimensions), or
+            None. They belong to this machine: pickling and copying leave them out and make them
+            anew.
+        options: the five before this.
         backend: as it was given.
-        packed_key: the keys in the layout of the backend, (*lead of key, three more dimensions), or
-            None. It belongs to this machine: pickling and copying leave it out and make it anew.
         lead: the leading shape that these broadcast to.
+        chosen: the backend that computes.
     """
 
     key: Tensor
     value: Tensor
     weight: Tensor
-    key_lengths: Tensor | None
-    options: Options
+    options: Options = field(repr=False)
     backend: str | None
-    packed_key: Tensor | None = field(repr=False)
     lead: tuple[int, ...]
     chosen: Backend = field(repr=False)
+
+    @property
+    def key_lengths(self) -> Tensor | None:
+        return self.options.key_lengths
+
+    @property
+    def activation(self) -> ActivationName:
+        return self.options.activation
+
+    @property
+    def negative_slope(self) -> float:
+        return self.options.negative_slope
+
+    @property
+    def scale(self) -> float:
+        return self.options.scale
+
+    @property
+    def packed_key(self) -> Tensor | None:
+        return self.options.packed_key
 
     @overload
     def attend(self, query: Tensor, **options: Unpack[types.StepAlone]) -> Tensor: ...
@@ -114,33 +134,40 @@ class AdditiveMemory:
         Raises:
             TypeError, ValueError: as `additive_attention`.
         """
-        arguments.step(query, self.key, self.lead, attn_mask, dropout_p, return_weights, return_lse)
-        options = self.options
-        if dropout_p:
-            options = options._replace(seed=draw_seed(query.device), dropout_p=dropout_p)
-        attention = ranged("AdditiveMemory.attend", self.chosen.NAME, self.chosen.attention)
-        context, weights, lse = attention(
-            query,
-            self.key,
-            self.value,
-            self.weight,
-            options,
-            attn_mask=attn_mask,
-            key_lengths=self.key_lengths,
-            return_weights=return_weights,
-            packed_key=self.packed_key,
+        kept = self.options
+        options = tuple.__new__(  # in half the time of Options(...)
+            Options,
+            (
+                attn_mask,
+                kept.key_lengths,
+                None,
+                None,
+                kept.packed_key,
+                None,
+                dropout_p,
+                False,
+                kept.activation,
+                kept.negative_slope,
+                kept.scale,
+                return_weights,
+            ),
         )
+        arguments.step(query, self.key, self.lead, options, return_lse)
+        if dropout_p:
+            options = options.seeded(draw_seed(query.device))
+        attention = ranged("AdditiveMemory.attend", self.chosen.NAME, self.chosen.attention)
+        context, weights, lse = attention(query, self.key, self.value, self.weight, options)
         return results(context, weights, lse if return_lse else None)
 
     def autocast(self, dtype: torch.dtype) -> AdditiveMemory:
-        """This memory as autocast to `dtype` has it: prepared anew, unless it has that dtype."""
+        """Return this memory in `dtype`, prepared anew unless it has that dtype."""
         if self.key.dtype in (dtype, torch.float64):
             return self
         prepare, tensors = self.__reduce__()
         return prepare(*(cast(tensor, dtype) for tensor in tensors))
 
     def index_select(self, dim: int, index: Tensor) -> AdditiveMemory:
-        """A memory of the entries `index` of leading dimension `dim`: how a beam is reordered.
+        """Return a memory of the entries `index` of leading dimension `dim`, to reorder a beam.
 
         Args:
             dim: one of the dimensions of `lead`; negative ones count from the end of `lead`.
@@ -158,8 +185,10 @@ class AdditiveMemory:
             key=_select(self.key, from_end - 2, index),
             value=_select(self.value, from_end - 2, index),
             weight=_select(self.weight, from_end - 1, index),
-            key_lengths=None if lengths is None else _select(lengths, from_end, index),
-            packed_key=None if packed is None else _select(packed, from_end - 3, index),
+            options=self.options._replace(
+                key_lengths=None if lengths is None else _select(lengths, from_end, index),
+                packed_key=None if packed is None else _select(packed, from_end - 3, index),
+            ),
         )
         if self.lead[from_end] == 1:
             return selected
@@ -171,9 +200,9 @@ class AdditiveMemory:
         prepare = partial(
             prepare_keys,
             key_lengths=self.key_lengths,
-            activation=self.options.activation,
-            negative_slope=self.options.negative_slope,
-            scale=self.options.scale,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            scale=self.scale,
             backend=self.backend,
         )
         return prepare, (self.key, self.value, self.weight)

@@ -155,26 +155,15 @@ def _fit(grad: Tensor, like: Tensor | None) -> Tensor | None:
 def _backward_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     """Return the derivative of ops.backward."""
     call = SimpleNamespace(**BACKWARD.named((*ctx.saved_tensors, *ctx.options)))
-    options = _options(call)
     cotangents = {name: g for name in _OUTER if (g := getattr(call, name)) is not None}
+    options = _options(call)._replace(return_weights="grad_weights" in cotangents)
 
-    def outputs(**inputs: Tensor) -> tuple[Tensor, ...]:
-        if call.cu_seqlens_q is not None:
-            context, lse = formula.attention_varlen(
-                **inputs,
-                cu_seqlens_q=call.cu_seqlens_q,
-                cu_seqlens_k=call.cu_seqlens_k,
-                options=options,
-            )
-            found: dict[str, Any] = {"context": context, "lse": lse}
-        else:
-            context, weights, lse = formula.attention(
-                **{"attn_mask": call.attn_mask, **inputs},
-                key_lengths=call.key_lengths,
-                options=options,
-                return_weights="grad_weights" in cotangents,
-            )
-            found = {"context": context, "weights": weights, "lse": lse}
+    def outputs(
+        attn_mask: Tensor | None = options.attn_mask, **inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        masked = options._replace(attn_mask=attn_mask)
+        context, weights, lse = formula.attention(**inputs, options=masked)
+        found: dict[str, Any] = {"context": context, "weights": weights, "lse": lse}
         return tuple(found[_OUTER[name]] for name in cotangents)
 
     primals = _primals(call, FORWARD, call.context.shape[:-2])

@@ -33,22 +33,28 @@ def scores(query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tens
 
 
 def attention(
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return (E1)-(E3): context (*L, n, dv), weights (*L, n, m) or None, lse (*L, n)."""
+    if options.cu_seqlens_q is not None and options.cu_seqlens_k is not None:
+        ends = options.cu_seqlens_q.tolist(), options.cu_seqlens_k.tolist()
+        return _packed(query, key, value, weight, options, *ends)
+    return _attention(query, key, value, weight, options)
+
+
+def _attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     weight: Tensor,
     options: Options,
-    *,
-    attn_mask: Tensor | None = None,
-    key_lengths: Tensor | None = None,
-    return_weights: bool = False,
-    packed_key: Tensor | None = None,
     batch: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return (E1)-(E3): context (*L, n, dv), weights (*L, n, m) or None, lse (*L, n).
+    """Return the results for one sequence.
 
     batch (*L) numbers the leading entries for dropout; by default in row-major order.
     """
+    attn_mask, key_lengths = options.attn_mask, options.key_lengths
     lead = leading_shape(
         query.shape[:-2],
         key.shape[:-2],
@@ -77,34 +83,30 @@ def attention(
         kept = 0.0 if p == 1 else 1 / (1 - p)
         a = torch.where(keep_mask(options.seed, p, batch, n, m), a * kept, 0.0)
     context = (a @ u).to(query.dtype)
-    return context, a.to(query.dtype) if return_weights else None, lse
+    return context, a.to(query.dtype) if options.return_weights else None, lse
 
 
-def attention_varlen(
+def _packed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     weight: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
     options: Options,
-) -> tuple[Tensor, Tensor]:
-    """Return context (*L, total_q, dv) and lse (*L, total_q), in a loop over the sequences.
-
-    It reads the lengths, so that it cannot be traced.
-    """
+    ends_q: list[int],
+    ends_k: list[int],
+) -> tuple[Tensor, None, Tensor]:
+    """Return context (*L, total_q, dv) and lse (*L, total_q), in a loop over the sequences."""
     lead = leading_shape(query.shape[:-2], key.shape[:-2], value.shape[:-2], weight.shape[:-1])
-    ends_q, ends_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
     sequences = max(1, len(ends_q) - 1)  # where there is none, one without rows
     first = torch.arange(prod(lead), device=query.device).view(lead) * sequences
     contexts, lses = [], []
     for s in range(sequences):
         rows, columns = slice(*ends_q[s : s + 2]), slice(*ends_k[s : s + 2])
         q, k, u = query[..., rows, :], key[..., columns, :], value[..., columns, :]
-        context, _, lse = attention(q, k, u, weight, options, batch=first + s)
+        context, _, lse = _attention(q, k, u, weight, options, first + s)
         contexts.append(context)
         lses.append(lse)
-    return torch.cat(contexts, -2), torch.cat(lses, -1)
+    return torch.cat(contexts, -2), None, torch.cat(lses, -1)
 
 
 def _scores(q: Tensor, k: Tensor, w: Tensor, options: Options) -> Tensor:

@@ -43,9 +43,8 @@ def test_gradients_are_those_of_the_leaves() -> None:
     assert SCORES_BACKWARD.names == ("grad", *SCORES.names, "wanted")
 
 
-def test_options_are_in_the_order_of_the_operators() -> None:
-    options = [name for name in FORWARD.names if name in Options._fields]
-    assert tuple(options) == Options._fields
+def test_options_are_what_follows_the_inputs_in_forward() -> None:
+    assert FORWARD.names == ("query", "key", "value", "weight", *Options._fields)
 
 
 class Recorded(Exception):
@@ -62,15 +61,14 @@ def test_a_fused_backend_names_every_argument(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(fused, "_forward", record)
     monkeypatch.setattr(fused, "_scores", record)
     query, key, value, weight = make((1, 2, 3, 4, 5))
-    options = Options(query, 0.5, True, "leaky_relu", 0.3, 2.0)
-    others: Any = {"attn_mask": 1, "key_lengths": 2, "packed_key": 3, "return_weights": True}
-    others |= {"cu_seqlens_q": 4, "cu_seqlens_k": 5}
+    values: Any = {name: object() for name in Options._fields}
+    options = Options(**values | {"activation": "leaky_relu", "return_weights": True})
     with pytest.raises(Recorded) as caught:
-        fused.attention(query, key, value, weight, options, **others)
+        fused.attention(query, key, value, weight, options)
     inputs = {"query": query, "key": key, "value": value, "weight": weight}
     coded = options._asdict() | {"activation": ACTIVATIONS["leaky_relu"].code}
     given = FORWARD.named(caught.value.args[0])
-    wanted = inputs | others | coded
+    wanted = inputs | coded
     assert all(given[name] is wanted[name] for name in FORWARD.names)
     with pytest.raises(Recorded) as caught:
         fused.scores(query, key, weight, options)

@@ -97,7 +97,7 @@ def test_every_backend_is_a_module_with_the_same_face() -> None:
 
     for backend in BACKENDS:
         assert isinstance(backend.NAME, str)
-        for part in ("why_not", "attention", "attention_varlen", "scores", "pack_keys"):
+        for part in ("why_not", "attention", "scores", "pack_keys"):
             assert callable(getattr(backend, part)), f"{backend.NAME} lacks {part}"
 
 
