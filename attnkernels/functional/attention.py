@@ -131,23 +131,10 @@ def additive_attention(
         TypeError: an argument has the wrong type or dtype.
         ValueError: a shape, device, number or name does not fit, or no backend can do it.
     """
-    options = tuple.__new__(  # in half the time of Options(...)
-        Options,
-        (
-            attn_mask,
-            key_lengths,
-            None,
-            None,
-            None,
-            None,
-            dropout_p,
-            is_causal,
-            activation,
-            negative_slope,
-            scale,
-            return_weights,
-        ),
-    )
+    options = tuple.__new__(Options, (  # in half the time of Options(...)
+        attn_mask, key_lengths, None, None, None, None, dropout_p, is_causal, activation,
+        negative_slope, scale, return_weights,
+    ))  # fmt: skip
     problem = arguments.attention(query, key, value, weight, options, return_lse)
     chosen = select(problem, backend, (query, key, value, weight))
     if dropout_p:
@@ -251,15 +238,8 @@ def additive_attention_varlen(
     Raises:
         TypeError, ValueError: as there.
     """
-    options = Options(
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        activation=activation,
-        negative_slope=negative_slope,
-        scale=scale,
-    )
+    packed = (None, None, cu_seqlens_q, cu_seqlens_k, None, None, dropout_p, is_causal)
+    options = Options(*packed, activation, negative_slope, scale)
     problem = arguments.varlen(query, key, value, weight, options, return_lse)
     # How many queries a sequence has is known to the device only.
     chosen = select(problem, backend, (query, key, value, weight), step=False)

@@ -135,23 +135,10 @@ class AdditiveMemory:
             TypeError, ValueError: as `additive_attention`.
         """
         kept = self.options
-        options = tuple.__new__(  # in half the time of Options(...)
-            Options,
-            (
-                attn_mask,
-                kept.key_lengths,
-                None,
-                None,
-                kept.packed_key,
-                None,
-                dropout_p,
-                False,
-                kept.activation,
-                kept.negative_slope,
-                kept.scale,
-                return_weights,
-            ),
-        )
+        options = tuple.__new__(Options, (  # in half the time of Options(...)
+            attn_mask, kept.key_lengths, None, None, kept.packed_key, None, dropout_p, False,
+            kept.activation, kept.negative_slope, kept.scale, return_weights,
+        ))  # fmt: skip
         arguments.step(query, self.key, self.lead, options, return_lse)
         if dropout_p:
             options = options.seeded(draw_seed(query.device))
