@@ -14,7 +14,7 @@ from . import triton as triton
 from .base import Backend, Problem
 
 BACKENDS: tuple[Backend, ...] = (native, triton, reference)
-TRITON_FIRST: tuple[Backend, ...] = (triton, native, reference)
+TRITON_FIRST = (triton, *(backend for backend in BACKENDS if backend is not triton))
 
 
 class Preference(NamedTuple):
