@@ -118,7 +118,7 @@ def numbers(name: str) -> list[Path]:
 
 
 def test_nothing_below_nn_names_an_activation_but_its_own_files() -> None:
-    """The default apart: which kernel serves a call follows from the family."""
+    """Kernels are chosen by family; only the default "tanh" is named."""
     own = {CODES, PACKAGE / "ops/formula.py", PACKAGE / "backends/triton/device/maths.py"}
     named = {f.name for f in ACTIVATIONS.values()} - {"tanh"}
     for path, node in nodes():

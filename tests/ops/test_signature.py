@@ -1,4 +1,4 @@
-"""The one declaration of the operators' arguments, and those who rely on its order."""
+"""The declaration of the operators' arguments, and the code that relies on its order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from attnkernels.ops.signature import (
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_tensors_come_first_and_of_these_the_leaves(name: str) -> None:
-    """The order by which autograd saves tensors apart from options."""
+    """autograd relies on this order where it saves tensors apart from options."""
     signature = SIGNATURES[name]
     assert signature.names[: len(signature.tensors)] == signature.tensors
     if name in ("forward", "scores"):
@@ -52,7 +52,7 @@ class Recorded(Exception):
 
 
 def test_a_fused_backend_names_every_argument(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each value that Fused hands on arrives under its own name."""
+    """Each value that Fused passes on arrives under its own name."""
 
     def record(*args: Any) -> Any:
         raise Recorded(args)

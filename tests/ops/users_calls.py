@@ -29,7 +29,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, w: Tensor, flag: bool) -> None:
     assert_type(additive_attention(q, k, v, w, return_weights=flag), Tensor | Pair | Triple)
     context, weights = additive_attention(q, k, v, w, activation="relu", return_weights=True)
     assert_type(context @ weights, Tensor)
-    additive_attention(q, k, v, w, activation="swish")  # type: ignore[call-overload]
+    additive_attention(q, k, v, w, activation="nonesuch")  # type: ignore[call-overload]
     additive_attention(q, k, v, w, slope=0.1)  # type: ignore[call-overload]
     additive_attention(q, k, v, w, scale="1")  # type: ignore[call-overload]
     additive_attention(q, k, v)  # type: ignore[call-overload]

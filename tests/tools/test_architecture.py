@@ -1,4 +1,4 @@
-"""The import table: who may know whom. A layer that reaches past its neighbour fails here."""
+"""The layers of the package: a module imports only from layers below its own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "attnkernels"
 CSRC = ROOT / "csrc"
 
-# Layers from the ground up. A module imports only from layers below its own and from its own part.
-# A new part is given its place here. Nothing points upward, and there are no exceptions.
+# Layers from the ground up, without exceptions. A module imports from its own part as well. Give a
+# new part its place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("ops",),
     ("backends",),
@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("profile", "viz", "info"),
 )
 
-# Inside ops and backends order matters as well: a module imports only modules that come before it.
+# Inside ops and backends a module imports only modules that come before it.
 OPS = ("codes", "signature", "shapes", "dropout", "formula", "fakes", "vmap", "schema", "autograd")
 # Every module of backends that is not named here is a backend, and stands at the dots.
 BACKENDS = ("base", "fused", "...", "select", "__init__")
@@ -36,7 +36,7 @@ def modules() -> list[str]:
 
 
 def part(name: str) -> str:
-    """The part of the package that a dotted or slashed name belongs to."""
+    """Return the part of the package that a dotted or slashed name belongs to."""
     return re.split(r"[./]", name)[0]
 
 
@@ -47,7 +47,7 @@ def layer(name: str) -> int:
 
 
 def imports(module: str) -> set[str]:
-    """Dotted names below attnkernels that a module imports, anywhere in its text."""
+    """Return the dotted names below attnkernels that a module imports, anywhere in its text."""
     here = ["attnkernels", *module.split("/")]
     found: set[str] = set()
     for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
