@@ -42,6 +42,8 @@ from .ops.shapes import accumulate_dtype
 from .ops.signature import Options
 
 Tensors = dict[str, Tensor]
+Function = Callable[..., Any]  # additive_attention, or a function with its signature
+Given = dict[str, Any]  # keyword arguments
 _SEED = 20  # of dropout and of the gradients that come in
 
 
@@ -103,7 +105,7 @@ def check_attention(
     value: Tensor,
     weight: Tensor,
     *,
-    backend: str | Callable[..., Any],
+    backend: str | Function,
     through: tuple[str, ...] = ("context", "weights", "lse"),
     **options: Any,
 ) -> None:
@@ -134,7 +136,7 @@ def check_varlen(
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
     *,
-    backend: str | Callable[..., Any],
+    backend: str | Function,
     through: tuple[str, ...] = ("context", "lse"),
     **options: Any,
 ) -> None:
@@ -163,7 +165,7 @@ def check_scores(
     key: Tensor,
     weight: Tensor,
     *,
-    backend: str | Callable[..., Any],
+    backend: str | Function,
     **options: Any,
 ) -> None:
     """Assert the same of `additive_scores`; see `check_attention`."""
@@ -179,9 +181,9 @@ def check_scores(
 
 
 def oracle(
-    function: Callable[..., Any],
+    function: Function,
     inputs: Tensors,
-    options: dict[str, Any],
+    options: Given,
     names: tuple[str, ...],
     directions: Tensors,
 ) -> Tensors:
@@ -204,10 +206,10 @@ def oracle(
 
 
 def _check(
-    function: Callable[..., Any],
-    backend: str | Callable[..., Any],
+    function: Function,
+    backend: str | Function,
     inputs: Tensors,
-    options: dict[str, Any],
+    options: Given,
     names: tuple[str, ...],
     through: tuple[str, ...],
     magnitudes: Callable[[Tensors, Tensors], dict[str, float]],
@@ -233,16 +235,14 @@ def _check(
         )
 
 
-def _call(
-    function: Callable[..., Any], inputs: Tensors, options: dict[str, Any], names: tuple[str, ...]
-) -> Tensors:
+def _call(function: Function, inputs: Tensors, options: Given, names: tuple[str, ...]) -> Tensors:
     with torch.random.fork_rng():
         torch.manual_seed(_SEED)  # all calls that are compared draw the same dropout
         outputs = function(*inputs.values(), **options)
     return dict(zip(names, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
 
 
-def _gradients(outputs: Tensors, arguments: dict[str, Any], directions: Tensors) -> Tensors:
+def _gradients(outputs: Tensors, arguments: Given, directions: Tensors) -> Tensors:
     leaves = {n: x for n, x in arguments.items() if isinstance(x, Tensor) and x.requires_grad}
     through = [name for name in directions if outputs[name].requires_grad]
     if not through:

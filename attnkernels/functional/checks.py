@@ -41,7 +41,7 @@ def _range(low: float, high: float) -> str:
     return f"be finite and at least {low:g}" if low > -inf else "be finite"
 
 
-def positive_int(name: str, value: Any) -> None:
+def positive_int(name: str, value: object) -> None:
     """Raise ValueError unless `value` is an int of at least 1; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
@@ -53,21 +53,21 @@ def multiple(name: str, value: int, of: str, divisor: int) -> None:
         raise ValueError(f"{name} must be a multiple of {of}, {divisor}, got {value}")
 
 
-def flags(**values: Any) -> None:
+def flags(**values: object) -> None:
     """Raise TypeError unless every one of the named `values` is True or False."""
     for name, value in values.items():
         if value is not True and value is not False:
             raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
-def choice(name: str, value: Any, choices: Collection[Any]) -> None:
+def choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
     if value not in choices:
         names = ", ".join(map(repr, choices))
         raise ValueError(f"{name} must be one of {names}, got {value!r}")
 
 
-def instance(name: str, value: Any, kind: type, wanted: str | None = None) -> None:
+def instance(name: str, value: object, kind: type, wanted: str | None = None) -> None:
     """Raise TypeError unless `value` is a `kind`, which the message calls `wanted`."""
     if not isinstance(value, kind):
         wanted = wanted or f"of type {kind.__name__}"
@@ -76,7 +76,7 @@ def instance(name: str, value: Any, kind: type, wanted: str | None = None) -> No
 
 def tensor(
     name: str,
-    x: Any,
+    x: object,
     symbols: str = "",
     shape: tuple[int | None, ...] | None = None,
     dtype: tuple[torch.dtype, ...] = (),
@@ -95,7 +95,9 @@ def tensor(
         ValueError: it has another shape.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor{symbols and ' ' + symbols}, got {_kind(x)}")
+        raise TypeError(
+            f"{name} must be a tensor{symbols and ' ' + symbols}, got {type(x).__name__}"
+        )
     if x.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {x.layout}")
     if dtype and x.dtype not in dtype:
@@ -113,23 +115,19 @@ def _has(x: Tensor, shape: tuple[int | None, ...]) -> bool:
     )
 
 
-def _kind(x: Any) -> str:
-    return type(x).__name__
-
-
 def _either(dtypes: tuple[torch.dtype, ...]) -> str:
     *others, last = (str(dtype).removeprefix("torch.") for dtype in dtypes)
     return f"{', '.join(others)} or {last}" if others else last
 
 
 def integers(
-    name: str, x: Any, symbols: str = "", shape: tuple[int | None, ...] | None = None
+    name: str, x: object, symbols: str = "", shape: tuple[int | None, ...] | None = None
 ) -> None:
     """Raise as `tensor` does unless `x` is an int32 or int64 tensor of that shape."""
     tensor(name, x, symbols, shape, INTEGERS)
 
 
-def mask(name: str, x: Any, floating: torch.dtype | None = None) -> None:
+def mask(name: str, x: Tensor, floating: torch.dtype | None = None) -> None:
     """Raise TypeError unless `x` is a bool or floating tensor; of the dtype `floating` if given."""
     tensor(name, x)
     if x.dtype is torch.bool or x.dtype is floating:
@@ -160,7 +158,7 @@ def on_device(name: str, x: Tensor, device: torch.device) -> None:
         )
 
 
-def scoring(activation: Any, negative_slope: Any, scale: Any) -> None:
+def scoring(activation: object, negative_slope: object, scale: object) -> None:
     """Raise unless these are options of a score, (E1); modules check them when they are made.
 
     Raises:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .attention import additive_attention
 from .memory import AdditiveMemory
+from .results import Pair
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -72,7 +73,7 @@ class RepeatedMemory:
         self.memory, self.begun = memory, False
         self.deferred: DeferredMemory | None = None
 
-    def attend(self, query: Tensor) -> Any:
+    def attend(self, query: Tensor) -> Pair:
         """Return context (*lead, 1, dv) of query (*lead, 1, d), and weights (*lead, 1, m)."""
         if self.deferred is not None and self.deferred.progress.done:
             self.begun, self.deferred = False, None
@@ -81,7 +82,9 @@ class RepeatedMemory:
             return self.memory.attend(query, return_weights=True)
         if self.deferred is None or self.deferred.progress.taken == self.MOST:
             self.deferred = DeferredMemory(self.memory, self.MOST, return_weights=True)
-        return self.deferred.attend(query)
+        context, weights = self.deferred.attend(query)
+        assert weights is not None
+        return context, weights
 
 
 @dataclass

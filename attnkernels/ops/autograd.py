@@ -16,13 +16,22 @@ from torch._C import _are_functorch_transforms_active
 from . import formula
 from .codes import DETERMINISTIC, find_activation
 from .shapes import accumulate_dtype
-from .signature import BACKWARD, FORWARD, SCORES, SCORES_BACKWARD, Options, Signature
+from .signature import (
+    BACKWARD,
+    FORWARD,
+    SCORES,
+    SCORES_BACKWARD,
+    Operator,
+    Options,
+    Signature,
+    Values,
+)
 
 # The gradients that come in, and the outputs they belong to.
 _OUTER = {"grad_context": "context", "grad_lse": "lse", "grad_weights": "weights"}
 
 
-def differentiable(ops: SimpleNamespace) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
     """Return ops.forward and ops.scores, with derivatives where a gradient may be asked for.
 
     The derivatives stand outside the operators: registered with them, a call would take twice the
@@ -40,7 +49,7 @@ def differentiable(ops: SimpleNamespace) -> tuple[Callable[..., Any], Callable[.
     return forward, scores
 
 
-def _forward_gradient(backward: Callable[..., Any]) -> Callable[..., Any]:
+def _forward_gradient(backward: Operator) -> Operator:
     """Return the derivative of ops.forward."""
     options = FORWARD.names[len(FORWARD.tensors) :]
     order = BACKWARD.places_in((*_OUTER, *FORWARD.tensors, *FORWARD.results, *options, "wanted"))
@@ -57,7 +66,7 @@ def _forward_gradient(backward: Callable[..., Any]) -> Callable[..., Any]:
     return gradient
 
 
-def _scores_gradient(backward: Callable[..., Any]) -> Callable[..., Any]:
+def _scores_gradient(backward: Operator) -> Operator:
     """Return the derivative of ops.scores."""
     bits = _bits(SCORES)
 
@@ -71,12 +80,12 @@ def _scores_gradient(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _function(
-    op: Callable[..., Any],
+    op: Operator,
     signature: Signature,
     leaves: int | None,
-    gradient: Callable[..., Any],
+    gradient: Operator,
     keep_outputs: bool = False,
-) -> Callable[..., Any]:
+) -> Operator:
     """Return `op` with the derivative `gradient`, taken where one may be asked for.
 
     The first `leaves` arguments may want a gradient, or all tensors where that is None. Tensors are
@@ -85,7 +94,7 @@ def _function(
     tensors = len(signature.tensors)
     leaves = tensors if leaves is None else leaves
 
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def keep(ctx: Any, inputs: Values, output: Any) -> None:
         ctx.save_for_backward(*inputs[:tensors], *(output if keep_outputs else ()))
         ctx.options = inputs[tensors:]
         ctx.set_materialize_grads(False)

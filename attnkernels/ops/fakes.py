@@ -7,17 +7,16 @@ summed over L. What is not wanted has no elements.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from .codes import KEY, LANE, MASK, PANEL, QUERY, VALUE, WEIGHT, find_activation
 from .shapes import accumulate_dtype, leading_shape
-from .signature import SIGNATURES
+from .signature import SIGNATURES, Operator
 
 
-def fake(name: str) -> Callable[..., Any]:
+def fake(name: str) -> Operator:
     """Return the fake of operator `name`: it raises for an unknown activation, as kernels do."""
     signature, compute = SIGNATURES[name], _FAKES[name]
 
@@ -80,7 +79,7 @@ def _pack_keys(*, key: Tensor, **_: Any) -> Tensor:
     return _new(key, *key.shape[:-2], panels, rows, PANEL)
 
 
-_FAKES: dict[str, Callable[..., Any]] = {
+_FAKES: dict[str, Operator] = {
     "forward": _forward,
     "backward": _backward,
     "scores": _scores,

@@ -9,7 +9,6 @@ summed over L; callers sum and round.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch.library import Library
 from . import vmap
 from .codes import find_activation
 from .fakes import fake
-from .signature import SIGNATURES
+from .signature import SIGNATURES, Operator
 
 _library = Library("attnkernels", "DEF")
 
@@ -38,7 +37,7 @@ def define(prefix: str, *names: str) -> SimpleNamespace:
     return ops
 
 
-def implement(full: str, function: Callable[..., Any], dispatch_key: str) -> None:
+def implement(full: str, function: Operator, dispatch_key: str) -> None:
     """Give operator `full` ("triton_forward") a Python implementation for one kind of device.
 
     An unknown activation is refused before `function` is called.

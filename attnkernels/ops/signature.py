@@ -8,12 +8,15 @@ that reads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from . import codes
+
+Operator: TypeAlias = Callable[..., Any]  # one of torch.ops.attnkernels, or what stands for it
+Values: TypeAlias = tuple[Any, ...]  # of an operator's arguments, in their order
 
 
 class Options(NamedTuple):
@@ -106,7 +109,7 @@ class Signature:
         """Return the positions of the arguments whose attribute `which` is set."""
         return tuple(i for i, each in enumerate(self.arguments) if getattr(each, which))
 
-    def named(self, values: Iterable[Any]) -> dict[str, Any]:
+    def named(self, values: Values) -> dict[str, Any]:
         """Return the values of all arguments by name."""
         return dict(zip(self.names, values, strict=True))
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from .signature import SIGNATURES, Signature
+from .signature import SIGNATURES, Operator, Signature, Values
 
 Dims = tuple[int | None, ...]
 
 
-def rule(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
+def rule(name: str, op: Operator) -> Operator:
     """Return the vmap rule of `op`, which is the operator `name`."""
     signature = SIGNATURES[name]
     shared, broadcast = signature.places("shared"), _broadcast(signature)
@@ -57,9 +56,7 @@ def _refuse(name: str, value: Tensor | None, dim: int | None) -> None:
         raise ValueError(f"{name} must be shared by all examples of torch.func.vmap, got one each")
 
 
-def _mapped(
-    size: int, dims: Dims, args: tuple[Any, ...], which: tuple[int, ...]
-) -> tuple[tuple[Any, ...], Dims]:
+def _mapped(size: int, dims: Dims, args: Values, which: tuple[int, ...]) -> tuple[Values, Dims]:
     """Return `args` and `dims` with the mapped dimension first in those of `which`.
 
     It is added by expansion where there is none.
@@ -72,7 +69,7 @@ def _mapped(
 
 
 def _leading(
-    size: int, dims: Dims, args: tuple[Any, ...], broadcast: tuple[tuple[int, int], ...]
+    size: int, dims: Dims, args: Values, broadcast: tuple[tuple[int, int], ...]
 ) -> list[Any]:
     """Return `args` with the mapped dimension as the first leading one.
 
