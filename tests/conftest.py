@@ -1,4 +1,4 @@
-"""What every test runs under: one seed, NaN-filled empties, and a `backend` parameter a backend."""
+"""The setting of every test: one seed, NaN-filled empties, and one parameter per backend."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from math import prod
 
 import pytest
 
-# A thread that waits for its neighbour would otherwise spin, which costs a machine that does
-# something else besides ten times the suite's time. Read when torch is loaded.
+# Threads that wait would otherwise spin, which on a busy machine takes ten times as long. torch
+# reads it when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
@@ -20,11 +20,11 @@ from attnkernels.backends.base import Problem
 
 NAMES = [backend.NAME for backend in BACKENDS]
 
-# With TRITON_INTERPRET=1 the suite is that of the triton backend, as far as an interpreter gets.
+# With TRITON_INTERPRET=1 the suite tests the triton backend, as far as an interpreter is able to.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INTERPRETED_ELEMENTS = 12_000
 
-# With ATTNKERNELS_LIBRARY as tests/emulator/library.py builds it the suite is that of the CUDA
+# With ATTNKERNELS_LIBRARY set to what tests/emulator/library.py builds, the suite tests the CUDA
 # kernels, which an emulator runs on the CPU.
 EMULATED = native.build_info().get("instruction set") == "emulated CUDA"
 
@@ -58,7 +58,7 @@ def _worth_interpreting(item: pytest.Item) -> bool:
     if {torch.float16, torch.int32} & {
         x for x in parameters.values() if isinstance(x, torch.dtype)
     }:
-        return False  # loaded as bfloat16 and int64 are; that they compile is tested in test_aot
+        return False  # loaded like bfloat16 and int64; test_aot compiles them
     if parameters.get("seam", 0.0) < 0:
         return False  # all of them meet in one tile in test_every_seam_in_one_tile
     shapes = [x for x in parameters.values() if isinstance(x, tuple) and len(x) == 5]
@@ -69,7 +69,7 @@ def _worth_interpreting(item: pytest.Item) -> bool:
 
 @pytest.fixture(autouse=True)
 def _seeded_and_nan_filled() -> Iterator[None]:
-    """torch fills torch.empty with NaN, in deterministic mode only: a forgotten store shows."""
+    """Seed torch, and let it fill torch.empty with NaN, so that a forgotten store shows."""
     torch.manual_seed(0)
     torch.set_num_threads(2)  # enough to split work, and the same on every machine
     torch.use_deterministic_algorithms(True)
@@ -96,19 +96,19 @@ def _available(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=NAMES)
 def backend(request: pytest.FixtureRequest) -> str:
-    """The name of a backend that is available here."""
+    """Return the name of a backend that is available here."""
     return _available(request)
 
 
 @pytest.fixture(params=[name for name in NAMES if name != "reference"])
 def fused(request: pytest.FixtureRequest) -> str:
-    """The same, without the reference, which makes no promise about memory."""
+    """Return the same without the reference, which makes no promise about memory."""
     return _available(request)
 
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """SIGINT as a terminal's programs have it: those in the background are started without."""
+    """Handle SIGINT as programs in a terminal do; background processes start without a handler."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

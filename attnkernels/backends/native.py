@@ -1,4 +1,4 @@
-"""The compiled kernels: csrc/, on a CPU, and on a GPU where they were built for CUDA."""
+"""The compiled kernels of csrc/: for CPUs, and for NVIDIA GPUs where they were built for CUDA."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import torch
 from torch import Tensor
 
 from ..ops.codes import ACTIVATIONS
-from ..ops.schema import SCHEMAS, define
+from ..ops.schema import define
+from ..ops.signature import SIGNATURES
 from .base import Problem
 from .fused import Fused
 
 NAME = "native"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_FLOAT64 = torch.float64
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, _FLOAT64)
 
-_ops = define(NAME, *SCHEMAS)
+_ops = define(NAME, *SIGNATURES)
 _fused = Fused(_ops)
-attention, attention_varlen, scores = _fused.attention, _fused.attention_varlen, _fused.scores
+attention, scores = _fused.attention, _fused.scores
 
 
 def _load() -> str | None:
-    """Load the library; None, or a sentence that says why it could not be."""
+    """Load the library; return None, or a sentence that says why it did not load."""
     path = Path(os.environ.get("ATTNKERNELS_LIBRARY", Path(__file__).parents[1] / "_C.abi3.so"))
     if not path.exists():
         return (
@@ -40,7 +42,7 @@ _missing = _load()
 
 
 def _implemented(name: str, device: str) -> bool:
-    """Whether the library has operator `name` for "CPU" or "CUDA" tensors."""
+    """Return True if the library has operator `name` for `device`, "CPU" or "CUDA"."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"attnkernels::{NAME}_{name}", device)
 
 
@@ -55,7 +57,7 @@ def _why_not_cuda() -> str | None:
     return None
 
 
-# What the library is does not change after it was loaded, and a step counts microseconds.
+# Asked once, after the library was loaded: these calls take microseconds.
 _no_cuda = _why_not_cuda()
 # The tests run the CUDA kernels on CPU tensors.
 _emulated = _missing is None and torch.ops.attnkernels.native_isa() == "emulated CUDA"
@@ -63,7 +65,7 @@ _packs = {"cpu": _implemented("pack_keys", "CPU"), "cuda": _implemented("pack_ke
 
 
 def why_not(problem: Problem) -> str | None:
-    """None where the kernels can do it, otherwise a sentence."""
+    """Return None where the kernels can do it, otherwise a sentence that says why not."""
     if _missing:
         return _missing
     device_type, dtype = problem
@@ -74,13 +76,13 @@ def why_not(problem: Problem) -> str | None:
         return f"it runs on cpu and cuda tensors, not on {device_type}"
     if dtype not in DTYPES:
         return f"it has no kernels for {dtype}"
-    if dtype is torch.float64 and (device_type == "cuda" or _emulated):
+    if dtype is _FLOAT64 and (device_type == "cuda" or _emulated):
         return "its CUDA kernels have no float64 (the reference backend has)"
     return None
 
 
 def build_info() -> dict[str, str]:
-    """What is loaded: the library, the instruction set it uses here, whether it has CUDA's part."""
+    """Describe the library: its instruction set on this machine, with or without CUDA kernels."""
     if _missing:
         return {"library": _missing}
     return {
@@ -91,7 +93,7 @@ def build_info() -> dict[str, str]:
 
 
 def pack_keys(key: Tensor, *, activation: str) -> Tensor | None:
-    """exp(2 k) in panels of 32 keys, transposed (E7); None where the kernels want the keys."""
+    """Return exp(gain k) in transposed panels (E7), or None where kernels take plain keys."""
     if not _packs["cuda" if key.is_cuda else "cpu"]:
         return None
     return _ops.pack_keys(key, ACTIVATIONS[activation].code)

@@ -1,11 +1,10 @@
-"""The backend that computes the formula as it stands, in plain PyTorch: any device and dtype."""
+"""The formula as it stands, in plain PyTorch: any device and dtype."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from ..ops.formula import attention as attention
-from ..ops.formula import attention_varlen as attention_varlen
 from ..ops.formula import scores as scores
 from .base import Problem
 

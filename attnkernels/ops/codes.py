@@ -1,40 +1,64 @@
-"""The numbers of the contract: activations, wanted gradients, and the sizes that both sides use.
+"""The numbers of the contract: activations, wanted gradients, sizes and limits that kernels share.
 
-Each is defined here once for Python and once for C++, in csrc/common; tests/ops/test_codes.py holds
-the two together.
+Each is defined here once for Python and once for C++, in csrc/common; tests/ops/test_codes.py
+compares the two.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
+
+ActivationName: TypeAlias = Literal["tanh", "sigmoid", "relu", "leaky_relu"]
 
 
 class Activation(NamedTuple):
     """A function f of (E1), as the kernels see it.
 
-    A "logistic" activation is f(x) = 1 - span * r with r = 1 / (1 + exp(gain * x)), (E7), and one
+    A "logistic" activation is f(x) = 1 - span * r with r = 1 / (1 + exp(gain * x)), (E7): one
     kernel serves all of them. A "pointwise" one is computed from x itself; gain and span are 1.
     """
 
-    name: str
+    name: ActivationName
     code: int
     family: Literal["logistic", "pointwise"]
     gain: float = 1.0
     span: float = 1.0
 
 
-TANH = Activation("tanh", 0, "logistic", gain=2.0, span=2.0)
-SIGMOID = Activation("sigmoid", 1, "logistic")
-RELU = Activation("relu", 2, "pointwise")
-LEAKY_RELU = Activation("leaky_relu", 3, "pointwise")
+_TABLE = (
+    Activation("tanh", 0, "logistic", gain=2.0, span=2.0),
+    Activation("sigmoid", 1, "logistic"),
+    Activation("relu", 2, "pointwise"),
+    Activation("leaky_relu", 3, "pointwise"),
+)
 
-ACTIVATIONS = {f.name: f for f in (TANH, SIGMOID, RELU, LEAKY_RELU)}
+ACTIVATIONS: dict[str, Activation] = {f.name: f for f in _TABLE}
+BY_CODE: dict[int, Activation] = {f.code: f for f in _TABLE}
+
+
+def find_activation(code: int) -> Activation:
+    """Return the activation of `code`.
+
+    Raises:
+        RuntimeError: the code is not in the table; compiled kernels raise the same.
+    """
+    if code not in BY_CODE:
+        known = ", ".join(f"{f.code} ({f.name})" for f in _TABLE)
+        raise RuntimeError(f"activation must be one of {known}, got {code}")
+    return BY_CODE[code]
+
 
 # Bits of the operators' argument `wanted`: the gradients to compute, and whether to add them in the
-# same order each time where that costs something. A gradient that is not wanted has no elements.
+# same order every time where that costs something. A gradient that is not wanted has no elements.
 QUERY, KEY, WEIGHT, VALUE, MASK = 1, 2, 4, 8, 16
 DETERMINISTIC = 32
 
-STEP_QUERIES = 4  # up to here a call is a decoder's step; beyond, it is worked through in tiles
-PANEL = 32  # keys prepared together
-LANE = 16  # d is rounded up to whole vectors of a panel
+STEP_QUERIES = 4  # a call with at most this many queries is a decoder's step; others run in tiles
+PANEL = 32  # keys per panel of prepared keys
+LANE = 16  # d is rounded up to a multiple of this in a panel
+
+# Limits of float32 for exponents y = gain * x (docs/math.md, "Ranges"): four factors 1 + exp(y)
+# have a finite product while y <= QUAD, two while y <= PAIR; exp(y) alone is a normal number while
+# |y| <= FACTORED. EXP_QUAD is exp(QUAD) in float32.
+QUAD, PAIR, FACTORED = 22.0, 44.0, 86.0
+EXP_QUAD = 3.5849128e9

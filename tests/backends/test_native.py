@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.inputs import (
+    ACTIVATIONS,
     BF16,
     F16,
     F32,
@@ -29,7 +30,6 @@ from attnkernels import additive_attention, prepare_keys
 from attnkernels.testing import check_attention, check_scores, check_varlen
 
 DTYPES = [F32, BF16, F16, F64]
-ACTIVATIONS = ["tanh", "sigmoid", "relu", "leaky_relu"]
 
 SHAPES: dict[str, Shape] = {
     "one": (1, 1, 1, 1, 1),
@@ -45,7 +45,7 @@ SHAPES: dict[str, Shape] = {
     "no keys": (2, 3, 0, 5, 4),
     "no queries": (2, 0, 3, 5, 4),
 }
-# what has to be added to q and taken from k for a tile to be factored, bounded, direct
+# added to q and subtracted from k, this makes a tile factored, bounded, direct
 RANGES: dict[str, tuple[float, float]] = {
     "factored": (0.0, 0.0),
     "bounded": (15.0, 0.0),
@@ -119,7 +119,7 @@ def test_float_masks(fused: str, dtype: torch.dtype, form: tuple[int, ...]) -> N
 @pytest.mark.parametrize("name", ["a step, split over keys", "tails everywhere", "past the tiles"])
 @pytest.mark.parametrize("dtype", [F32, BF16, F64])
 def test_dropout(fused: str, dtype: torch.dtype, name: str) -> None:
-    """The reference's mask, forwards and backwards: any difference is rounding."""
+    """The mask is the reference's, forward and backward: differences are rounding."""
     options = {"dropout_p": 0.4, "return_lse": True, "backend": fused}
     check_attention(*make(SHAPES[name], dtype), **options)
     check_attention(*make(SHAPES[name], dtype), return_weights=True, **options)
@@ -180,7 +180,7 @@ def test_varlen(fused: str, options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prepared_keys(fused: str, dtype: torch.dtype) -> None:
-    """Prepared keys give the numbers of a plain call: factored, and out of exp's range."""
+    """Prepared keys give the results of a plain call, inside and outside the range of exp."""
 
     def call(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Any) -> Tensor:
         return prepare_keys(key, value, weight, backend=fused, **options).attend(query)

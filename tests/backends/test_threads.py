@@ -35,7 +35,7 @@ def test_twice_the_same_bits(backend: str, shape: Shape, threads: int) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_mask_is_the_same_at_any_thread_count(backend: str, shape: Shape) -> None:
-    """Read off the weights, and off the context of a call that never forms them."""
+    """Read the mask from the weights, and from the context of a call that never forms them."""
     batch, n, m, d, _ = shape
     query, key, _, weight = make(shape, grad=False)
     eye = torch.eye(m).expand(batch, m, m)
@@ -52,7 +52,7 @@ def test_the_mask_is_the_same_at_any_thread_count(backend: str, shape: Shape) ->
 
 
 def test_callers_may_be_threads_themselves(backend: str) -> None:
-    """As many calls at once as there are workers: each gets what it gets alone."""
+    """Concurrent calls, one per worker, return what each returns alone."""
     calls = [make(shape) for shape in SHAPES * 4]
     alone = [everything(inputs, backend, 0.0) for inputs in calls]
     with ThreadPoolExecutor(4) as pool:

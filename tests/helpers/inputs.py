@@ -1,4 +1,4 @@
-"""Tensors for the tests: seeded, at the corners, in every layout a caller may hand in."""
+"""Tensors for the tests: seeded, at the corners of shapes, in every layout a caller may pass."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from torch import Tensor
 
 from attnkernels.backends import BACKENDS
 from attnkernels.backends.base import Problem
+from attnkernels.ops import codes
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
-# keys that take more than one tile; an interpreter has smaller tiles, and less time
+# more keys than a tile has; an interpreter has smaller tiles, and less time
 MANY = 40 if os.environ.get("TRITON_INTERPRET") == "1" else 140
 
 Shape = tuple[int, int, int, int, int]
+
+ACTIVATIONS = list(codes.ACTIVATIONS)
+BUT_TANH = [name for name in ACTIVATIONS if name != "tanh"]  # tanh is the default of every test
+POINTWISE = [f.name for f in codes.ACTIVATIONS.values() if f.family == "pointwise"]
 
 # (B, n, m, d, dv): ones, odd sizes, and just past every tile (256 queries, 128 keys, 32, 16)
 CORNERS: list[Shape] = [
@@ -28,7 +33,7 @@ CORNERS: list[Shape] = [
     (1, 300, 140, 20, 16),
     (3, 1, 200, 512, 64),
     (2, 2, 1000, 36, 5),
-    (3, 1, 201, 40, 203),  # more sums a query than registers, over several tiles
+    (3, 1, 201, 40, 203),  # more sums per query than registers, over several tiles
     (1, 2, 3, 4099, 2),
     (1, 16, 32, 16, 32),
     (2, 5, 33, 4, 1),  # its value gradient shows how a product of split numbers was rounded
@@ -43,14 +48,14 @@ EMPTY: list[Shape] = [
 
 
 def normal(*shape: int, dtype: torch.dtype = F32, size: float = 1.0, grad: bool = True) -> Tensor:
-    """A leaf of normal numbers, drawn in float64 so that every dtype sees the same ones."""
+    """Return a leaf of normal numbers, drawn in float64 so that every dtype has the same."""
     return (torch.randn(shape, dtype=F64) * size).to(dtype).requires_grad_(grad)
 
 
 def make(
     shape: Shape, dtype: torch.dtype = F32, *, size: float = 1.0, grad: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """query (B, n, d), key (B, m, d), value (B, m, dv), weight (d,); scores have the size of 1."""
+    """Return query (B, n, d), key (B, m, d), value (B, m, dv), weight (d,); scores have size 1."""
     batch, n, m, d, dv = shape
     return (
         normal(batch, n, d, dtype=dtype, size=size, grad=grad),
@@ -61,12 +66,12 @@ def make(
 
 
 def transposed(x: Tensor) -> Tensor:
-    """The same numbers with the last two dimensions swapped in memory: stride(-1) != 1."""
+    """Return the same numbers with the last two dimensions swapped in memory: stride(-1) != 1."""
     return x.detach().mT.contiguous().mT.requires_grad_(x.requires_grad)
 
 
 def sliced(x: Tensor) -> Tensor:
-    """The same numbers inside a larger storage: an offset, padded rows, every second element."""
+    """Return the same numbers in a larger storage: an offset, padded rows, every second element."""
     *lead, rows, cols = x.shape
     store = torch.full((*lead, rows + 2, 2 * cols + 3), float("nan"), dtype=x.dtype)
     view = store[..., 1 : rows + 1, 1 : 2 * cols + 1 : 2]
@@ -75,16 +80,16 @@ def sliced(x: Tensor) -> Tensor:
 
 
 def batch_last(x: Tensor) -> Tensor:
-    """The same numbers with the batch innermost in memory."""
+    """Return the same numbers with the batch innermost in memory."""
     return x.detach().movedim(0, -1).contiguous().movedim(-1, 0).requires_grad_(x.requires_grad)
 
 
 def cumulative(lengths: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:
-    """cu_seqlens of these sequence lengths."""
+    """Return the cu_seqlens of these sequence lengths."""
     return torch.tensor([0, *lengths]).cumsum(0).to(dtype)
 
 
 def supports(backend: str, dtype: torch.dtype) -> bool:
-    """Whether a backend that is available has kernels for `dtype`."""
+    """Return True if a backend that is available has kernels for `dtype`."""
     (module,) = (each for each in BACKENDS if each.NAME == backend)
     return module.why_not(Problem("cpu", dtype)) is None

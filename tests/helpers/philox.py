@@ -13,7 +13,7 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 def philox4x32_10(
     counter: tuple[int, int, int, int], key: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Ten rounds: multiply, take the high words crosswise, bump the key."""
+    """Run ten rounds: multiply, take the high words crosswise, bump the key."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -24,7 +24,7 @@ def philox4x32_10(
 
 
 def keep_mask(seed: int, p: float, batches: int, n: int, m: int) -> Tensor:
-    """bool (batches, n, m): pair (b, i, j) is kept when its 32 bits are at least floor(p 2^32)."""
+    """Return bool (batches, n, m): True where 32 bits are at least floor(p 2^32)."""
     threshold = int(p * 2**32)
     key = (seed & WORD, seed >> 32)
 
@@ -36,7 +36,7 @@ def keep_mask(seed: int, p: float, batches: int, n: int, m: int) -> Tensor:
 
 
 def next_seed(manual_seed: int) -> int:
-    """The seed the next call draws; the generator is left as manual_seed leaves it."""
+    """Return the seed that the next call draws, and leave the generator as manual_seed does."""
     torch.manual_seed(manual_seed)
     seed = int(torch.randint(0, 2**62, ()))
     torch.manual_seed(manual_seed)

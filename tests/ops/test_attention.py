@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.inputs import (
     BF16,
+    BUT_TANH,
     CORNERS,
     EMPTY,
     F16,
@@ -47,7 +48,7 @@ def test_dtypes(backend: str, shape: Shape, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("shape", EMPTY, ids=str)
 def test_empty(backend: str, shape: Shape) -> None:
-    """Nothing to attend from, to, or with: zeros and -inf of the right shape, zero gradients."""
+    """Sizes of 0 give zeros and -inf of the right shape, and zero gradients."""
     batch, n, m, _, dv = shape
     inputs = make(shape)
     context, weights, lse = additive_attention(
@@ -65,7 +66,7 @@ def test_empty(backend: str, shape: Shape) -> None:
     check_attention(*make(shape), backend=backend)
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", BUT_TANH)
 @pytest.mark.parametrize(
     "shape", [(2, 3, 5, 8, 7), (1, 1, 300, 65, 4), (1, 70, 140, 33, 20)], ids=str
 )
@@ -83,7 +84,7 @@ def test_negative_slope(backend: str, slope: float) -> None:
 @pytest.mark.parametrize("dtype", [BF16, F64])
 def test_the_other_activations_in_other_dtypes(backend: str, dtype: torch.dtype) -> None:
     for shape in ((2, 5, 40, 19, 3), (2, 1, 40, 70, 20)):
-        for activation in ("sigmoid", "relu", "leaky_relu"):
+        for activation in BUT_TANH:
             check_attention(*make(shape, dtype), activation=activation, backend=backend)
 
 
@@ -196,13 +197,13 @@ def test_gradients_through_one_output_alone(backend: str, shape: Shape, output: 
 
 @pytest.mark.parametrize("shape", [(2, 70, 150, 33, 40), (2, 2, 150, 33, 5)], ids=str)
 def test_without_determinism(backend: str, shape: Shape) -> None:
-    """The order of sums is free: what blocks add to one place may go there in any."""
+    """Without deterministic algorithms, blocks add to one place in any order."""
     torch.use_deterministic_algorithms(False)
     check_attention(*make(shape), attn_mask=normal(*shape[1:3]), backend=backend)
 
 
 class Relaid(torch.autograd.Function):
-    """The identity, which hands back its gradient in another layout."""
+    """The identity; its gradient comes back in another layout."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layout: Callable[[Tensor], Tensor]) -> Tensor:
@@ -229,7 +230,7 @@ def test_layouts_of_incoming_gradients(
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_an_expanded_incoming_gradient(fused: str, dtype: torch.dtype) -> None:
-    """sum().backward() hands one number for all: the same bits as a tensor of ones."""
+    """The expanded gradient of sum().backward() gives the same bits as a tensor of ones."""
     inputs = make((2, 6, 40, 19, 7), dtype)
     options = {"return_weights": True, "return_lse": True, "backend": fused}
     outputs = additive_attention(*inputs, **options)

@@ -1,4 +1,4 @@
-"""The error budget itself: what is right passes, what is slightly wrong does not."""
+"""The error budget itself: right results pass, slightly wrong ones do not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVERYTHING = {"return_weights": True, "return_lse": True}
 
 
 class Bent(torch.autograd.Function):
-    """The identity, whose gradient is not its own."""
+    """The identity with a wrong gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bend: Callable[[Tensor], Tensor]) -> Tensor:
@@ -36,7 +36,7 @@ class Bent(torch.autograd.Function):
 
 
 def spoiled(place: int, bend: Callable[[Tensor], Tensor], *, input: bool) -> Callable[..., Any]:
-    """The reference, with one output or the gradient of one input bent."""
+    """Return the reference with a wrong output, or a wrong gradient of one input."""
 
     def call(*inputs: Tensor, **options: Any) -> Any:
         if input:
@@ -54,7 +54,7 @@ def nan_at_one(x: Tensor) -> Tensor:
 
 
 def off_at_one(x: Tensor) -> Tensor:
-    """By a thousandth of the largest entry."""
+    """The error is a thousandth of the largest entry."""
     at = torch.arange(x.numel()).view(x.shape) == 3
     return x + at * 1e-3 * x.detach().abs().max()
 
@@ -85,7 +85,7 @@ def test_a_wrong_gradient_is_found(place: int, bend: Callable[[Tensor], Tensor])
 
 
 def test_the_reference_is_within() -> None:
-    """Its own budget, as a function as good as by its name."""
+    """A function passes as a backend does that is given by name."""
     call = spoiled(9, torch.clone, input=False)
     check_attention(*make(SHAPE), **EVERYTHING, dropout_p=0.3, backend=call)
 
@@ -132,7 +132,7 @@ def test_shape_and_dtype_must_agree() -> None:
 
 @pytest.mark.parametrize("dtype, wrong", [(F32, 2e-6), (BF16, 0.05), (F64, 2e-15)])
 def test_the_band_is_a_few_roundings(dtype: torch.dtype, wrong: float) -> None:
-    """Without an error of the reference to hide behind."""
+    """The reference is exact here, and allows for no error."""
     exact = torch.ones(5, dtype=F64)
     one = torch.ones(5, dtype=dtype)
     assert_within_budget(one * (1 + torch.finfo(dtype).eps), one, exact)

@@ -32,7 +32,7 @@ def _nothing_compiled_before() -> None:
 
 
 class Recorder(TorchDispatchMode):
-    """The calls that reach our own operators."""
+    """The calls that reach the operators of attnkernels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ CALLS: dict[str, Callable[[str], Any]] = {
 def test_opcheck(backend: str, name: str) -> None:
     if name == "float64" and not supports(backend, F64):
         pytest.skip(f"{backend} has no kernels for float64")
-    """Each operator of ours that forward and backward reach, with the arguments of the call."""
+    """Return each attnkernels operator of forward and backward, with the arguments of the call."""
     with Recorder() as recorder:
         outputs = CALLS[name](backend)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -106,7 +106,7 @@ def test_opcheck(backend: str, name: str) -> None:
 
 
 def check_compiled(compiled: Callable[..., Any], backend: str) -> None:
-    """Two shapes: the second one finds what the first one has compiled."""
+    """A second shape reuses the code compiled for the first."""
     for batch, n, m, d, dv in (SHAPE, (3, 4, 7, 5, 2)):
         check_attention(
             *make((batch, n, m, d, dv)),
@@ -129,7 +129,7 @@ def test_fullgraph(backend: str, dynamic: bool) -> None:
 
 
 def test_inductor(fused: str) -> None:
-    """Inductor's code around operators of ours; the naive formula is its own business."""
+    """Inductor compiles the code around the operators; the naive formula is left to it."""
     check_compiled(torch.compile(additive_attention, fullgraph=True), fused)
 
 
@@ -221,7 +221,7 @@ def test_fake_tensors_have_the_real_shapes(backend: str, shape: Shape, dtype: to
 
 
 def test_attention_rnn_compiles_with_the_same_results_and_gradients() -> None:
-    """Its deferred gradients break the graph; what is compiled around them must not change it."""
+    """Deferred gradients break the graph; the code compiled around them must not change results."""
     decoder = AttentionRNN(torch.nn.GRUCell(5 + 6, 7), AdditiveAttention(7, 6, 8))
     inputs, memory = torch.randn(2, 4, 5), torch.randn(2, 9, 6, requires_grad=True)
     found = []

@@ -22,7 +22,7 @@ def test_the_second_opinion_knows_the_published_answers() -> None:
 
 
 def test_the_reference_agrees_on_every_word() -> None:
-    """Any counter and key, the high words included, which no attention here is large enough for."""
+    """Any counter and key, with high words that only huge attentions would reach."""
     words = torch.randint(0, 2**32, (64, 6))
     words[0], words[1] = 0, WORD
     found = torch.stack(philox(tuple(words.T[:4]), tuple(words.T[4:])), -1)
@@ -52,7 +52,7 @@ def test_bits_past_a_tile(backend: str) -> None:
 
 
 def test_bits_of_packed_sequences(backend: str) -> None:
-    """b = flat lead * sequences + sequence, i, j inside it; an identity value shows the weights."""
+    """b = flat lead * sequences + sequence; i, j count in it. value = 1 shows the weights."""
     lengths_q, lengths_k, heads = [3, 0, 5], [6, 4, 9], 2
     query, key, weight = normal(heads, 8, 3), normal(heads, 19, 3), normal(3)
     seed = next_seed(13)
@@ -108,7 +108,7 @@ def test_outputs_and_gradients(backend: str) -> None:
 
 
 def test_kept_weights_are_scaled_and_lse_is_before_dropout(backend: str) -> None:
-    """By hand: the weights that come back are the ones that were used."""
+    """The weights that come back are the ones that were used, computed by hand."""
     inputs = make((2, 3, 9, 4, 2), grad=False)
     options = {"return_weights": True, "return_lse": True, "backend": backend}
     _, full, lse = additive_attention(*inputs, **options)
@@ -158,7 +158,7 @@ def test_without_dropout_the_generator_is_left_alone(backend: str) -> None:
 
 
 def test_the_backward_sees_the_same_mask(backend: str) -> None:
-    """With value's gradient = weights^T: what was dropped forwards gets nothing backwards."""
+    """With weights^T as value's gradient: a pair dropped in forward has no gradient in backward."""
     query, key, value, weight = make((2, 3, 9, 4, 9))
     context, weights = additive_attention(
         query, key, value, weight, dropout_p=0.5, return_weights=True, backend=backend

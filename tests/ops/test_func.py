@@ -1,4 +1,4 @@
-"""torch.func: grad and vjp go where autograd goes, vmap where broadcasting goes."""
+"""torch.func: grad and vjp agree with autograd, vmap with broadcasting."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPE = (3, 4, 5, 6, 2)
 
 
 class Through(torch.autograd.Function):
-    """Calls forward(*inputs); its gradients are backward(forward, inputs, gradients)."""
+    """Calls forward(*inputs), with backward(forward, inputs, gradients) as its derivative."""
 
     @staticmethod
     def forward(ctx: Any, forward: Any, backward: Any, *inputs: Tensor) -> Any:
@@ -34,7 +34,7 @@ class Through(torch.autograd.Function):
 
 
 def by_grad(call: Callable[..., Any], inputs: Any, gradients: Any) -> Any:
-    """torch.func.grad of the outputs weighted by `gradients`."""
+    """Return torch.func.grad of the outputs weighted by `gradients`."""
 
     def loss(*inputs: Tensor) -> Tensor:
         outputs = call(*inputs)
@@ -76,7 +76,7 @@ def test_gradients_of_scores(backend: str, way: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("which", [(0, 1, 2), (0,), (1,), (2,), (1, 2)], ids=str)
 def test_vmap_is_one_more_leading_dimension(backend: str, which: tuple[int, ...]) -> None:
-    """Of the examples' own (2,); what is not mapped is shared."""
+    """Examples have the leading shape (2,); tensors that are not mapped are shared."""
     inputs = normal(2, 4, 6), normal(2, 5, 6), normal(2, 5, 2), normal(6)
     stacked = [normal(3, *x.shape) if place in which else x for place, x in enumerate(inputs)]
     in_dims = tuple(0 if place in which else None for place in range(4))
@@ -129,7 +129,7 @@ def test_vmap_of_scores(backend: str) -> None:
 
 
 def test_per_sample_gradients(backend: str) -> None:
-    """vmap of grad: a weight an example has the gradient of that example."""
+    """vmap of grad: with one weight per example, each has the gradient of its example."""
 
     def backward(forward: Callable[..., Any], inputs: Any, gradients: Any) -> Any:
         def loss(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, g: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def test_per_sample_gradients(backend: str) -> None:
 
 @pytest.mark.parametrize("randomness", ["same", "different"])
 def test_vmap_with_dropout_follows_randomness(backend: str, randomness: str) -> None:
-    """One seed for all examples, or one for each; a backend that cannot says so in a sentence."""
+    """Examples share a seed or have one each; a backend that cannot do it raises ValueError."""
     query, key, value, weight = (normal(4, 6), normal(5, 6), normal(5, 2), normal(6))
 
     def call(query: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def test_vmap_with_dropout_follows_randomness(backend: str, randomness: str) -> 
 
 
 def test_vmap_refuses_dropout_by_default(backend: str) -> None:
-    """As torch does for every random operation."""
+    """torch refuses every random operation by default."""
     query, key, value, weight = make(SHAPE)
 
     def call(query: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.inputs import F64, cumulative, make, normal
+from helpers.inputs import ACTIVATIONS, F64, cumulative, make, normal
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -34,7 +34,7 @@ def twice(call: Call, inputs: tuple[Tensor, ...]) -> None:
 
 
 def attention(backend: str, **options: Any) -> Call:
-    """context, weights and lse of one seeded call; the -inf of an empty row is taken out."""
+    """Return context, weights and lse of one seeded call, with 0 for the -inf of an empty row."""
 
     def call(
         query: Tensor, key: Tensor, value: Tensor, weight: Tensor, mask: Tensor | None = None
@@ -88,7 +88,7 @@ def test_the_gradient_of_a_float_mask(backend64: str, shape: tuple[int, ...]) ->
 
 
 def test_a_float_mask_with_minus_infinity(backend64: str) -> None:
-    """Finite differences of -inf are NaN: the mask is built from a finite part inside the call."""
+    """The mask is built from finite numbers inside the call: differences of -inf are NaN."""
     excluded = torch.tensor([[False, True, False], [True] * 3])
 
     def call(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, part: Tensor) -> Any:
@@ -111,7 +111,7 @@ def test_one_input_alone(backend64: str, wanted: int) -> None:
 
 
 def test_context_without_weights(backend64: str) -> None:
-    """The fused path proper: nothing of size n m is formed."""
+    """The fused path, which forms nothing of size n m."""
 
     def call(*inputs: Tensor) -> Tensor:
         return additive_attention(*inputs, is_causal=True, backend=backend64)
@@ -129,7 +129,7 @@ def test_broadcast_heads(backend64: str) -> None:
     twice(attention(backend64), inputs)
 
 
-@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_scores(backend64: str, activation: str) -> None:
     query, key, _, weight = make(SHAPE, F64)
     options = {"activation": activation, "scale": 0.6, "backend": backend64}

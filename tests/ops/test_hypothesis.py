@@ -1,4 +1,4 @@
-"""Shapes, strides, masks and options nobody thought of; derandomised: the same in every run."""
+"""Random shapes, strides, masks and options; derandomised, so that every run has the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from helpers.inputs import (
+    ACTIVATIONS,
     BF16,
     F16,
     F32,
@@ -36,24 +37,24 @@ small = st.sampled_from([0, 1, 2, 3, 4, 5, 7])
 keys = st.sampled_from([0, 1, 2, 5, 15, 16, 17, 31, 33, 64, 129])
 width = st.sampled_from([1, 2, 3, 4, 7, 8, 15, 16, 17, 33])
 value_width = st.sampled_from([0, 1, 2, 7, 16, 17, 33])
-activations = st.sampled_from(["tanh", "tanh", "sigmoid", "relu", "leaky_relu"])
+activations = st.sampled_from(["tanh", *ACTIVATIONS])
 dtypes = st.sampled_from([F32, F32, F32, BF16, F16, F64])
 
 
 @dataclass
 class Draw:
-    """Tensors by hypothesis' choices; the numbers themselves come from torch's seeded generator."""
+    """Tensors as hypothesis chooses them, with numbers from torch's seeded generator."""
 
     data: st.DataObject
     dtype: torch.dtype
 
     def broadcast(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """A shape that broadcasts to this one: some sizes made 1, some leading ones left out."""
+        """Return a shape that broadcasts to this one: with sizes of 1, without leading ones."""
         kept = tuple(size if self.data.draw(st.booleans()) else 1 for size in shape)
         return kept[self.data.draw(st.integers(0, len(shape))) :]
 
     def tensor(self, *shape: int, size: float = 1.0) -> Tensor:
-        """Contiguous, transposed, sliced out of something larger, batch-innermost or expanded."""
+        """Return a tensor: contiguous, transposed, sliced, batch-innermost or expanded."""
         x = normal(*shape, dtype=self.dtype, size=size)
         layouts = [
             "plain",

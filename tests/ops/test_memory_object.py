@@ -1,4 +1,4 @@
-"""AdditiveMemory: what a decoder keeps between steps attends as a plain call does."""
+"""AdditiveMemory: attending to prepared keys gives what a plain call gives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def prepared(backend: str, change: Any = lambda memory: memory) -> Callable[..., Any]:
-    """additive_attention by way of prepared keys, `change` having been made to the memory."""
+    """Return additive_attention through prepared keys, after `change` of the memory."""
 
     def call(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Any) -> Any:
         early = {name: options.pop(name) for name in PREPARED if name in options}
@@ -91,7 +91,7 @@ def test_huge_keys_survive_preparation(backend: str, shift: float) -> None:
 
 
 def equal(chosen: AdditiveMemory, anew: AdditiveMemory, query: Tensor, *leaves: Tensor) -> None:
-    """Two memories attend with the same bits, and so do their gradients."""
+    """Assert that two memories give the same bits, in forward and backward."""
     assert isinstance(chosen, AdditiveMemory)
     found, wanted = (memory.attend(query) for memory in (chosen, anew))
     assert torch.equal(found, wanted)
@@ -109,7 +109,7 @@ def equal(chosen: AdditiveMemory, anew: AdditiveMemory, query: Tensor, *leaves: 
 def test_index_select_reorders_beams(
     backend: str, dtype: torch.dtype, index: list[int], lengths: Tensor | None
 ) -> None:
-    """As keys chosen before they are prepared."""
+    """Selecting entries of a memory equals selecting keys before preparing them."""
     query, key, value, weight = make(SHAPE)
     at = torch.tensor(index, dtype=dtype)
     memory = prepare_keys(key, value, weight, key_lengths=lengths, backend=backend)
@@ -128,7 +128,7 @@ def test_index_select_reorders_beams(
 
 @pytest.mark.parametrize("dim", [1, -1])
 def test_index_select_of_a_beam_dimension(backend: str, dim: int) -> None:
-    """(batch, beam), chosen along the second; what broadcasts along it stays."""
+    """(batch, beam), selected along the second; tensors that broadcast along it stay."""
     query, key, value, weight = normal(2, 3, 1, 9), normal(2, 3, 30, 9), normal(3, 30, 5), normal(9)
     index = torch.tensor([2, 2, 0])
     memory = prepare_keys(key, value, weight, backend=backend).index_select(dim, index)
@@ -182,7 +182,7 @@ def test_copies_and_pickles(backend: str, copied: Callable[..., AdditiveMemory])
 
 
 def test_under_autocast(backend: str) -> None:
-    """Prepared inside: in the narrow dtype. Prepared outside: cast as by a plain call."""
+    """Prepared inside autocast: in its dtype. Prepared outside: cast as a plain call casts."""
     query, key, value, weight = make(SHAPE)
     mask = normal(2, MANY)
     outside = prepare_keys(key, value, weight, backend=backend)

@@ -1,4 +1,4 @@
-"""The product's promise: peak memory grows as n + m, forwards and backwards, with any option."""
+"""Peak memory grows as n + m, forward and backward, with any option."""
 
 from __future__ import annotations
 

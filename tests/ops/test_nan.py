@@ -1,16 +1,15 @@
-"""NaN goes where it takes part, and nowhere else."""
+"""NaN reaches the results in which it takes part, and no others."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from helpers.inputs import BF16, F32, F64, MANY, Shape, cumulative, make, normal
+from helpers.inputs import ACTIVATIONS, BF16, F32, F64, MANY, Shape, cumulative, make, normal
 from torch import Tensor
 
 from attnkernels import additive_attention, additive_attention_varlen, additive_scores
 
 NAN, INF = float("nan"), float("inf")
-ACTIVATIONS = ["tanh", "sigmoid", "relu", "leaky_relu"]
 SHAPES: list[Shape] = [(2, 1, 70, 19, 5), (2, 6, MANY, 20, 5)]
 
 
@@ -37,7 +36,7 @@ def test_in_a_query(backend: str, shape: Shape, activation: str) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_in_a_key(backend: str, shape: Shape, activation: str) -> None:
-    """Every row that looks at it is NaN; one column of the scores."""
+    """Every row that attends to the key is NaN, and one column of the scores."""
     query, key, value, weight = make(shape)
     for j in (0, shape[2] - 1):
         bad = poisoned(key, (1, j, 18))
@@ -53,7 +52,7 @@ def test_in_a_key(backend: str, shape: Shape, activation: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_in_a_value(backend: str, shape: Shape) -> None:
-    """One column of one context; the weights do not know."""
+    """One column of one context is NaN; the weights are not."""
     query, key, value, weight = make(shape)
     context, weights, lse = additive_attention(
         query,

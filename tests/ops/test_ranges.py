@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.inputs import BF16, F16, F64, MANY, Shape, normal, supports
+from helpers.inputs import BF16, F16, F64, MANY, POINTWISE, Shape, normal, supports
 from torch import Tensor
 
 from attnkernels.testing import check_attention, check_scores
@@ -49,7 +49,7 @@ def around(
     dtype: torch.dtype = torch.float32,
     jitter: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs whose sums q + k are `sums` (d,) give or take the jitter, the keys at -offset."""
+    """Return inputs whose sums q + k are `sums` (d,) up to the jitter, with keys at -offset."""
     batch, n, m, d, dv = shape
     noise = min(jitter, 1.0)
     query = (sums + offset + normal(batch, n, d, dtype=F64, size=noise / 2, grad=False)).to(dtype)
@@ -62,7 +62,7 @@ def around(
 @pytest.mark.parametrize("seam", SEAMS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_one_seam_a_tile(backend: str, shape: Shape, seam: float) -> None:
-    """Every sum at the seam: one variant has the whole tile. Split evenly, and opposed by 60."""
+    """All sums at the seam, so that one variant has the tile: split evenly, and opposed by 60."""
     sums = torch.full((shape[3],), seam, dtype=F64)
     for offset in (-seam / 2, 0.0, 60.0):
         check_attention(*around(sums, offset, shape, jitter=max(abs(seam), 1e-8)), backend=backend)
@@ -71,13 +71,13 @@ def test_one_seam_a_tile(backend: str, shape: Shape, seam: float) -> None:
 @pytest.mark.parametrize("offset", [0.0, 20.0, -30.0, 42.0, 60.0, -60.0, 1e4])
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
 def test_every_seam_in_one_tile(backend: str, activation: str, offset: float) -> None:
-    """Hidden units of every size side by side: one's overflow must not reach its quad."""
+    """Hidden units of every size side by side: an overflow must not reach its quad."""
     sums = torch.tensor(SEAMS, dtype=F64)
     for shape in ((1, 1, 70, len(SEAMS), 4), (1, 6, MANY, len(SEAMS), 4)):
         check_attention(*around(sums, offset, shape), activation=activation, backend=backend)
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", POINTWISE)
 def test_piecewise_linear_activations_at_the_seams(backend: str, activation: str) -> None:
     for seam in (0.0, 1e-8, -9.0, 60.0, 1e4):
         sums = torch.full((19,), seam, dtype=F64)
@@ -97,7 +97,7 @@ def test_other_dtypes(backend: str, dtype: torch.dtype) -> None:
 def test_seams_of_float64(backend: str, seam: float) -> None:
     if not supports(backend, F64):
         pytest.skip(f"{backend} has no kernels for float64")
-    """The same overflows, where double has them."""
+    """The same overflows at the limits of float64."""
     sums = torch.full((19,), seam, dtype=F64)
     for offset in (-seam / 2, 0.0, 400.0):
         check_attention(*around(sums, offset, (1, 5, 40, 19, 4), F64), backend=backend)
@@ -107,7 +107,7 @@ KIND = 128 if MANY > 100 else 32  # keys: whole tiles
 
 
 def test_one_tile_of_each_kind(backend: str) -> None:
-    """Key tiles choose for themselves: quiet, bounded, direct and opposed ones in one call."""
+    """Each key tile chooses its variant: quiet, bounded, direct and opposed tiles in one call."""
     query, key, value, weight = around(torch.zeros(20, dtype=F64), 0.0, (1, 9, 5 * KIND, 20, 4))
     with torch.no_grad():
         for kind, shift in enumerate((0.0, 15.0, 30.0, 60.0, -1e4)):

@@ -1,4 +1,4 @@
-"""Raw scores (E1), what a pointer network reads."""
+"""Raw scores (E1), as pointer networks use them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.inputs import BF16, CORNERS, F16, F32, F64, Shape, make, normal, sliced, transposed
+from helpers.inputs import (
+    ACTIVATIONS,
+    BF16,
+    BUT_TANH,
+    CORNERS,
+    F16,
+    F32,
+    F64,
+    Shape,
+    make,
+    normal,
+    sliced,
+    transposed,
+)
 from torch import Tensor
 
 from attnkernels import additive_scores
@@ -21,13 +34,13 @@ def test_shapes(backend: str, shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F64])
-@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_dtypes_and_activations(backend: str, dtype: torch.dtype, activation: str) -> None:
     query, key, _, weight = make((2, 5, 40, 19, 1), dtype)
     check_scores(query, key, weight, activation=activation, backend=backend)
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", BUT_TANH)
 def test_activations(backend: str, activation: str) -> None:
     query, key, _, weight = make((1, 33, 140, 33, 1))
     check_scores(
@@ -93,7 +106,7 @@ def test_scores_are_what_attention_sees(backend: str) -> None:
 
 
 def test_written_out(backend: str) -> None:
-    """The formula by hand, so that the oracle is not its own witness."""
+    """The formula written out by hand, independent of the oracle."""
     query, key = torch.tensor([[0.5, -1.0]]), torch.tensor([[0.25, 2.0]])
     weight = torch.tensor([2.0, -3.0])
     hidden = {

@@ -1,4 +1,4 @@
-"""Packed sequences: the same as one call a sequence, without the padding."""
+"""Packed sequences: the results of one call per sequence, without padding."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.inputs import (
     BF16,
+    BUT_TANH,
     F16,
     F32,
     F64,
@@ -67,7 +68,7 @@ def test_dtypes(backend: str, dtype: torch.dtype) -> None:
     check_varlen(*packed([3, 8, 1], [50, 2, 33], dtype=dtype), backend=backend)
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", BUT_TANH)
 def test_activations_and_scale(backend: str, activation: str) -> None:
     inputs = packed([3, 8, 1], [50, 2, 33])
     check_varlen(*inputs, activation=activation, scale=0.7, backend=backend)
@@ -90,7 +91,7 @@ def test_layouts(backend: str, layout: Any) -> None:
 
 
 def test_one_call_a_sequence_gives_the_same(backend: str) -> None:
-    """Written out, so that the reference's idea of packing is checked too."""
+    """Packing written out by hand, so that the reference is checked too."""
     lengths_q, lengths_k = [3, 2, 4], [6, 0, 5]
 
     def call(

@@ -1,4 +1,4 @@
-"""Public calls under their own names in torch.profiler and NVTX, and nothing where nobody looks."""
+"""Public calls have names in torch.profiler and NVTX, and no overhead without a profiler."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CALLS: dict[str, tuple[Callable[[str], Any], list[str]]] = {
 
 
 def recorded(call: Callable[[], object]) -> list[str]:
-    """Our ranges among what torch.profiler saw, in the order of their beginning."""
+    """Return the ranges of attnkernels in a profile, in the order in which they begin."""
     with profile(activities=[ProfilerActivity.CPU]) as result:
         call()
     events = sorted(result.events(), key=lambda event: event.time_range.start)
@@ -57,7 +57,7 @@ def recorded(call: Callable[[], object]) -> list[str]:
 
 
 class Pushes:
-    """torch.cuda.nvtx as far as ranges go: what was begun, and how many have not ended."""
+    """The ranges of torch.cuda.nvtx: the names pushed, and the number not yet popped."""
 
     def __init__(self) -> None:
         self.names: list[str] = []

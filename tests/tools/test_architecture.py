@@ -1,4 +1,4 @@
-"""The import table: who may know whom. A layer that reaches past its neighbour fails here."""
+"""The layers of the package: a module imports only from layers below its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "attnkernels"
 CSRC = ROOT / "csrc"
 
-# Layers from the ground up. A module imports only from layers below its own and from its own part.
-# A new part is given its place here. Nothing points upward, and there are no exceptions.
+# Layers from the ground up, without exceptions. A module imports from its own part as well. Give a
+# new part its place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("ops",),
     ("backends",),
@@ -26,8 +26,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 # Inside some parts order matters as well: a module imports only modules that come before it.
-OPS = ("codes", "shapes", "dropout", "formula", "vmap", "schema", "autograd")
-BACKENDS = ("base", "reference", "fused", "native", "triton", "select", "__init__")
+OPS = ("codes", "signature", "shapes", "dropout", "formula", "fakes", "vmap", "schema", "autograd")
+# Every module of backends that is not named here is a backend, and stands at the dots.
+BACKENDS = ("base", "fused", "...", "select", "__init__")
 INTEROP = ("__init__", "convention", "live", "attend", "libraries", "load", "trial", "replace")
 
 
@@ -37,7 +38,7 @@ def modules() -> list[str]:
 
 
 def part(name: str) -> str:
-    """The part of the package that a dotted or slashed name belongs to."""
+    """Return the part of the package that a dotted or slashed name belongs to."""
     return re.split(r"[./]", name)[0]
 
 
@@ -48,7 +49,7 @@ def layer(name: str) -> int:
 
 
 def imports(module: str) -> set[str]:
-    """Dotted names below attnkernels that a module imports, anywhere in its text."""
+    """Return the dotted names below attnkernels that a module imports, anywhere in its text."""
     here = ["attnkernels", *module.split("/")]
     found: set[str] = set()
     for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
@@ -79,19 +80,25 @@ def test_the_ground_floor_has_an_order(room: str, order: tuple[str, ...]) -> Non
     for module in modules():
         if part(module) != room or module == "ops/__init__":
             continue
-        here = order.index(module.split("/")[1])
+        own = module.split("/")[1]
         inside = {name.split(".")[1] for name in imports(module) if name.startswith(room + ".")}
-        for name in inside - {module.split("/")[1]}:
-            assert order.index(name) < here, f"{module} imports {room}.{name}, which comes after it"
+        for name in inside - {own}:
+            assert rank(order, name) < rank(order, own), f"{module} imports {room}.{name}"
 
 
 def test_backends_do_not_know_each_other() -> None:
-    backends = {"reference", "native", "triton"}
-    for module in modules():
-        if module.startswith("backends/") and module.split("/")[1] in backends:
+    inside = [name for name in modules() if part(name) == "backends"]
+    backends = {name.split("/")[1] for name in inside} - set(BACKENDS)
+    assert backends >= {"reference", "native", "triton"}
+    for module in inside:
+        if module.split("/")[1] in backends:
             others = backends - {module.split("/")[1]}
             known = {name.split(".")[1] for name in imports(module) if name.startswith("backends.")}
             assert not known & others, module
+
+
+def rank(order: tuple[str, ...], name: str) -> int:
+    return order.index(name if name in order else "...")
 
 
 def test_the_core_of_interop_has_an_order_and_knows_no_library() -> None:
@@ -125,7 +132,7 @@ def test_every_backend_is_a_module_with_the_same_face() -> None:
 
     for backend in BACKENDS:
         assert isinstance(backend.NAME, str)
-        for part in ("why_not", "attention", "attention_varlen", "scores", "pack_keys"):
+        for part in ("why_not", "attention", "scores", "pack_keys"):
             assert callable(getattr(backend, part)), f"{backend.NAME} lacks {part}"
 
 
