@@ -1,5 +1,5 @@
-// What an operator was called with, as the CUDA kernels see it: merged leading dimensions, and a
-// stride over them for every tensor. Nothing on the device is read.
+// The arguments of an operator as the CUDA kernels take them: merged leading dimensions, and the
+// strides of every tensor over them. Nothing is read from the device.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
@@ -12,14 +12,14 @@
 
 namespace attnkernels {
 
-// A tensor's strides over the leading dimensions, and where to put them once these are merged.
+// The strides of a tensor over the leading dimensions, and the place for the merged ones.
 struct Along {
   Sizes strides;
   cuda::Strides* merged;
 };
 
-// Leading dimensions with neighbours made one where all tensors lay them out as one: batch and
-// heads of a dense call are one number.
+// Merge neighbouring leading dimensions that all tensors lay out as one: batch and heads of a dense
+// call are one number.
 inline cuda::Batch merge(const Leading& leading, const std::vector<Along>& tensors) {
   cuda::Batch batch;
   batch.count = leading.count();
@@ -52,7 +52,7 @@ inline Leading leading_of(const Tensor& t, int64_t trailing) {
   return own;
 }
 
-// Strides over `leading` of the flat index into the leading dimensions `own`.
+// Return the strides over `leading` of the flat index into the leading dimensions `own`.
 inline Sizes index_strides(const Leading& own, const Leading& leading) {
   Sizes strides(leading.sizes().size(), 0);
   int64_t step = 1;
@@ -86,7 +86,7 @@ class CudaCall {
     take(weight, 1, problem.weight);
   }
 
-  // What is more than raw scores.
+  // Take the arguments of attention, beyond those of raw scores.
   void attention(const Tensor& value, const Maybe& attn_mask, const Maybe& key_lengths,
                  const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k, const Maybe& seed,
                  double dropout_p, bool is_causal) {
@@ -98,7 +98,8 @@ class CudaCall {
     problem.causal = is_causal;
   }
 
-  // Once all arguments are taken; `more` are tensors that the operator made.
+  // Merge the leading dimensions, once all arguments are taken; `more` has the operator's own
+  // tensors.
   void done(std::vector<Along> more = {}) {
     const Leading query = leading_of(query_, 2), weight = leading_of(weight_, 1);
     Leading key = leading_of(key_, 2);

@@ -1,9 +1,9 @@
-// The operators of ops.cpp for CUDA tensors, on torch's stable ABI: allocate the results and call
-// the kernels on torch's current stream. Nothing waits for the device, so that calls can be
-// captured in a CUDA graph.
+// The operators of attnkernels/ops for CUDA tensors, on torch's stable ABI: they allocate the
+// results and call the kernels on torch's current stream. Nothing waits for the device, so that
+// calls can be captured in a CUDA graph.
 //
-// With ATTNKERNELS_EMULATED, for tests, they are for CPU tensors and the kernels run in the
-// emulator.
+// Tests define ATTNKERNELS_EMULATED: the operators then take CPU tensors, and the kernels run in
+// the emulator.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -14,7 +14,7 @@
 #include "torch/outputs.h"
 
 #ifndef ATTNKERNELS_EMULATED
-// It lives in the part of torch that is for CUDA: weak, so that the library loads without it.
+// A symbol of torch's CUDA library: weak, so that this library loads without it.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
 #endif
 
@@ -99,9 +99,7 @@ Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight, int6
   return out;
 }
 
-Output output(const Tensor& t) {
-  return {t.numel() ? t.mutable_data_ptr() : nullptr, dtype_of(t)};
-}
+Output output(const Tensor& t) { return {t.numel() ? t.mutable_data_ptr() : nullptr, dtype_of(t)}; }
 
 struct QueryKeyWeight {
   Tensor query, key, weight;
@@ -135,8 +133,8 @@ std::tuple<Tensor, Tensor, Tensor> scores_backward(const Tensor& grad, const Ten
   return {out.query, out.key, out.weight};
 }
 
-// The gradient of a mask is added to by all pairs that share an entry. Where the order matters each
-// pair has its own, and they are summed afterwards.
+// The gradient of a mask, to which all pairs that share an entry add. Where the order matters each
+// pair has a gradient of its own, and they are summed afterwards.
 class MaskGradient {
  public:
   MaskGradient(const Maybe& mask, const CudaCall& call, const Tensor& query, int64_t wanted)

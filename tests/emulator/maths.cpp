@@ -36,9 +36,8 @@ Array<float> quads(const Array<float>& s, const Array<float>& a, const Array<flo
                    const Array<float>& w, float negative, float floor) {
   Array<float> out(s.size());
   for (int64_t k = 0; k < s.size(); k++)
-    out.mutable_data()[k] =
-        add_quad<form>(s.data()[k], four_of(a, k), four_of(b, k), four_of(w, k),
-                       Rectifier{negative, floor});
+    out.mutable_data()[k] = add_quad<form>(s.data()[k], four_of(a, k), four_of(b, k), four_of(w, k),
+                                           Rectifier{negative, floor});
   return out;
 }
 
@@ -105,7 +104,8 @@ PYBIND11_MODULE(cuda_maths, m) {
       .value("i64", Dtype::i64);
   m.attr("rank") = kRank;
   m.attr("tile") = kTile;
-  m.def("limits", [] { return py::make_tuple(Limit::quad, Limit::pair, Limit::factored, Limit::exp_quad); });
+  m.def("limits",
+        [] { return py::make_tuple(Limit::quad, Limit::pair, Limit::factored, Limit::exp_quad); });
 
   m.def("exp_exact", [](const Array<float>& y) { return map(y, exp_exact); });
   m.def("exp_fast", [](const Array<float>& y) { return map(y, exp_fast); });

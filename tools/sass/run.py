@@ -36,7 +36,7 @@ from tools.sass.cubin import Function, functions
 from tools.sass.loops import ISSUED, MUFU, Inner, classify
 from tools.sass.report import Check, print_checks, spilled
 
-META = ("BI", "BJ", "BD", "BV", "RI", "RJ", "TI", "TJ", "LANES")
+META = ("BI", "BJ", "BD", "BV", "RI", "SHAPE", "LANES")
 TILED = {  # the kernels that go through tiles of scores, and those that they are given
     "forward_kernel": configs.TILES,
     "scores_kernel": configs.TILES,
@@ -66,7 +66,7 @@ class Row:
     kernel: str
     call: str
     warps: int
-    meta: dict[str, int]
+    meta: dict[str, Any]
     registers: int
     memory: int  # bytes that its threads share
     spills: dict[str, int]  # by name, those that there are
@@ -74,11 +74,11 @@ class Row:
 
     @property
     def block(self) -> tuple[int | None, int | None]:
-        """Queries and keys of its tile, where it has them."""
-        meta = self.meta
-        if "TI" in meta:
-            return meta["RI"] * meta["TI"], meta["RJ"] * meta["TJ"]
-        return meta.get("BI"), meta.get("BJ")
+        """The queries and keys of its tile, where it has them."""
+        if "SHAPE" in self.meta:
+            RI, RJ, TI, TJ = self.meta["SHAPE"]
+            return RI * TI, RJ * TJ
+        return self.meta.get("BI"), self.meta.get("BJ")
 
     @property
     def tile(self) -> str:
@@ -140,12 +140,12 @@ def _row(target: str, call: str, launch: Launch) -> Row:
     )
 
 
-def _pairs(meta: dict[str, int], threads: int) -> int:
-    """What classify() wants to know."""
+def _pairs(meta: dict[str, Any], threads: int) -> int:
+    """Return the pairs per thread, for classify()."""
     if "LANES" in meta:
         return 4 * meta["RI"]
-    if "RI" in meta:
-        return meta["RI"] * meta["RJ"]
+    if "SHAPE" in meta:
+        return meta["SHAPE"][0] * meta["SHAPE"][1]
     return max(meta.get("BJ", 1) * meta.get("BD", 1) // threads, 1)
 
 

@@ -31,37 +31,41 @@ def forward(
     scale: float,
     return_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ops.SCHEMAS."""
+    """Implement the operator "forward" of ops/signature.py."""
     call = Call(
-        query, key, weight, activation, negative_slope, scale, value, attn_mask, key_lengths,
-        cu_seqlens_q, cu_seqlens_k, seed, dropout_p, is_causal,
-    )  # fmt: skip
+        query,
+        key,
+        weight,
+        activation=activation,
+        negative_slope=negative_slope,
+        scale=scale,
+        value=value,
+        attn_mask=attn_mask,
+        key_lengths=key_lengths,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        seed=seed,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+    )
     lead, n, m, dv = call.lead, call.n, call.m, call.dv
     context, lse = call.new(*lead, n, dv), call.new(*lead, n)
     weights = call.new(*lead, n, m).fill_(-torch.inf) if return_weights else call.new(0)
     with on(query):
-        _attend(call, context, lse, weights)
+        _attend(call, context, lse, weights if return_weights else None)
         if return_weights:
             tiles = -(-n // 32) * -(-m // 64)
-            launch(
-                weights_kernel,
-                call.leads * tiles,
-                call.arguments,
-                warps=4,
-                scores=weights,
-                lse=lse,
-                BI=32,
-                BJ=64,
-            )
+            made = {"scores": weights, "lse": lse, "BI": 32, "BJ": 64}
+            launch(weights_kernel, call.leads * tiles, call.arguments | made, warps=4)
     return context, lse, weights
 
 
-def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor) -> None:
-    """Context and lse, with the keys split over programs where there are few rows."""
+def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor | None) -> None:
+    """Compute context and lse; where there are few rows, programs split the keys."""
     rows = call.leads * call.n
     if call.step:
         kernel, warps = step_kernel, configs.STEP_WARPS
-        arguments = call.arguments | call.strides()
+        arguments = call.arguments | call.inputs()
         arguments |= {"BJ": configs.STEP_KEYS, "BD": configs.STEP_UNITS}
         programs, tiles = rows, -(-call.m // configs.STEP_KEYS)
     else:
@@ -83,7 +87,6 @@ def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor) -> None:
         lse=part_lse,
         scores=scores,
         splits=splits,
-        SCORES=scores.dim() > 1,
     )
     if splits > 1:
         launch(
@@ -109,8 +112,9 @@ def scores(
     negative_slope: float,
     scale: float,
 ) -> Tensor:
-    """See ops.SCHEMAS."""
-    call = Call(query, key, weight, activation, negative_slope, scale)
+    """Implement the operator "scores" of ops/signature.py."""
+    options = {"activation": activation, "negative_slope": negative_slope, "scale": scale}
+    call = Call(query, key, weight, **options)
     result = call.new(*call.lead, call.n, call.m)
     if result.numel():
         with on(query):
