@@ -12,9 +12,9 @@ FLOAT = tl.constexpr(2)
 
 @triton.jit
 def mask_of(b, sizes, mask):
-    """Return a pointer to the mask of leading index b, or None where there is no mask."""
+    """Return a pointer to the mask of leading index b, or 0 where there is no mask."""
     if mask is None:
-        return None
+        return 0
     else:
         return vector_of(b, sizes, mask)
 
