@@ -36,7 +36,7 @@ ACTIVATIONS: dict[str, Activation] = {f.name: f for f in _TABLE}
 BY_CODE: dict[int, Activation] = {f.code: f for f in _TABLE}
 
 
-def activation(code: int) -> Activation:
+def find_activation(code: int) -> Activation:
     """Return the activation of `code`.
 
     Raises:

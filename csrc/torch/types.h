@@ -27,8 +27,8 @@ inline Dtype dtype_of(const Tensor& t) {
     default:
       STD_TORCH_CHECK(false,
                       "attnkernels: a tensor must be of dtype float32, float64, bfloat16, float16, "
-                      "bool, int32 or int64, got dtype code ",
-                      static_cast<int>(t.scalar_type()));
+                      "bool, int32 or int64, got ",
+                      toString(t.scalar_type()));
       return {};
   }
 }

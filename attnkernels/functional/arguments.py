@@ -1,0 +1,292 @@
+"""The check of each public function's arguments, made of the checks of single ones.
+
+A check returns what the caller wants to know of its arguments. The way through without a complaint
+counts microseconds: it makes no strings.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+import torch
+from torch import Tensor
+
+from ..backends.base import Problem
+from ..ops.codes import ACTIVATIONS
+from ..ops.shapes import leading_shape
+from ..ops.signature import Options
+from . import checks
+
+_STRIDED = torch.strided
+_FLOATING = checks.FLOATING
+_ON_CPU = {dtype: Problem("cpu", dtype) for dtype in _FLOATING}
+Leads = dict[str, tuple[int, ...]]  # leading shapes by the name of the argument
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options, return_lse: bool
+) -> Problem:
+    """Check the arguments of `additive_attention`."""
+    attn_mask, key_lengths = options.attn_mask, options.key_lengths
+    problem = None
+    if attn_mask is None and key_lengths is None:
+        problem = _plain(query, key, value, weight)
+    if problem is None:
+        problem = _same_kind({"query": query, "key": key, "value": value, "weight": weight})
+        leads = _pairs(query, key, weight)
+        leads["value"] = _values(value, key.shape)
+        if attn_mask is not None:
+            leads["attn_mask"] = _mask(attn_mask, query, key.shape[-2])
+        if key_lengths is not None:
+            leads["key_lengths"] = _lengths(key_lengths, key)
+        _leading(leads)
+    is_causal, return_weights = options.is_causal, options.return_weights
+    dropout_p, activation = options.dropout_p, options.activation
+    slope, scale = options.negative_slope, options.scale
+    if not (
+        (is_causal is True or is_causal is False)
+        and (return_weights is True or return_weights is False)
+        and (return_lse is True or return_lse is False)
+    ):
+        checks.flags(is_causal=is_causal, return_weights=return_weights, return_lse=return_lse)
+    if type(dropout_p) is not float or not 0 <= dropout_p <= 1:
+        checks.number("dropout_p", dropout_p, 0, 1)
+    if not (
+        type(activation) is str
+        and activation in ACTIVATIONS
+        and type(slope) is float
+        and type(scale) is float
+        and 0 <= slope <= 1
+        and -inf < scale < inf
+    ):
+        checks.scoring(activation, slope, scale)
+    return problem
+
+
+def scores(query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Problem:
+    """Check the arguments of `additive_scores`."""
+    problem = _plain(query, key, key, weight)  # without values: any that fit the keys
+    if problem is None:
+        problem = _same_kind({"query": query, "key": key, "weight": weight})
+        _leading(_pairs(query, key, weight))
+    checks.scoring(options.activation, options.negative_slope, options.scale)
+    return problem
+
+
+def varlen(
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options, return_lse: bool
+) -> Problem:
+    """Check the arguments of `additive_attention_varlen`."""
+    problem = _same_kind({"query": query, "key": key, "value": value, "weight": weight})
+    leads = _pairs(query, key, weight)
+    leads["value"] = _values(value, key.shape)
+    _leading(leads)
+    sequences_q = _boundaries("cu_seqlens_q", options.cu_seqlens_q, "query", query)
+    sequences_k = _boundaries("cu_seqlens_k", options.cu_seqlens_k, "key", key)
+    if sequences_q != sequences_k:
+        raise ValueError(
+            "cu_seqlens_q and cu_seqlens_k must describe the same number of sequences, got "
+            f"{sequences_q} and {sequences_k}"
+        )
+    checks.flags(is_causal=options.is_causal, return_lse=return_lse)
+    checks.number("dropout_p", options.dropout_p, 0, 1)
+    checks.scoring(options.activation, options.negative_slope, options.scale)
+    return problem
+
+
+def prepared(
+    key: Tensor, value: Tensor, weight: Tensor, options: Options
+) -> tuple[Problem, tuple[int, ...]]:
+    """Check the arguments of `prepare_keys`; return their leading shape as well."""
+    checks.scoring(options.activation, options.negative_slope, options.scale)
+    key_lengths = options.key_lengths
+    if key_lengths is None:
+        problem = _plain(key, key, value, weight)  # without queries: any that fit the keys
+        if problem is not None:
+            return problem, tuple(key.shape[:-2])
+    problem = _same_kind({"key": key, "value": value, "weight": weight})
+    k = key.shape
+    leads = {"key": _rows("key", k), "value": _values(value, k), "weight": _width(weight, k)}
+    if key_lengths is not None:
+        leads["key_lengths"] = _lengths(key_lengths, key)
+    return problem, _leading(leads)
+
+
+def step(
+    query: Tensor, key: Tensor, lead: tuple[int, ...], options: Options, return_lse: bool
+) -> None:
+    """Check what is new in a step: the query and the options, against prepared keys."""
+    attn_mask, return_weights = options.attn_mask, options.return_weights
+    if attn_mask is not None or not _plain_step(query, key, lead):
+        _same_kind({"the prepared key": key, "query": query})
+        q, (m, d) = query.shape, key.shape[-2:]
+        leads = {"query": _rows("query", q), "the prepared keys": lead}
+        if q[-1] != d:
+            raise ValueError(
+                f"query must be (..., n, d) with the d = {d} of the prepared keys, got {tuple(q)}"
+            )
+        if attn_mask is not None:
+            leads["attn_mask"] = _mask(attn_mask, query, m)
+        _leading(leads)
+    for flag in (return_weights, return_lse):
+        if flag is not True and flag is not False:
+            checks.flags(return_weights=return_weights, return_lse=return_lse)
+    checks.number("dropout_p", options.dropout_p, 0, 1)
+
+
+def selection(dim: int, index: Tensor, lead: tuple[int, ...], device: torch.device) -> int:
+    """Check the arguments of `AdditiveMemory.index_select`.
+
+    Return the dimension of `lead` counted from its end, as a negative number.
+    """
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    if not -len(lead) <= dim < len(lead):
+        raise ValueError(
+            f"dim must be one of the {len(lead)} leading dimensions {lead} of the memory, got {dim}"
+        )
+    dim = dim - len(lead) if dim >= 0 else dim
+    checks.integers("index", index)
+    checks.on_device("index", index, device)
+    if index.ndim != 1:
+        raise ValueError(f"index must be 1-D, got shape {tuple(index.shape)}")
+    if lead[dim] != 1:  # 1 broadcasts: whichever entry is asked for, it is there
+        checks.within("index", index, 0, lead[dim] - 1, f"the size {lead[dim]} of dim {dim}")
+    return dim
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem | None:
+    """Return the problem of the usual call in half the time; None: it takes a closer look."""
+    for x in (query, key, value, weight):
+        if not (isinstance(x, Tensor) and x.is_cpu and x.layout is _STRIDED):
+            return None
+    dtype = query.dtype
+    problem = _ON_CPU.get(dtype)
+    if problem is None or not dtype is key.dtype is value.dtype is weight.dtype:
+        return None
+    q, k, u, w = query.shape, key.shape, value.shape, weight.shape
+    if not (len(q) == len(k) == len(u) > 1 == len(w)):
+        return None
+    *of_q, _, d = q  # in half the time of slices
+    *of_k, m, of_key = k
+    *of_u, of_value, _ = u
+    if not (d == of_key == w[0] > 0 and m == of_value and of_q == of_k == of_u):
+        return None
+    return problem
+
+
+def _plain_step(query: Tensor, key: Tensor, lead: tuple[int, ...]) -> bool:
+    """Return True for the usual step, in half the time; False: it takes a closer look."""
+    if not (isinstance(query, Tensor) and query.is_cpu and query.layout is _STRIDED):
+        return False
+    if not (key.is_cpu and query.dtype is key.dtype):
+        return False
+    q = query.shape
+    if len(q) < 2:
+        return False
+    *of_q, _, d = q
+    return d == key.shape[-1] and tuple(of_q) == lead
+
+
+def _same_kind(tensors: dict[str, Tensor]) -> Problem:
+    """Check for dense tensors of one supported dtype, on one device."""
+    (first_name, first), *_ = tensors.items()
+    checks.tensor(first_name, first, dtype=_FLOATING)
+    dtype, on_cpu = first.dtype, first.is_cpu
+    for name, x in tensors.items():
+        if not (isinstance(x, Tensor) and x.layout is _STRIDED):
+            checks.tensor(name, x)
+        if x.dtype is not dtype:
+            raise TypeError(f"{name} must have the dtype of {first_name}, {dtype}, got {x.dtype}")
+        if not (on_cpu and x.is_cpu):  # a tenth of the time of asking for its device
+            checks.on_device(name, x, first.device)
+    return Problem("cpu" if on_cpu else first.device.type, dtype)
+
+
+def _rows(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the leading shape of (..., rows, columns)."""
+    if len(shape) < 2:
+        raise ValueError(f"{name} must have 2 or more dimensions, got shape {tuple(shape)}")
+    return shape[:-2]
+
+
+def _pairs(query: Tensor, key: Tensor, weight: Tensor) -> Leads:
+    q, k = query.shape, key.shape
+    leads = {"query": _rows("query", q), "key": _rows("key", k)}
+    if q[-1] != k[-1]:
+        raise ValueError(
+            f"key must be (..., m, d) with the d = {q[-1]} of query {tuple(q)}, got {tuple(k)}"
+        )
+    leads["weight"] = _width(weight, k)
+    return leads
+
+
+def _width(weight: Tensor, key: tuple[int, ...]) -> tuple[int, ...]:
+    d, shape = key[-1], weight.shape
+    if d == 0:
+        raise ValueError(f"key must have d of 1 or more to be scored, got shape {tuple(key)}")
+    if not shape or shape[-1] != d:
+        raise ValueError(
+            f"weight must be (..., d) with the d = {d} of key {tuple(key)}, got {tuple(shape)}"
+        )
+    return shape[:-1]
+
+
+def _values(value: Tensor, key: tuple[int, ...]) -> tuple[int, ...]:
+    shape = value.shape
+    lead = _rows("value", shape)
+    if shape[-2] != key[-2]:
+        raise ValueError(
+            f"value must be (..., m, dv) with the m = {key[-2]} of key {tuple(key)}, "
+            f"got {tuple(shape)}"
+        )
+    return lead
+
+
+def _mask(attn_mask: Tensor, query: Tensor, m: int) -> tuple[int, ...]:
+    checks.mask("attn_mask", attn_mask, query.dtype)
+    checks.on_device("attn_mask", attn_mask, query.device)
+    shape, n = attn_mask.shape, query.shape[-2]
+    if (shape and shape[-1] not in (1, m)) or (len(shape) > 1 and shape[-2] not in (1, n)):
+        raise ValueError(
+            f"attn_mask must broadcast to (..., n, m) = (..., {n}, {m}), got {tuple(shape)}"
+        )
+    return shape[:-2]
+
+
+def _lengths(key_lengths: Tensor, key: Tensor) -> tuple[int, ...]:
+    checks.integers("key_lengths", key_lengths)
+    checks.on_device("key_lengths", key_lengths, key.device)
+    checks.within("key_lengths", key_lengths, 0, key.shape[-2], "the number of keys")
+    return key_lengths.shape
+
+
+def _boundaries(name: str, cu_seqlens: Tensor | None, of: str, packed: Tensor) -> int:
+    """Return the number of sequences."""
+    checks.integers(name, cu_seqlens)
+    assert cu_seqlens is not None
+    checks.on_device(name, cu_seqlens, packed.device)
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(
+            f"{name} must be 1-D with 1 or more entries, got shape {tuple(cu_seqlens.shape)}"
+        )
+    sequences = cu_seqlens.shape[0] - 1
+    ends, total = checks.readable(cu_seqlens), packed.shape[-2]
+    if ends is None:
+        return sequences
+    if ends[0] != 0:
+        raise ValueError(f"{name} must start at 0, got {ends[0]}")
+    if ends[-1] != total:
+        raise ValueError(f"{name} must end at the number of rows of {of}, {total}, got {ends[-1]}")
+    for s in range(1, len(ends)):
+        if ends[s] < ends[s - 1]:
+            raise ValueError(f"{name} must not decrease, got {ends[s - 1]} and then {ends[s]}")
+    return sequences
+
+
+def _leading(leads: Leads) -> tuple[int, ...]:
+    try:
+        return leading_shape(*leads.values())
+    except ValueError:
+        shapes = ", ".join(f"{tuple(lead)} of {name}" for name, lead in leads.items())
+        raise ValueError(f"leading dimensions must broadcast, got {shapes}") from None
