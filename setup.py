@@ -46,7 +46,9 @@ if platform.machine() not in ("x86_64", "AMD64"):
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 SANITIZERS += ["-DATTNKERNELS_POISON"]  # of results: what is not written shall be NaN
 OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS] if SANITIZE else ["-O3"]
-WARN = ["-Wall", "-Wextra", "-Wno-psabi"]  # no vector leaves its object, whatever its ABI
+# -Werror=switch: an activation that a kernel lacks is an error. -Wno-psabi: no vector is passed
+# from one object to another, so its ABI does not matter.
+WARN = ["-Wall", "-Wextra", "-Werror=switch", "-Wno-psabi"]
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # nothing newer than torch 2.10
 
 CUDA_BINDING = ROOT / "csrc/torch/cuda_ops.cpp"
@@ -90,6 +92,7 @@ def compile_step(source: Path, output: Path, flags: list[str]) -> Step:
     command = [*(compiler() or []), *shlex.split(os.environ.get("CXXFLAGS", "")), "-c"]
     command += [*OPTIMIZE, "-std=c++20", "-fPIC", "-fvisibility=hidden", *WARN]
     command += [f"-I{ROOT / 'csrc'}", "-isystem", str(torch_root() / "include"), *flags]
+    command += [f"-fmacro-prefix-map={ROOT}/="]  # error messages name files of the project
     command += ["-MD", "-MF", f"{output}.d", str(source), "-o", str(output)]
     return Step(output, command, [source])
 

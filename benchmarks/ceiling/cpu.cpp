@@ -1,8 +1,8 @@
-// The ceiling of one core of this machine: how fast it can do the inner loops of docs/math.md (E9)
-// when nothing surrounds them; no masks, softmax, tails, range tests or threads. A kernel is read
-// against these rates.
-//   g++ -O3 -march=native -std=c++20 ceiling.cpp -o ceiling && ./ceiling [n m d]      (python -m
-//   benchmarks.ceiling)
+// The ceiling of one core of this machine: the rate of the inner loops of docs/math.md (E9) with
+// nothing around them, without masks, softmax, tails, range tests or threads. Rates of kernels are
+// given relative to these.
+//   g++ -O3 -march=native -std=c++20 cpu.cpp -o ceiling && ./ceiling [n m d]
+// or python -m benchmarks.ceiling.
 // GCC vector extensions, so the same source runs on any instruction set. Prints one JSON object.
 #include <algorithm>
 #include <array>
@@ -215,6 +215,16 @@ static double gradient_error(const Problem& p, const Gradients& g) {
   return worst / size;
 }
 
+// Two sizes of a register block, as a type.
+template <int A, int B>
+struct Block {};
+
+// The least of seconds(block) for the given blocks.
+template <class F, class... Blocks>
+double least(const F& seconds, Blocks... blocks) {
+  return std::min({seconds(blocks)...});
+}
+
 int main(int argc, char** argv) {
   const bool sized = argc == 4;
   const Problem p(sized ? std::atoi(argv[1]) : 512, sized ? std::atoi(argv[2]) : 512,
@@ -230,31 +240,20 @@ int main(int argc, char** argv) {
   // Which register block is best depends on the instruction set; the ceiling is the fastest of a
   // few.
   std::vector<float> out(size_t(p.n) * p.m);
-  double score_seconds = 1e30;
-  const auto try_scores = [&]<int ROWS, int COLUMNS>() {
-    const std::vector<float> panels = key_panels(p, COLUMNS * LANES);
-    const double s = fastest_seconds(RUNS, [&] { scores<ROWS, COLUMNS>(p, panels, total, out); });
-    score_seconds = std::min(score_seconds, s);
-  };
-  try_scores.operator()<1, 2>();
-  try_scores.operator()<2, 1>();
-  try_scores.operator()<2, 2>();
-  try_scores.operator()<4, 1>();
-  try_scores.operator()<4, 2>();
-  try_scores.operator()<8, 1>();
+  const double score_seconds = least(
+      [&]<int ROWS, int COLUMNS>(Block<ROWS, COLUMNS>) {
+        const std::vector<float> panels = key_panels(p, COLUMNS * LANES);
+        return fastest_seconds(RUNS, [&] { scores<ROWS, COLUMNS>(p, panels, total, out); });
+      },
+      Block<1, 2>{}, Block<2, 1>{}, Block<2, 2>{}, Block<4, 1>{}, Block<4, 2>{}, Block<8, 1>{});
 
   Gradients g{std::vector<float>(p.q.size()), std::vector<float>(p.k.size()),
               std::vector<float>(p.d)};
-  double gradient_seconds = 1e30;
-  const auto try_gradients = [&]<int KEYS, int SHARE>() {
-    const double s = fastest_seconds(RUNS, [&] { gradients<KEYS, SHARE>(p, g); });
-    gradient_seconds = std::min(gradient_seconds, s);
-  };
-  try_gradients.operator()<2, 2>();
-  try_gradients.operator()<4, 2>();
-  try_gradients.operator()<8, 2>();
-  try_gradients.operator()<4, 4>();
-  try_gradients.operator()<8, 4>();
+  const double gradient_seconds = least(
+      [&]<int KEYS, int SHARE>(Block<KEYS, SHARE>) {
+        return fastest_seconds(RUNS, [&] { gradients<KEYS, SHARE>(p, g); });
+      },
+      Block<2, 2>{}, Block<4, 2>{}, Block<8, 2>{}, Block<4, 4>{}, Block<8, 4>{});
 
   std::printf(
       "{\"lanes\": %d, \"multiply_add_g\": %.2f, \"scores_g\": %.2f, \"gradients_g\": %.2f, "

@@ -1,4 +1,4 @@
-// The element types that tensors come in.
+// The element types of tensors.
 #pragma once
 #include <cstdint>
 

@@ -1,14 +1,17 @@
 // The inner formulas. A form adds sum_e w_e f(a_e, b_e) over four hidden units to an accumulator,
-// one (query, key) pair a lane. What a and b hold (exponentials, or the inputs themselves) is set
-// by pack.h. They are always inlined: the operands of a call would go through memory.
+// one (query, key) pair per lane. pack.h sets what a and b hold: exponentials, or the inputs
+// themselves. Forms are always inlined, or their operands would go through memory.
 #pragma once
+#include "common/activation.h"
 #include "common/limits.h"
 #include "vec.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// a = exp(y_query), b = exp(y_key): x = 1 + exp(y) is one multiply-add, (E7).
+// Logistic activations: x = 1 + exp(y) of an exponent y = gain * (query + key), in three ways.
+
+// a = exp(y_query), b = exp(y_key): one multiply-add, (E7).
 struct Factored {
   template <class T>
   C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
@@ -47,19 +50,52 @@ struct SharedReciprocal {
   }
 };
 
-// max(x, 0), and with Leaky + slope * min(x, 0), of x = a + b.
-template <class T, bool Leaky>
-struct Rectified {
-  Vec<T> slope;
-  C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> x) const {
-    const Vec<T> zero(T(0)), up = at_least(x, zero);
-    if constexpr (Leaky) return fmadd(at_most(x, zero), slope, up);
-    return up;
+// Pointwise activations: `value` is f(x) of x = query + key, and `slope` is f'(x) ds for a gradient
+// ds. NaN in x gives NaN in `value`. `slope` takes ds so that f' = 0 gives 0 even where ds is not
+// finite.
+
+template <class T>
+struct Relu {
+  C10_ALWAYS_INLINE Vec<T> value(Vec<T> x) const { return at_least(x, Vec<T>(T(0))); }
+  C10_ALWAYS_INLINE Vec<T> slope(Vec<T> x, Vec<T> ds) const {
+    const Vec<T> zero(T(0));
+    return Vec<T>::blendv(ds, zero, x <= zero);
   }
-  C10_ALWAYS_INLINE void add(Vec<T>& acc, const Vec<T> (&a)[4], const Vec<T> (&b)[4],
-                             const Vec<T> (&w)[4]) const {
+};
+
+template <class T>
+struct LeakyRelu {
+  Vec<T> negative_slope;
+  C10_ALWAYS_INLINE Vec<T> value(Vec<T> x) const {
+    const Vec<T> zero(T(0));
+    return fmadd(at_most(x, zero), negative_slope, at_least(x, zero));
+  }
+  C10_ALWAYS_INLINE Vec<T> slope(Vec<T> x, Vec<T> ds) const {
+    return Vec<T>::blendv(ds, ds * negative_slope, x <= Vec<T>(T(0)));
+  }
+};
+
+// Call f with the pointwise activation of a code. The switch has no default: the compiler reports
+// an activation that is missing.
+template <class T, class F>
+inline void with_pointwise(Activation activation, T negative_slope, const F& f) {
+  switch (activation) {
+    case Activation::relu: return f(Relu<T>{});
+    case Activation::leaky_relu: return f(LeakyRelu<T>{Vec<T>(negative_slope)});
+    case Activation::tanh:
+    case Activation::sigmoid: break;  // logistic
+  }
+  __builtin_trap();  // activation_of has refused every other code
+}
+
+// sum_e w_e f(a_e + b_e), with a = query and b = key.
+template <class Pointwise>
+struct PointwiseSum {
+  Pointwise f;
+  template <class V>
+  C10_ALWAYS_INLINE void add(V& acc, const V (&a)[4], const V (&b)[4], const V (&w)[4]) const {
 #pragma GCC unroll 4
-    for (int e = 0; e < 4; e++) acc = fmadd(w[e], (*this)(a[e] + b[e]), acc);
+    for (int e = 0; e < 4; e++) acc = fmadd(w[e], f.value(a[e] + b[e]), acc);
   }
 };
 

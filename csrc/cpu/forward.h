@@ -1,64 +1,20 @@
 // Scores, online softmax and context in one pass, (E1)-(E3). A task is one block of queries against
-// a range of keys; with few queries the keys are split between tasks too, and the parts merged.
+// a range of keys. With few queries the keys are split between tasks too, and the parts merged.
 //
 //   for a tile of keys:              keys -> exponentials, transposed          (score.h)
 //     for 32 queries of the block:   S = scores; P = exp(S - max); context = alpha context + P V
 //
-// S and P are one tile of 32 x 64 in the first-level cache; nothing of size n x m exists unless
+// S and P are one tile of 32 x 64 in the first-level cache. Nothing of size n x m exists unless the
 // weights are returned.
 #pragma once
+#include "blocks.h"
 #include "mask.h"
 #include "philox.h"
 #include "product.h"
-#include "score.h"
+#include "scratch.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
-
-constexpr int64_t kTileRows = 32;
-inline int64_t tile_rows(const Problem& p) { return std::min(kTileRows, block_rows(p)); }
-
-// Queries i0 .. i1 of an item against its keys j0 .. j1. `part` >= 0: an unfinished softmax, for
-// merging.
-struct Block {
-  int64_t item, i0, i1, j0, j1, part;
-};
-
-// Cut every item into blocks: enough for the threads, each as large as pays.
-template <class Blocks>
-int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
-  int64_t rows = 0;
-  for (int64_t b = 0; b < p.count; b++) rows += p.items[b].n;
-  const int64_t most = block_rows(p), tile = tile_keys(p.d);
-  // two blocks a thread, so that the slower one does not decide; a block's keys are prepared for
-  // all its queries
-  const int64_t limit = std::clamp<int64_t>((rows + 2 * threads - 1) / (2 * threads),
-                                            std::min<int64_t>(kTileRows, most), most);
-  auto pieces = [&](const Item& item) { return (item.n + limit - 1) / limit; };
-  int64_t count = 0;
-  for (int64_t b = 0; b < p.count; b++) count += pieces(p.items[b]);
-  const int64_t wanted = split_keys && count < 2 * threads
-                             ? (2 * threads + count - 1) / std::max<int64_t>(1, count)
-                             : 1;
-  int64_t parts = 0;
-  for (int64_t b = 0; b < p.count; b++) {
-    const Item& item = p.items[b];
-    if (!item.n) continue;
-    const int64_t size =
-        ((item.n + pieces(item) - 1) / pieces(item) + 3) / 4 * 4;  // alike, and whole registers
-    for (int64_t i = 0; i < item.n; i += size) {
-      const int64_t i1 = std::min(item.n, i + size);
-      const int64_t tiles = (item.m + tile - 1) / tile,
-                    split = std::clamp<int64_t>(tiles / 2, 1, wanted);
-      for (int64_t s = 0; s < split; s++)
-        blocks.push_back({b, i, i1, tiles * s / split * tile,
-                          std::min(item.m, tiles * (s + 1) / split * tile),
-                          split > 1 ? parts + s * (i1 - i) : -1});
-      if (split > 1) parts += split * (i1 - i);
-    }
-  }
-  return parts;
-}
 
 // The running state of (E2) for a block: maximum, sum of exp(s - maximum), and context in units of
 // that sum.
@@ -68,8 +24,8 @@ struct Softmax {
   int64_t ld;
 };
 
-// One row of a tile: P = exp(S - new maximum), the state carried over by alpha = exp(old maximum -
-// new maximum).
+// One row of a tile: P = exp(S - new maximum). Return alpha = exp(old maximum - new maximum), by
+// which the state is scaled.
 template <class T>
 inline T softmax_row(T* s, int64_t ld, T& high, T& total) {
   using V = Vec<T>;
@@ -98,22 +54,17 @@ struct ForwardScratch {
   T *scorer, *scores, *mask, *value, *alpha, *high, *total, *context;
   static int64_t carve(const Problem& p, T* base, ForwardScratch* s) {
     const int64_t rows = block_rows(p), tile = tile_keys(p.d), ld = row_stride(p.dv);
-    T* at = base;
-    auto take = [&](int64_t count) {
-      T* out = at;
-      at += padded(count);
-      return out;
-    };
-    ForwardScratch f{take(Scorer<T>::scratch(p, rows)),
-                     take(tile_rows(p) * tile),
-                     take(tile_rows(p) * tile),
-                     take(tile * ld),
-                     take(tile_rows(p)),
-                     take(rows),
-                     take(rows),
-                     take(rows * ld)};
+    Parts<T> parts(base);
+    ForwardScratch f{parts.take(Scorer<T>::scratch(p, rows)),
+                     parts.take(tile_rows(p) * tile),
+                     parts.take(tile_rows(p) * tile),
+                     parts.take(tile * ld),
+                     parts.take(tile_rows(p)),
+                     parts.take(rows),
+                     parts.take(rows),
+                     parts.take(rows * ld)};
     if (s) *s = f;
-    return at - base;
+    return parts.taken();
   }
 };
 
@@ -160,7 +111,7 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
   }
 }
 
-// context and lse of one row from its state; a row with nothing left gives 0 and -inf.
+// Write context and lse of one row from its state: 0 and -inf for a row without keys.
 template <class T>
 inline void finish_row(const Forward<T>& p, int64_t row, T high, T total, const T* context) {
   const T scale = total == 0 ? T(0) : T(1) / total;
@@ -169,7 +120,7 @@ inline void finish_row(const Forward<T>& p, int64_t row, T high, T total, const 
   p.lse[row] = total == 0 ? -std::numeric_limits<T>::infinity() : high + std::log(total);
 }
 
-// Merge the parts of one block: the sums of each are in units of exp(its own maximum).
+// Merge the parts of one block. The sums of each are in units of exp(its own maximum).
 template <class T>
 void merge(const Forward<T>& p, const Block* parts, int64_t count, const Softmax<T>& state,
            int64_t rows_before) {
@@ -192,7 +143,7 @@ void merge(const Forward<T>& p, const Block* parts, int64_t count, const Softmax
   }
 }
 
-// Raw scores, kept where the weights go, become weights: exp(s - lse), dropped and scaled.
+// Turn the raw scores in the place of the weights into weights: exp(s - lse), with dropout.
 template <class T>
 void finish_weights(const Forward<T>& p, const Block& b) {
   const Item& item = p.items[b.item];
@@ -209,6 +160,48 @@ void finish_weights(const Forward<T>& p, const Block& b) {
     if (p.dropout.p > 0)
       drop_row(row + b.j0, p.dropout.p, p.dropout.seed, item.counter, i, b.j0, b.j1 - b.j0);
   }
+}
+
+template <class T>
+void forward(const Forward<T>& p, const Host& host) {
+  std::vector<Block> blocks;
+  const int64_t parts = cut(p, host.threads, blocks, true), ld = row_stride(p.dv);
+  const int64_t size = ForwardScratch<T>::carve(p, nullptr, nullptr);
+  T* scratch = host.allocate<T>(host.threads * size);
+  const Softmax<T> all{host.allocate<T>(parts), host.allocate<T>(parts),
+                       host.allocate<T>(parts * ld), ld};
+
+  host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t worker) {
+    const Block& b = blocks[task];
+    ForwardScratch<T> s;
+    ForwardScratch<T>::carve(p, scratch + worker * size, &s);
+    const Item& item = p.items[b.item];
+    if (p.weights)
+      for (int64_t i = b.i0; i < b.i1; i++) {
+        T* row = p.weights + (item.pair_row + i) * p.pair_cols;
+        std::fill(row + b.j0, row + b.j1, -std::numeric_limits<T>::infinity());
+      }
+    if (b.part >= 0)
+      return forward_block(p, b, s,
+                           {all.high + b.part, all.total + b.part, all.context + b.part * ld, ld});
+    forward_block(p, b, s, {s.high, s.total, s.context, ld});
+    for (int64_t r = 0; r < b.i1 - b.i0; r++)
+      finish_row(p, item.query_row + b.i0 + r, s.high[r], s.total[r], s.context + r * ld);
+    if (p.weights) finish_weights(p, b);
+  });
+
+  std::vector<int64_t> first;  // the first part of each block that was split
+  for (int64_t k = 0; k < static_cast<int64_t>(blocks.size()); k++)
+    if (blocks[k].part >= 0 && blocks[k].j0 == 0) first.push_back(k);
+  host.run(static_cast<int64_t>(first.size()), [&](int64_t task, int64_t) {
+    const int64_t k = first[task];
+    int64_t end = k + 1;
+    while (end < static_cast<int64_t>(blocks.size()) && blocks[end].part >= 0 && blocks[end].j0 > 0)
+      end++;
+    merge(p, &blocks[k], end - k, all, blocks[k].part);
+    if (p.weights)
+      for (int64_t e = k; e < end; e++) finish_weights(p, blocks[e]);
+  });
 }
 
 }  // namespace CPU_CAPABILITY

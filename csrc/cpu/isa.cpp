@@ -1,4 +1,5 @@
-// Chooses the kernels: the best ISA torch itself would use, which honours ATEN_CPU_CAPABILITY.
+// The choice of kernels: the instruction set that torch itself uses, so that ATEN_CPU_CAPABILITY
+// holds.
 #include <ATen/Version.h>
 
 #include <string>

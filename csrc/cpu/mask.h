@@ -1,17 +1,17 @@
-// Which pairs of a tile take part: causal limit, bool mask, float mask.
+// The pairs of a tile that take part: causal limit, bool mask and float mask.
 #pragma once
 #include "pack.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// Keys of the tile at j0 that query i may see under the causal rule, of `keys`.
+// How many of the `keys` keys from j0 on query i may attend to.
 inline int64_t visible(bool causal, int64_t i, int64_t j0, int64_t keys) {
   return causal ? std::clamp<int64_t>(i + 1 - j0, 0, keys) : keys;
 }
 
-// row[j] <- what the mask adds to the score of (i, j0 + j): 0 or -inf for bool. False where it
-// leaves nothing.
+// row[j] <- the mask of (i, j0 + j) as a term of the score: 0 or -inf for a bool mask. Return false
+// if no key takes part.
 template <class T>
 inline bool mask_row(T* row, const Matrix& mask, int64_t i, int64_t j0, int64_t keys) {
   constexpr T out = -std::numeric_limits<T>::infinity();
@@ -27,8 +27,8 @@ inline bool mask_row(T* row, const Matrix& mask, int64_t i, int64_t j0, int64_t 
   return false;
 }
 
-// The mask of a tile into `tile` (rows, ld). False where nothing in it takes part, and it need not
-// be computed.
+// Load the mask of a tile into `tile` (rows, ld). Return false if no pair of it takes part, and it
+// need not be computed.
 template <class T>
 inline bool mask_tile(T* tile, int64_t ld, const Problem& p, const Item& item, int64_t i0,
                       int64_t rows, int64_t j0, int64_t keys) {
@@ -39,7 +39,7 @@ inline bool mask_tile(T* tile, int64_t ld, const Problem& p, const Item& item, i
   return any;
 }
 
-// scores <- scores + mask, -inf for what does not take part and for the columns up to `ld`.
+// scores <- scores + mask, and -inf for pairs that take no part and for the columns up to `ld`.
 template <class T>
 inline void apply_mask(T* scores, const T* tile, int64_t ld, const Problem& p, const Item& item,
                        int64_t i0, int64_t rows, int64_t j0, int64_t keys) {

@@ -1,12 +1,15 @@
-// What the inner loops read: rows padded to whole vectors, as they are or as exponentials, and
-// panels of 32 keys transposed.
+// The operands of the inner loops: rows padded to whole vectors, of inputs or of exponentials, and
+// transposed panels of keys.
 #pragma once
 #include "pair_sums.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// The largest value and the largest magnitude among inputs; NaN where one is not finite.
+// A panel is transposed in blocks of kLane rows and columns, each of whole vectors.
+static_assert(kPanel % kLane == 0 && kLane % kLanes<float> == 0 && kLane % kLanes<double> == 0);
+
+// The largest value and the largest magnitude of inputs; NaN if one is not finite.
 template <class T>
 struct Range {
   T high = -std::numeric_limits<T>::infinity(), magnitude = 0;
@@ -18,7 +21,7 @@ struct Range {
   static T larger(T a, T b) { return a > b || a != a ? a : b; }
 };
 
-// The same lane by lane, for many rows. Lanes that a row leaves empty count as 0.
+// The same per lane, for many rows. Lanes beyond the end of a row count as 0.
 template <class T>
 class Ranges {
  public:
@@ -45,8 +48,8 @@ inline Range<T> range_of(const T* row, int64_t count) {
   return ranges.range();
 }
 
-// out <- exp(gain * in), padded with zeros to whole vectors: an absent hidden unit makes x = 1 + 0.
-// Above the range of the factored forms it is anything, and not used.
+// out <- exp(gain * in), padded with zeros to whole vectors, so that an absent hidden unit has
+// x = 1 + 0. Results above the range of the factored forms are undefined, and not used.
 template <class T, class S>
 C10_ALWAYS_INLINE void exponentiate(T* out, const S* in, int64_t count, T gain, Ranges<T>& ranges) {
   const Vec<T> g(gain), zero(T(0));
@@ -64,7 +67,7 @@ C10_ALWAYS_INLINE void exponentiate(T* out, const S* in, int64_t count, T gain, 
   std::fill(out + count, out + padded(count), T(0));
 }
 
-// Rows in line (in_line) to rows of exponentials, `ld` apart.
+// Convert rows of in_line() to rows of exponentials, `ld` apart.
 template <class T>
 inline Range<T> exponential_rows(T* out, int64_t ld, const Matrix& rows, int64_t count, int64_t d,
                                  T gain) {
@@ -78,8 +81,8 @@ inline Range<T> exponential_rows(T* out, int64_t ld, const Matrix& rows, int64_t
   return range;
 }
 
-// (kPanel, ld) rows to a (width, kPanel) panel; width a multiple of 16. Rows past `count` are taken
-// as zero.
+// Transpose (kPanel, ld) rows to a (width, kPanel) panel; width is a multiple of kLane. Rows from
+// `count` on are taken as zero.
 template <class T>
 inline void transpose_panel(T* panel, const Rows<T>& rows, int64_t count, int64_t width) {
   constexpr int64_t L = kLane;
@@ -98,7 +101,7 @@ inline void transpose_panel(T* panel, const Rows<T>& rows, int64_t count, int64_
   }
 }
 
-// Rows in line to a panel of exponentials, 16 hidden units at a time.
+// Convert rows of in_line() to a panel of exponentials, kLane hidden units at a time.
 template <class T>
 inline Range<T> exponential_panel(T* panel, const Matrix& rows, int64_t count, int64_t d, T gain) {
   Range<T> range;

@@ -1,13 +1,16 @@
-// Sums over d for every pair of a tile, in two layouts:
-//   panel: lanes over 32 keys, keys transposed to (d, 32); no horizontal sums. 4 queries x 32 keys
-//   stay in registers. row:   lanes over d, keys as they lie; for a query or two, where transposing
-//   would cost more than it saves.
+// Sums over d for every pair of a tile, in two layouts.
+// Panel: lanes over 32 keys, which are transposed to (d, 32). There are no horizontal sums, and the
+// sums of 4 queries x 32 keys stay in registers.
+// Row: lanes over d, with keys as they are in memory; for a query or two, where transposing would
+// cost more than it saves.
 #pragma once
 #include "forms.h"
 #include "rows.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
+
+static_assert(kLane % 4 == 0, "forms take four hidden units at a time");
 
 template <int Rows, int Cols, class T, class Form>
 inline void panel_block(const Form& form, const T* a, int64_t lda, const T* panel, const T* w,
@@ -20,7 +23,7 @@ inline void panel_block(const Form& form, const T* a, int64_t lda, const T* pane
     for (int c = 0; c < Cols; c++) acc[r][c] = V(T(0));
   for (int64_t t = 0; t < depth; t += 4) {
     const V we[4] = {V(w[t]), V(w[t + 1]), V(w[t + 2]), V(w[t + 3])};
-    if (Rows == 1)  // a step, which reads a panel once
+    if (Rows == 1)  // a decoder step, which reads a panel once
 #pragma GCC unroll 4
       for (int e = 0; e < 4; e++)
         prefetch<1>(reinterpret_cast<const char*>(panel + (t + e) * kPanel) + kAhead,
@@ -47,6 +50,7 @@ template <int Rows, class T, class Form>
 inline void panel_rows(const Form& form, const T* a, int64_t lda, const T* panel, const T* w,
                        int64_t depth, T* out, int64_t ldo, int64_t keys) {
   constexpr int64_t wide = 2 * kLanes<T>;
+  static_assert(kPanel % wide == 0);
   int64_t c = 0;
   for (; c + wide <= kPanel && c + kLanes<T> < keys; c += wide)
     panel_block<Rows, 2>(form, a, lda, panel + c, w, depth, out + c, ldo);
@@ -54,8 +58,8 @@ inline void panel_rows(const Form& form, const T* a, int64_t lda, const T* panel
     panel_block<Rows, 1>(form, a, lda, panel + c, w, depth, out + c, ldo);
 }
 
-// out[r, j] = sum_t form(a[r, t], panel[t, j]) for r < rows, j < keys (and garbage up to a whole
-// vector). a: (rows, lda), panel: (depth, kPanel), depth a multiple of 4.
+// out[r, j] = sum_t form(a[r, t], panel[t, j]) for r < rows and j < keys; up to the next whole
+// vector out is undefined. a is (rows, lda), panel (depth, kPanel), and depth a multiple of 4.
 template <class T, class Form>
 inline void panel_sums(const Form& form, const T* a, int64_t lda, int64_t rows, const T* panel,
                        const T* w, int64_t depth, T* out, int64_t ldo, int64_t keys) {
@@ -68,8 +72,8 @@ inline void panel_sums(const Form& form, const T* a, int64_t lda, int64_t rows, 
     panel_rows<1>(form, a + r * lda, lda, panel, w, depth, out + r * ldo, ldo, keys);
 }
 
-// sum_t form(a[t], b[t]) over a row as it lies. What is left of d is taken with absent hidden units
-// of weight 0, and a and b of 0. `next`, of which as much is prefetched, is read soon after.
+// sum_t form(a[t], b[t]) over a row in memory. The remainder of d is filled with hidden units of
+// weight 0 and a = b = 0. The same number of bytes is prefetched from `next`, which is read soon.
 template <class T, class S, class Form>
 inline T row_sum(const Form& form, const T* a, const S* b, const T* w, int64_t d,
                  const void* next = nullptr) {

@@ -1,6 +1,6 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): a dropout
-// mask that is a function of (seed, batch, query, key), so the backward and every thread count see
-// the same one.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011). The dropout
+// mask is a function of (seed, batch, query, key), so that the backward and every number of threads
+// get the same one.
 #pragma once
 #include <cstdint>
 

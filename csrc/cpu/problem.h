@@ -1,4 +1,4 @@
-// What a CPU kernel is asked to do: plain pointers and sizes, no torch type.
+// The arguments of the CPU kernels: plain pointers and sizes, without a type of torch.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,13 +9,13 @@
 
 namespace attnkernels::cpu {
 
-// One attention: a leading index, or one sequence of a packed batch. The rest of a problem is a
-// list of these.
+// One attention: that of a leading index, or of one sequence of a packed batch. A problem is a list
+// of items.
 struct Item {
   Matrix query, key, value, weight, mask;  // mask.data null: none
   const void* packed;                      // prepared keys, or null
   int64_t n, m;                            // queries, and keys that take part
-  int64_t key_rows;                        // keys there are, m and those beyond
+  int64_t key_rows;                        // keys in memory, at least m
   int64_t query_row, key_row;  // first row in the outputs of shape (rows, d) and (rows, dv)
   int64_t pair_row;            // first row in the outputs of shape (rows, pair_cols)
   int64_t mask_grad;           // offset of this item's mask gradient
@@ -30,7 +30,7 @@ struct Dropout {
 struct Problem {
   const Item* items;
   int64_t count;
-  int64_t queries;  // of the item that has most
+  int64_t queries;  // the most of any item
   int64_t d, dv;
   int64_t pair_cols;  // row length of the (rows, m) outputs
   Activation activation;
@@ -39,12 +39,12 @@ struct Problem {
   Dropout dropout;
 };
 
-// The threads and the memory a kernel works with; the operator provides both.
+// Threads and memory, which the operator provides.
 struct Host {
   int threads;
   void* self;
-  void* (*allocate_bytes)(void* self,
-                          int64_t bytes);  // uninitialised, freed when the operator returns
+  // Memory is uninitialised, and freed when the operator returns.
+  void* (*allocate_bytes)(void* self, int64_t bytes);
   void (*run_tasks)(void* self, int64_t tasks,
                     void (*call)(const void* f, int64_t task, int64_t worker), const void* f);
 
@@ -52,8 +52,8 @@ struct Host {
   T* allocate(int64_t count) const {
     return static_cast<T*>(allocate_bytes(self, count * static_cast<int64_t>(sizeof(T))));
   }
-  // f(task, worker) for every task, in any order on any thread; worker < threads names the thread's
-  // scratch.
+  // Call f(task, worker) for every task, in any order and on any thread. Two tasks that run at the
+  // same time have different workers, worker < threads.
   template <class F>
   void run(int64_t tasks, const F& f) const {
     run_tasks(
@@ -81,8 +81,8 @@ struct Scores : Problem {
 
 template <class T>
 struct Backward : Problem {
-  // Either the gradient of raw scores, or what the backward of the whole op needs; null where there
-  // is none.
+  // Either the gradient of raw scores, or what the backward of the attention needs. Absent ones are
+  // null.
   const T* grad_scores;                         // (rows, pair_cols)
   const T *context, *lse, *weights;             // as the forward returned them
   Matrix grad_context, grad_lse, grad_weights;  // (rows, dv), (rows, 1), (rows, pair_cols)
@@ -114,6 +114,6 @@ struct Kernels {
   Table<double> f64;
 };
 
-const Kernels& kernels();  // those of this machine, or of ATEN_CPU_CAPABILITY
+const Kernels& kernels();  // for this processor, or for ATEN_CPU_CAPABILITY
 
 }  // namespace attnkernels::cpu

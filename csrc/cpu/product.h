@@ -1,4 +1,4 @@
-// out (rows, cols) = alpha out + P X: the value product of (E3), and with P read transposed du of
+// out (rows, cols) = alpha out + P X: the product with values of (E3), and with P transposed du of
 // (E6).
 #pragma once
 #include "rows.h"
@@ -13,8 +13,8 @@ struct Coefficients {
   int64_t row, col;
 };
 
-// C vectors of columns; of the only one, the first `last` columns. Unrolled as a whole, for an
-// accumulator that is indexed by a variable lives in memory.
+// R rows by C vectors of columns. If C is 1, only the first `last` columns. Every loop is unrolled:
+// an accumulator that is indexed by a variable would be in memory.
 template <int R, int C, class T, class S>
 inline void product_block(Coefficients<T> p, int64_t depth, const S* x, int64_t ldx, const T* alpha,
                           T* out, int64_t ldo, int64_t last = kLanes<T>) {
@@ -46,7 +46,7 @@ inline void product_block(Coefficients<T> p, int64_t depth, const S* x, int64_t 
     for (int c = 0; c < C; c++) acc[r][c].store(out + r * ldo + c * L, static_cast<int>(count));
 }
 
-// Vectors of sums that R rows keep in registers.
+// Vectors of sums per row that fit into registers with R rows.
 template <int R>
 constexpr int kWide = R == 1 ? 8 : 4;
 
@@ -63,7 +63,7 @@ inline void product_rows(Coefficients<T> p, int64_t depth, const S* x, int64_t l
     product_block<R, 1>(p, depth, x + c, ldx, alpha, out + c, ldo, std::min(L, cols - c));
 }
 
-// out += P X for one row of P and K rows of X; `count` columns of them.
+// out += P X for one row of P, K rows of X and `count` columns.
 template <int K, class T, class S>
 C10_ALWAYS_INLINE void add_rows_at(const Vec<T> (&p)[K], const S* x, int64_t ldx, T* out,
                                    int64_t count) {
@@ -84,8 +84,8 @@ inline void add_rows(Coefficients<T> p, const S* x, int64_t ldx, T* out, int64_t
   if (c < cols) add_rows_at(row, x + c, ldx, out + c, cols - c);
 }
 
-// One row of P where its sums are too many for the registers. A step reads X once, from memory:
-// in the order it lies, in which the processor reads ahead.
+// One row of P with more sums than registers. A step reads X once, from memory, so X is read in the
+// order of its memory, in which the processor prefetches.
 template <class T, class S>
 inline void product_row(Coefficients<T> p, int64_t depth, const S* x, int64_t ldx, T alpha, T* out,
                         int64_t cols) {
@@ -97,8 +97,8 @@ inline void product_row(Coefficients<T> p, int64_t depth, const S* x, int64_t ld
   for (; k < depth; k++) add_rows<1>(from(k), x + k * ldx, ldx, out, cols);
 }
 
-// Only the first `cols` columns of x and out are touched. x of another type than T is for few rows:
-// each converts it anew.
+// Only the first `cols` columns of x and out are accessed. An x of another type than T is for few
+// rows, since each row converts it again.
 template <class T, class S>
 inline void product(Coefficients<T> p, int64_t rows, int64_t depth, const S* x, int64_t ldx,
                     const T* alpha, T* out, int64_t ldo, int64_t cols) {

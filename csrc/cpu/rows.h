@@ -1,5 +1,4 @@
-// Tensors as they lie in memory (any dtype, any strides, broadcast) and rows of T: the way there
-// and the way back.
+// Conversion between tensors in memory (any dtype, any strides, broadcast) and rows of T.
 #pragma once
 #include <algorithm>
 
@@ -9,15 +8,15 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// For a loop over memory that is read once: what is three pages on, since the processor's own
-// prefetchers stop at the end of a page. To the cache of that level.
+// Prefetch to the cache of that level. A loop over memory that is read once prefetches kAhead bytes
+// ahead, three pages, because the processor's own prefetchers stop at the end of a page.
 constexpr int64_t kAhead = 12288;
 template <int Level>
 C10_ALWAYS_INLINE void prefetch(const char* p, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at, 0, 4 - Level);
 }
 
-// The first `count` of a vector's elements at p, converted to T; the others are 0.
+// The first `count` elements at p, converted to T, with zeros in the other lanes.
 template <class T, class S>
 C10_ALWAYS_INLINE Vec<T> load_as(const S* p, int64_t count = kLanes<T>) {
   if constexpr (std::is_same_v<S, T>) {
@@ -51,7 +50,7 @@ inline void load_row_as(T* out, const S* in, int64_t stride, int64_t count) {
   for (; t < count; t++) out[t] = static_cast<T>(in[t * stride]);
 }
 
-// One row, converted to T.
+// Load one row, converted to T.
 template <class T>
 inline void load_row(T* out, const Matrix& m, int64_t i, int64_t count) {
   const Matrix r = m.at(i);
@@ -68,7 +67,7 @@ inline void load_row(T* out, const Matrix& m, int64_t i, int64_t count) {
 template <class T>
 constexpr Dtype dtype_of = sizeof(T) == 4 ? Dtype::f32 : Dtype::f64;
 
-// Rows of T, either where they lie or in scratch, converted and padded with zeros to `width`.
+// Rows of T: those of the tensor itself, or a copy in scratch, padded with zeros to `width`.
 template <class T>
 struct Rows {
   const T* data;
@@ -88,7 +87,8 @@ inline Rows<T> rows_of(const Matrix& m, int64_t count, int64_t cols, int64_t wid
   return {scratch, ld};
 }
 
-// Rows whose elements follow each other: as they lie, or gathered in scratch. `convert`: to T too.
+// Rows with contiguous elements: those of the tensor itself, or a copy in scratch. With `convert`
+// they are of type T as well.
 template <class T>
 inline Matrix in_line(const Matrix& m, int64_t count, int64_t cols, int64_t ld, T* scratch,
                       bool convert = false) {
@@ -97,7 +97,7 @@ inline Matrix in_line(const Matrix& m, int64_t count, int64_t cols, int64_t ld, 
   return {scratch, ld, 1, dtype_of<T>};
 }
 
-// f(data), with data a pointer to the elements of inputs whose arithmetic is in T.
+// Call f with a pointer to the elements, of the type that they have. Their arithmetic is in T.
 template <class T, class F>
 inline void typed(const Matrix& m, const F& f) {
   if constexpr (std::is_same_v<T, float>) {
@@ -107,7 +107,7 @@ inline void typed(const Matrix& m, const F& f) {
   f(static_cast<const T*>(m.data));
 }
 
-// The way back: one row of T rounded to the dtype of the output.
+// Store one row of T, rounded to the dtype of the output.
 template <class T>
 inline void store_row(void* out, Dtype dtype, int64_t offset, const T* row, int64_t count) {
   auto store_as = [&](auto* to) {

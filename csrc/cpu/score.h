@@ -1,4 +1,4 @@
-// Scores of a tile, (E1) by (E7) and (E9): a block of queries, prepared once, against one tile of
+// Scores of a tile, (E1) by (E7) and (E9). A block of queries is prepared once, for one tile of
 // keys after another.
 #pragma once
 #include <numeric>
@@ -9,19 +9,24 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// Which inner formula a tile allows; chosen from the ranges of its queries and keys.
-enum class Variant { factored, bounded, direct, rectified };
+// The inner formula, chosen from the ranges of the queries and keys of a tile.
+enum class Variant { factored, bounded, direct, pointwise };
 
-constexpr int64_t kNarrow = 2;  // up to so many queries keys are not transposed
-// Sizes that keep a tile's operands in the second-level cache.
+constexpr int64_t kNarrow = 2;     // up to this many queries, keys are not transposed
+constexpr int64_t kTileRows = 32;  // queries of a tile
+static_assert(kPanel % 4 == 0, "dropout takes four keys at a time, from a multiple of four on");
+
+// Sizes with which the operands of a tile stay in the second-level cache.
 inline int64_t tile_keys(int64_t d) { return padded(d) > 1024 ? kPanel : 2 * kPanel; }
 inline int64_t block_rows(const Problem& p) {
-  const int64_t most = std::clamp<int64_t>((1 << 16) / padded(p.d) / 32 * 32, 32, 256);
+  const int64_t most = std::clamp<int64_t>((1 << 16) / padded(p.d) / kTileRows * kTileRows,
+                                           kTileRows, 8 * kTileRows);
   return std::min(most, std::max<int64_t>(4, (p.queries + 3) / 4 * 4));
 }
+inline int64_t tile_rows(const Problem& p) { return std::min(kTileRows, block_rows(p)); }
 
-// Rows of d lie an odd number of cache lines apart: else a column of a tile falls into one set of
-// the cache.
+// Rows of d are an odd number of cache lines apart. Otherwise a column of a tile would fall into
+// one set of the cache.
 constexpr int64_t row_stride(int64_t d) {
   return padded(d) / kLane % 2 ? padded(d) : padded(d) + kLane;
 }
@@ -29,7 +34,7 @@ constexpr int64_t row_stride(int64_t d) {
 template <class T>
 class Scorer {
  public:
-  // For blocks of up to `rows` queries.
+  // Elements of scratch for blocks of up to `rows` queries.
   static int64_t scratch(const Problem& p, int64_t rows) {
     const int64_t width = padded(p.d), ld = row_stride(p.d), keys = tile_keys(p.d);
     return width + 2 * rows * ld + 2 * keys * ld + keys * width;
@@ -37,7 +42,7 @@ class Scorer {
 
   Scorer(const Problem& p, const Item& item, int64_t rows, T* scratch)
       : item_(item), d_(p.d), width_(padded(p.d)), ld_(row_stride(p.d)), activation_(p.activation),
-        slope_(static_cast<T>(p.negative_slope)) {
+        negative_slope_(static_cast<T>(p.negative_slope)) {
     const int64_t keys = tile_keys(d_);
     w_ = scratch;
     query_exp_ = w_ + width_;
@@ -55,8 +60,8 @@ class Scorer {
     raw_ready_ = exponentials_ready_ = false;
   }
 
-  // Keys j0 .. j0 + keys. `row_major`: they are wanted as rows too, not only for the scores.
-  // Without panels and without that they are read as they lie, for each is used once a query.
+  // Keys j0 .. j0 + keys. With `row_major` they are prepared as rows too, for more than the scores.
+  // Without panels and rows they are read from memory as they are: each is used once per query.
   void keys(int64_t j0, int64_t keys, bool row_major, bool panels) {
     keys_ = keys;
     panels_ready_ = panels;
@@ -64,7 +69,7 @@ class Scorer {
     panel_rows_ = width_;
     panel_data_ = panels_;
     const Matrix key = item_.key.at(j0);
-    variant_ = is_logistic(activation_) ? Variant::direct : Variant::rectified;
+    variant_ = is_logistic(activation_) ? Variant::direct : Variant::pointwise;
     if (!row_major && !panels) {
       key_lines_ = in_line(key, keys, d_, ld_, key_raw_);
       return raw_queries();
@@ -93,8 +98,8 @@ class Scorer {
                       std::min(kPanel, keys - j), width_);
   }
 
-  // out[r, j] = score of query r0 + r and key j of the tile. `next`: rows that are read once after
-  // the keys are, and can be prefetched meanwhile.
+  // out[r, j] = score of query r0 + r and key j of the tile. The rows of `next` are read once,
+  // after the keys, and are prefetched meanwhile.
   void score(int64_t r0, int64_t rows, T* out, int64_t ldo, const Matrix& next = {}) const {
     switch (variant_) {
       case Variant::factored:
@@ -106,11 +111,10 @@ class Scorer {
       case Variant::direct:
         sums(SharedReciprocal<Direct<T>>{Direct<T>(gain())}, query_raw_, r0, rows, out, ldo, next);
         break;
-      case Variant::rectified:
-        if (activation_ == Activation::relu)
-          sums(Rectified<T, false>{Vec<T>(slope_)}, query_raw_, r0, rows, out, ldo, next);
-        else
-          sums(Rectified<T, true>{Vec<T>(slope_)}, query_raw_, r0, rows, out, ldo, next);
+      case Variant::pointwise:
+        with_activation([&]<class Pointwise>(const Pointwise& f) {
+          sums(PointwiseSum<Pointwise>{f}, query_raw_, r0, rows, out, ldo, next);
+        });
     }
     const Vec<T> factor(factor_), offset(offset_);
     for (int64_t r = 0; r < rows; r++)
@@ -122,12 +126,15 @@ class Scorer {
 
   Variant variant() const { return variant_; }
   T gain() const { return static_cast<T>(info(activation_).gain); }
-  T slope() const { return slope_; }
-  bool leaky() const { return activation_ == Activation::leaky_relu; }
-  // What the variant reads: exponentials, or the queries and keys themselves.
+  // Call f with the pointwise activation.
+  template <class F>
+  void with_activation(const F& f) const {
+    with_pointwise(activation_, negative_slope_, f);
+  }
+  // The operands of the variant: exponentials, or the queries and keys themselves.
   Rows<T> query_rows() const { return {exponentials() ? query_exp_ : query_raw_, ld_}; }
   Rows<T> key_rows() const { return key_rows_; }
-  // Exponents of every pair of the tile stay below the limit for sharing a reciprocal between two.
+  // Return true if every exponent of the tile is low enough for two factors to share a reciprocal.
   bool pairs_are_safe() const { return exponent_ <= Limits<T>::pair; }
 
  private:
@@ -135,8 +142,7 @@ class Scorer {
     return variant_ == Variant::factored || variant_ == Variant::bounded;
   }
 
-  // w as it stands in the sums: scaled by a power of two to at most 1, so that no intermediate
-  // product overflows.
+  // Scale w by a power of two to at most 1, so that no intermediate product overflows.
   void set_weight(double scale) {
     load_row(w_, item_.weight, 0, d_);
     std::fill(w_ + d_, w_ + width_, T(0));
@@ -186,7 +192,7 @@ class Scorer {
   bool use_packed(int64_t j0) {
     panel_rows_ = packed_rows(d_);
     panel_data_ = static_cast<const T*>(item_.packed) + j0 / kPanel * panel_rows_ * kPanel;
-    variant_ = Variant::rectified;
+    variant_ = Variant::pointwise;
     if (!is_logistic(activation_)) {
       raw_queries();
       return true;
@@ -221,7 +227,7 @@ class Scorer {
   const Item& item_;
   int64_t d_, width_, ld_, i0_ = 0, rows_ = 0, keys_ = 0, panel_rows_ = 0;
   Activation activation_;
-  T slope_, factor_, offset_, exponent_ = 0;
+  T negative_slope_, factor_, offset_, exponent_ = 0;
   T *w_, *query_exp_, *query_raw_, *key_raw_, *key_exp_, *panels_;
   const T* panel_data_ = nullptr;
   Rows<T> key_rows_{};
@@ -231,8 +237,7 @@ class Scorer {
   bool panels_ready_ = false, raw_ready_ = false, exponentials_ready_ = false;
 };
 
-// The keys of one panel, prepared to be used again and again: (width, 32) and a row that holds
-// their range.
+// Prepare the keys of one panel for many calls: (width, kPanel), and a row with their range.
 template <class T>
 void pack_panel(const PackKeys<T>& p, int64_t panel) {
   const int64_t width = padded(p.d), j0 = panel * kPanel, keys = std::min(kPanel, p.m - j0);

@@ -1,15 +1,16 @@
-// The sums of (E5) and (E6) over a tile of pairs, without the factors of w, which are the same for
-// a whole row and are multiplied in at the end. Lanes over d; 4 keys and their gradients stay in
-// registers while the queries run.
+// The sums of (E5) and (E6) over a tile of pairs. The factors of w are the same for a whole row and
+// are multiplied in at the end. Lanes are over d; 4 keys and their gradients stay in registers for
+// all queries of the tile.
 #pragma once
 #include "score.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// For K keys of one query, from ds: `to_w` and `to_x`, what each pair adds to dw and to dq and dk.
+// A gradient computes for K keys of one query what each pair adds to dw (`to_w`) and to dq and dk
+// (`to_x`).
 
-// r = 1 / x for all K with one division for two (batch inversion); f' is r (1 - r), (E8).
+// r = 1 / x with one division per two keys (batch inversion); f' is r (1 - r), (E8).
 template <class X>
 struct LogisticGradient {
   X x;
@@ -35,18 +36,16 @@ struct LogisticGradient {
   }
 };
 
-template <class T, bool Leaky>
-struct RectifiedGradient {
-  Rectified<T, Leaky> f;
-  template <int K>
-  void operator()(Vec<T> a, const Vec<T> (&b)[K], const Vec<T> (&ds)[K], Vec<T> (&to_w)[K],
-                  Vec<T> (&to_x)[K]) const {
-    const Vec<T> zero(T(0));
+template <class Pointwise>
+struct PointwiseGradient {
+  Pointwise f;
+  template <int K, class V>
+  void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K], V (&to_x)[K]) const {
 #pragma GCC unroll 4
     for (int c = 0; c < K; c++) {
-      const Vec<T> x = a + b[c];
-      to_w[c] = ds[c] * f(x);
-      to_x[c] = Vec<T>::blendv(ds[c], Leaky ? ds[c] * f.slope : zero, x <= zero);
+      const V x = a + b[c];
+      to_w[c] = ds[c] * f.value(x);
+      to_x[c] = f.slope(x, ds[c]);
     }
   }
 };
@@ -58,15 +57,15 @@ struct Tile {
   int64_t ld, rows, keys, d;
 };
 
-// Where the sums go; null where not wanted.
+// The sums to add to; null if not wanted.
 template <class T>
 struct Sums {
   T *query, *key;  // rows of d
   double* weight;  // (padded d)
 };
 
-// Keys j .. j + K and hidden units t .. t + lanes of all queries. `query` (rows, ldq): sums of the
-// tile.
+// Add the sums of keys j .. j + K and hidden units t .. t + lanes over all queries to `grad_key`,
+// and those over these keys to `query` (rows, ldq). Return those for dw.
 template <int K, class T, class Gradient>
 inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t j, int64_t t,
                          int64_t count, T* query, int64_t ldq, T* grad_key) {
@@ -104,13 +103,12 @@ inline void add_weight(double* out, Vec<T> weight) {
   for (int64_t l = 0; l < kLanes<T>; l++) out[l] += static_cast<double>(lanes[l]);
 }
 
-// A column of 16 hidden units at a time, all keys of the tile: keys and their gradients stay in
-// registers for 32 queries. Sums of one tile are formed first and added then, so that long sums
-// stay accurate.
+// One vector of hidden units at a time, for all keys of the tile. The sums of a tile are formed
+// first and then added, so that long sums stay accurate.
 template <class T, class Gradient>
 void sweep_columns(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& out) {
   constexpr int64_t L = kLanes<T>;
-  alignas(64) T query[32 * L];
+  alignas(64) T query[kTileRows * L];
   for (int64_t t = 0; t < tile.d; t += L) {
     const int64_t count = std::min(L, tile.d - t);
     std::fill(query, query + tile.rows * L, T(0));
@@ -127,8 +125,8 @@ void sweep_columns(const Gradient& gradient, const Tile<T>& tile, const Sums<T>&
   }
 }
 
-// With a query or two nothing stays in registers for long: keys are read, and their gradients
-// written, row by row. `sums` is scratch for kNarrow + 1 rows.
+// The same for a query or two, where nothing would stay in registers for long: keys are read, and
+// their gradients written, row by row. `sums` is scratch for kNarrow + 1 rows.
 template <class T, class Gradient>
 void sweep_rows(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& out, T* sums) {
   constexpr int64_t L = kLanes<T>;
@@ -156,7 +154,6 @@ void sweep_rows(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& ou
 
 template <class T>
 void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out, T* sums) {
-  const Vec<T> slope(scorer.slope());
   auto with = [&](const auto& gradient) {
     tile.rows <= kNarrow ? sweep_rows(gradient, tile, out, sums)
                          : sweep_columns(gradient, tile, out);
@@ -167,9 +164,9 @@ void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out, T* 
       return scorer.pairs_are_safe() ? with(LogisticGradient<Factored>{})
                                      : with(LogisticGradient<Bounded>{});
     case Variant::direct: return with(LogisticGradient<Direct<T>>{Direct<T>(scorer.gain())});
-    case Variant::rectified:
-      return scorer.leaky() ? with(RectifiedGradient<T, true>{{slope}})
-                            : with(RectifiedGradient<T, false>{{slope}});
+    case Variant::pointwise:
+      return scorer.with_activation(
+          [&]<class Pointwise>(const Pointwise& f) { with(PointwiseGradient<Pointwise>{f}); });
   }
 }
 

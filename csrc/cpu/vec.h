@@ -1,5 +1,5 @@
-// at::vec under short names, and the two things it lacks: a fast accurate exp and a sum over lanes.
-// Everything here lives in the namespace of the ISA it was compiled for.
+// at::vec under short names, with what it lacks: a fast accurate exp, and sums over lanes. All of
+// it is in the namespace of the instruction set that it is compiled for.
 #pragma once
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
@@ -18,8 +18,8 @@ constexpr int64_t kLanes = Vec<T>::size();
 
 using at::vec::fmadd;
 
-// min(x, high) and max(x, low) that let NaN through. GCC 12 compiles the loops that at::vec has for
-// them without vector instructions wrongly at -O3.
+// min(x, high) and max(x, low), NaN where x is NaN. At -O3 without vector instructions, GCC 12
+// compiles the loops of at::vec for these wrongly.
 template <class T>
 inline Vec<T> at_most(Vec<T> x, Vec<T> high) {
 #if defined(CPU_CAPABILITY_DEFAULT)
@@ -42,7 +42,7 @@ inline Vec<T> load(const T* p) {
   return Vec<T>::loadu(p);
 }
 
-// Add to the first `count` lanes in memory.
+// Add the first `count` lanes to memory.
 template <class T>
 inline void add_to(T* p, Vec<T> x, int64_t count) {
   if (count >= kLanes<T>)
@@ -60,9 +60,9 @@ inline T max(Vec<T> x) {
   return at::vec::vec_reduce_all<T>([](Vec<T>& a, Vec<T>& b) { return at::vec::maximum(a, b); }, x);
 }
 
-// exp to about one ULP: x = k ln2 + r, exp(r) by a minimax polynomial of degree 6 (relative
-// error 3.1e-9). Below -87.3 it stays at the smallest normal number; above 88.7 it is not used. NaN
-// stays NaN.
+// exp(x) to about one ULP: x = k ln2 + r, and exp(r) by a minimax polynomial of degree 6 (relative
+// error 3.1e-9). Below -87.3 the result is the smallest normal number. Callers keep x below 88.7.
+// NaN gives NaN.
 inline Vec<float> exp(Vec<float> x) {
   using V = Vec<float>;
   x = at_least(x, V(-87.3f));
@@ -86,11 +86,11 @@ inline Vec<float> exp(Vec<float> x) {
 }
 inline Vec<double> exp(Vec<double> x) { return x.exp(); }
 
-// plus + exp(gain x) for gain x <= 87 and a gain that is a power of two, and below -87 the same as
-// there: plus + 2^(k + r) = plus + 2^k + 2^k r P(r), with fewer operations than exp. The product
-// inside r = x gain log2(e) - k is exact where multiply-add is fused, and P is minimax (relative
-// error 2.0e-9): but for rounding there is only log2(e) = 1.44.. (1 + 1.4e-8), as if the gain were
-// another by so much.
+// plus + exp(gain x) for gain x <= 87 and a gain that is a power of two, with fewer operations than
+// exp: plus + 2^(k + r) = plus + 2^k + 2^k r P(r). Below -87 the result is that of -87. A fused
+// multiply-add makes the product in r = x gain log2(e) - k exact, and P is minimax (relative error
+// 2.0e-9). Besides rounding, the only error is that of the constant log2(e), 1.4e-8 of itself,
+// which acts as an equal relative change of the gain.
 C10_ALWAYS_INLINE Vec<float> exp_plus(Vec<float> x, Vec<float> gain, Vec<float> plus) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   using V = Vec<float>;
@@ -114,7 +114,7 @@ inline Vec<double> exp_plus(Vec<double> x, Vec<double> gain, Vec<double> plus) {
   return (x * gain).exp() + plus;
 }
 
-// For the softmax: x <= 0, and what would be below the normal range is 0.
+// exp(x) for the softmax, where x <= 0. Results below the normal range are 0.
 template <class T>
 inline Vec<T> exp_weight(Vec<T> x) {
   constexpr T tiny = sizeof(T) == 4 ? T(-87.3) : T(-708);

@@ -51,17 +51,26 @@ inline void check_mask(const Tensor& mask, int64_t n, int64_t m) {
   }
 }
 
-inline bool is_integer(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Int || t.scalar_type() == ScalarType::Long;
+inline void check_integer(const Tensor& t, const char* name) {
+  const bool integer = t.scalar_type() == ScalarType::Int || t.scalar_type() == ScalarType::Long;
+  STD_TORCH_CHECK(integer, "attnkernels: ", name, " must be int32 or int64, got ",
+                  toString(t.scalar_type()));
 }
 
-// Offsets of packed sequences.
-inline void check_offsets(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(is_integer(t), "attnkernels: ", name, " must be int32 or int64, got ",
-                  toString(t.scalar_type()));
-  STD_TORCH_CHECK(t.dim() == 1 && (t.stride(0) == 1 || t.numel() <= 1), "attnkernels: ", name,
-                  " must be 1-D and contiguous, got shape ", shape_of(t), " and stride ",
-                  t.dim() ? t.stride(t.dim() - 1) : 0);
+// Offsets of packed sequences: both tensors, of the same length.
+inline void check_offsets(const Tensor& queries, const Tensor* keys) {
+  STD_TORCH_CHECK(keys, "attnkernels: cu_seqlens_k must be given with cu_seqlens_q");
+  auto check = [](const Tensor& t, const char* name) {
+    check_integer(t, name);
+    STD_TORCH_CHECK(t.dim() == 1 && t.numel() >= 1 && (t.stride(0) == 1 || t.numel() == 1),
+                    "attnkernels: ", name, " must be 1-D, contiguous and not empty, got shape ",
+                    shape_of(t));
+  };
+  check(queries, "cu_seqlens_q");
+  check(*keys, "cu_seqlens_k");
+  STD_TORCH_CHECK(queries.numel() == keys->numel(),
+                  "attnkernels: cu_seqlens_k must have as many elements as cu_seqlens_q, ",
+                  queries.numel(), ", got ", keys->numel());
 }
 
 }  // namespace attnkernels

@@ -15,9 +15,6 @@ inline int64_t integer_at(const Tensor& t, int64_t k) {
 
 // Offsets of packed sequences, which rise from 0 to `total`.
 inline std::vector<int64_t> offsets(const Tensor& t, int64_t total, const char* name) {
-  check_offsets(t, name);
-  STD_TORCH_CHECK(t.numel() > 0, "attnkernels: ", name,
-                  " must have at least one element, got none");
   std::vector<int64_t> out(t.numel());
   for (size_t k = 0; k < out.size(); k++) {
     out[k] = integer_at(t, static_cast<int64_t>(k));
@@ -81,12 +78,9 @@ class Call {
   // One item per leading index h and sequence s: rows cu_q[s] .. cu_q[s + 1] of the queries, and
   // likewise of the keys.
   void list_sequences(const Arguments& in) {
-    STD_TORCH_CHECK(in.cu_seqlens_k, "attnkernels: cu_seqlens_k must be given with cu_seqlens_q");
+    check_offsets(*in.cu_seqlens_q, in.cu_seqlens_k);
     const std::vector<int64_t> cu_q = offsets(*in.cu_seqlens_q, n, "cu_seqlens_q"),
                                cu_k = offsets(*in.cu_seqlens_k, m, "cu_seqlens_k");
-    STD_TORCH_CHECK(cu_q.size() == cu_k.size(),
-                    "attnkernels: cu_seqlens_k must have as many elements as cu_seqlens_q, ",
-                    cu_q.size(), ", got ", cu_k.size());
     sequences = static_cast<int64_t>(cu_q.size()) - 1;
     const std::vector<cpu::Item> whole = whole_items(in);
     for (int64_t h = 0; h < leading.count(); h++)
@@ -115,8 +109,7 @@ class Call {
   }
 
   void shorten(const Tensor& lengths) {
-    STD_TORCH_CHECK(is_integer(lengths), "attnkernels: key_lengths must be int32 or int64, got ",
-                    toString(lengths.scalar_type()));
+    check_integer(lengths, "key_lengths");
     const Slices at(lengths, 0, leading);
     for (size_t b = 0; b < items.size(); b++) {
       const int64_t length = integer_at(lengths, at.offset(static_cast<int64_t>(b)));

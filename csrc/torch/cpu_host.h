@@ -1,4 +1,4 @@
-// torch's threads and torch's memory, as the kernels use them.
+// The threads and the memory of torch for the CPU kernels.
 #pragma once
 #include <atomic>
 #include <utility>
@@ -10,7 +10,7 @@ namespace attnkernels {
 
 class TorchHost {
  public:
-  // As many threads as torch has, and no more than the work is worth waking.
+  // Use all threads of torch, or fewer where the work is too small for them.
   TorchHost(const Tensor& on, int64_t work)
       : host{static_cast<int>(
                  std::min<int64_t>(torch::stable::get_num_threads(), 1 + work / kGrain)),
@@ -21,10 +21,11 @@ class TorchHost {
   const cpu::Host host;
 
  private:
-  static constexpr int64_t kGrain = 1 << 15;  // hidden units of pairs: some microseconds
+  static constexpr int64_t kGrain = 1
+                                    << 15;  // hidden units of pairs, a few microseconds per thread
 
-  // A small call's memory is part of the host, on the stack: a tensor takes half a microsecond. Not
-  // where tests poison or guard what is allocated.
+  // The memory of a small call is a part of the host, on the stack, because a tensor takes half a
+  // microsecond; but not where tests poison or guard allocations.
   static void* allocate(void* self, int64_t bytes) {
     if (bytes == 0) return nullptr;
     auto& me = *static_cast<TorchHost*>(self);
@@ -37,8 +38,9 @@ class TorchHost {
     return me.memory_.back().mutable_data_ptr();
   }
 
-  // Each thread has its share of the tasks, the same in every call of this kind, so that it finds
-  // in its caches what it read in the last; when it is through it helps the others.
+  // Every thread begins with its own share of the tasks, the same in every call of this size, so
+  // that its caches still have the data of the last call. Then it takes tasks from the other
+  // shares.
   static void run(void* self, int64_t tasks, void (*call)(const void*, int64_t, int64_t),
                   const void* f) {
     const int64_t workers = std::min<int64_t>(static_cast<TorchHost*>(self)->host.threads, tasks);

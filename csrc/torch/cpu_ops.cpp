@@ -34,15 +34,28 @@ void describe(Problem& p, const Call& call, const Arguments& in) {
   if (in.seed) p.dropout = {in.dropout_p, *static_cast<const uint64_t*>(in.seed->const_data_ptr())};
 }
 
-// Run an operation of the table on a problem that `set` has given its outputs.
-template <template <class> class P, class Operation, class Set>
-void run(const Arguments& in, const Call& call, const Operation& operation, const Set& set) {
+template <class T>
+void compute(const Table<T>& table, const Forward<T>& p, const Host& host) {
+  table.forward(p, host);
+}
+template <class T>
+void compute(const Table<T>& table, const Scores<T>& p, const Host& host) {
+  table.scores(p, host);
+}
+template <class T>
+void compute(const Table<T>& table, const Backward<T>& p, const Host& host) {
+  table.backward(p, host);
+}
+
+// Compute a Forward, Scores or Backward, to which `place` has given its outputs.
+template <template <class> class Operation, class Place>
+void run(const Arguments& in, const Call& call, const Place& place) {
   TorchHost torch(in.query, call.work());
   dispatch(in.query, [&](auto t, const auto& table) {
-    P<decltype(t)> p{};
+    Operation<decltype(t)> p{};
     describe(p, call, in);
-    set(p);
-    operation(table)(p, torch.host);
+    place(p);
+    compute(table, p, torch.host);
   });
 }
 
@@ -69,6 +82,7 @@ class MaskGradient {
  public:
   MaskGradient(const Arguments& in, Call& call, int64_t wanted) : grad_(nothing(in.query)) {
     if (!(wanted & kMask)) return;
+    STD_TORCH_CHECK(in.attn_mask, "attnkernels: attn_mask must be given to have a gradient");
     const Tensor& mask = *in.attn_mask;
     grad_ = zeros(in.query, Sizes(mask.sizes().begin(), mask.sizes().end()));
     const Slices at = slices(grad_, mask_rank(mask), call.leading);
@@ -105,34 +119,28 @@ struct Cpu {
            lse = empty(in.query, call.leading.with({call.n}));
     Tensor weights =
         return_weights ? zeros(in.query, call.leading.with({call.n, call.m})) : nothing(in.query);
-    run<Forward>(
-        in, call, [](const auto& table) { return table.forward; },
-        [&]<class T>(Forward<T>& p) {
-          p.context = data<T>(context);
-          p.lse = data<T>(lse);
-          p.weights = data<T>(weights);
-        });
+    run<Forward>(in, call, [&]<class T>(Forward<T>& p) {
+      p.context = data<T>(context);
+      p.lse = data<T>(lse);
+      p.weights = data<T>(weights);
+    });
     return {context, lse, weights};
   }
 
   static Tensor scores(const Arguments& in) {
     const Call call(in);
     Tensor out = empty(in.query, call.leading.with({call.n, call.m}));
-    run<Scores>(
-        in, call, [](const auto& table) { return table.scores; },
-        [&]<class T>(Scores<T>& p) { p.scores = data<T>(out); });
+    run<Scores>(in, call, [&]<class T>(Scores<T>& p) { p.scores = data<T>(out); });
     return out;
   }
 
   static Tensors3 scores_backward(const Arguments& in, const Tensor& grad, int64_t wanted) {
     const Call call(in);
     const QueryKeyWeight out(in, call, wanted);
-    run<Backward>(
-        in, call, [](const auto& table) { return table.backward; },
-        [&]<class T>(Backward<T>& p) {
-          p.grad_scores = data<T>(grad);
-          out.place(p);
-        });
+    run<Backward>(in, call, [&]<class T>(Backward<T>& p) {
+      p.grad_scores = data<T>(grad);
+      out.place(p);
+    });
     return {out.query, out.key, out.weight};
   }
 
@@ -141,19 +149,17 @@ struct Cpu {
     const QueryKeyWeight out(in, call, wanted);
     const Tensor grad_value = gradient(*in.value, call.leading, wanted & kValue);
     const MaskGradient mask(in, call, wanted);
-    run<Backward>(
-        in, call, [](const auto& table) { return table.backward; },
-        [&]<class T>(Backward<T>& p) {
-          p.grad_context = rows_of(from.grad_context, true);
-          p.grad_lse = rows_of(from.grad_lse, false);
-          p.grad_weights = rows_of(from.grad_weights, true);
-          p.context = data<T>(from.context);
-          p.lse = data<T>(from.lse);
-          p.weights = data<T>(from.weights);
-          out.place(p);
-          p.grad_value = output_of(grad_value);
-          mask.place(p);
-        });
+    run<Backward>(in, call, [&]<class T>(Backward<T>& p) {
+      p.grad_context = rows_of(from.grad_context, true);
+      p.grad_lse = rows_of(from.grad_lse, false);
+      p.grad_weights = rows_of(from.grad_weights, true);
+      p.context = data<T>(from.context);
+      p.lse = data<T>(from.lse);
+      p.weights = data<T>(from.weights);
+      out.place(p);
+      p.grad_value = output_of(grad_value);
+      mask.place(p);
+    });
     return {out.query, out.key, grad_value,
             in.cu_seqlens_q && wanted & kWeight ? summed(out.weight) : out.weight, mask.grad()};
   }

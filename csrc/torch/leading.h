@@ -1,5 +1,5 @@
-// Leading dimensions: how arguments broadcast against each other, and where each one's matrix lies
-// for an index.
+// Leading dimensions: the shape that arguments broadcast to, and the matrix of each argument for an
+// index into that shape.
 #pragma once
 #include <algorithm>
 #include <initializer_list>
@@ -21,7 +21,7 @@ class Leading {
       int64_t& size = sizes_[sizes_.size() - rank + k];
       const int64_t given = t.size(k);
       STD_TORCH_CHECK(size == given || size == 1 || given == 1,
-                      "attnkernels: leading dimensions do not broadcast");
+                      "attnkernels: leading dimensions must broadcast, got ", size, " and ", given);
       if (size == 1) size = given;
     }
   }
@@ -41,9 +41,9 @@ class Leading {
   Sizes sizes_;
 };
 
-// The matrices of one argument: its last two dimensions (or fewer), by flat leading index. Nothing
-// is copied: a broadcast dimension has stride 0, whether the tensor was expanded or has size 1 or
-// no such dimension. `leading` outlives it.
+// The matrices of one argument, its last two dimensions or fewer, by flat leading index. Nothing is
+// copied: a broadcast dimension has stride 0, whether the tensor was expanded, has size 1 or lacks
+// the dimension. `leading` must outlive the object.
 class Slices {
  public:
   Slices(const Tensor& t, int64_t trailing, const Leading& leading)
@@ -60,7 +60,7 @@ class Slices {
     return std::move(*this);
   }
   const Matrix& first() const { return first_; }
-  // Over the leading dimensions, the outermost first.
+  // Strides over the leading dimensions, the outermost first.
   const Sizes& strides() const { return strides_; }
   int64_t offset(int64_t index) const {
     int64_t out = 0;

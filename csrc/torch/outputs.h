@@ -1,4 +1,5 @@
-// What operators return: tensors in the dtype of the arithmetic, on the device of the inputs.
+// The results of the operators: tensors in the dtype of the arithmetic, on the device of the
+// inputs.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
@@ -11,8 +12,8 @@
 
 namespace attnkernels {
 
-// A contiguous tensor beside `on`, straight from the C interface: a small call feels the
-// microsecond that new_empty takes through the dispatcher.
+// A contiguous tensor on the device of `on`. It comes from the C interface directly, since
+// new_empty would take a microsecond in the dispatcher, which small calls would feel.
 inline Tensor empty(const Tensor& on, const Sizes& sizes, ScalarType type) {
   Sizes strides(sizes.size());
   int64_t step = 1;
@@ -29,7 +30,7 @@ inline Tensor empty(const Tensor& on, const Sizes& sizes, ScalarType type) {
                                                          sizes.data(), strides.data(), dtype,
                                                          device, index, &out));
   Tensor result(out);
-#ifdef ATTNKERNELS_POISON  // in tests what is not written shall be NaN
+#ifdef ATTNKERNELS_POISON  // in tests, elements that are not written are NaN
   if (result.numel())
     std::memset(result.mutable_data_ptr(), 0xff,
                 result.numel() * (type == ScalarType::Double  ? 8
@@ -61,9 +62,8 @@ inline Output output_of(const Tensor& t) {
   return {t.numel() ? t.mutable_data_ptr() : nullptr, dtype_of(t)};
 }
 
-// A gradient of shape (leading, rows of x): in x's dtype where that is all there is to it, in that
-// of the arithmetic where it is still to be summed over leading dimensions that x was broadcast
-// along.
+// A gradient of shape (leading, last two dimensions of x). Its dtype is that of x, or that of the
+// arithmetic if it is still to be summed over leading dimensions along which x was broadcast.
 inline Tensor gradient(const Tensor& x, const Leading& leading, int64_t wanted) {
   if (!wanted) return nothing(x);
   const Sizes shape = leading.with({x.size(x.dim() - 2), x.size(x.dim() - 1)});

@@ -1,9 +1,13 @@
-"""The kernels' inner functions, by units in the last place, on every instruction set there is."""
+"""The inner functions of the CPU kernels, in units in the last place, on every instruction set."""
 
 import numpy as np
 import pytest
+import torch
 from helpers.philox import philox4x32_10
 from native import build
+
+from attnkernels import additive_scores
+from attnkernels.ops.codes import ACTIVATIONS
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
 
@@ -14,7 +18,7 @@ def maths(request):
 
 
 def ulps(actual, exact):
-    """Largest error in units in the last place of the exact value rounded to actual's dtype."""
+    """Return the largest error, in units in the last place of the exact value in actual's dtype."""
     exact = np.asarray(exact, np.longdouble)
     spacing = np.spacing(np.abs(exact).astype(actual.dtype))
     return float(np.max(np.abs(actual.astype(np.longdouble) - exact) / spacing))
@@ -60,7 +64,7 @@ def test_every_nan_stays_one(maths, payload):
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 100])
 def test_range(maths, count):
     x = np.random.default_rng(0).normal(size=count).astype("f") - 3
-    empty = [0] if count % maths.lanes else []  # what is left of the last vector
+    empty = [0] if count % maths.lanes else []  # the unused lanes of the last vector
     assert maths.range(x) == (max([*x, *empty]), np.abs(x).max())
     for place in (0, count - 1):
         for spoiled in (np.nan, np.inf, -np.inf):
@@ -81,7 +85,7 @@ ROUNDING = 2.0**-24
 
 @pytest.mark.parametrize("spread", [0.0, 1e-8, 0.5, 3.0])
 def test_forms_agree_where_they_meet(maths, spread):
-    """At sums on both sides of every limit, each form within its range gives the same quad."""
+    """Within its range, each form gives the same quad for sums on both sides of every limit."""
     quads, pairs, factored = maths.limits()
     seams = np.array([-86, -44, -22, -1e-8, 0, 1e-8, 9, quads - 0.01, 22, pairs, 60, 85])
     y = (seams[:, None] + spread * np.array([-1, 0, 0.5, 1])).astype("f")
@@ -124,3 +128,30 @@ def test_philox(maths):
         counter = [int(c) for c in rng.integers(2**32, size=4)]
         key = (seed & 0xFFFFFFFF, seed >> 32)
         assert maths.philox(seed, counter) == list(philox4x32_10(tuple(counter), key))
+
+
+POINTWISE = [name for name, f in ACTIVATIONS.items() if f.family == "pointwise"]
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_pointwise(maths, name):
+    """Value and slope of every pointwise activation against the formula in float64."""
+    x = np.concatenate([np.linspace(-30, 30, 4001), [0, -1e-8, 1e-8, -1e4, 1e4]]).astype("f")
+    query = torch.from_numpy(x.astype("d"))[:, None].requires_grad_()
+    one = torch.ones(1, dtype=torch.float64)
+    y = additive_scores(
+        query,
+        0 * one[None],
+        one,
+        scale=1.0,
+        activation=name,
+        negative_slope=0.25,
+        backend="reference",
+    )
+    (slope,) = torch.autograd.grad(y.sum(), query)
+    exact = y.detach()[:, 0].numpy()
+    value, three = maths.pointwise(ACTIVATIONS[name].code, 0.25, x, 3)
+    assert (np.abs(value - exact) <= 4 * ROUNDING * np.maximum(1, np.abs(exact))).all()
+    assert np.abs(three - 3 * slope[:, 0].numpy()).max() <= 12 * ROUNDING
+    spoiled, _ = maths.pointwise(ACTIVATIONS[name].code, 0.25, np.array([np.nan], "f"), 1)
+    assert np.isnan(spoiled).all()

@@ -1,4 +1,5 @@
-// The kernels' inner functions, one instruction set at a time, for tests/test_maths.py.
+// The inner functions of the CPU kernels for tests/backends/test_maths.py, compiled for one
+// instruction set.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -13,7 +14,7 @@ using namespace attnkernels::cpu;
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-// f over whole vectors, what is left in one padded with zeros.
+// Apply f to whole vectors, the last of them padded with zeros.
 template <class T, class F>
 Array<T> map(const Array<T>& in, const F& f) {
   Array<T> out(in.size());
@@ -25,7 +26,7 @@ Array<T> map(const Array<T>& in, const F& f) {
   return out;
 }
 
-// 1 / x0 .. 1 / x3 weighted and summed, by each way to form x.
+// The weighted sum of 1 / x0 .. 1 / x3, with x formed by X.
 template <class X>
 Array<float> quad(const X& x, const Array<float>& a, const Array<float>& b,
                   const std::vector<float>& w) {
@@ -75,6 +76,15 @@ PYBIND11_MODULE(maths, m) {
   });
   m.def("direct", [](const Array<float>& a, const Array<float>& b, const std::vector<float>& w) {
     return quad(Direct<float>(2.f), a, b, w);
+  });
+  // f(x) and f'(x) ds of a pointwise activation.
+  m.def("pointwise", [](int64_t code, float negative_slope, const Array<float>& x, float ds) {
+    Array<float> value, slope;
+    with_pointwise(static_cast<Activation>(code), negative_slope, [&](const auto& f) {
+      value = map<float>(x, [&](auto v) { return f.value(v); });
+      slope = map<float>(x, [&](auto v) { return f.slope(v, Vec<float>(ds)); });
+    });
+    return py::make_tuple(value, slope);
   });
   m.def("transpose", [](const Array<float>& rows) {
     const int64_t count = rows.shape(0), width = rows.shape(1);

@@ -1,0 +1,238 @@
+// The gradients of a piece of queries against a piece of keys, (E4)-(E6), tile by tile from scores
+// made anew.
+#pragma once
+#include "backward_plan.h"
+#include "mask.h"
+#include "philox.h"
+#include "product.h"
+#include "scratch.h"
+#include "sweep.h"
+
+namespace attnkernels::cpu {
+inline namespace CPU_CAPABILITY {
+
+// Keys of a tile for a query or two: its operands stay in the first-level cache.
+constexpr int64_t kNarrowTile = 16;
+static_assert(kNarrowTile <= kPanel && kNarrowTile % kLane == 0, "scratch is for tiles of panels");
+
+template <class T>
+struct BackwardScratch {
+  T *scorer, *weight, *ds, *mask, *value, *value_panels, *grad_context, *sums;
+  static int64_t rows(const Problem& p) { return std::min(4 * kTileRows, block_rows(p)); }
+  static int64_t carve(const Problem& p, T* base, BackwardScratch* s) {
+    const int64_t tile = tile_keys(p.d), ld = row_stride(p.dv);
+    Parts<T> parts(base);
+    BackwardScratch f{parts.take(Scorer<T>::scratch(p, rows(p))),
+                      parts.take(tile_rows(p) * tile),
+                      parts.take(tile_rows(p) * tile),
+                      parts.take(tile_rows(p) * tile),
+                      parts.take(tile * ld),
+                      parts.take(tile * padded(p.dv)),
+                      parts.take(rows(p) * ld),
+                      parts.take((kNarrow + 1) * row_stride(p.d))};
+    if (s) *s = f;
+    return parts.taken();
+  }
+};
+
+// delta_i = sum_j a_ij da_ij - dlse_i, where da is the gradient of the weights: D_i of (E4) with
+// the part of every output.
+template <class T>
+T row_delta(const Backward<T>& p, const Item& item, int64_t i) {
+  const int64_t row = item.query_row + i;
+  T delta = 0;
+  auto add = [&](const Matrix& g, int64_t g_row, const T* out, int64_t count) {
+    const T* grad = static_cast<const T*>(g.at(g_row).data);
+    double total = 0;
+    for (int64_t c = 0; c < count; c++) total += static_cast<double>(grad[c * g.col] * out[c]);
+    delta += static_cast<T>(total);
+  };
+  if (p.grad_context.data) add(p.grad_context, row, p.context + row * p.dv, p.dv);
+  if (p.grad_weights.data)
+    add(p.grad_weights, item.pair_row + i, p.weights + (item.pair_row + i) * p.pair_cols, item.m);
+  if (p.grad_lse.data) delta -= *static_cast<const T*>(p.grad_lse.at(row).data);
+  return delta;
+}
+
+// From scores in `weight` and da in `ds` to the weights that were used and ds of (E4).
+template <class T>
+inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i, int64_t j0,
+                               int64_t keys, T delta, T* weight, T* ds) {
+  using V = Vec<T>;
+  const T lse = p.lse[item.query_row + i];
+  if (lse == -std::numeric_limits<T>::infinity()) {
+    std::fill(weight, weight + keys, T(0));
+    std::fill(ds, ds + keys, T(0));
+    return;
+  }
+  if (p.grad_weights.data) {
+    const Matrix g = p.grad_weights.at(item.pair_row + i, j0);
+    for (int64_t j = 0; j < keys; j++) ds[j] += static_cast<const T*>(g.data)[j * g.col];
+  }
+  if (p.dropout.p > 0) drop_row(ds, p.dropout.p, p.dropout.seed, item.counter, i, j0, keys);
+  for (int64_t j = 0; j < keys; j += kLanes<T>) {
+    const V a = exp_weight(load(weight + j) - V(lse));
+    a.store(weight + j);
+    (a * (load(ds + j) - V(delta))).store(ds + j);
+  }
+  if (p.dropout.p > 0) drop_row(weight, p.dropout.p, p.dropout.seed, item.counter, i, j0, keys);
+}
+
+// Where a task adds to: rows of the whole problem, or of a copy. Null if not wanted.
+template <class T>
+struct Gradients {
+  T *query, *key, *value;
+  double* weight;  // (padded d) sums of to_w, then the sum of ds
+};
+
+template <class T>
+class BackwardPiece {
+ public:
+  BackwardPiece(const Backward<T>& p, const Item& item, const T* delta, const Gradients<T>& out,
+                const BackwardScratch<T>& s)
+      : p_(p), item_(item), delta_(delta), out_(out), s_(s), width_(padded(p.dv)),
+        ld_(row_stride(p.dv)), scorer_(p, item, BackwardScratch<T>::rows(p), s.scorer) {}
+
+  // Add what queries `is` and keys `js` have to give.
+  void run(Span is, Span js) {
+    const int64_t block = BackwardScratch<T>::rows(p_);
+    for (int64_t ib = is.begin; ib < is.end; ib += block) {
+      take_queries(ib, std::min(block, is.end - ib));
+      for (int64_t j0 = js.begin; j0 < js.end; j0 += tile_) {
+        const int64_t keys = std::min(tile_, js.end - j0);
+        if (!visible(p_.causal, ib + rows_ - 1, j0, keys)) break;
+        run_keys(j0, keys);
+      }
+    }
+  }
+
+ private:
+  // Queries i0 = block + r0 .. i0 + rows against keys j0 .. j0 + keys.
+  struct At {
+    int64_t r0, i0, rows, j0, keys;
+  };
+
+  bool from_context() const { return p_.grad_context.data; }
+  // With a query or two the keys are not transposed, as in the forward.
+  bool panels() const { return rows_ > kNarrow && !p_.grad_scores; }
+
+  void take_queries(int64_t ib, int64_t rows) {
+    ib_ = ib;
+    rows_ = rows;
+    tile_ = rows > kNarrow ? tile_keys(p_.d) : kNarrowTile;
+    scorer_.queries(ib, rows);
+    if (from_context())
+      grad_context_ = rows_of(p_.grad_context.at(item_.query_row + ib), rows, p_.dv, width_, ld_,
+                              s_.grad_context);
+  }
+
+  // All queries of the block against one tile of keys, prepared when the first pair takes part.
+  void run_keys(int64_t j0, int64_t keys) {
+    bool prepared = false;
+    for (int64_t r0 = 0; r0 < rows_; r0 += kTileRows) {
+      const At at{r0, ib_ + r0, std::min(kTileRows, rows_ - r0), j0, keys};
+      if (!mask_tile(s_.mask, tile_, p_, item_, at.i0, at.rows, j0, keys)) continue;
+      if (!std::exchange(prepared, true)) take_keys(j0, keys);
+      if (p_.grad_scores) {
+        copy_score_gradient(at);
+      } else {
+        score_gradient(at);
+        add_value(at);
+        add_mask(at);
+      }
+      add_query_key_weight(at);
+    }
+  }
+
+  void take_keys(int64_t j0, int64_t keys) {
+    scorer_.keys(j0, keys, true, panels());
+    if (!from_context()) return;
+    value_ = rows_of(item_.value.at(j0), keys, p_.dv, width_, ld_, s_.value);
+    for (int64_t j = 0; panels() && j < keys; j += kPanel)
+      transpose_panel(s_.value_panels + j * width_, Rows<T>{value_[j], value_.ld},
+                      std::min(kPanel, keys - j), width_);
+  }
+
+  void copy_score_gradient(const At& at) {
+    for (int64_t r = 0; r < at.rows; r++) {
+      const T* g = p_.grad_scores + (item_.pair_row + at.i0 + r) * p_.pair_cols + at.j0;
+      std::copy(g, g + at.keys, s_.ds + r * tile_);
+    }
+  }
+
+  // The weights and ds of (E4), from scores computed again.
+  void score_gradient(const At& at) {
+    scorer_.score(at.r0, at.rows, s_.weight, tile_);
+    apply_mask(s_.weight, s_.mask, tile_, p_, item_, at.i0, at.rows, at.j0, at.keys);
+    context_part(at);
+    for (int64_t r = 0; r < at.rows; r++)
+      score_gradient_row(p_, item_, at.i0 + r, at.j0, at.keys, delta_[item_.query_row + at.i0 + r],
+                         s_.weight + r * tile_, s_.ds + r * tile_);
+  }
+
+  // ds <- dc_i . u_j, the part of the context in da.
+  void context_part(const At& at) {
+    const Rows<T> dc = grad_context_, value = value_;
+    if (!from_context()) {
+      std::fill(s_.ds, s_.ds + at.rows * tile_, T(0));
+    } else if (panels()) {
+      for (int64_t j = 0; j < at.keys; j += kPanel)
+        panel_sums(Dot{}, dc[at.r0], dc.ld, at.rows, s_.value_panels + j * width_, s_.value_panels,
+                   width_, s_.ds + j, tile_, std::min(kPanel, at.keys - j));
+    } else {
+      for (int64_t r = 0; r < at.rows; r++)
+        for (int64_t j = 0; j < at.keys; j++)
+          s_.ds[r * tile_ + j] = row_sum(Dot{}, dc[at.r0 + r], value[j], value[j], p_.dv);
+    }
+  }
+
+  // du of (E6).
+  void add_value(const At& at) {
+    if (!out_.value || !from_context()) return;
+    product(Coefficients<T>{s_.weight, 1, tile_}, at.keys, at.rows, grad_context_[at.r0],
+            grad_context_.ld, static_cast<const T*>(nullptr),
+            out_.value + (item_.key_row + at.j0) * p_.dv, p_.dv, p_.dv);
+  }
+
+  void add_mask(const At& at) {
+    if (!p_.grad_mask) return;
+    const int64_t row = p_.grad_mask_row, col = p_.grad_mask_col;
+    for (int64_t r = 0; r < at.rows; r++) {
+      T* g = p_.grad_mask + item_.mask_grad + (at.i0 + r) * row + at.j0 * col;
+      const T* ds = s_.ds + r * tile_;
+      for (int64_t j = 0; j < at.keys; j++) g[j * col] += ds[j];
+    }
+  }
+
+  // dq, dk and the sums for dw, (E5) and (E6).
+  void add_query_key_weight(const At& at) {
+    if (!out_.query && !out_.key && !out_.weight) return;
+    if (out_.weight) {
+      double total = 0;
+      for (int64_t r = 0; r < at.rows; r++)
+        for (int64_t j = 0; j < at.keys; j++) total += static_cast<double>(s_.ds[r * tile_ + j]);
+      out_.weight[padded(p_.d)] += total;
+    }
+    const Rows<T> queries = scorer_.query_rows();
+    sweep(
+        scorer_,
+        Tile<T>{
+            {queries[at.r0], queries.ld}, scorer_.key_rows(), s_.ds, tile_, at.rows, at.keys, p_.d},
+        Sums<T>{out_.query ? out_.query + (item_.query_row + at.i0) * p_.d : nullptr,
+                out_.key ? out_.key + (item_.key_row + at.j0) * p_.d : nullptr, out_.weight},
+        s_.sums);
+  }
+
+  const Backward<T>& p_;
+  const Item& item_;
+  const T* delta_;
+  const Gradients<T>& out_;
+  const BackwardScratch<T>& s_;
+  int64_t width_, ld_;  // of rows of values
+  int64_t ib_ = 0, rows_ = 0, tile_ = 0;
+  Scorer<T> scorer_;
+  Rows<T> grad_context_{}, value_{};
+};
+
+}  // namespace CPU_CAPABILITY
+}  // namespace attnkernels::cpu

@@ -1,0 +1,66 @@
+// Blocks: what one task of the forward, of raw scores or of work by rows takes from an item.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "score.h"
+
+namespace attnkernels::cpu {
+inline namespace CPU_CAPABILITY {
+
+// Queries i0 .. i1 of an item against its keys j0 .. j1. `part` is the first row of an unfinished
+// softmax that is merged later, or -1.
+struct Block {
+  int64_t item, i0, i1, j0, j1, part;
+};
+
+// Cut every item into blocks, enough for the threads and each as large as possible. Return the
+// number of rows of unfinished softmaxes.
+template <class Blocks>
+int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
+  int64_t rows = 0;
+  for (int64_t b = 0; b < p.count; b++) rows += p.items[b].n;
+  const int64_t most = block_rows(p), tile = tile_keys(p.d);
+  // Two blocks per thread, so that one slow thread does not decide. Larger blocks are better: keys
+  // are prepared once per block.
+  const int64_t limit = std::clamp<int64_t>((rows + 2 * threads - 1) / (2 * threads),
+                                            std::min<int64_t>(kTileRows, most), most);
+  auto pieces = [&](const Item& item) { return (item.n + limit - 1) / limit; };
+  int64_t count = 0;
+  for (int64_t b = 0; b < p.count; b++) count += pieces(p.items[b]);
+  const int64_t wanted = split_keys && count < 2 * threads
+                             ? (2 * threads + count - 1) / std::max<int64_t>(1, count)
+                             : 1;
+  int64_t parts = 0;
+  for (int64_t b = 0; b < p.count; b++) {
+    const Item& item = p.items[b];
+    if (!item.n) continue;
+    const int64_t size =
+        ((item.n + pieces(item) - 1) / pieces(item) + 3) / 4 * 4;  // alike, and whole registers
+    for (int64_t i = 0; i < item.n; i += size) {
+      const int64_t i1 = std::min(item.n, i + size);
+      const int64_t tiles = (item.m + tile - 1) / tile,
+                    split = std::clamp<int64_t>(tiles / 2, 1, wanted);
+      for (int64_t s = 0; s < split; s++)
+        blocks.push_back({b, i, i1, tiles * s / split * tile,
+                          std::min(item.m, tiles * (s + 1) / split * tile),
+                          split > 1 ? parts + s * (i1 - i) : -1});
+      if (split > 1) parts += split * (i1 - i);
+    }
+  }
+  return parts;
+}
+
+// The rows of every item, queries and keys alike, in blocks for work by rows; at least one per
+// item.
+inline std::vector<Block> row_blocks(const Problem& p) {
+  constexpr int64_t each = 128;
+  std::vector<Block> blocks;
+  for (int64_t b = 0; b < p.count; b++)
+    for (int64_t i = 0; i < std::max<int64_t>({1, p.items[b].n, p.items[b].m}); i += each)
+      blocks.push_back({b, i, i + each, 0, 0, -1});
+  return blocks;
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace attnkernels::cpu
