@@ -1,4 +1,4 @@
-"""Where the CUDA compiler is, and what it is to compile for: what setup.py asks.
+"""Find the CUDA compiler and the architectures to compile for, on behalf of setup.py.
 
 Environment: CUDA_HOME, TORCH_CUDA_ARCH_LIST, and NVCC_CCBIN, which is nvcc's own.
 """
@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from setuptools.errors import SetupError
 
-# Code for one architecture runs on the later ones with the same first number; that for an "a" on no
-# other. Of the last there is PTX as well, which GPUs to come compile for themselves.
+# Code for one architecture runs on later ones with the same first number; code for an "a" on no
+# other. The last one comes with PTX as well, which newer GPUs compile for themselves.
 ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0a", "10.0", "12.0"]
-OLDEST = 80  # 8.0: what the kernels need
-USUAL_HOME = "/usr/local/cuda"  # where toolkits install themselves, often without a word in PATH
+OLDEST = 80  # 8.0, which the kernels need
+USUAL_HOME = "/usr/local/cuda"  # where toolkits install themselves, often outside PATH
 
 
 class Toolkit(NamedTuple):
@@ -31,7 +31,7 @@ class Toolkit(NamedTuple):
 
 
 def find_nvcc() -> str | None:
-    """nvcc below CUDA_HOME or CUDA_PATH, on PATH, in the usual place, or in what pip installed."""
+    """Return nvcc from CUDA_HOME or CUDA_PATH, PATH, the usual place, or a package of pip."""
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     folders = [os.path.join(home, "bin") for home in homes if home]
     folders += [os.environ.get("PATH", os.defpath), os.path.join(USUAL_HOME, "bin")]
@@ -42,21 +42,21 @@ def find_nvcc() -> str | None:
 
 
 def find_toolkit(compiler: list[str]) -> Toolkit | str:
-    """What compiles CUDA kernels, its C++ by `compiler`; or why nothing does."""
+    """Return the toolkit, with `compiler` for its C++, or the reason why there is none."""
     nvcc = find_nvcc()
     if not compiler:
         return "there is no C++ compiler"
     if nvcc is None:
         return "there is no nvcc (docs/install.md says where it is sought, and how pip gets one)"
     command = [nvcc]
-    if not os.environ.get("NVCC_CCBIN"):  # it takes a program: of "ccache g++ -m64", the g++
+    if not os.environ.get("NVCC_CCBIN"):  # it takes a program only: g++ of "ccache g++ -m64"
         command += ["-ccbin", [word for word in compiler if not word.startswith("-")][-1]]
 
     def ask(*options: str) -> str:
         done = subprocess.run([*command, *options], capture_output=True, text=True)
         return done.stdout + done.stderr
 
-    # nvcc may be a link to its toolkit, or a script elsewhere, so it is asked for the folders
+    # nvcc may be a link to its toolkit, or a script elsewhere, so ask it for the folders
     plan = ask("--dryrun", "-x", "cu", "-c", os.devnull, "-o", "none.o")
     release = re.search(r"__CUDACC_VER_MAJOR__=(\d+)", plan)
     if release is None:
@@ -67,14 +67,14 @@ def find_toolkit(compiler: list[str]) -> Toolkit | str:
         re.findall(r'"-[IL]([^"]+)"', " ".join(re.findall(rf"^#\$ {name}=(.*)", plan, re.M)))
         for name in ("INCLUDES", "LIBRARIES")
     )
-    if "--compress-mode" in ask("--help"):  # a fifth of the size by default
+    if "--compress-mode" in ask("--help"):  # a fifth of the default size
         command.append("--compress-mode=size")
     known = set(map(int, re.findall(r"compute_(\d+)", ask("--list-gpu-arch"))))
     return Toolkit(command, known, headers, libraries)
 
 
 def architectures(known: Container[int]) -> list[str]:
-    """TORCH_CUDA_ARCH_LIST, or what nvcc knows of ARCHITECTURES: "8.0", "9.0a", "12.0+PTX"."""
+    """Return TORCH_CUDA_ARCH_LIST, or the ARCHITECTURES that nvcc knows: "8.0", "12.0+PTX"."""
 
     def capability(name: str) -> int:
         return int(re.sub(r"\D", "", name))
@@ -88,7 +88,7 @@ def architectures(known: Container[int]) -> list[str]:
                 f"TORCH_CUDA_ARCH_LIST has {name!r}, which nvcc does not know;"
                 " entries are like those of '8.0;9.0a;12.0+PTX'"
             )
-    if names:  # a list for everything on a machine may have GPUs that are too old for the kernels
+    if names:  # the list may have GPUs that are too old for the kernels
         names = [name for name in names if capability(name) >= OLDEST]
         if not names:
             raise SetupError("TORCH_CUDA_ARCH_LIST has nothing from 8.0 on, which kernels need")
@@ -98,7 +98,7 @@ def architectures(known: Container[int]) -> list[str]:
 
 
 def gencode(architecture: str) -> list[str]:
-    """nvcc's options for an architecture: its code, and after +PTX what newer GPUs compile."""
+    """Return nvcc's options for an architecture: its code and, with +PTX, its PTX."""
     name, ptx, _ = architecture.replace(".", "").partition("+")
     code = f"[sm_{name},compute_{name}]" if ptx else f"sm_{name}"
     return ["-gencode", f"arch=compute_{name},code={code}"]

@@ -1,11 +1,11 @@
 // The backward, (E4)-(E6), in one sweep over tiles of 64 queries and 64 keys.
 //
 //   for each tile of queries, for each tile of keys           shared memory
-//     G = dc value^T, 16 x 64 a warp         (product.h)      ds, 64 x 68 floats, 17 KiB
-//     scores in registers, 4 x 8 a thread    (score.h)        2 stages of panels, then
+//     G = dc value^T, 16 x 64 per warp       (product.h)      ds, 64 x 68 floats, 17 KiB
+//     scores in registers, 4 x 8 per thread  (score.h)        2 stages of panels, then
 //     a = exp(s - lse), ds = a (G - delta)   (E4)             the weights after dropout: 17 KiB
 //     dvalue += a^T dc                       (product.h)      35 KiB: an H100 has room for the
-//     dq, dk, dw from ds, a lane a unit      (sweep.h)        three blocks that registers allow
+//     dq, dk, dw from ds, one unit per lane  (sweep.h)        three blocks that registers allow
 //
 // Each element is visited twice, for the scores at 3.9 instructions and for the gradients at 7.5:
 // about 11.4, or 11.2 elements per clock and processor of an H100. Gradients are added to memory by

@@ -1,9 +1,9 @@
 // Scores, softmax and context in one pass, (E1)-(E3): a tile of 64 queries against tiles of keys.
 //
 //   for each tile of keys                                   shared memory
-//     scores in registers, 4 x 8 a thread    (score.h)      2 stages of panels, 16.1 KiB
+//     scores in registers, 4 x 8 per thread  (score.h)      2 stages of panels, 16.1 KiB
 //     x -> P, masked                                        P, 64 x 68 floats, 17 KiB
-//     P = exp(P - highest), two threads a row (E2)          alpha, highest, total: 64 floats each
+//     P = exp(P - highest), two threads per row (E2)        alpha, highest, total: 64 floats each
 //     context = alpha context + P value      (product.h)    34 KiB: an H100 has room for the
 //                                                           four blocks that registers allow
 // The context is kept in memory because the scores need the registers: every thread reads and

@@ -4,7 +4,7 @@
 //            +------------------+
 //   16       | thread (ti, tj)  |    A thread has a block of 4 x 8 scores in registers and reads,
 //   threads, | queries ti + 16r |    for four hidden units, 4 + 8 vectors of 16 bytes from shared
-//   4 rows   | keys    tj +  8c |    memory, which is 0.1 of an instruction an element.
+//   4 rows   | keys    tj +  8c |    memory, which is 0.1 instructions per element.
 //            +------------------+
 //
 // Panels (prepare.cu) come through shared memory, 16 hidden units at a time, by asynchronous copies

@@ -7,9 +7,9 @@
 
 namespace attnkernels::cuda {
 
-constexpr int kThreads = 128;      // per block that works on tiles
-constexpr int kPitch = kTile + 4;  // floats from row to row in shared memory: rows of a fragment
-                                   // lie in different banks
+constexpr int kThreads = 128;        // per block that works on tiles
+constexpr int kPitch = kTile + 4;    // floats from row to row in shared memory: rows of a fragment
+                                     // lie in different banks
 constexpr int kStep = kStepQueries;  // the most queries of a decoder step, step.cu
 constexpr int kStepKeys = 64;        // keys that a block of step.cu takes at a time
 

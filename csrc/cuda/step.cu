@@ -1,10 +1,10 @@
 // A few queries against many keys, as in a decoder: bound by reading every key and value once.
 //
 //   for every 64 keys, a block of 256 threads                    shared memory
-//     scores: a warp 8 keys, 8 or 4 at a time, lanes along the     scores, 64 floats a query
+//     scores: 8 keys per warp, 8 or 4 at a time, lanes along the   scores, 64 floats per query
 //       hidden units, 16 bytes or 8 a load               (step.h)
-//     softmax: a warp a query
-//     context = alpha context + p value: a thread 4 columns of     sums of threads, 4 KiB a query
+//     softmax: one warp per query
+//     context = alpha context + p value: a thread 4 columns of     sums of threads, 4 KiB per query
 //       every so many keys, then one of these threads the sum
 //
 // Nothing is prepared: the activation is computed from rows as they lie, by two special functions
@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(kBlock, 2)
     }
     __syncthreads();
     if (warp < p.n) {
-      static_assert(kWarps >= kStep && kStepKeys == 2 * 32);  // a warp a query, two keys a lane
+      static_assert(kWarps >= kStep &&
+                    kStepKeys == 2 * 32);  // one warp per query, two keys per lane
       float x[2], high = highest, sum = 0;
       for (int h = 0; h < 2; h++) {
         const int j = j0 + lane + 32 * h;

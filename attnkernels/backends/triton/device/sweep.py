@@ -235,28 +235,28 @@ def sweep_kernel(
                     if tl.max(query_high + key_high) <= PAIR:
                         dq, dw = _sweep_tile(
                             q0, q1, q2, q3, key_at, key_row, ds + block * ROWS, width, grad_key,
-                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, True,
-                            True, RI, BJ, TARGET,
+                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION,
+                            True, True, RI, BJ, TARGET,
                         )  # fmt: skip
                     else:
                         dq, dw = _sweep_tile(
                             q0, q1, q2, q3, key_at, key_row, ds + block * ROWS, width, grad_key,
-                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, True,
-                            False, RI, BJ, TARGET,
+                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION,
+                            True, False, RI, BJ, TARGET,
                         )  # fmt: skip
             else:
                 for tile in range(first_tile, last_tile):
                     dq, dw = _sweep_tile(
                         q0, q1, q2, q3, key_at, key_row, ds + block * ROWS, width, grad_key, factor,
-                        tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False, RI,
-                        BJ, TARGET,
+                        tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False,
+                        False, RI, BJ, TARGET,
                     )  # fmt: skip
         else:
             for tile in range(first_tile, last_tile):
                 dq, dw = _sweep_tile(
                     q0, q1, q2, q3, key_at, key_row, ds + block * ROWS, width, grad_key, factor,
-                    tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False, RI, BJ,
-                    TARGET,
+                    tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False,
+                    RI, BJ, TARGET,
                 )  # fmt: skip
         at = order[:, None] * d + t[None, :]
         mask = (order < there)[:, None] & inside[None, :]

@@ -16,45 +16,18 @@ from .launch import launch, on
 
 
 def backward(
+    *,
     grad_context: Tensor | None,
     grad_lse: Tensor | None,
     grad_weights: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    attn_mask: Tensor | None,
-    key_lengths: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    seed: Tensor | None,
     context: Tensor,
     lse: Tensor,
     weights: Tensor,
-    dropout_p: float,
-    is_causal: bool,
-    activation: int,
-    negative_slope: float,
-    scale: float,
     wanted: int,
+    **arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Implement the operator "backward" of ops/signature.py."""
-    call = Call(
-        query,
-        key,
-        weight,
-        activation=activation,
-        negative_slope=negative_slope,
-        scale=scale,
-        value=value,
-        attn_mask=attn_mask,
-        key_lengths=key_lengths,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        seed=seed,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-    )
+    call = Call(**arguments)
     # D_i of (E4) with all terms that do not depend on j; and sum_ij ds_ij: sum_j a_ij is 1, or 0
     delta, total = call.new(*call.lead, call.n).zero_(), call.new(*call.lead).zero_()
     if grad_context is not None:
@@ -74,35 +47,26 @@ def backward(
     grad_value = call.new(*call.lead, call.m, call.dv).zero_() if wanted & VALUE else call.new(0)
     grad_mask = call.new(0)
     if wanted & MASK:
-        assert attn_mask is not None
-        grad_mask = call.new(*attn_mask.shape).zero_()
+        grad_mask = call.new(*arguments["attn_mask"].shape).zero_()
     if not call.leads * call.n * call.m:
         sums = _nothing(call)
     else:
-        with on(query):
+        with on(call.query):
             run = _step if call.step else _windows
             sums = run(call, outer, total, grad_value if used else None, grad_mask)
     grad_query, grad_key, grad_weight = _wanted(sums, call, wanted)
-    grad_value = _like(grad_value, value, call.lead) if wanted & VALUE else grad_value
+    grad_value = _like(grad_value, arguments["value"]) if wanted & VALUE else grad_value
     return grad_query, grad_key, grad_value, grad_weight, grad_mask
 
 
 def scores_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    weight: Tensor,
-    activation: int,
-    negative_slope: float,
-    scale: float,
-    wanted: int,
+    *, grad: Tensor, wanted: int, **arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Implement the operator "scores_backward" of ops/signature.py."""
-    options = {"activation": activation, "negative_slope": negative_slope, "scale": scale}
-    call = Call(query, key, weight, **options)
+    call = Call(**arguments)
     if not call.leads * call.n * call.m:
         return _wanted(_nothing(call), call, wanted)
-    with on(query):
+    with on(call.query):
         if call.step:
             return _wanted(sweeps.stepwise(call, grad.contiguous()), call, wanted)
         prepared = Prepared(call, call.tile(configs.backward_tiles()))
@@ -182,11 +146,11 @@ def _wanted(sums: sweeps.Sums, call: Call, wanted: int) -> sweeps.Sums:
     grad_query, grad_key, grad_weight = sums
     nothing = call.new(0)
     return (
-        _like(grad_query, call.query, call.lead) if wanted & QUERY else nothing,
-        _like(grad_key, call.key, call.lead) if wanted & KEY else nothing,
+        _like(grad_query, call.query) if wanted & QUERY else nothing,
+        _like(grad_key, call.key) if wanted & KEY else nothing,
         grad_weight if wanted & WEIGHT else nothing,
     )
 
 
-def _like(grad: Tensor, x: Tensor, lead: tuple[int, ...]) -> Tensor:
+def _like(grad: Tensor, x: Tensor) -> Tensor:
     return grad.to(x.dtype) if x.shape == grad.shape else grad

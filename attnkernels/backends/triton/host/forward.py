@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,44 +16,14 @@ from .launch import launch, on, power_of_two
 
 
 def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    attn_mask: Tensor | None,
-    key_lengths: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    packed_key: Tensor | None,
-    seed: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    activation: int,
-    negative_slope: float,
-    scale: float,
-    return_weights: bool,
+    *, packed_key: Tensor | None, return_weights: bool, **arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Implement the operator "forward" of ops/signature.py."""
-    call = Call(
-        query,
-        key,
-        weight,
-        activation=activation,
-        negative_slope=negative_slope,
-        scale=scale,
-        value=value,
-        attn_mask=attn_mask,
-        key_lengths=key_lengths,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        seed=seed,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-    )
+    call = Call(**arguments)
     lead, n, m, dv = call.lead, call.n, call.m, call.dv
     context, lse = call.new(*lead, n, dv), call.new(*lead, n)
     weights = call.new(*lead, n, m).fill_(-torch.inf) if return_weights else call.new(0)
-    with on(query):
+    with on(call.query):
         _attend(call, context, lse, weights if return_weights else None)
         if return_weights:
             tiles = -(-n // 32) * -(-m // 64)
@@ -104,20 +76,12 @@ def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor | None) -> 
         )
 
 
-def scores(
-    query: Tensor,
-    key: Tensor,
-    weight: Tensor,
-    activation: int,
-    negative_slope: float,
-    scale: float,
-) -> Tensor:
+def scores(**arguments: Any) -> Tensor:
     """Implement the operator "scores" of ops/signature.py."""
-    options = {"activation": activation, "negative_slope": negative_slope, "scale": scale}
-    call = Call(query, key, weight, **options)
+    call = Call(**arguments)
     result = call.new(*call.lead, call.n, call.m)
     if result.numel():
-        with on(query):
+        with on(call.query):
             tile = call.tile(configs.TILES)
             prepared = Prepared(call, tile)
             programs = call.leads * prepared.query_tiles * prepared.key_tiles
