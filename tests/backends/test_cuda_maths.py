@@ -12,34 +12,18 @@ import numpy as np
 import pytest
 import torch
 from emulator import build
+from helpers.arrays import bytes_of, f32
+
+from attnkernels.ops.codes import EXP_QUAD, FACTORED, PAIR, QUAD
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
 
 INF, NAN = np.inf, np.nan
 ROUNDING = 2.0**-24  # relative, of one operation
-QUAD, PAIR, FACTORED = 22, 44, 86  # where the forms meet, docs/math.md, "Ranges"
 SEAMS = [0, 1e-8, -1e-8, 9, -9, 11, -11, 22, -22, 43, -43, 44, -44, 60, -60, 80, -80]
 
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 HALVES = np.arange(1 << 16, dtype=np.uint16)
-
-
-@pytest.fixture(scope="module")
-def maths() -> ModuleType:
-    return build.load("-O1", name="cuda_maths")
-
-
-@pytest.fixture
-def random() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
-def f32(x: object) -> np.ndarray:
-    return np.array(x, np.float32)
-
-
-def bytes_of(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
 
 
 def floats(low: float, high: float) -> np.ndarray:
@@ -51,7 +35,7 @@ def floats(low: float, high: float) -> np.ndarray:
 def test_limits(maths: ModuleType) -> None:
     quad, pair, factored, exp_quad = maths.limits()
     assert (quad, pair, factored) == (QUAD, PAIR, FACTORED)
-    assert exp_quad == np.float32(1 + np.exp(22.0))
+    assert np.float32(exp_quad) == np.float32(EXP_QUAD) == np.float32(1 + np.exp(QUAD))
 
 
 def test_exp_exact(maths: ModuleType) -> None:

@@ -9,31 +9,13 @@ import numpy as np
 import pytest
 import torch
 from emulator import build
+from helpers.arrays import bytes_of
 from helpers.philox import WORD, philox4x32_10
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
 
 INF, NAN = np.inf, np.nan
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-
-
-@pytest.fixture(scope="module")
-def maths() -> ModuleType:
-    return build.load("-O1", name="cuda_maths")
-
-
-@pytest.fixture
-def random() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
-def f32(x: object) -> np.ndarray:
-    return np.array(x, np.float32)
-
-
-def bytes_of(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
-
 
 SEEDS = [0, 1, WORD, 1 << 32, (1 << 62) - 1, (1 << 63) - 1, 0x1234567890ABCDEF]
 ITEMS = [0, 1, WORD, 1 << 32, (1 << 32) + 5, (1 << 40) + 3, (1 << 62) + WORD]
