@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_no
 
 CHECKS = """
 import torch
-from inputs import make
+from helpers.inputs import make
 from attnkernels.testing import check_attention
 torch.use_deterministic_algorithms(True)
 torch.utils.deterministic.fill_uninitialized_memory = True  # with NaN
