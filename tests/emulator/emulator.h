@@ -117,7 +117,7 @@ auto shared_array(const void* place) -> T (&)[count] {
   return *static_cast<T(*)[count]>(static_shared(place, sizeof(T[count])));
 }
 
-// Whether any or all of the threads' values are true, and the lanes of the true ones.
+// Combine the values of threads: any, all, and the lanes of the true ones.
 struct Vote : Request {
   bool value;
   bool any = false, all = true;

@@ -1,6 +1,4 @@
-"""What tools.sass says of the kernels of csrc/cuda: on code written by hand, on rows that are
-pretended, and on one small source that nvcc compiles.
-"""
+"""tools.sass for the kernels of csrc/cuda: hand-written code, hand-written rows, and nvcc."""
 
 from __future__ import annotations
 
