@@ -19,7 +19,7 @@ SANITIZER = ATTNKERNELS_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv build profile examples test peers bench gpu sass sanitize lint format wheel clean
+.PHONY: help venv build profile examples test peers bench gpu sass sanitize docs lint format wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,11 +28,11 @@ $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing $(TORCH) and building attnkernels: a minute or two, and some more where there is nvcc"
 	$(BIN)/pip install -q "setuptools>=77" "$(TORCH)"
-	$(BIN)/pip install -q --no-build-isolation -e .
+	$(BIN)/pip install -q --no-build-isolation -e ".[profile]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/pip install -q "$(TRITON)"
+	$(if $(TRITON),$(BIN)/pip install -q "$(TRITON)")
 	$(BIN)/pip install -q --no-build-isolation -e ".[test,dev]"
 	touch $@
 
@@ -59,7 +59,7 @@ test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interprete
 peers: $(VENV)/.dev build ## swapped modules against the libraries that they are of, installed for it
 	$(BIN)/pip install -q --no-build-isolation -e ".[peers]"
 	$(BIN)/pip install -q --no-deps speechbrain OpenNMT-py
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -q $(PYTEST_FLAGS) $(call FILES,interop,peers graph)
+	KERAS_BACKEND=torch $(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/interop
 
 bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
 	$(BIN)/python -m benchmarks.suite
@@ -76,6 +76,11 @@ sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan, t
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS) $(SANITIZE_TESTS)
 	LIBRARY=$$(ATTNKERNELS_SANITIZE=1 $(BIN)/python tests/emulator/library.py) && \
 	$(SANITIZER) ATTNKERNELS_LIBRARY=$$LIBRARY $(BIN)/python -m pytest -q -n 2 $(PYTEST_FLAGS) $(EMULATED)
+
+docs: $(VENV)/.dev build ## the site, strictly, into build/site, and the tests of its code
+	$(BIN)/pip install -q --no-build-isolation -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/docs
 
 lint: $(VENV)/.dev ## style and types, changing nothing
 	$(BIN)/ruff check .
@@ -94,4 +99,4 @@ wheel: $(VENV)/.run ## dist/*.whl
 
 clean: ## what the targets above made, but not the virtual environment
 	rm -rf build dist *.egg-info attnkernels/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find attnkernels benchmarks examples tests -name __pycache__ -exec rm -rf {} +
+	find attnkernels benchmarks examples tests tools -name __pycache__ -exec rm -rf {} +

@@ -1,6 +1,6 @@
 """Find the CUDA compiler and the architectures to compile for, on behalf of setup.py.
 
-Environment: CUDA_HOME, TORCH_CUDA_ARCH_LIST, and NVCC_CCBIN, which is nvcc's own.
+Environment: CUDA_HOME, CUDA_PATH, TORCH_CUDA_ARCH_LIST, and nvcc's own NVCC_CCBIN.
 """
 
 import os
@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 from setuptools.errors import SetupError
 
-# Code for one architecture runs on later ones with the same first number; code for an "a" on no
-# other. The last one comes with PTX as well, which newer GPUs compile for themselves.
+# Code for an architecture runs on later ones with the same major number; code for an "a" runs on
+# that one alone. The last is compiled to PTX as well, which the driver compiles for newer GPUs.
 ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0a", "10.0", "12.0"]
 OLDEST = 80  # 8.0, which the kernels need
-USUAL_HOME = "/usr/local/cuda"  # where toolkits install themselves, often outside PATH
+USUAL_HOME = "/usr/local/cuda"  # where toolkits are installed, often without an entry in PATH
 
 
 class Toolkit(NamedTuple):
-    """The command that compiles CUDA, the architectures it knows (80 is 8.0), and its folders."""
+    """The command of nvcc, the architectures that it knows (80 is 8.0), and its folders."""
 
     command: list[str]
     known: set[int]
@@ -31,7 +31,7 @@ class Toolkit(NamedTuple):
 
 
 def find_nvcc() -> str | None:
-    """Return nvcc from CUDA_HOME or CUDA_PATH, PATH, the usual place, or a package of pip."""
+    """Return nvcc below CUDA_HOME or CUDA_PATH, on PATH, in USUAL_HOME or in pip's packages."""
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     folders = [os.path.join(home, "bin") for home in homes if home]
     folders += [os.environ.get("PATH", os.defpath), os.path.join(USUAL_HOME, "bin")]
@@ -42,21 +42,21 @@ def find_nvcc() -> str | None:
 
 
 def find_toolkit(compiler: list[str]) -> Toolkit | str:
-    """Return the toolkit, with `compiler` for its C++, or the reason why there is none."""
+    """Return the toolkit, with `compiler` for the host's C++, or a sentence that says why not."""
     nvcc = find_nvcc()
     if not compiler:
         return "there is no C++ compiler"
     if nvcc is None:
         return "there is no nvcc (docs/install.md says where it is sought, and how pip gets one)"
     command = [nvcc]
-    if not os.environ.get("NVCC_CCBIN"):  # it takes a program only: g++ of "ccache g++ -m64"
+    if not os.environ.get("NVCC_CCBIN"):  # it takes one program: g++ of "ccache g++ -m64"
         command += ["-ccbin", [word for word in compiler if not word.startswith("-")][-1]]
 
     def ask(*options: str) -> str:
         done = subprocess.run([*command, *options], capture_output=True, text=True)
         return done.stdout + done.stderr
 
-    # nvcc may be a link to its toolkit, or a script elsewhere, so ask it for the folders
+    # nvcc may be a link or a script outside its toolkit, so ask it for the folders
     plan = ask("--dryrun", "-x", "cu", "-c", os.devnull, "-o", "none.o")
     release = re.search(r"__CUDACC_VER_MAJOR__=(\d+)", plan)
     if release is None:
@@ -74,7 +74,11 @@ def find_toolkit(compiler: list[str]) -> Toolkit | str:
 
 
 def architectures(known: Container[int]) -> list[str]:
-    """Return TORCH_CUDA_ARCH_LIST, or the ARCHITECTURES that nvcc knows: "8.0", "12.0+PTX"."""
+    """Return TORCH_CUDA_ARCH_LIST, or those of ARCHITECTURES that nvcc knows: "8.0", "12.0+PTX".
+
+    Raises:
+        SetupError: TORCH_CUDA_ARCH_LIST has an entry that nvcc does not know, or none from 8.0 on.
+    """
 
     def capability(name: str) -> int:
         return int(re.sub(r"\D", "", name))
@@ -88,7 +92,7 @@ def architectures(known: Container[int]) -> list[str]:
                 f"TORCH_CUDA_ARCH_LIST has {name!r}, which nvcc does not know;"
                 " entries are like those of '8.0;9.0a;12.0+PTX'"
             )
-    if names:  # the list may have GPUs that are too old for the kernels
+    if names:  # a list made for other packages may name GPUs that are too old for the kernels
         names = [name for name in names if capability(name) >= OLDEST]
         if not names:
             raise SetupError("TORCH_CUDA_ARCH_LIST has nothing from 8.0 on, which kernels need")
@@ -98,7 +102,7 @@ def architectures(known: Container[int]) -> list[str]:
 
 
 def gencode(architecture: str) -> list[str]:
-    """Return nvcc's options for an architecture: its code and, with +PTX, its PTX."""
+    """Return nvcc's options for an architecture: its code, and PTX where the name has +PTX."""
     name, ptx, _ = architecture.replace(".", "").partition("+")
     code = f"[sm_{name},compute_{name}]" if ptx else f"sm_{name}"
     return ["-gencode", f"arch=compute_{name},code={code}"]

@@ -1,12 +1,13 @@
-"""Builds `attnkernels/_C.abi3.so` from csrc/: one library for every Python and torch >= 2.10.
+"""Build `attnkernels/_C.abi3.so` from csrc/: one library for every Python and torch >= 2.10.
 
-It holds no Python symbols and asks of torch only its stable ABI, so plain compiler runs make it:
-each kernel once for every instruction set, in parallel, and only what has changed. Where there is
-an nvcc it holds the CUDA kernels too. They include nothing of torch: one without CUDA will do.
+The library has no Python symbols and uses only torch's stable ABI, so plain compiler runs build it.
+Each kernel is compiled once per instruction set, in parallel, and only when something it depends on
+has changed. Where nvcc is found, the CUDA kernels are included. They need no header of torch, so a
+torch without CUDA is enough to build them.
 
-Environment: CXX, CXXFLAGS, MAX_JOBS, ATTNKERNELS_CUDA=auto, 0 or 1, what build_cuda.py reads,
-ATTNKERNELS_WERROR=1 for nvcc's warnings as errors, and ATTNKERNELS_SANITIZE=1 for a library that
-reports bad memory accesses and undefined behaviour.
+Environment: CXX, CXXFLAGS, MAX_JOBS, ATTNKERNELS_CUDA (auto, 0 or 1), the variables of
+build_cuda.py, ATTNKERNELS_WERROR=1 to treat nvcc's warnings as errors, and ATTNKERNELS_SANITIZE=1
+for a library that reports bad memory accesses and undefined behaviour.
 """
 
 import fcntl
@@ -28,23 +29,23 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, SetupError
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))  # where pip and runpy would not look
+sys.path.insert(0, str(ROOT))  # pip and runpy leave it out
 from build_cuda import Toolkit, architectures, find_toolkit, gencode  # noqa: E402
 
 SANITIZE = os.environ.get("ATTNKERNELS_SANITIZE", "0") == "1"
 OBJECTS = ROOT / "build" / ("sanitize" if SANITIZE else "native")
 
-# Kernels are compiled once for each and chosen at run time by what the processor has. Elsewhere
-# than on x86-64 one is enough: the baseline has vectors there (NEON on 64-bit ARM).
+# Kernels are compiled once per instruction set, and the processor's is chosen at run time. Other
+# machines than x86-64 need only the baseline, which has vectors there (NEON on 64-bit ARM).
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", *AVX2]
-QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # GCC 12 means its own intrinsics
+QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # false in GCC 12's own intrinsics
 ISAS = {"DEFAULT": [], "AVX2": AVX2, "AVX512": [*AVX512, *QUIET]}
 if platform.machine() not in ("x86_64", "AMD64"):
     ISAS = {"DEFAULT": []}
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-SANITIZERS += ["-DATTNKERNELS_POISON"]  # of results: what is not written shall be NaN
+SANITIZERS += ["-DATTNKERNELS_POISON"]  # fills results with NaN before they are written
 OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS] if SANITIZE else ["-O3"]
 # -Werror=switch: an activation that a kernel lacks is an error. -Wno-psabi: no vector is passed
 # from one object to another, so its ABI does not matter.
@@ -53,11 +54,16 @@ STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # nothing newer than
 
 CUDA_BINDING = ROOT / "csrc/torch/cuda_ops.cpp"
 
+# macOS: Python's own symbols, which the tests' modules use, are found when the module is loaded. So
+# are torch's libraries, which the process has loaded; the path is for the tools that look without.
+DARWIN = ["-bundle", "-undefined", "dynamic_lookup", "-Wl,-rpath,@loader_path/../torch/lib"]
+SHARED = DARWIN if sys.platform == "darwin" else ["-shared", *([] if SANITIZE else ["-s"])]
+
 
 class Step(NamedTuple):
-    """One compiler run: the file it makes, its command, and the files the command names.
+    """One compiler run: its output, its command, and the input files that the command names.
 
-    `other` are options that do not change what it makes, and do not make the file out of date.
+    `other` holds options that do not affect the output, so a change of them rebuilds nothing.
     """
 
     output: Path
@@ -67,18 +73,18 @@ class Step(NamedTuple):
 
 
 def compiler() -> list[str] | None:
-    """The C++ compiler: CXX, or the first of the usual names; None when there is none."""
+    """Return the command of the C++ compiler: CXX, or the first usual name found, or None."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
     return next((shlex.split(name) for name in names if shutil.which(shlex.split(name)[0])), None)
 
 
 def jobs() -> int:
-    """How many compilers may run at a time."""
+    """Return the number of compilers that may run at a time."""
     return int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
 
 
 def torch_root() -> Path:
-    """Where torch is installed: for its headers and libraries, so it need not be imported."""
+    """Return the folder of torch, with its headers and libraries, without importing it."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         raise SetupError("attnkernels is built against torch >= 2.10: install torch first")
@@ -88,7 +94,7 @@ def torch_root() -> Path:
 
 
 def compile_step(source: Path, output: Path, flags: list[str]) -> Step:
-    """The step that makes an object of a C++ source, and a list of the headers it read."""
+    """Return the step that compiles a C++ source and records the headers that it includes."""
     command = [*(compiler() or []), *shlex.split(os.environ.get("CXXFLAGS", "")), "-c"]
     command += [*OPTIMIZE, "-std=c++20", "-fPIC", "-fvisibility=hidden", *WARN]
     command += [f"-I{ROOT / 'csrc'}", "-isystem", str(torch_root() / "include"), *flags]
@@ -98,15 +104,15 @@ def compile_step(source: Path, output: Path, flags: list[str]) -> Step:
 
 
 def isa_flags(isa: str) -> list[str]:
-    """Flags under which at::vec is the vector type of `isa`, one of ISAS."""
+    """Return the flags that make at::vec the vector type of `isa`, one of ISAS."""
     return [f"-DCPU_CAPABILITY={isa}", f"-DCPU_CAPABILITY_{isa}", *ISAS[isa]]
 
 
 def cpu_steps() -> list[Step]:
-    """The binding and the CPU kernels, the baseline first.
+    """Return the steps for the binding and the CPU kernels, the baseline first.
 
-    The linker keeps an inline function that several objects hold from the first of them, so the
-    first must be one that every processor can run.
+    Of an inline function in several objects, the linker keeps the one from the first object, which
+    must therefore run on every processor.
     """
     kernels = ROOT / "csrc/cpu/kernels.cpp"
     return [
@@ -117,7 +123,7 @@ def cpu_steps() -> list[Step]:
 
 
 def cuda_toolkit() -> Toolkit | None:
-    """What compiles CUDA kernels; None, having said why, where there will be none."""
+    """Return the toolkit for the CUDA kernels, or print why there is none and return None."""
     choice = os.environ.get("ATTNKERNELS_CUDA") or "auto"
     if choice not in ("auto", "0", "1"):
         raise SetupError(
@@ -141,13 +147,15 @@ def cuda_toolkit() -> Toolkit | None:
 
 
 def cuda_steps(toolkit: Toolkit) -> list[Step]:
-    """The CUDA kernels, each object with every architecture, and their binding."""
+    """Return the steps for the CUDA kernels, for every architecture each, and their binding."""
     sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
     flags = ["-c", "-O3", "-std=c++20", f"-I{ROOT / 'csrc'}"]
     flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
     flags += [flag for name in architectures(toolkit.known) for flag in gencode(name)]
     other = ["--threads", str(max(1, jobs() // max(1, len(sources))))]
-    if os.environ.get("ATTNKERNELS_WERROR") == "1":  # not for users, whose nvcc may warn of more
+    if (
+        os.environ.get("ATTNKERNELS_WERROR") == "1"
+    ):  # not for users: other versions of nvcc warn more
         other += ["-Werror", "all-warnings"]
     steps = []
     for source in sources:
@@ -162,10 +170,10 @@ def cuda_steps(toolkit: Toolkit) -> list[Step]:
 
 
 def cuda_libraries(toolkit: Toolkit) -> list[str]:
-    """The linker's options for CUDA: its runtime, whole, and libtorch.
+    """Return the linker's options for CUDA: its static runtime, and libtorch.
 
-    Where torch has CUDA, libtorch brings the stream, a weak symbol of the binding: nothing that the
-    library calls itself, so the linker would leave libtorch out.
+    Where torch has CUDA, libtorch defines the weak symbol through which the binding asks for the
+    stream. A weak symbol alone would not make the linker keep libtorch.
     """
     folders = [f"-L{folder}" for folder in toolkit.libraries]
     runtime = ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]
@@ -173,14 +181,14 @@ def cuda_libraries(toolkit: Toolkit) -> list[str]:
 
 
 def link_step(objects: list[Path], output: Path, libraries: Sequence[str] = ()) -> Step:
-    """The step that makes a library of objects, for a process that has torch loaded."""
-    command = [*(compiler() or []), "-shared", *OPTIMIZE, *([] if SANITIZE else ["-s"])]
+    """Return the step that links objects into a library, for a process that has loaded torch."""
+    command = [*(compiler() or []), *SHARED, *OPTIMIZE]
     command += [*map(str, objects), f"-L{torch_root() / 'lib'}", "-ltorch_cpu", "-lc10"]
     return Step(output, [*command, *libraries, "-o", str(output)], objects)
 
 
 def is_fresh(step: Step) -> bool:
-    """Whether the output was made by this very command and by files that have not changed since."""
+    """Return True if this very command made the output and no input has changed since."""
     record, depfile = Path(f"{step.output}.cmd"), Path(f"{step.output}.d")
     if not (step.output.exists() and record.exists()):
         return False
@@ -194,9 +202,10 @@ def is_fresh(step: Step) -> bool:
 
 
 def run(step: Step) -> None:
-    """Runs a step unless its output is fresh. CompileError, with what the compiler said.
+    """Run a step unless its output is fresh. One of several processes at a time runs it.
 
-    Of processes that want the same output one makes it.
+    Raises:
+        CompileError: the compiler failed; the message holds its command and output.
     """
     if is_fresh(step):
         return
@@ -209,23 +218,26 @@ def run(step: Step) -> None:
 
 def _compile(step: Step) -> None:
     record = Path(f"{step.output}.cmd")
-    record.unlink(missing_ok=True)  # a run that is interrupted leaves no record
+    record.unlink(missing_ok=True)  # so that an interrupted run leaves none
     sys.stderr.write(f"building {step.output.relative_to(ROOT)}\n")
     done = subprocess.run(
         [*step.command, *step.other],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "LD_PRELOAD": ""},  # a sanitizer is meant for Python, not the compiler
+        env={
+            **os.environ,
+            "LD_PRELOAD": "",
+        },  # a preloaded sanitizer is for Python, not the compiler
     )
     if done.returncode != 0:
         raise CompileError(f"{shlex.join(step.command)}\n{done.stdout}")
-    sys.stderr.write(done.stdout)  # what it warned of
+    sys.stderr.write(done.stdout)  # warnings
     record.write_text(shlex.join(step.command))
 
 
 def build(steps: list[Step], library: Path, libraries: Sequence[str] = ()) -> Path:
-    """Runs the steps, MAX_JOBS at a time, and links their outputs in the order given."""
+    """Run the steps, MAX_JOBS at a time, and link their outputs in the order given."""
     with ThreadPoolExecutor(jobs()) as pool:
         list(pool.map(run, steps))
     run(link_step([step.output for step in steps], library, libraries))
@@ -233,12 +245,12 @@ def build(steps: list[Step], library: Path, libraries: Sequence[str] = ()) -> Pa
 
 
 class BuildLibrary(build_ext):
-    """`build_ext` with the steps above instead of Python's own compiler and libraries."""
+    """Build with the steps above instead of Python's own compiler and libraries."""
 
     def build_extension(self, ext: Extension) -> None:
         steps: list[Step] = cpu_steps()
         libraries: list[str] = []
-        if toolkit := cuda_toolkit():  # first, as they take longest
+        if toolkit := cuda_toolkit():  # its steps come first, as they take longest
             steps = [*cuda_steps(toolkit), *steps]
             libraries = cuda_libraries(toolkit)
         library = build(steps, OBJECTS / "_C.abi3.so", libraries)
@@ -248,8 +260,8 @@ class BuildLibrary(build_ext):
 
 
 def extensions() -> list[Extension]:
-    """The extension, or none where nothing can build it: then there is the reference backend."""
-    if compiler() or os.environ.get("ATTNKERNELS_CUDA") == "1":  # or an error, when it is built
+    """Return the extension, or none without a compiler: the reference backend needs none."""
+    if compiler() or os.environ.get("ATTNKERNELS_CUDA") == "1":  # 1: an error when it is built
         return [Extension("attnkernels._C", sources=[], py_limited_api=True)]
     print(
         "attnkernels: no C++ compiler (g++, clang++, c++, or what CXX names) was found.\n"

@@ -1,4 +1,4 @@
-"""`python -m attnkernels.info`: what is built, what is installed, and which backend can do what."""
+"""`python -m attnkernels.info`: versions, the build, and what each backend can compute here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def versions() -> dict[str, str]:
-    """What runs here, by name."""
+    """Return the versions and settings of this environment, by name."""
     return {
         "attnkernels": __version__,
         "python": f"{platform.python_version()} ({platform.machine()}, {platform.system()})",
@@ -28,12 +28,12 @@ def versions() -> dict[str, str]:
 
 
 def devices() -> tuple[str, ...]:
-    """The kinds of device that this torch is built for; ROCm's is called cuda as well."""
+    """Return the device types that this torch is built for; ROCm's is also called cuda."""
     return ("cpu", "cuda") if torch.backends.cuda.is_built() else ("cpu",)
 
 
 def availability(backend: Backend, device_type: str) -> dict[str, list[str]]:
-    """The dtypes for which a backend gives each answer; "available" where nothing is in the way."""
+    """Group dtypes by a backend's answer: "available", or the sentence that says why not."""
     answers: dict[str, list[str]] = {}
     for dtype in DTYPES:
         answer = backend.why_not(Problem(device_type, dtype)) or "available"
@@ -42,7 +42,7 @@ def availability(backend: Backend, device_type: str) -> dict[str, list[str]]:
 
 
 def report() -> str:
-    """The page that `python -m attnkernels.info` prints."""
+    """Return the page that `python -m attnkernels.info` prints."""
     lines = ["versions", *_table(versions()), "", "native build", *_table(native.build_info())]
     for backend in BACKENDS:
         lines += ["", f"backend {backend.NAME}"]
@@ -53,7 +53,7 @@ def report() -> str:
 
 
 def _accelerator() -> dict[str, str]:
-    """The toolkit torch is built for, and the device it finds."""
+    """Return the toolkit that torch is built for and the device that it finds."""
     if not torch.backends.cuda.is_built():
         return {"cuda": "not in this torch"}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no device"

@@ -1,1 +1,1 @@
-"""Time and memory of additive attention against its peers. Nothing here is ever asserted."""
+"""Measure additive attention against its peers; nothing here asserts a time."""

@@ -1,1 +1,1 @@
-"""The systems that made attention famous, each trained and measured by one command."""
+"""Train and measure the systems that made attention famous, one command each."""

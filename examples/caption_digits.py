@@ -1,15 +1,15 @@
-"""Captions of scattered digits with soft and hard attention, and whether it points at the digit.
+"""Caption scattered digits with soft and hard attention, and check what it points at.
 
     python -m examples.caption_digits
 
 One to five handwritten digits lie on a canvas; the caption names them from left to right, by their
-left edges: "three seven one". Digits of the test canvases are never seen in training. Attention
-counts as on the digit that a word names where the centre of the annotation it weighs most lies in
-the 8 x 8 pixels of that digit, without a margin: 4 annotations of 96.
+left edges: "three seven one". Digits of the test canvases are never seen in training. Attention is
+on the digit that a word names if the centre of its most attended annotation lies in the 8 x 8
+pixels of that digit, without a margin: 4 annotations of 96.
 
-The table: captions that are exact, of all test canvases and of those with the most digits; words
-that are right; words whose attention is on their digit, and how much of its weight is; and the
-minutes of training.
+The table has the share of exact captions, over all test canvases and over those with the most
+digits; the share of correct words; the share of words whose attention is on their digit, and the
+share of its weight that is; and the minutes of training.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from attnkernels.extras import needs
 from attnkernels.models.show_attend_tell import ConvEncoder, ShowAttendTell
-from attnkernels.viz import plot_image_attention
 from examples import digits, results, training
 from examples.options import parser
+
+with needs("examples"):
+    from matplotlib.figure import Figure
+
+    from attnkernels.viz import plot_image_attention
 
 BEGIN, END = 1, 2
 WORDS = ("", "<begin>", "<end>", "zero", "one", "two", "three", "four", "five", "six", "seven",
@@ -33,12 +37,12 @@ WORDS = ("", "<begin>", "<end>", "zero", "one", "two", "three", "four", "five", 
 ZERO = WORDS.index("zero")
 LEARNING_RATE, WARM_UP, WEIGHT_DECAY, LARGEST_GRADIENT = 2e-3, 50, 1e-2, 5.0
 REWARD_WEIGHT = 0.3
-EXPECTED_FIRST = 0.25  # of the steps of hard attention; places drawn from level odds teach little
-DOUBLY_STOCHASTIC = 0.02  # six looks cannot see 96 places evenly without blurring: a little
+EXPECTED_FIRST = 0.25  # of the steps of hard attention, since uniformly drawn places teach little
+DOUBLY_STOCHASTIC = 0.02  # small, since six looks cannot cover 96 places evenly without blurring
 
 
 class Size(NamedTuple):
-    """What --tiny and --full change; canvas is height and width, most and apart as in `scatter`."""
+    """The settings of --tiny and --full: canvas (height, width); most and apart of `scatter`."""
 
     steps: int
     batch: int = 64
@@ -80,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def trained(kind: str, source: digits.Digits, size: Size, options: Any) -> tuple[Any, float]:
-    """The model with this attention, in eval(), and the seconds that its training took."""
+    """Return the trained model with this attention, in eval(), and the seconds of its training."""
     torch.manual_seed(options.seed)
     model = ShowAttendTell(
         ConvEncoder(1, 128),
@@ -126,7 +130,7 @@ def trained(kind: str, source: digits.Digits, size: Size, options: Any) -> tuple
 def scatter(
     source: digits.Digits, size: Size, generator: torch.Generator, batch: int | None = None
 ) -> digits.Canvases:
-    """Canvases of this size, by default as many as are tested with."""
+    """Make canvases of this size, by default as many as the test uses."""
     return digits.scatter(
         source,
         size.test if batch is None else batch,
@@ -138,7 +142,7 @@ def scatter(
 
 
 def captions(canvases: digits.Canvases) -> tuple[Tensor, Tensor]:
-    """Tokens (B, most + 2) with begin and end, padded with 0, and how many there are, (B,)."""
+    """Return tokens (B, most + 2) with begin and end, padded with 0, and their counts (B,)."""
     batch, most = canvases.labels.shape
     tokens = torch.zeros(batch, most + 2, dtype=torch.int64)
     tokens[:, 0] = BEGIN
@@ -151,8 +155,11 @@ def captions(canvases: digits.Canvases) -> tuple[Tensor, Tensor]:
 def describe(
     model: ShowAttendTell, images: Tensor, most: int, device: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What greedy search says, (B, most + 1), end to the last; the weights (B, most + 1, L) of each
-    word; and the annotation (B, most + 1) that it looked at (soft attention: the most)."""
+    """Caption greedily.
+
+    Returns the words (B, most + 1), filled with end; their weights (B, most + 1, L); and the
+    annotation (B, most + 1) that each attended to (with soft attention, the most).
+    """
     images = images.to(device)
     said = model.caption(images, max_length=most + 1).tokens[:, 0]
     said = torch.nn.functional.pad(said, (0, most + 1 - said.shape[1]), value=END)
@@ -163,7 +170,7 @@ def describe(
 
 
 def evaluate(model: ShowAttendTell, canvases: digits.Canvases, device: str) -> dict[str, Any]:
-    """Captions against canvases, and attention of the words that were said against their digits."""
+    """Score captions against the canvases, and the attention of words against the digits."""
     most = canvases.labels.shape[1]
     parts = [describe(model, x, most, device) for x in canvases.images.split(500)]
     said, weights, looked = (torch.cat(x) for x in zip(*parts, strict=True))
@@ -187,7 +194,7 @@ def evaluate(model: ShowAttendTell, canvases: digits.Canvases, device: str) -> d
 
 
 def cells_of(canvases: digits.Canvases) -> Tensor:
-    """(B, most, L): whether the centre of an annotation lies in the pixels of a digit."""
+    """Return bool (B, most, L): True if the centre of the annotation lies in the digit's pixels."""
     inside = []
     for axis, pixels in enumerate(canvases.images.shape[-2:]):
         centres = 4 * torch.arange(pixels // 4) + 2
@@ -205,7 +212,7 @@ def row(kind: str, found: dict[str, Any]) -> list[str]:
 
 
 def picture(model: ShowAttendTell, image: Tensor, most: int, device: str) -> Figure:
-    """Where each word of the caption was read from; a cross on the choice of hard attention."""
+    """Draw the attention of each word of a caption, with a cross on a hard choice."""
     said, weights, looked = (x[0] for x in describe(model, image[None], most, device))
     height, width = (pixels // 4 for pixels in image.shape[-2:])
     words = [WORDS[token] for token in said[: int((said != END).sum()) + 1].tolist()]

@@ -1,13 +1,14 @@
-"""What attention costs when words become characters.
+"""Measure the cost of attention when words become characters.
 
     python -m examples.char_cost [--text FILE] [--dim 256]
 
-Fifty words against fifty words are 2,500 scores, which the naive formula bears; the characters of a
-chapter are billions. A real text attends to itself: its first words, the characters of these words,
-and ever more of its characters, forward and with the backward, by the naive formula as long as that
-fits and by the fused operator. The measuring is that of `attnkernels.profile`.
+Fifty words against fifty words make 2,500 scores, which the naive formula can handle; the
+characters of a chapter make billions. A real text attends to itself: its first words, the
+characters of these words, and more and more of its characters. Each is measured forward and with
+the backward, by the naive formula while it fits and by the fused operator, as `attnkernels.profile`
+measures.
 
-Every length that is done is kept in --out; --resume does not measure it again.
+--out keeps every length that is done; --resume does not measure it again.
 """
 
 from __future__ import annotations
@@ -20,29 +21,33 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
-from rich.console import Console
 
 from attnkernels.backends import select
 from attnkernels.backends.base import Problem
+from attnkernels.extras import needs
 from attnkernels.measure.device import Device, find
-from attnkernels.profile.report import Cells, by_cell, ratio, write_json
 from attnkernels.profile.sweep import Row, methods, sweep
 from attnkernels.profile.text import Attended, Text, encode, read_text
 from attnkernels.profile.units import show_mib, show_ms, show_ratio
-from attnkernels.viz import plot_cost
 from examples.options import parser
 from examples.results import write
 from examples.training import INTERRUPTED
 
-NAIVE_SECONDS = 60.0  # the naive formula is not run where a call is expected to take longer
-PASSES = {"forward": False, "both": True}  # both: forward and backward
+with needs("examples"):
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+    from attnkernels.profile.report import Cells, by_cell, ratio, write_json
+    from attnkernels.viz import plot_cost
+
+NAIVE_SECONDS = 60.0  # the naive formula is skipped when a call is expected to take longer
+PASSES = {"forward": False, "both": True}  # "both" is forward and backward
 COLUMNS = ["pass", "attends", "scores", "naive", "fused", "faster", "less memory"]
 
 
 class Size(NamedTuple):
     words: int
-    characters: list[int]  # after those of the words
+    characters: list[int]  # beyond those of the words
 
 
 TINY, DEFAULT = Size(5, [64]), Size(50, [1024, 2048, 4096, 16384, 65536])
@@ -50,7 +55,7 @@ FULL = Size(50, [*DEFAULT.characters, 131072, 262144])
 
 
 class Passages(NamedTuple):
-    """What is attended to: a length, what it is called, and the states it is cut from."""
+    """A passage: its length, its name, and the states from which it is cut."""
 
     lengths: list[int]
     names: dict[int, str]
@@ -58,8 +63,8 @@ class Passages(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the example; returns its exit status: 0, or 130 when interrupted (2 for bad usage)."""
-    command = parser("char_cost", "What attention costs when words become characters.")
+    """Run the example and return its exit status: 0, 130 if interrupted, 2 for bad usage."""
+    command = parser("char_cost", "Measure the cost of attention when words become characters.")
     command.add_argument("--text", metavar="FILE", help="UTF-8 (default: Python's documentation)")
     command.add_argument("--dim", type=int, default=256, help="width (default: %(default)s)")
     options = command.parse_args(arguments)
@@ -81,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(
     options: argparse.Namespace, device: Device, text: Text, size: Size, kept: dict[str, list[Row]]
 ) -> int:
-    """Measure what is not among `kept`, and write everything."""
+    """Measure the passages that are not among `kept`, and write everything."""
     with Console().status("encoding") as status:
         passages = encoded(text, size, options.dim, options.seed, device)
         backend = select(Problem(device.type, torch.float32), None).NAME
@@ -97,7 +102,7 @@ def run(
                     write_json(file(options, name), head(options, text), rows)
                 for method, row in zip(todo, done, strict=True):
                     if row.ms is not None:
-                        method.last = row  # what it is expected to take goes by that
+                        method.last = row  # the estimate is based on that
 
     words, characters, *_ = passages.lengths
     print(
@@ -126,7 +131,7 @@ def run(
 
 
 def check(text: Text, size: Size, dim: int) -> None:
-    """Complain of a text that is too short, and of a width that two directions cannot share."""
+    """Refuse a text that is too short, and a width that two directions cannot share."""
     if len(text.characters) < size.characters[-1] or len(text.characters.split()) < size.words:
         raise ValueError(
             f"the text {text.source} has {len(text.characters):,} characters; it must have "
@@ -137,7 +142,7 @@ def check(text: Text, size: Size, dim: int) -> None:
 
 
 def encoded(text: Text, size: Size, dim: int, seed: int, device: Device) -> Passages:
-    """The first words, their characters, and the characters of the longer passages."""
+    """Return the first words, their characters, and the characters of the longer passages."""
     spans = [found.span() for found in re.finditer(r"\S+", text.characters)]
     first = text.characters[: spans[size.words - 1][1]]
     lengths = [size.words, len(first), *(n for n in size.characters if n > len(first))]
@@ -152,12 +157,12 @@ def encoded(text: Text, size: Size, dim: int, seed: int, device: Device) -> Pass
 
 
 def file(options: argparse.Namespace, name: str) -> Path:
-    """Where the rows of a pass are kept."""
+    """Return the file that keeps the rows of a pass."""
     return options.out / f"rows_{name}.json"
 
 
 def head(options: argparse.Namespace, text: Text) -> dict[str, object]:
-    """What kept rows have to agree in to be taken up again."""
+    """Return the settings in which kept rows must agree to be used again."""
     return {
         "text": text.source,
         "dim": options.dim,
@@ -168,7 +173,7 @@ def head(options: argparse.Namespace, text: Text) -> dict[str, object]:
 
 
 def restore(options: argparse.Namespace, text: Text, name: str) -> list[Row]:
-    """The rows that were measured before, where they are to be taken up."""
+    """Return the rows of an earlier run if --resume wants them."""
     path = file(options, name)
     if not options.resume or not path.exists():
         return []
@@ -180,7 +185,7 @@ def restore(options: argparse.Namespace, text: Text, name: str) -> list[Row]:
 
 
 def line(name: str, passages: Passages, length: int, cells: Cells) -> list[str]:
-    """A row of the table."""
+    """Format a row of the table."""
     naive, fused = cells[length, "naive"], cells[length, "fused"]
     factors = [ratio(naive, fused, field) for field in ("ms", "peak_mib")]
     return [
@@ -194,7 +199,7 @@ def line(name: str, passages: Passages, length: int, cells: Cells) -> list[str]:
 
 
 def cost(row: Row) -> str:
-    """Time and memory, or what they would be."""
+    """Format time and memory, measured or estimated."""
     if row.ms is not None and row.peak_mib is not None:
         return f"{show_ms(row.ms)}, {show_mib(row.peak_mib)}"
     time = "" if row.estimated_ms is None else f", ~{show_ms(row.estimated_ms)}"
@@ -205,7 +210,7 @@ def cost(row: Row) -> str:
 def picture(
     passages: Passages, cells: dict[str, Cells], field: str, unit: float, ylabel: str
 ) -> Figure:
-    """A line for each method and pass; a point where it was run, and took more than nothing."""
+    """Draw a line per method and pass, with a point per run that took a measurable time."""
     series = {
         f"{method}, {name}": [
             (getattr(cells[name][length, method], field) or 0) / unit or None

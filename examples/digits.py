@@ -1,19 +1,23 @@
-"""Handwritten digits scattered over canvases: 8 x 8 pixels each, the 1797 that scikit-learn has."""
+"""Scatter handwritten digits over canvases: scikit-learn's 1797 digits of 8 x 8 pixels."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
+
+from attnkernels.extras import needs
+
+with needs("examples"):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
 SIDE = 8  # of a digit, in pixels
 
 
 class Digits(NamedTuple):
-    """images (N, 8, 8), float32 in [0, 1], and labels (N,), int64."""
+    """Digits: images (N, 8, 8), float32 in [0, 1], and labels (N,), int64."""
 
     images: Tensor
     labels: Tensor
@@ -36,7 +40,7 @@ class Canvases(NamedTuple):
 
 
 def split(test_share: float = 0.2) -> tuple[Digits, Digits]:
-    """The digits to train with and those to test with, always the same ones."""
+    """Return the digits for training and those for the test, always the same ones."""
     found = load_digits()
     images = torch.tensor(found.images / 16, dtype=torch.float32)
     labels = torch.tensor(found.target, dtype=torch.int64)
@@ -55,19 +59,19 @@ def scatter(
     size: tuple[int, int] = (32, 48),
     apart: int = 5,
 ) -> Canvases:
-    """Canvases with one to ``most`` digits, each number as likely, at places drawn uniformly.
+    """Make canvases with one to ``most`` digits, equally likely, at uniformly drawn places.
 
-    Drawn until digits do not overlap and their left edges are ``apart`` pixels apart at least, so
-    that it is clear which is further left.
+    Places are drawn until no digits overlap and their left edges are at least ``apart`` pixels
+    apart, so that their order from left to right is clear.
 
     Args:
-        digits: which to take.
-        batch: how many canvases.
-        generator: of all that is random.
-        size: height and width.
+        digits: the digits to draw from.
+        batch: number of canvases.
+        generator: source of all random numbers.
+        size: height and width of a canvas.
 
     Raises:
-        ValueError: ``most`` digits that far apart do not fit.
+        ValueError: ``most`` digits at that distance do not fit.
     """
     height, width = size
     if (most - 1) * apart + SIDE > width or height < SIDE:
@@ -90,7 +94,7 @@ def scatter(
 
     chosen = torch.randint(len(digits.labels), (batch, most), generator=generator)
     images = torch.zeros(batch, 1, height, width)
-    canvas, place = there.nonzero(as_tuple=True)  # sorted: those that are there come first
+    canvas, place = there.nonzero(as_tuple=True)  # sorted, so that present digits come first
     row, column = corners[canvas, place].unbind(-1)
     pixel = torch.arange(SIDE)
     images[

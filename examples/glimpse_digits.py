@@ -1,12 +1,12 @@
-"""A digit in a cluttered canvas: a few glimpses against nets that see all of it.
+"""Find a digit on a cluttered canvas with a few glimpses, against networks that see all of it.
 
     python -m examples.glimpse_digits
 
-One handwritten digit lies somewhere on a canvas among fragments of others, quarters of a digit's
-area (Mnih et al., 1406.6247, section 4.1, with 8 x 8 digits). Digits and fragments of the test
-canvases are never seen in training. A recurrent attention model, a fully connected and a
-convolutional net of like size train on the same canvases, each of them once. A glimpse is on the
-digit where its centre lies in the digit's 8 x 8 pixels; that is scored, and nothing trains it.
+One handwritten digit lies somewhere on a canvas among fragments of others, each a quarter of a
+digit's area (Mnih et al., 1406.6247, section 4.1, with 8 x 8 digits). Digits and fragments of the
+test canvases are never seen in training. A recurrent attention model, a fully connected network
+and a convolutional network of similar size train once on the same canvases. A glimpse is on the
+digit if its centre lies in the digit's 8 x 8 pixels; that is scored, but no loss rewards it.
 """
 
 from __future__ import annotations
@@ -19,25 +19,29 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from attnkernels.extras import needs
 from attnkernels.models.glimpse import RecurrentAttentionModel, hybrid_loss
-from attnkernels.viz import plot_glimpses
 from examples import results, training
 from examples.digits import SIDE, Digits, split
 from examples.options import parser
 
-BRIGHTNESS = 3.0  # makes the pixels of a canvas, most of them 0, vary by about 1
+with needs("examples"):
+    from matplotlib.figure import Figure
+
+    from attnkernels.viz import plot_glimpses
+
+BRIGHTNESS = 3.0  # scales the pixels of a canvas, most of them 0, to a deviation of about 1
 FRAGMENT = SIDE // 2
 LEARNING_RATE = 1e-3
-OF_LOCATOR = 0.03  # times that: while nothing is recognised, chance drives it to a corner, to stay
-SHOWN = 8  # canvases in the picture, the first ones
+OF_LOCATOR = 0.03  # lower: chance drives it into a corner for good at first
+SHOWN = 8  # the first canvases, in the figure
 
 
 class Size(NamedTuple):
-    """What --tiny and --full change."""
+    """The settings that --tiny and --full change."""
 
     steps: int
     batch: int = 256
@@ -54,8 +58,10 @@ FULL = Size(steps=100_000, batch=1024, test=20_000, canvas=40, fragments=10, gli
 
 
 class Canvases(NamedTuple):
-    """images (B, 1, H, W), labels (B,), and corners (B, 2): row and column of the digit's first
-    pixel."""
+    """Canvases: images (B, 1, H, W), labels (B,), and corners (B, 2).
+
+    A corner has the row and the column of the digit's first pixel.
+    """
 
     images: Tensor
     labels: Tensor
@@ -87,13 +93,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def cluttered(source: Digits, batch: int, size: Size, generator: torch.Generator) -> Canvases:
-    """Canvases with a digit and fragments of digits, all drawn from `source`, at places drawn
-    uniformly; where they overlap, the brighter pixel is seen."""
+    """Make canvases with a digit and fragments of digits from `source` at uniformly drawn places.
+
+    Where they overlap, the brighter pixel wins.
+    """
     which = torch.arange(batch)[:, None, None]
     images = torch.zeros(batch, size.canvas, size.canvas)
 
     def draw(least: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A window of `least` pixels in one of `most`: its corner, and indices of its pixels."""
+        """Draw a window of `least` pixels in one of `most`; return its corner and indices."""
         corners = torch.randint(most - least + 1, (batch, 2), generator=generator)
         pixels = corners.unsqueeze(-1) + torch.arange(least)
         return corners, pixels[:, 0, :, None], pixels[:, 1, None, :]
@@ -113,7 +121,7 @@ def cluttered(source: Digits, batch: int, size: Size, generator: torch.Generator
 
 
 def nets(size: Size, seed: int) -> dict[str, nn.Module]:
-    """The three, the latter two as wide as gives them the parameters of the first."""
+    """Make the three models, the last two as wide as gives them the parameters of the first."""
     torch.manual_seed(seed)
     glimpses = RecurrentAttentionModel(10, size=SIDE, glimpses=size.glimpses, std=size.std)
     pooled = size.canvas // 4
@@ -138,8 +146,8 @@ def nets(size: Size, seed: int) -> dict[str, nn.Module]:
 
 
 def as_large(make: Callable[[int], nn.Module], wanted: int) -> nn.Module:
-    """make(width) of the least width that gives at least as many parameters, He-initialised."""
-    with torch.device("meta"):  # where nothing is allocated and no number drawn
+    """Return make(width) for the least width with at least as many parameters, He-initialised."""
+    with torch.device("meta"):  # which allocates nothing and draws no numbers
         width = next(width for width in count(1) if parameters(make(width)) >= wanted)
     made = make(width)
     for layer in made:
@@ -154,7 +162,7 @@ def parameters(model: nn.Module) -> int:
 
 
 def train(name: str, model: nn.Module, source: Digits, size: Size, options: Any) -> float:
-    """Train; the seconds that it took."""
+    """Train and return the seconds that it took."""
     locator, others = [], []
     for path, parameter in model.named_parameters():
         (locator if path.startswith("locator") else others).append(parameter)
@@ -190,7 +198,7 @@ def train(name: str, model: nn.Module, source: Digits, size: Size, options: Any)
 
 @torch.no_grad()
 def evaluate(model: nn.Module, test: Canvases, device: str) -> dict[str, Any]:
-    """The error, what an image costs, and which share of the glimpses is on the digit."""
+    """Return the error, the cost per image, and the share of glimpses on the digit."""
     with FlopCounterMode(display=False) as counter:
         model(test.images[:1].to(device))
     parts = [model(images.to(device)) for images in test.images.split(1000)]
@@ -208,7 +216,7 @@ def evaluate(model: nn.Module, test: Canvases, device: str) -> dict[str, Any]:
 
 
 def on_the_digit(locations: Tensor, canvases: Canvases) -> Tensor:
-    """(B, T), whether a glimpse's centre lies in the 8 x 8 pixels of the digit."""
+    """Return bool (B, T): True if a glimpse's centre lies in the 8 x 8 pixels of the digit."""
     pixels = (locations + 1) / 2 * canvases.images.shape[-1]
     inside = pixels - canvases.corners.flip(-1).unsqueeze(1)  # x is along a row
     return ((inside >= 0) & (inside < SIDE)).all(-1)
@@ -222,7 +230,7 @@ def row(name: str, found: dict[str, Any]) -> list[str]:
 
 @torch.no_grad()
 def picture(model: RecurrentAttentionModel, test: Canvases, device: str) -> Figure:
-    """The paths over the first canvases of the test."""
+    """Draw the paths over the first test canvases."""
     found = model(test.images[:SHOWN].to(device))
     figure = Figure((12, 6.5), layout="constrained")
     axes = figure.subplots(2, SHOWN // 2).flat

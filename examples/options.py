@@ -1,4 +1,4 @@
-"""The options that every example has."""
+"""Define the options that all examples share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the options that all examples have; an example adds its own."""
+    """Return a parser with the shared options; an example adds its own."""
     made = argparse.ArgumentParser(prog=f"python -m examples.{name}", description=description)
     add = made.add_argument
     add("--out", type=Path, default=Path("build/examples") / name, help="default: %(default)s")

@@ -1,4 +1,4 @@
-"""What an example writes: its table, its pictures and its figures as JSON."""
+"""Write the results of an example: a table, figures, and the numbers as JSON."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from attnkernels.extras import needs
 from attnkernels.info import versions
 from benchmarks.suite.commit import commit
+
+with needs("examples"):
+    from matplotlib.figure import Figure
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 
 def write(
@@ -26,14 +28,14 @@ def write(
     figures: Mapping[str, Figure],
     record: Mapping[str, Any],
 ) -> None:
-    """Write ``table.md``, the figures as PNG and ``results.json`` into `out`; print the table.
+    """Write ``table.md``, the figures as PNG, and ``results.json`` into `out`; print the table.
 
     Args:
-        out: a folder, which is made.
-        options: what the command was called with.
-        columns, rows: the table.
-        figures: file names without suffix to figures.
-        record: the figures of the table as numbers, and whatever else belongs to the run.
+        out: the folder, created if missing.
+        options: the arguments of the command.
+        columns, rows: of the table.
+        figures: maps file names without suffix to figures.
+        record: the values of the table as numbers, and other facts of the run.
     """
     out.mkdir(parents=True, exist_ok=True)
     head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"

@@ -1,4 +1,4 @@
-"""Several small trainings at a time: a processor is busier with two than with threads for one."""
+"""Run several small trainings at a time, which uses a processor better than threads for one."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ import torch
 from examples.training import INTERRUPTED, Watch, advance, interruption, progress
 
 SECONDS_BETWEEN_REPORTS = 0.2
-Job = Callable[[Watch], Any]  # picklable: a function of a module, or `functools.partial` of one
+Job = Callable[[Watch], Any]  # must be picklable: a module's function, or functools.partial of one
 
 
 def side_by_side(jobs: Mapping[str, Job], processes: int) -> None:
-    """Run trainings in processes of their own, each with its share of the threads.
+    """Run each training in its own process, with its share of the threads.
 
-    What a job trains is in its checkpoint afterwards: `train` with ``resume`` reads it from there.
+    Afterwards the trained parts are in the checkpoint of the job, and `train` with ``resume`` reads
+    them.
 
     Args:
-        jobs: names for the bar to jobs, which hand the watch on to `train`; the longest first.
-        processes: how many run at a time.
+        jobs: maps names for the progress bar to jobs, which pass the watch on to `train`; list the
+            longest first.
+        processes: number of jobs that run at a time.
 
     Raises:
-        SystemExit: interrupted by SIGINT, when all have written their checkpoints; its code is 130.
+        SystemExit: with code 130, after SIGINT and once all jobs have written their checkpoints.
         RuntimeError: a job failed; the others are interrupted first.
     """
     context = get_context("spawn")
@@ -63,7 +65,7 @@ def side_by_side(jobs: Mapping[str, Job], processes: int) -> None:
 
 
 class _Remote:
-    """Shows the progress to the process that has the bar, and stops when that says so."""
+    """A watch that reports to the process with the progress bar, and stops on its request."""
 
     def __init__(self, connection: Connection, stop: Any) -> None:
         self.connection, self.stop, self.last = connection, stop, 0.0
@@ -79,7 +81,7 @@ class _Remote:
 
 
 def _run(job: Job, threads: int, connection: Connection, stop: Any) -> None:
-    """What a process does. A terminal sends SIGINT to all of them, and one has to tell the rest."""
+    """Run a job. A terminal sends SIGINT to every process; the parent alone decides to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     job(_Remote(connection, stop))

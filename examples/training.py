@@ -1,4 +1,4 @@
-"""The loop of the examples: progress, checkpoints, interruption, and going on where it stopped."""
+"""The training loop of the examples: progress, checkpoints, interruption and resumption."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-INTERRUPTED = 130  # as a shell reports SIGINT
+from attnkernels.extras import needs
+
+with needs("examples"):
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+INTERRUPTED = 130  # the status that a shell reports after SIGINT
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
 class Stateful(Protocol):
-    """A module, an optimizer, a schedule: what a checkpoint keeps."""
+    """A stateful part of a checkpoint: a module, an optimizer or a schedule."""
 
     def state_dict(self) -> Any: ...
 
@@ -33,7 +37,7 @@ class Stateful(Protocol):
 
 
 class Watch(Protocol):
-    """Who looks at a training: is shown where it is, and may ask it to stop."""
+    """An observer of a training: it is shown the progress and may request a stop."""
 
     def show(self, done: int, steps: int, loss: float | None) -> None: ...
 
@@ -53,25 +57,25 @@ def train(
 ) -> float:
     """Call ``step(0)``, ..., ``step(steps - 1)``, each of which trains once and returns its loss.
 
-    A step takes what is random from torch's default generator, or from one that it seeds by the
-    number of the step; then a run that was interrupted and resumed ends as one that was not.
-    Interrupted, it finishes the step, writes the checkpoint and leaves the program.
+    If a step draws its random numbers from torch's default generator, or from one that it seeds
+    with the number of the step, a run that is interrupted and resumed ends as an uninterrupted one.
+    On interruption, the current step finishes, the checkpoint is written, and the program exits.
 
     Args:
-        label: what the progress bar is called.
-        step: the training of one batch.
-        steps: how many.
-        parts: all that changes in training.
-        checkpoint: the file that is written, every minute and at the end.
+        label: of the progress bar.
+        step: trains one batch.
+        steps: number of steps.
+        parts: everything that training changes.
+        checkpoint: the file, written every minute and at the end.
         seed: of torch's default generator, set before the first step.
-        resume: go on from the checkpoint, if there is one; at the last step nothing is done.
-        watch: who shows the progress and interrupts; by default a progress bar, and SIGINT.
+        resume: continue from the checkpoint if there is one; after the last step nothing is done.
+        watch: shows the progress and interrupts; by default a progress bar and SIGINT.
 
     Returns:
-        The seconds that all steps took, those before an interruption included.
+        The seconds of all steps, including those before an interruption.
 
     Raises:
-        SystemExit: interrupted; its code is 130.
+        SystemExit: with code 130, if interrupted.
     """
     torch.manual_seed(seed)
     done, seconds = 0, 0.0
@@ -126,7 +130,7 @@ def _load(path: Path, parts: Mapping[str, Stateful]) -> tuple[int, float]:
 
 
 class _Terminal:
-    """A bar of one training, which SIGINT interrupts."""
+    """A progress bar of one training, which SIGINT interrupts."""
 
     def __init__(self, bar: Progress, label: str, interrupted: list[int]) -> None:
         self.bar, self.interrupted = bar, interrupted
@@ -146,14 +150,14 @@ def _terminal(label: str) -> Iterator[Watch]:
 
 
 def advance(bar: Progress, task: Any, done: int, steps: int, loss: float | None) -> None:
-    """Show where a training is."""
+    """Show the progress of a training."""
     text = "" if loss is None else f"loss {loss:.4f}"
     bar.update(task, completed=done, total=steps, loss=text)
 
 
 @contextmanager
 def interruption() -> Iterator[list[int]]:
-    """A list that a first SIGINT fills; a second one acts as ever."""
+    """Yield a list that the first SIGINT fills; a second one has its usual effect."""
     received: list[int] = []
     before = signal.getsignal(signal.SIGINT)
 
@@ -169,7 +173,7 @@ def interruption() -> Iterator[list[int]]:
 
 
 def progress() -> Progress:
-    """A bar with loss and time left."""
+    """Return a progress bar with the loss and the time left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""Keras's AdditiveAttention on the torch backend: no projections, a vector that scores or none."""
+"""Keras's AdditiveAttention on the torch backend: no projections, and a scoring vector or none."""
 
 from __future__ import annotations
 
@@ -6,22 +6,36 @@ import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..functional.attention import additive_attention
-from .core.live import Draw, Fused, Live
+from ..nn import AdditiveAttention
+from .core.convention import PLAIN, Convention, Entry
+from .core.live import Draw, Fused, Live, M, Results, trial_lengths
+
+# Without `use_scale` Keras learns nothing, and there is nothing to load.
+CONVENTIONS = {
+    "keras": Convention(
+        "Keras, AdditiveAttention",
+        AdditiveAttention,
+        (Entry("weight", ("scale", "additive_attention/scale")),),
+        PLAIN,
+        identities=("query_proj.weight", "key_proj.weight"),
+    )
+}
 
 
-class Keras(Fused):
-    """Results as AdditiveAttention of Keras: contexts, with weights where they are asked for."""
+class Additive(Fused):
+    """AdditiveAttention of Keras: contexts, and the weights if they are asked for."""
 
     def call(
-        self: Any,
-        inputs: Any,
-        mask: Any = None,
+        self,
+        inputs: list[Tensor],
+        mask: list[Tensor | None] | None = None,
         training: bool = False,
         return_attention_scores: bool = False,
         use_causal_mask: bool = False,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         self._validate_inputs(inputs=inputs, mask=mask)
         query, value = inputs[:2]
         key = inputs[2] if len(inputs) > 2 else value
@@ -45,10 +59,11 @@ class Keras(Fused):
         return (context, *weights) if weights else context
 
 
-def _trial(layer: Any, draw: Draw) -> Any:
+def _trial(layer: Any, draw: Draw) -> Results:
     width = 4 if layer.scale is None else layer.scale.shape[0]
-    query, value, key = draw(2, 3, width), draw(2, 5, 2), draw(2, 5, width)
-    taking_part = torch.arange(5, device=query.device) < torch.tensor([[5], [3]]).to(query.device)
+    query, value, key = draw(2, 3, width), draw(2, M, 2), draw(2, M, width)
+    lengths = trial_lengths(query).unsqueeze(1)
+    taking_part = torch.arange(M, device=query.device) < lengths
     return layer.call(
         [query, value, key], mask=[None, taking_part], return_attention_scores=True
     ), layer.call([query, value, key], use_causal_mask=True)
@@ -63,14 +78,7 @@ def _why_not(layer: Any) -> str | None:
     return None
 
 
+_ARGUMENTS = ("inputs", "mask", "training", "return_attention_scores", "use_causal_mask")
 LIVE = (
-    Live(
-        "keras",
-        ("AdditiveAttention",),
-        ("inputs", "mask", "training", "return_attention_scores", "use_causal_mask"),
-        Keras,
-        _trial,
-        _why_not,
-        method="call",
-    ),
+    Live("keras", ("AdditiveAttention",), _ARGUMENTS, Additive, _trial, _why_not, method="call"),
 )

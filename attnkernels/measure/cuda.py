@@ -1,7 +1,7 @@
-"""A CUDA or ROCm device: time by its events, memory by PyTorch's allocator, clocks by its driver.
+"""Measure on a CUDA or ROCm device: events for time, PyTorch's allocator for memory.
 
-A call takes from the moment the idle device could begin to the moment it is done. A short call thus
-takes what launching it takes, as it does for whoever waits for it.
+A call is timed from the moment the idle device could begin until it is done. The time of a short
+call therefore includes its launch, as it does for the caller.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 from .machine import triton_version, versions
 from .memory import Measured
 
-# Elements a clock on an SM of compute capability 9.0 (H100, H200): its special function units do
-# 16 operations a clock, and one of them does a tanh; its FP32 units do 128, and four elements that
-# share a reciprocal take 14 of these (docs/math.md, section 9).
+# Elements per clock on an SM of compute capability 9.0 (H100, H200): its special function units do
+# 16 operations per clock, and a tanh takes one; its FP32 units do 128, and four elements that share
+# a reciprocal take 14 (docs/math.md, section 9).
 CEILINGS: dict[tuple[int, int], dict[str, float]] = {
-    (9, 0): {"one hardware tanh an element": 16, "a shared reciprocal": 36},
+    (9, 0): {"one hardware tanh per element": 16, "a shared reciprocal": 36},
 }
 
 
 def why_not() -> str | None:
-    """None where there is a device, otherwise a sentence."""
+    """Return None if there is a device, otherwise a sentence that says what is missing."""
     if not torch.backends.cuda.is_built():
         return (
             f"torch {torch.__version__} is built without CUDA and without ROCm; install one that"
@@ -39,10 +39,10 @@ def why_not() -> str | None:
 
 
 class Cuda:
-    """The current device of torch.cuda (CUDA_VISIBLE_DEVICES chooses another)."""
+    """The current device of torch.cuda; CUDA_VISIBLE_DEVICES selects another."""
 
     type = "cuda"
-    warms_up = True  # Triton compiles, cuBLAS and the allocator take what they keep
+    warms_up = True  # Triton compiles; cuBLAS and the allocator reserve memory that they keep
 
     def __init__(self) -> None:
         properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -68,7 +68,7 @@ class Cuda:
         }
 
     def free_memory(self) -> int:
-        """What the driver has left, and what PyTorch's allocator holds without using it."""
+        """Return the driver's free bytes plus those that PyTorch's allocator holds unused."""
         free, _ = torch.cuda.mem_get_info()
         return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
@@ -91,7 +91,7 @@ class Cuda:
 
 
 def clock_mhz(properties: Any) -> float | None:
-    """The highest clock of the SMs by PyTorch, or else by nvidia-smi; None where neither knows."""
+    """Return the highest SM clock from PyTorch or nvidia-smi; None if neither reports it."""
     kilohertz = getattr(properties, "clock_rate", None)
     if kilohertz:
         return kilohertz / 1e3

@@ -1,4 +1,4 @@
-"""Where a profile runs: all that differs between devices, and the CPU's answers."""
+"""Devices to measure on: the protocol, and its implementation for the CPU."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ KINDS = ("cpu", "cuda")
 
 
 class Device(Protocol):
-    """A place to run calls, and to ask what they took."""
+    """A device that runs calls and measures them."""
 
-    type: str  # where its tensors live, as torch has it
-    name: str  # for people: the model, and how much of it there is
-    warms_up: bool  # whether the first call of a shape takes longer, and is not to be measured
-    clocks_per_second: float | None  # of all its SMs together; None where nobody counts in those
-    ceilings: Mapping[str, float]  # elements a clock on an SM that a way to compute can reach
+    type: str  # of its tensors, as torch names it
+    name: str  # for display: the model and its size
+    warms_up: bool  # True if the first call of a shape is slower and must not be measured
+    clocks_per_second: float | None  # summed over its SMs; None if that is not a unit here
+    ceilings: Mapping[str, float]  # elements per clock per SM that each method can reach
 
     def facts(self) -> dict[str, Any]:
-        """What to write down with a measurement."""
+        """Return the facts to record with a measurement."""
 
     def free_memory(self) -> int:
-        """Bytes that a call can have now."""
+        """Return the bytes that a call can allocate now."""
 
     def measure(self, call: Callable[[], object]) -> Measured:
-        """Run `call` once: its seconds and its peak extra bytes, its result included."""
+        """Run `call` once; return its seconds and its peak extra bytes, including its result."""
 
     def seconds(self, call: Callable[[], object]) -> float:
-        """Run `call` once again: its seconds alone."""
+        """Run `call` once more and return its seconds alone."""
 
 
 class Cpu:
+    """The CPU, with all of torch's threads."""
+
     type = "cpu"
-    warms_up = False  # a first call is as long as any, to within what its pages cost
+    warms_up = False  # the first call differs only by its page faults
     clocks_per_second: float | None = None
     ceilings: Mapping[str, float] = {}
 
@@ -62,7 +64,7 @@ class Cpu:
 
 
 def find(kind: str) -> Device:
-    """The device of that kind that is there; ValueError, in one sentence, where there is none."""
+    """Return the device of that kind; raise ValueError, in one sentence, if there is none."""
     if kind == "cpu":
         return Cpu()
     sentence = cuda.why_not()

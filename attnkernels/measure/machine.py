@@ -1,4 +1,4 @@
-"""The machine under the measurements: its name, its free memory, the versions it runs."""
+"""Describe the machine: its processor, its free memory, and the versions it runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def cpu_name() -> str:
-    """The processor's name as the operating system gives it."""
+    """Return the processor's name as the operating system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -26,10 +26,10 @@ def cpu_name() -> str:
 
 
 def free_memory() -> int:
-    """Bytes that can be allocated now without swapping.
+    """Return the bytes that can be allocated now without swapping.
 
-    Linux: MemAvailable of /proc/meminfo, or what the control group (a container) still allows
-    where that is less. Elsewhere: half of the physical memory, for want of anything better.
+    On Linux this is MemAvailable of /proc/meminfo, or the remaining allowance of the control group
+    (a container) if that is less. Elsewhere it is half of the physical memory, as an estimate.
     """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -49,13 +49,13 @@ def _container_allowance(default: int) -> int:
 
 
 def triton_version() -> str | None:
-    """Triton's version, under whatever name it was installed: ROCm has another one."""
+    """Return Triton's version whatever its distribution is called (ROCm renames it), or None."""
     names = packages_distributions().get("triton")
     return version(names[0]) if names else None
 
 
 def versions() -> dict[str, str]:
-    """The versions a measurement depends on, wherever it is made."""
+    """Return the versions that every measurement depends on."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,16 +1,16 @@
-"""Time and peak extra memory of one call on the CPU.
+"""Measure the time and the peak extra memory of one call on the CPU.
 
-The memory of a call is the growth of the process's resident set at its highest point: after
-returning the allocator's free pages to the system (malloc_trim) and resetting the kernel's high
-water mark (writing 5 to /proc/self/clear_refs), the call runs, and VmHWM minus the VmRSS before
-is what it needed, whoever allocated it (PyTorch, a C++ std::vector, a generated kernel). The
-result of the call counts; its inputs do not. It costs nothing while the call runs, so the same run
-can be timed, and it is exact to a few pages. What an allocator wastes counts (glibc leaves holes
-between blocks below 32 MiB); a buffer that a library keeps from an earlier call is not seen again,
-and a page that is never touched never counts.
+The memory of a call is the growth of the process's resident set at its peak. The allocator first
+returns its free pages to the system (malloc_trim), and the kernel's high-water mark is reset
+(writing 5 to /proc/self/clear_refs). Then the call runs, and VmHWM minus the earlier VmRSS is its
+memory, whoever allocated it: PyTorch, a C++ std::vector, or a generated kernel. The result of the
+call counts, its inputs do not. Nothing is slowed down, so the same run can be timed, and the figure
+is exact to a few pages. The waste of an allocator counts (glibc leaves holes between blocks below
+32 MiB). A buffer that a library keeps from an earlier call, and a page that is never touched, do
+not count.
 
-Where /proc has no clear_refs (macOS, some containers), torch.profiler's allocation events
-are summed instead; these see only what PyTorch's allocator hands out, and slow the call down.
+Without clear_refs in /proc (macOS, some containers), the allocation events of torch.profiler are
+summed instead. They cover only PyTorch's allocator, and recording them slows the call down.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ RESET_PEAK = "5"
 
 
 class Measured(NamedTuple):
+    """The cost of one call."""
+
     seconds: float
     peak_bytes: int
 
 
 def measure(call: Callable[[], object]) -> Measured:
-    """Run `call` once: its wall-clock seconds and its peak extra bytes."""
+    """Run `call` once; return its wall-clock seconds and its peak extra bytes."""
     gc.collect()
     return _resident(call) if _can_reset() else _profiled(call)
 
@@ -57,7 +59,7 @@ def _status_bytes(field: str) -> int:
 
 def _resident(call: Callable[[], object]) -> Measured:
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc; musl returns large blocks by itself
+    if hasattr(libc, "malloc_trim"):  # glibc; musl returns large blocks on its own
         libc.malloc_trim(0)
     CLEAR_REFS.write_text(RESET_PEAK)
     before = _status_bytes("VmRSS")
@@ -65,7 +67,7 @@ def _resident(call: Callable[[], object]) -> Measured:
     result = call()
     seconds = time.perf_counter() - start
     peak = _status_bytes("VmHWM")
-    del result  # alive until here: the result is part of what a call needs
+    del result  # kept alive until here, since the result counts
     return Measured(seconds, max(0, peak - before))
 
 

@@ -1,1 +1,1 @@
-"""What `python -m attnkernels.profile` is made of; `benchmarks` shares its measuring parts."""
+"""`python -m attnkernels.profile`: time and memory of attention over the characters of a text."""

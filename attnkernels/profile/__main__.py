@@ -2,6 +2,12 @@
 
 import sys
 
-from .command import main
+from ..extras import MissingPackage
 
-sys.exit(main())
+try:
+    from .command import main
+except MissingPackage as error:
+    sys.exit(f"python -m attnkernels.profile: {error}")
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,12 +1,12 @@
-"""The main job: additive attention of every character of a real text to every other.
+"""Profile additive attention of every character of a real text to every other.
 
     python -m attnkernels.profile [--device cuda] [--text FILE] [--lengths 64,128,...] [--dim 256]
                                   [--backward] [--compile] [--json FILE] [--plot FILE]
 
-The text is encoded once by a seeded embedding and bidirectional GRU (RNNsearch's encoder), and its
-first n characters attend to each other, for growing n: by the naive formula as long as that fits in
-memory and patience, by torch.compile of it where asked, and by `additive_attention`.
-The inputs are the same on every device: the CPU encodes the text for all.
+A seeded embedding and bidirectional GRU (RNNsearch's encoder) encode the text once. Its first n
+characters then attend to each other, for growing n: through the naive formula while it fits in
+memory and in --naive-seconds, through torch.compile of it with --compile, and through
+`additive_attention`. The CPU encodes the text, so the inputs are the same on every device.
 """
 
 from __future__ import annotations
@@ -19,34 +19,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ..backends import select
 from ..backends.base import Problem
+from ..extras import needs
 from ..measure.device import KINDS, Device, find
-from . import report
 from .plot import draw
 from .sweep import Method, Row, methods, nominal_work, sweep
 from .text import Attended, Text, encode, read_text
 from .units import show_mib
 
+with needs("profile", "matplotlib"):  # which draws when hours may have been measured
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+
+    from . import report
+
 LENGTHS = [2**power for power in range(6, 17)]  # 64 to 65,536
-DEFAULT_SECONDS = 60.0  # for a length that was not asked for: the default takes minutes, not hours
-INTERRUPTED = 130  # as a shell reports SIGINT
+DEFAULT_SECONDS = 60.0  # per call of a default length, so that the default run takes minutes
+INTERRUPTED = 130  # the status that a shell reports after SIGINT
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, or 130 when interrupted (2 for bad usage)."""
+    """Run the command and return its exit status: 0, 130 if interrupted, 2 for bad usage."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
         text = read_text(options.text)
         lengths = _lengths(options.lengths, text)
         if options.dim < 2 or options.dim % 2:
-            raise ValueError(f"--dim is {options.dim}; wanted an even number, 2 or more")
+            raise ValueError(f"--dim must be an even number, 2 or more, got {options.dim}")
         device = find(options.device)
         backend = select(Problem(device.type, torch.float32), options.backend).NAME
     except ValueError as error:
@@ -60,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Time and memory of additive attention over the characters of a real text.",
     )
     add = parser.add_argument
-    add("--device", choices=KINDS, default="cpu", help="cuda is ROCm as well (default: cpu)")
-    add("--text", metavar="FILE", help="a UTF-8 file (default: the documentation inside Python)")
+    add("--device", choices=KINDS, default="cpu", help="cuda includes ROCm (default: cpu)")
+    add("--text", metavar="FILE", help="a UTF-8 file (default: Python's own documentation)")
     add("--lengths", metavar="N,N,...", type=_integers, help="default: 64, doubling to 65536")
     add("--dim", type=int, default=256, help="width of query, key and value (default: 256)")
     add("--seed", type=int, default=0, help="of the encoder's weights (default: 0)")
@@ -73,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=10.0,
         metavar="S",
-        help="do not run the naive formula where one call would take longer (default: 10)",
+        help="skip the naive formula when one call would take longer (default: 10)",
     )
     for kind, name in (("json", "profile.json"), ("plot", "profile.png")):
         help = f"where to write the {kind} (default: %(default)s)"
@@ -87,12 +91,12 @@ def _integers(text: str) -> list[int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list such as 64,128,256") from None
     if numbers[0] < 1:
-        raise argparse.ArgumentTypeError(f"a length is at least 1, not {numbers[0]}")
+        raise argparse.ArgumentTypeError(f"a length must be at least 1, got {numbers[0]}")
     return numbers
 
 
 def _lengths(wanted: list[int] | None, text: Text) -> list[int]:
-    """The lengths to measure: those asked for, or as many of the default as the text has."""
+    """Return the lengths to measure: those requested, or the defaults that the text covers."""
     characters = len(text.characters)
     if wanted is not None and wanted[-1] > characters:
         raise ValueError(
@@ -131,7 +135,7 @@ def _run(
     console.print()
     console.print(report.sentence(rows, options.dim, options.backward), highlight=False)
     if interrupted:
-        console.print("Interrupted: this is what was measured until then.")
+        console.print("Interrupted: these are the measurements so far.")
     for kind, path in (("plot", options.plot), ("json", options.json)) if rows else ():
         console.print(f"{kind}: {path.resolve()}", soft_wrap=True, highlight=False)
     return INTERRUPTED if interrupted else 0
@@ -147,7 +151,7 @@ def _measure(
     title: str,
     rows: list[Row],
 ) -> Iterator[Row]:
-    """Append to `rows`, and yield, what is measured; a table grows above a progress bar."""
+    """Measure, append each row to `rows` and yield it, and grow a table above a progress bar."""
     todo = methods(
         options.dim,
         options.backward,
@@ -163,7 +167,7 @@ def _measure(
     work = {
         (method.name, length): nominal_work(method, length) for method in todo for length in lengths
     }
-    # The ceilings are those of a forward.
+    # The ceilings are those of the forward pass.
     ceilings = {} if options.backward else device.ceilings
     task = progress.add_task(f"encoding {lengths[-1]:,} characters", total=sum(work.values()))
 
@@ -181,7 +185,7 @@ def _measure(
                 progress.advance(task, work[row.method, row.length])
                 live.update(Group(drawn, progress))
                 yield row
-        finally:  # the table stays, the bar goes
+        finally:  # keep the table, remove the bar
             live.update(drawn)
 
 

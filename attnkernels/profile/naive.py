@@ -17,10 +17,11 @@ def naive_attention(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -
 
 
 def naive_bytes(pairs: int, width: int, itemsize: int, backward: bool) -> int:
-    """Bytes that `naive_attention` needs over `pairs` = batch * n * m pairs of width d.
+    """Return the bytes that `naive_attention` needs for `pairs` = batch * n * m pairs of width d.
 
-    Forward, two tensors of (..., n, m, d) live at once: the sum and its tanh. Backward, three: the
-    saved tanh, its gradient, and the gradient of the sum. The scores and their softmax come on top.
+    The forward pass holds two tensors of (..., n, m, d) at once: the sum and its tanh. The backward
+    pass holds three: the saved tanh, its gradient, and the gradient of the sum. The scores and the
+    softmax are added to that.
     """
     tensors = 3 if backward else 2
     return pairs * itemsize * (tensors * width + 2)

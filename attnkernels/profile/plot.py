@@ -1,4 +1,4 @@
-"""Time and memory against length, on logarithmic axes."""
+"""Plot time and memory against length, on logarithmic axes."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..measure.palette import BLUE, FAINT, GRID, INK, ORANGE, PINK
 from .sweep import Row
 from .units import show_mib, show_ms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette: told apart with every common colour vision.
-COLOURS = {"naive": "#D55E00", "compile": "#CC79A7", "fused": "#0072B2"}
+COLOURS = {"naive": ORANGE, "compile": PINK, "fused": BLUE}
 MARKERS = {"naive": "o", "compile": "D", "fused": "s"}
 LABELS = {"naive": "naive formula", "compile": "torch.compile", "fused": "attnkernels"}
-INK, FAINT = "#333333", "#767676"
 TIME_TICKS = [10.0**power for power in range(-3, 9)]  # milliseconds
 MEMORY_TICKS = [1024.0**step * power for step in (0, 1, 2) for power in (1, 10, 100)]
 MEMORY_TICKS = [0.001, 0.01, 0.1, *MEMORY_TICKS, 1024.0**3]  # mebibytes
 
 
 def draw(path: Path, rows: list[Row], title: str, free_mib: float) -> None:
-    """Write the picture: measurements filled, extrapolations hollow; in one step.
+    """Write the figure atomically, with measurements filled and extrapolations hollow.
 
-    The format follows the suffix of `path` (PNG where it has none).
+    The suffix of `path` selects the format; without one it is PNG.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -75,7 +74,7 @@ def _panel(axes: Axes, rows: list[Row], field: str, estimated: str, title: str) 
     axes.set_xlabel("characters", color=INK)
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.minorticks_off()
-    axes.grid(True, color="#e6e6e6", linewidth=0.8)
+    axes.grid(True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
@@ -91,7 +90,7 @@ def _short(length: int) -> str:
 
 
 def _ticks(axes: Axes, ticks: list[float], show: Callable[[float], str]) -> None:
-    """Label the powers that lie in the data, with a power of room above for the legend."""
+    """Label the powers within the data, and leave room above for the legend."""
     low, high = axes.get_ylim()
     high *= 4
     shown = [tick for tick in ticks if low <= tick <= high]

@@ -1,4 +1,4 @@
-"""What a sweep says: a table, a sentence, and JSON."""
+"""Report a sweep as a table, a sentence, and JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def by_cell(rows: Iterable[Row]) -> Cells:
 
 
 def ratio(slow: Row | None, fast: Row | None, field: str) -> float | None:
-    """How many times more `slow` took of `field` than `fast`, where both were measured."""
+    """Return `field` of `slow` over that of `fast`; None unless both were measured."""
     over, under = getattr(slow, field, None), getattr(fast, field, None)
     return over / under if over and under else None
 
@@ -41,10 +41,11 @@ def table(
     width: int = WIDTH,
     ceilings: Mapping[str, float] | None = None,
 ) -> Table:
-    """One line a length that has been reached; three columns a method, and where clocks were
-    counted one of the fused operator's elements a clock, with the `ceilings` to compare it with.
+    """Make the table: one line per length reached, and three columns per method.
 
-    Three methods do not fit in a terminal narrower than WIDTH: their rates are left out there.
+    Where clocks were counted, one more column has the elements per clock of the fused operator, and
+    the caption has the `ceilings` to compare it with. In a terminal narrower than WIDTH three
+    methods do not fit, and their rates are left out.
     """
     compact = width < WIDTH and len(names) > 2
     clocks = not compact and any(row.elements_per_clock is not None for row in rows)
@@ -79,9 +80,9 @@ def table(
             line.append(_show(ratio(cells.get((length, name)), fused, "ms")))
         line.append(_show(ratio(cells.get((length, "naive")), fused, "peak_mib")))
         drawn.add_row(*line)
-    notes = [] if compact else ["G/s: 10^9 elements (i, j, t) a second"]
+    notes = [] if compact else ["G/s: 10^9 elements (i, j, t) per second"]
     if clocks:
-        notes.append("/clock/SM: elements a clock on each SM")
+        notes.append("/clock/SM: elements per clock per SM")
         if ceilings:
             limits = ", ".join(f"{most:g} with {how}" for how, most in ceilings.items())
             notes[-1] += f"; at most {limits}"
@@ -94,7 +95,7 @@ def table(
 
 
 def _measurement(row: Row | None) -> list[str | Text]:
-    """Time, memory and rate of one method at one length."""
+    """Format the time, memory and rate of one method at one length."""
     if row is None:
         return [NOTHING] * 3
     if row.ms is not None and row.peak_mib is not None:
@@ -113,7 +114,7 @@ def _show(factor: float | None) -> str | Text:
 
 
 def sentence(rows: list[Row], dim: int, backward: bool) -> str:
-    """The longest length the fused operator reached, and how it compares where both ran."""
+    """Say which length the fused operator reached, and how it compares where both ran."""
     cells = by_cell(rows)
     fused = [row for row in rows if row.method == "fused" and row.ms is not None]
     if not fused:
@@ -143,7 +144,7 @@ def sentence(rows: list[Row], dim: int, backward: bool) -> str:
 
 
 def write_json(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
-    """Replace `path` in one step, so that whoever reads it never sees half of it."""
+    """Replace `path` atomically, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     content = {**head, "rows": [asdict(row) for row in rows]}

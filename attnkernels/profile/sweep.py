@@ -1,4 +1,4 @@
-"""The measurements of the main job: every length by every method, one row at a time."""
+"""Measure every length by every method, one row at a time."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .units import show_mib, show_ms
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 REPEAT_SECONDS = 1.0  # repeat a measurement until it has taken this long,
-MOST_REPEATS = 20  # or this often
-FREE_FRACTION = 0.85  # of free memory that a measurement may ask for
-NO_MEMORY = "allocate memory"  # how PyTorch's CPU allocator complains; a GPU's has its own error
+MOST_REPEATS = 20  # or this many times
+FREE_FRACTION = 0.85  # of the free memory that a measurement may use
+NO_MEMORY = "allocate memory"  # in the error of PyTorch's CPU allocator; a GPU's has its own type
 WARM_UP = 32  # length of the call before the first measured one
 
 
 @dataclass
 class Row:
-    """One method at one length: measured, or why not with what it would take."""
+    """One method at one length: its measurement, or the reason and the estimate instead."""
 
     length: int
     method: str
@@ -35,7 +35,7 @@ class Row:
     repeats: int = 0
     peak_mib: float | None = None
     g_elements_per_s: float | None = None
-    elements_per_clock: float | None = None  # on each SM, where the device has these
+    elements_per_clock: float | None = None  # per SM, if the device has SMs
     skipped: str | None = None
     estimated_ms: float | None = None
     estimated_mib: float | None = None
@@ -44,8 +44,11 @@ class Row:
 
 @dataclass
 class Method:
-    """A way to compute the attention, and what may forbid a length: its time, or its memory where
-    it grows with the square of the length (`materialises`)."""
+    """A way to compute the attention, with its limits of time and memory.
+
+    Memory limits a method that `materialises` the pairs, so that it grows with the square of the
+    length.
+    """
 
     name: str
     attention: Attention
@@ -56,7 +59,7 @@ class Method:
     last: Row | None = None
 
     def estimate(self, row: Row) -> None:
-        """Fill in what `row` would take, going by the last length that was measured."""
+        """Estimate the cost of `row` from the last length that was measured."""
         if self.last is not None and self.last.ms is not None:
             growth = (row.length / self.last.length) ** 2
             row.estimated_ms = self.last.ms * growth
@@ -66,7 +69,7 @@ class Method:
             row.estimated_mib = self.needed_bytes(row.length) / 2**20
 
     def forbid(self, row: Row, free_bytes: int) -> None:
-        """Say in `row` why it is not to be run, where its estimate exceeds what there is."""
+        """Mark `row` as skipped, with the reason, if its estimate exceeds a limit."""
         free = free_bytes * FREE_FRACTION / 2**20
         if (row.estimated_mib or 0) > free:
             row.does_not_fit = True
@@ -83,8 +86,10 @@ def methods(
     naive_seconds: float,
     fused_seconds: float,
 ) -> list[Method]:
-    """The naive formula, torch.compile of it where asked, and the fused operator, each with the
-    most seconds that one call of it may take."""
+    """Return the naive formula, torch.compile of it if wanted, and the fused operator.
+
+    Each comes with the most seconds that one call of it may take.
+    """
 
     def fused(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
         return additive_attention(query, key, value, weight, backend=backend)
@@ -94,7 +99,7 @@ def methods(
 
     found = [Method("naive", naive_attention, True, naive_seconds, needed)]
     if compiled:
-        # The forward never builds the tensor, the backward does: only measuring tells.
+        # The forward never builds the tensor, the backward does: its memory has to be measured.
         found.append(Method("compile", naive_attention, True, naive_seconds, compiled=True))
     naive_too = backend == "reference"
     found.append(Method("fused", fused, naive_too, fused_seconds, needed if naive_too else None))
@@ -102,7 +107,7 @@ def methods(
 
 
 def nominal_work(method: Method, length: int) -> float:
-    """How much of the progress bar a measurement is: seconds, give or take a machine."""
+    """Return a measurement's share of the progress bar, in rough seconds."""
     seconds = length**2 / (1e8 if method.name == "fused" else 1e6)
     return 1 + seconds if seconds < method.most_seconds else 0
 
@@ -117,8 +122,7 @@ def sweep(
 ) -> Iterator[Row]:
     """Measure `todo` at `lengths` (ascending), calling `starting` before each measurement.
 
-    `inputs` are on `device`. A method is not run where its memory or its limit of time would not
-    allow it.
+    `inputs` are on `device`. A method is skipped where its memory or time would exceed the limit.
     """
     for method in todo:
         if not method.compiled:
@@ -150,7 +154,7 @@ def _cut(inputs: Attended, length: int) -> Attended:
 
 
 def _call(attention: Attention, inputs: Attended, backward: bool) -> Callable[[], object]:
-    """The forward without a graph, or the forward and backward with a fresh graph each time."""
+    """Return a call of the forward without a graph, or of both passes with a fresh graph."""
     if not backward:
 
         def forward() -> Tensor:
@@ -172,10 +176,10 @@ def _call(attention: Attention, inputs: Attended, backward: bool) -> Callable[[]
 def _run(
     device: Device, method: Method, inputs: Attended, backward: bool
 ) -> tuple[list[float], int]:
-    """Seconds of every repeat, and the peak extra bytes."""
+    """Return the seconds of every repeat, and the peak extra bytes."""
     attention = method.attention
     if method.compiled:
-        torch.compiler.reset()  # a new shape each time, and the best code for each
+        torch.compiler.reset()  # compile the best code for each shape
         attention = torch.compile(attention, dynamic=False)
     call = _call(attention, inputs, backward)
     if method.compiled or device.warms_up:
@@ -183,7 +187,7 @@ def _run(
     first = device.measure(call)
     if first.seconds >= REPEAT_SECONDS:
         return [first.seconds], first.peak_bytes
-    seconds: list[float] = []  # without the first, which had to fetch its pages anew
+    seconds: list[float] = []  # without the first, which faulted its pages in
     while sum(seconds) < REPEAT_SECONDS and len(seconds) < MOST_REPEATS:
         seconds.append(device.seconds(call))
     return seconds, first.peak_bytes

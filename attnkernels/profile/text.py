@@ -1,4 +1,4 @@
-"""Real text, and the states a recurrent encoder makes of it."""
+"""Read a text and encode it with a recurrent network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ EMBEDDING = 64
 
 
 class Text(NamedTuple):
+    """A text and its source."""
+
     source: str
     characters: str
 
 
 class Attended(NamedTuple):
-    """Inputs of additive attention: (1, n, dim) each, and weight (dim,)."""
+    """The inputs of additive attention: (1, n, dim) each, and weight (dim,)."""
 
     query: Tensor
     key: Tensor
@@ -27,9 +29,10 @@ class Attended(NamedTuple):
 
 
 def read_text(path: str | None = None) -> Text:
-    """The text of a UTF-8 file; without a path, the documentation inside every Python.
+    """Read a UTF-8 file; without a path, read Python's own documentation.
 
-    Raises ValueError where the file is missing, unreadable, empty or not UTF-8.
+    Raises:
+        ValueError: the file is missing, unreadable, empty or not UTF-8.
     """
     if path is None:
         from pydoc_data.topics import topics
@@ -51,14 +54,14 @@ def read_text(path: str | None = None) -> Text:
 
 @torch.no_grad()
 def encode(characters: Sequence[str], dim: int, seed: int) -> Attended:
-    """Every character as a query, a key and a value of width `dim` (even).
+    """Encode every character as a query, a key and a value of width `dim` (even).
 
-    An embedding, a bidirectional GRU and the two projections of RNNsearch (Bahdanau et al.,
-    1409.0473, section 3.2: the annotations are the values), all drawn from `seed` and untrained;
-    torch's global generator is left as it was.
+    The encoder has the embedding, the bidirectional GRU and the two projections of RNNsearch
+    (Bahdanau et al., 1409.0473, section 3.2; the annotations are the values). It is untrained and
+    drawn from `seed`; torch's global generator keeps its state.
     """
     if dim < 2 or dim % 2:
-        raise ValueError(f"dim is {dim}; two directions of a GRU need an even number, 2 or more")
+        raise ValueError(f"dim must be even, 2 or more, for the two directions of a GRU, got {dim}")
     alphabet = {character: index for index, character in enumerate(sorted(set(characters)))}
     indices = torch.tensor([[alphabet[character] for character in characters]])
     with torch.random.fork_rng(devices=[]):

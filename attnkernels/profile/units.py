@@ -1,10 +1,10 @@
-"""Quantities as people read them."""
+"""Format quantities for people."""
 
 from __future__ import annotations
 
 
 def show_ms(ms: float) -> str:
-    """Milliseconds in three digits: 31 µs, 4.2 ms, 1.25 s, 3 min, 2.8 h."""
+    """Format milliseconds in three digits: 31 µs, 4.2 ms, 1.25 s, 3 min, 2.8 h."""
     if ms < 0.9995:
         return f"{ms * 1e3:.3g} µs"
     if ms < 999.5:
@@ -15,7 +15,7 @@ def show_ms(ms: float) -> str:
 
 
 def show_mib(mib: float) -> str:
-    """Mebibytes in three digits: 0.25 MiB, 31 MiB, 4.2 GiB, 1.25 TiB."""
+    """Format mebibytes in three digits: 0.25 MiB, 31 MiB, 4.2 GiB, 1.25 TiB."""
     if mib < 0.995:
         return f"{mib:.2f} MiB"
     if mib < 999.5:
@@ -24,11 +24,11 @@ def show_mib(mib: float) -> str:
 
 
 def show_ratio(ratio: float) -> str:
-    """A factor: 0.82x, 5.3x, 61x, 1,230x."""
+    """Format a factor: 0.82x, 5.3x, 61x, 1,230x."""
     digits = 2 if ratio < 1 else 1 if ratio < 10 else 0
     return f"{ratio:,.{digits}f}x"
 
 
 def show_rate(rate: float) -> str:
-    """A rate in two digits below 1, three or more above: 0.012, 0.24, 13.1, 4,181."""
+    """Format a rate, two digits below 1 and three or more above: 0.012, 0.24, 13.1, 4,181."""
     return f"{rate:.2g}" if rate < 1 else f"{rate:.3g}" if rate < 999.5 else f"{rate:,.0f}"

@@ -1,12 +1,15 @@
-"""Pictures of what attention does: each function takes plain arrays and returns a `Figure`.
+"""Draw attention: each function takes plain arrays and returns a matplotlib `Figure`.
 
-Save one with ``figure.savefig("a.png")`` or ``"a.svg"``; a notebook shows it by itself.
+Save one with ``figure.savefig("a.png")`` or ``"a.svg"``. A notebook displays it directly.
 """
 
-from .alignment import plot_alignment
-from .cost import plot_cost
-from .embeddings import plot_embeddings
-from .images import plot_glimpses, plot_image_attention
+from ..extras import needs
+
+with needs("viz"):
+    from .alignment import plot_alignment
+    from .cost import plot_cost
+    from .embeddings import plot_embeddings
+    from .images import plot_glimpses, plot_image_attention
 
 __all__ = [
     "plot_alignment",

@@ -1,4 +1,4 @@
-"""Which input each output looked at (Bahdanau et al., 1409.0473, figure 3)."""
+"""Draw which input each output attended to (Bahdanau et al., 1409.0473, figure 3)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from .figures import FAINT, INK, WEIGHTS, attention_weights, axes_or_new, strings
 from .fonts import as_given, visible
 
-LARGE, SMALL = 0.3, 0.1  # inches a token has: few tokens, many
-SIDE = 9.0  # inches of a side, between the two
-MOST_LABELS = 400  # on a side; of more tokens every second is labelled, or every third ...
-BAR = 0.18  # inches, how wide the bar of colours is
+LARGE, SMALL = 0.3, 0.1  # inches per token, with few tokens and with many
+SIDE = 9.0  # inches per side, between those two
+MOST_LABELS = 400  # per side; of more tokens every second is labelled, or every third, ...
+BAR = 0.18  # width of the colour bar in inches
 FONT = 10.0  # points, at most
 UPRIGHT = 2  # columns of a label that is not turned by a right angle
 
@@ -29,24 +29,24 @@ def plot_alignment(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Figure:
-    """The weights of every query over all keys: a row a query, a column a key.
+    """Draw the weights of every query over all keys: one row per query, one column per key.
 
-    The colours go from 0 to the largest weight there is; the bar says which that is. With the
-    tokens the figure grows and the labels shrink: up to 400 tokens a side each has its label.
+    The colours run from 0 to the largest weight, which the colour bar shows. The figure grows with
+    the number of tokens and the labels shrink; up to 400 tokens per side, every one has a label.
 
     Args:
-        weights: (n, m), a tensor or an array, at least 0: one row a query.
-        queries: n tokens, words or characters of any script: the output, from top to bottom.
-        keys: m tokens: the input, from left to right. A token that is a space is shown as "␣".
-        ax: axes to draw into, whose size stays; by default a new figure's.
-        title: above the picture.
+        weights: (n, m), a tensor or an array of non-negative numbers: one row per query.
+        queries: n tokens (words or characters of any script): the output, from top to bottom.
+        keys: m tokens: the input, from left to right. A space is shown as "␣".
+        ax: axes to draw into, which keep their size; by default those of a new figure.
+        title: of the figure.
 
     Returns:
-        The figure; that of `ax` where it is given.
+        The new figure, or the figure of `ax`.
 
     Raises:
-        TypeError: weights are not numbers, tokens not strings, or ax no axes.
-        ValueError: weights are not (n, m), negative or not finite, or tokens too few or too many.
+        TypeError: weights are not numbers, tokens are not strings, or ax is not matplotlib Axes.
+        ValueError: weights are not (n, m), not finite or negative, or the number of tokens differs.
     """
     weights = attention_weights(weights, "(n, m)", 2)
     n, m = weights.shape
@@ -93,10 +93,10 @@ def plot_alignment(
 
 
 def _font(cell: float) -> float:
-    """Points of the labels of tokens that have `cell` inches each."""
+    """Return the font size in points for tokens of `cell` inches."""
     return max(1.0, min(FONT, 0.75 * 72 * cell))
 
 
 def _columns(token: str) -> int:
-    """How wide the token is, in letters: one of Chinese takes two."""
+    """Return the width of the token in letters; an East Asian wide character counts as two."""
     return sum(2 if east_asian_width(c) in "WF" else 1 for c in token)

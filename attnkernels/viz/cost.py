@@ -1,4 +1,4 @@
-"""What something costs as sequences grow."""
+"""Draw cost against the length of a sequence."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import cycle
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..measure.palette import GRID
 from .figures import COLOURS, FAINT, INK, MARKERS, axes_or_new, numbers
 from .fonts import as_given
 
@@ -19,38 +20,39 @@ def plot_cost(
     ylabel: str,
     ax: Axes | None = None,
 ) -> Figure:
-    """Cost against length on logarithmic axes, one line a method: a power of it is a straight line.
+    """Draw cost against length on logarithmic axes, one line per method.
+
+    A power law is a straight line.
 
     Args:
         lengths: L positive numbers, ascending.
-        series: the name of a method to its L positive costs, None where it was not run.
-        ylabel: what the cost is and its unit, "seconds" say.
-        ax: axes to draw into; by default a new figure's.
+        series: maps the name of each method to its L positive costs, None where it was not run.
+        ylabel: the cost and its unit, such as "seconds".
+        ax: axes to draw into; by default those of a new figure.
 
     Returns:
-        The figure; that of `ax` where it is given.
+        The new figure, or the figure of `ax`.
 
     Raises:
-        TypeError: something is no number, or ax no axes.
-        ValueError: there are no lengths or methods, lengths do not ascend, a method has not one
-            cost for each length, or one that is not positive.
+        TypeError: lengths or costs are not numbers, or ax is not matplotlib Axes.
+        ValueError: there are no lengths or methods, lengths do not ascend, a method does not have
+            one cost per length, or a cost is not positive.
     """
     x = numbers("lengths", lengths, "(L,)", 1)
     if (x <= 0).any() or (x[1:] <= x[:-1]).any():
-        raise ValueError(f"lengths is {x.tolist()}; they must be positive and ascend")
+        raise ValueError(f"lengths must be positive and ascend, got {x.tolist()}")
     if not series:
-        raise ValueError("series is empty; there must be one method at least")
+        raise ValueError("series must have one method or more, got none")
     lines = {}
     for name, costs in series.items():
         if len(costs) != len(x):
             raise ValueError(
-                f"series[{name!r}] has {len(costs)} costs; there must be {len(x)}, one for each "
-                "length"
+                f"series[{name!r}] must have {len(x)} costs, one per length, got {len(costs)}"
             )
         run = [at for at, cost in enumerate(costs) if cost is not None]
         y = numbers(f"series[{name!r}]", [costs[at] for at in run], "(L,)", 1) if run else x[:0]
         if (y <= 0).any():
-            raise ValueError(f"series[{name!r}] has {y.min():g}; a cost is positive")
+            raise ValueError(f"series[{name!r}] must hold positive costs, got {y.min():g}")
         lines[name] = x[run], y
 
     figure, ax = axes_or_new(ax, 6.4, 4.4)
@@ -63,7 +65,7 @@ def plot_cost(
     ax.minorticks_off()
     ax.set_xlabel("length", color=INK)
     ax.set_ylabel(ylabel, color=INK, **as_given([ylabel]))
-    ax.grid(True, color="#e6e6e6", linewidth=0.8)
+    ax.grid(True, color=GRID, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(FAINT)

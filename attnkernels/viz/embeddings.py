@@ -1,4 +1,4 @@
-"""Vectors of sentences on a map: those that are near each other (Sutskever et al., figure 2)."""
+"""Draw a map of vectors, such as sentence embeddings (Sutskever et al., figure 2)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..extras import needs
 from .figures import COLOURS, FAINT, INK, MARKERS, axes_or_new, numbers, strings
 from .fonts import as_given
 
 METHODS = ("pca", "tsne")
-PERPLEXITY = 30.0  # of t-SNE, scikit-learn's default; smaller where there are fewer than 91 vectors
+PERPLEXITY = 30.0  # of t-SNE, as in scikit-learn; smaller for fewer than 91 vectors
 
 
 def plot_embeddings(
@@ -26,36 +27,36 @@ def plot_embeddings(
     seed: int = 0,
     ax: Axes | None = None,
 ) -> Figure:
-    """Vectors in two dimensions, each with its label (Sutskever et al., 1409.3215, figure 2).
+    """Draw vectors in two dimensions with their labels (Sutskever et al., 1409.3215, figure 2).
 
     Args:
         vectors: (N, d), a tensor or an array, N at least 3 and d at least 2.
         labels: N strings of any script; "" for a point without one.
-        method: "pca", whose axes say how much of the variance they have, or "tsne", whose axes mean
-            nothing and which keeps neighbours together; its perplexity is the smaller of 30 and
-            (N - 1) / 3.
-        groups: N strings: the points of a group have one colour and marker, named in the legend.
-        seed: of what is random in both.
-        ax: axes to draw into; by default a new figure's.
+        method: "pca", whose axes show their share of the variance, or "tsne", which keeps
+            neighbours together on axes without meaning. The perplexity of t-SNE is the smaller of
+            30 and (N - 1) / 3.
+        groups: N strings; the points of a group share a colour and a marker, named in the legend.
+        seed: of the random numbers that both methods use.
+        ax: axes to draw into; by default those of a new figure.
 
     Returns:
-        The figure; that of `ax` where it is given.
+        The new figure, or the figure of `ax`.
 
     Raises:
         ImportError: scikit-learn is not installed; it comes with the extra "viz".
-        TypeError: vectors are not numbers, labels or groups not strings, or ax no axes.
-        ValueError: a size does not fit, or method is neither.
+        TypeError: vectors are not numbers, labels or groups are not strings, or ax is not Axes.
+        ValueError: a size does not fit, or method is unknown.
     """
     vectors = numbers("vectors", vectors, "(N, d)", 2)
     if vectors.shape[0] < 3 or vectors.shape[1] < 2:
         raise ValueError(
-            f"vectors has shape {vectors.shape}; it must be (N, d), N at least 3, d at least 2"
+            f"vectors must be (N, d), N at least 3, d at least 2, got shape {vectors.shape}"
         )
     labels = strings("labels", labels, len(vectors), "each vector")
     if groups is not None:
         groups = strings("groups", groups, len(vectors), "each vector")
     if method not in METHODS:
-        raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     points, names = _reduce(vectors.astype(np.float64), method, seed)
 
     figure, ax = axes_or_new(ax, 8.0, 6.4)
@@ -88,14 +89,10 @@ def plot_embeddings(
 
 
 def _reduce(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Points (N, 2), and the names of the two axes."""
-    try:
+    """Return points (N, 2) and the names of the two axes."""
+    with needs("viz"):
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise ImportError(
-            "plot_embeddings needs scikit-learn: pip install 'attnkernels[viz]'"
-        ) from error
     if method == "tsne":
         perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
         reduction = TSNE(perplexity=perplexity, init="pca", random_state=seed)

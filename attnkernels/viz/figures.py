@@ -1,4 +1,4 @@
-"""What all pictures share: figures without pyplot, colours that everyone tells apart, checks."""
+"""Shared by all figures: creation without pyplot, and the checks of their arguments."""
 
 from __future__ import annotations
 
@@ -12,26 +12,19 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with every common colour vision; yellow, faint on white, last.
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#E69F00",
-    "#CC79A7",
-    "#56B4E9",
-    "#000000",
-    "#F0E442",
-)
-MARKERS = "osD^vP*"  # not as many as colours: 56 pairs come before the first comes again
-INK, FAINT = "#333333", "#767676"
-WEIGHTS = "cividis"  # the colour map of weights: even in lightness, and made for colour blindness
+from ..measure.palette import AMBER, BLACK, BLUE, GREEN, ORANGE, PINK, SKY, YELLOW
+from ..measure.palette import FAINT as FAINT
+from ..measure.palette import INK as INK
+
+COLOURS = (BLUE, ORANGE, GREEN, AMBER, PINK, SKY, BLACK, YELLOW)  # faint on white comes last
+MARKERS = "osD^vP*"  # one fewer than the colours, which makes 56 distinct pairs
+WEIGHTS = "cividis"  # the colour map of weights: perceptually uniform, safe for colour blindness
 
 
 class NotebookFigure(Figure):
-    """A figure that a notebook shows by itself.
+    """A figure that a notebook displays directly.
 
-    pyplot would have that done too, but keeps every figure until someone closes it.
+    pyplot would do that too, but it keeps every figure alive until it is closed.
     """
 
     def __init__(self, width: float, height: float) -> None:
@@ -45,22 +38,22 @@ class NotebookFigure(Figure):
 
 
 def axes_or_new(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
-    """The axes given, or new ones on a figure of this size in inches; with the figure."""
+    """Return the figure and `ax`, or new axes on a figure of this size in inches."""
     if ax is None:
         figure = NotebookFigure(width, height)
         return figure, figure.subplots()
     if not isinstance(ax, Axes):
-        raise TypeError(f"ax is a {type(ax).__name__}; it must be matplotlib Axes")
-    return ax.figure.figure, ax  # of a subfigure, too, the figure that is saved
+        raise TypeError(f"ax must be matplotlib Axes, got {type(ax).__name__}")
+    return ax.figure.figure, ax  # the outer figure, also for the axes of a subfigure
 
 
 def numbers(name: str, x: Any, shape: str, *ndims: int) -> np.ndarray:
-    """`x`, a tensor of any device or anything like an array, as finite numbers of `ndims`.
+    """Convert `x`, a tensor on any device or an array-like, to an array of finite numbers.
 
     Raises:
-        TypeError: it does not hold numbers.
-        ValueError: it has other dimensions (`shape` says which are wanted), is empty, or has NaN
-            or infinities.
+        TypeError: x does not hold real numbers.
+        ValueError: x has another number of dimensions than `ndims` (`shape` describes them for the
+            message), is empty, or holds NaN or infinities.
     """
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu()
@@ -68,35 +61,35 @@ def numbers(name: str, x: Any, shape: str, *ndims: int) -> np.ndarray:
     try:
         found = np.asarray(x)
     except ValueError:
-        raise ValueError(f"{name} has rows of different lengths; it must be {shape}") from None
+        raise ValueError(f"{name} must be {shape}, got rows of different lengths") from None
     if found.dtype.kind not in "biuf":
-        raise TypeError(f"{name} holds {found.dtype}; it must hold real numbers")
+        raise TypeError(f"{name} must hold real numbers, got {found.dtype}")
     if found.ndim not in ndims or not found.size:
-        raise ValueError(f"{name} has shape {found.shape}; it must be {shape}, and not empty")
+        raise ValueError(f"{name} must be {shape} and not empty, got shape {found.shape}")
     if not np.isfinite(found).all():
-        raise ValueError(f"{name} has NaN or infinities; all must be finite")
+        raise ValueError(f"{name} must be finite, got NaN or infinities")
     return found
 
 
 def attention_weights(x: Any, shape: str, ndim: int) -> np.ndarray:
-    """`numbers` that are not negative, as float64."""
+    """Convert `x` as `numbers` does, to float64, and check that nothing is negative."""
     found = numbers("weights", x, shape, ndim).astype(np.float64)
     if found.min() < 0:
-        raise ValueError(f"weights has {found.min():.3g}; weights are not negative (logarithms?)")
+        raise ValueError(f"weights must not be negative, got {found.min():.3g} (logarithms?)")
     return found
 
 
 def strings(name: str, given: Sequence[str], count: int, of: str) -> list[str]:
-    """`given` as a list of `count` strings, one for each `of`.
+    """Convert `given` to a list of `count` strings, one for each `of`.
 
     Raises:
-        TypeError: something in it is no string.
-        ValueError: there are fewer or more.
+        TypeError: an entry is not a string.
+        ValueError: there are fewer or more than `count`.
     """
     found = list(given)
     wrong = [each for each in found if not isinstance(each, str)]
     if wrong:
-        raise TypeError(f"{name} has a {type(wrong[0]).__name__}; all must be strings")
+        raise TypeError(f"{name} must be strings, got a {type(wrong[0]).__name__}")
     if len(found) != count:
-        raise ValueError(f"{name} has {len(found)} strings; there must be {count}, one for {of}")
+        raise ValueError(f"{name} must have {count} strings, one for {of}, got {len(found)}")
     return found

@@ -1,4 +1,4 @@
-"""Text of any script, drawn as it was given."""
+"""Draw text of any script verbatim."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
-# Tokens that could not be seen, or that would break a line.
+# Characters that would be invisible or would break a line.
 VISIBLE = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥"})
-PLACEHOLDERS = "Last Resort"  # a font of matplotlib's that has a box for everything
+PLACEHOLDERS = "Last Resort"  # matplotlib's font of placeholder boxes
 
 
 def as_given(texts: Iterable[str]) -> dict[str, Any]:
-    """The properties of a matplotlib text that shows `texts` as they are.
+    """Return the properties of a matplotlib text that shows `texts` verbatim.
 
-    A "$" is a dollar, not the start of a formula. Characters that the default font lacks come from
-    installed fonts that have them; those that none has are drawn as boxes, and matplotlib warns.
+    A "$" is a dollar sign, not the start of a formula. Characters missing from the default font
+    come from other installed fonts; matplotlib warns about those that no font has, and draws boxes.
     """
     families = FontProperties().get_family()
     missing = frozenset(c for text in texts for c in text if not c.isspace())
@@ -31,13 +31,13 @@ def as_given(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def visible(token: str) -> str:
-    """The token, with a sign for a space that is all of it, and for the ends of lines."""
+    """Replace line ends, tabs, and a token of spaces by visible signs."""
     return "␣" * len(token) if token.strip(" ") == "" else token.translate(VISIBLE)
 
 
 @lru_cache
 def _families_with(missing: frozenset[str]) -> tuple[str, ...]:
-    """Installed families that together have these characters: first the one that has most."""
+    """Return installed families that together have these characters, the widest first."""
     has: dict[str, frozenset[str]] = {}
     for entry in fontManager.ttflist if missing else ():
         if not entry.name.startswith(PLACEHOLDERS):
@@ -47,7 +47,9 @@ def _families_with(missing: frozenset[str]) -> tuple[str, ...]:
         best = max(sorted(has), key=lambda name: len(has[name] & missing))
         if not has.pop(best) & missing:
             break
-        found = _has(findfont(FontProperties(family=[best])), missing)  # the file that will be used
+        found = _has(
+            findfont(FontProperties(family=[best])), missing
+        )  # the file that matplotlib will use
         if found:
             chosen.append(best)
             missing -= found

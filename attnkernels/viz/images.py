@@ -1,4 +1,4 @@
-"""Where a model looked in an image: word by word, or glimpse by glimpse."""
+"""Draw attention over an image, word by word or glimpse by glimpse."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from matplotlib.patheffects import withStroke
 from .figures import INK, WEIGHTS, NotebookFigure, attention_weights, axes_or_new, numbers, strings
 from .fonts import as_given
 
-PANEL = 1.9  # inches of the image of a word
-COLUMNS = 6  # of panels, where nobody says
+PANEL = 1.9  # width of one panel in inches
+COLUMNS = 6  # of panels, by default
 OUTLINE = [withStroke(linewidth=2.5, foreground="black")]
 
 
@@ -29,26 +29,26 @@ def plot_image_attention(
     columns: int | None = None,
     centres: Any = None,
 ) -> Figure:
-    """Where each word of a caption was read from (Xu et al., 1502.03044, figures 2 and 3).
+    """Draw the weights of each word of a caption (Xu et al., 1502.03044, figures 2 and 3).
 
-    A panel a word: the image, and over it the weights of the word, blown up to its size. All panels
-    have the same colours, from 0 to the largest weight there is.
+    Each word has a panel: the image, under the weights of the word scaled to its size. All panels
+    share their colours, which run from 0 to the largest weight.
 
     Args:
-        image: (H, W) grey, shown from its darkest to its brightest, or (H, W, 3): uint8, or
-            floating in [0, 1].
-        weights: (T, h, w), at least 0: one map a word. An h x w cell covers as much of the image as
-            any other; a map that is 1 somewhere and 0 elsewhere is a hard choice.
+        image: (H, W) in grey, scaled from its darkest to its brightest value, or (H, W, 3) in
+            colour: uint8, or floating in [0, 1].
+        weights: (T, h, w), non-negative: one map per word, whose cells cover the image evenly. A
+            one-hot map is a hard choice.
         words: T strings.
-        columns: panels in a row; 6, or T where that is less.
-        centres: (T, 2), where to put a cross: (x, y) in pixels, (0, 0) the centre of the first
+        columns: panels per row; by default the smaller of 6 and T.
+        centres: (T, 2), the (x, y) of a cross per panel, in pixels from the centre of the first
             pixel; None for no crosses.
 
     Returns:
         A new figure.
 
     Raises:
-        TypeError: something is no number, or a word no string.
+        TypeError: image, weights or centres are not numbers, or a word is not a string.
         ValueError: a shape does not fit, weights are negative, or columns is not positive.
     """
     picture = _picture(image)
@@ -57,12 +57,12 @@ def plot_image_attention(
     if columns is None:
         columns = min(COLUMNS, len(words))
     if not isinstance(columns, int) or columns < 1:
-        raise ValueError(f"columns is {columns!r}; it must be an int of at least 1")
+        raise ValueError(f"columns must be an int of at least 1, got {columns!r}")
     if centres is not None:
         centres = numbers("centres", centres, "(T, 2)", 2)
         if centres.shape != (len(words), 2):
             raise ValueError(
-                f"centres has shape {centres.shape}; it must be (T, 2), ({len(words)}, 2)"
+                f"centres must be (T, 2) = ({len(words)}, 2), got shape {centres.shape}"
             )
 
     rows = ceil(len(words) / columns)
@@ -100,35 +100,34 @@ def plot_glimpses(
     ax: Axes | None = None,
     title: str | None = None,
 ) -> Figure:
-    """The path of a model that sees one glimpse at a time (Mnih et al., 1406.6247, figure 3).
+    """Draw the path of a model that sees one glimpse at a time (Mnih et al., 1406.6247, figure 3).
 
-    Glimpses are numbered from 1 and grow brighter; each has a square for every scale.
+    Glimpses are numbered from 1 and become brighter; each has one square per scale.
 
     Args:
-        image: (H, W) grey, shown from its darkest to its brightest, or (H, W, 3) as in
-            `plot_image_attention`.
-        locations: (T, 2), (x, y) in [-1, 1]: the centre of each glimpse. (-1, -1) is the corner of
-            the image above its first pixel, (1, 1) the opposite one, (0, 0) the centre.
-        sizes: pixels of a side of each scale's window.
-        ax: axes to draw into; by default a new figure's.
-        title: above the picture.
+        image: (H, W) or (H, W, 3), as in `plot_image_attention`.
+        locations: (T, 2), the (x, y) of the centre of each glimpse in [-1, 1]. (-1, -1) is the
+            outer corner of the first pixel, (1, 1) that of the last, (0, 0) the image centre.
+        sizes: the side of the window at each scale, in pixels.
+        ax: axes to draw into; by default those of a new figure.
+        title: of the figure.
 
     Returns:
-        The figure; that of `ax` where it is given.
+        The new figure, or the figure of `ax`.
 
     Raises:
-        TypeError: something is no number, or ax no axes.
-        ValueError: a shape does not fit, a location is outside [-1, 1], or a size not positive.
+        TypeError: image, locations or sizes are not numbers, or ax is not matplotlib Axes.
+        ValueError: a shape does not fit, a location is outside [-1, 1], or a size is not positive.
     """
     picture = _picture(image)
     path = numbers("locations", locations, "(T, 2)", 2)
     if path.shape[1] != 2:
-        raise ValueError(f"locations has shape {path.shape}; it must be (T, 2)")
+        raise ValueError(f"locations must be (T, 2), got shape {path.shape}")
     if np.abs(path).max() > 1:
-        raise ValueError(f"locations has {path.flat[np.abs(path).argmax()]:g}; they are in [-1, 1]")
+        raise ValueError(f"locations must lie in [-1, 1], got {path.flat[np.abs(path).argmax()]:g}")
     windows = numbers("sizes", sizes, "(scales,)", 1)
     if windows.min() <= 0:
-        raise ValueError(f"sizes has {windows.min():g}; a window has a positive number of pixels")
+        raise ValueError(f"sizes must be positive numbers of pixels, got {windows.min():g}")
 
     rows, columns = picture.shape[:2]
     figure, ax = axes_or_new(ax, 4.0, 4.0 * rows / columns + (0.4 if title else 0.0))
@@ -167,12 +166,12 @@ def _picture(image: Any) -> np.ndarray:
     found = numbers("image", image, shape, 2, 3)
     if found.ndim == 3:
         if found.shape[2] != 3:
-            raise ValueError(f"image has shape {found.shape}; it must be {shape}")
+            raise ValueError(f"image must be {shape}, got shape {found.shape}")
         if found.dtype.kind == "f":
             if found.min() < 0 or found.max() > 1:
                 raise ValueError(
-                    f"image has {found.min():g} to {found.max():g}; colours are in [0, 1]"
+                    f"image must hold colours in [0, 1], got {found.min():g} to {found.max():g}"
                 )
         elif found.dtype != np.uint8:
-            raise TypeError(f"image is {found.dtype}; colours are uint8, or floating in [0, 1]")
+            raise TypeError(f"image must be uint8 or floating in [0, 1], got {found.dtype}")
     return found

@@ -1,4 +1,4 @@
-"""The ceiling of this machine: `cpu.cpp`, compiled for it and run on one core.
+"""Measure the ceiling of this machine: compile `cpu.cpp` for it and run it on one core.
 
 python -m benchmarks.ceiling
 """
@@ -20,10 +20,10 @@ COMPILERS = ("g++", "clang++", "c++")
 
 
 def ceiling() -> dict[str, float]:
-    """Rates of one core in 10^9 a second, and how wrong the sums were; {} without a compiler.
+    """Return the rates of one core, in 10^9 per second, and their errors; {} without a compiler.
 
-    lanes: floats in a register. multiply_add_g: multiply-adds, of floats. scores_g and gradients_g:
-    elements (i, j, t) of (E9) forward, and of the sums of (E5) and (E6). *_error: of these.
+    lanes: floats per register. multiply_add_g: multiply-adds of floats. scores_g and gradients_g:
+    elements (i, j, t) of (E9) forward, and of the sums of (E5) and (E6). *_error: their errors.
     """
     program = _program()
     if program is None:
@@ -33,10 +33,10 @@ def ceiling() -> dict[str, float]:
 
 
 def seconds(rates: dict[str, float], elements: float, direction: str, threads: int) -> float | None:
-    """What `elements` = B * n * m * d take on `threads` cores at the ceiling.
+    """Return the seconds that `elements` = B * n * m * d take on `threads` cores at the ceiling.
 
-    Forward is one pass of scores; both are two of scores (the backward computes them again) and one
-    of gradients.
+    The forward is one pass of scores. Forward and backward are two passes of scores, since the
+    backward recomputes them, and one of gradients.
     """
     if not rates:
         return None
@@ -52,9 +52,10 @@ def _program() -> Path | None:
 
 
 def compiled(source: Path, command: list[str], machine: str) -> Path:
-    """The program that `command` makes of `source` for `machine`, kept in the user's cache.
+    """Compile `source` by `command` for `machine`; return the program, kept in the user's cache.
 
-    Raises subprocess.CalledProcessError, with what the compiler said, where it does not compile.
+    Raises:
+        subprocess.CalledProcessError: the compilation failed; it has the compiler's output.
     """
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=True)
     made_of = source.read_text() + version.stdout + " ".join(command) + machine

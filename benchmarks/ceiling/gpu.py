@@ -1,4 +1,4 @@
-"""The ceiling of a GPU: `gpu.cu` where nvcc is, and what PyTorch itself reaches anywhere.
+"""Measure the ceiling of a GPU: by `gpu.cu` if there is nvcc, and by PyTorch itself.
 
 python -m benchmarks.ceiling.gpu
 """
@@ -18,12 +18,12 @@ from benchmarks.suite.meters import Call, meter
 
 SOURCE = Path(__file__).with_name("gpu.cu")
 FLAGS = ["-O3", "-std=c++17"]
-COPIED = 2**30  # bytes: more than any cache holds
-SECONDS = 60  # that it may run; it takes one or two
+COPIED = 2**30  # bytes, more than any cache holds
+SECONDS = 60  # limit of its run time; it takes one or two
 
 
 def device_rates() -> dict[str, float]:
-    """What rates per clock and SM are multiplied with: `sms` and, where known, `max_mhz`."""
+    """Return `sms` and, if known, `max_mhz`, the factors of a rate per clock per SM."""
     properties = torch.cuda.get_device_properties(0)
     rates: dict[str, float] = {"sms": properties.multi_processor_count}
     mhz = clock_mhz(properties)
@@ -31,7 +31,7 @@ def device_rates() -> dict[str, float]:
 
 
 def why_not() -> str | None:
-    """None where `gpu.cu` can be compiled for this GPU, otherwise a sentence."""
+    """Return None if `gpu.cu` can be compiled for this GPU, otherwise the reason."""
     if torch.version.hip:
         return "gpu.cu is written in PTX, which AMD's GPUs do not have"
     if shutil.which("nvcc") is None:
@@ -42,14 +42,15 @@ def why_not() -> str | None:
 
 
 def program_rates() -> dict[str, float]:
-    """What `gpu.cu` prints.
+    """Return the output of `gpu.cu`.
 
-    Results a clock and SM: multiply_adds, ex2, rcp, tanh. Elements (i, j, t) a clock and SM:
-    tanh_scores (E1) by the hardware's tanh, scores (E9), with their relative errors. copy_gb: 10^9
-    bytes a second, read and written together. launch_us, wait_us: from one empty kernel to the
-    next, and from launching one to knowing that it ran.
+    multiply_adds, ex2, rcp, tanh: results per clock per SM. tanh_scores, (E1) by the hardware's
+    tanh, and scores, (E9): elements (i, j, t) per clock per SM, with their relative errors.
+    copy_gb: 10^9 bytes per second, read and written together. launch_us: time from one empty kernel
+    to the next. wait_us: time from the launch of one until its end is known.
 
-    Raises subprocess.SubprocessError where it does not compile or run.
+    Raises:
+        subprocess.SubprocessError: it does not compile or run.
     """
     major, minor = torch.cuda.get_device_capability()
     command = ["nvcc", *FLAGS, f"-arch=sm_{major}{minor}"]
@@ -59,8 +60,10 @@ def program_rates() -> dict[str, float]:
 
 
 def torch_rates(device: str, copied: int = COPIED) -> dict[str, float]:
-    """torch_copy_gb: as copy_gb, by `Tensor.copy_`. torch_launch_us, torch_wait_us: as launch_us
-    and wait_us, of one small addition, which is as little as PyTorch launches.
+    """Return the rates of PyTorch itself.
+
+    torch_copy_gb: as copy_gb, by `Tensor.copy_`. torch_launch_us, torch_wait_us: as launch_us and
+    wait_us, for one small addition, the smallest kernel that PyTorch launches.
     """
     source = torch.empty(copied, dtype=torch.uint8, device=device)
     target, one = torch.empty_like(source), torch.ones(1, device=device)

@@ -1,11 +1,11 @@
-"""The cases on one device, in the order of their importance, until the time is up.
+"""Measure the cases on one device, the most important first, until the time is up.
 
     python -m benchmarks.gpu.cases --out DIR --until EPOCH [--device cuda|cpu] [--cases NAME,...]
                                    [--providers NAME,...] [--dtypes NAME,...] [--seconds S]
 
-`benchmarks.gpu` runs this in a process of its own, because a kernel that faults leaves a device
-that only a new process can use. It adds to DIR/results.json, which must be there, case by case, and
-goes on where an earlier one stopped.
+`benchmarks.gpu` runs this in a separate process, because after a kernel faults only a new process
+can use the device. It adds case by case to DIR/results.json, which must exist, and continues where
+an earlier process stopped.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from benchmarks.suite.run import DTYPES, INTERRUPTED, rows, subset, write
 FIRST = ("gpu-square", "gpu-step", "decoder-step", "rnnsearch", "gnmt")
 LIST = "main,gpu-square,gpu-step"
 PEERS = ("eager", "compile", "keops", "triton", "native")
-STEP_SECONDS = 150  # of anything; what takes longer hangs
-GENERATING = 30.0  # seconds that making code is taken to take, until one has been seen
-STDERR = 2  # the process's own, whatever stands for sys.stderr
-FAULTED = 3  # exit status: another process can go on
+STEP_SECONDS = 150  # limit of any step; what takes longer hangs
+GENERATING = 30.0  # seconds assumed for generating code, until one was timed
+STDERR = 2  # the file descriptor, whatever sys.stderr is
+FAULTED = 3  # exit status: another process can continue
 
 
 class Job(NamedTuple):
@@ -48,15 +48,15 @@ class Job(NamedTuple):
 
 
 class Failed(Exception):
-    """A call that had run before failed while it was measured; the first argument is its name."""
+    """A call that ran before failed while it was measured; the first argument is its name."""
 
 
 class Faulted(Exception):
-    """The device cannot be used by this process any longer."""
+    """This process can no longer use the device."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit status is that of `work`."""
+    """Run the command and return the exit status of `work`."""
     parser = _parser()
     options = parser.parse_args(arguments)
     known = [provider.name for provider in providers.PROVIDERS if provider.name in PEERS]
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def work(jobs: list[Job], session: Session, path: Path) -> int:
-    """Add what is not yet in the result at `path`: 0, also when the time is up; 130; or FAULTED."""
+    """Add the missing rows to the result at `path`; return 0, 130 or FAULTED."""
     result = json.loads(path.read_text(encoding="utf-8"))
     done = {(row["case"], row["direction"], row["dtype"]) for row in result["cases"]}
     left = [job for job in jobs if (job.case.name, job.direction, job.dtype) not in done]
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def jobs_of(chosen: list[Case], dtypes: list[str], device: str) -> list[Job]:
-    """What there is to measure, the most important first."""
+    """List the jobs, the most important first."""
     places = {name: place for place, name in enumerate(FIRST)}
     ordered = sorted(chosen, key=lambda case: places.get(case.name, len(FIRST)))
     return [
@@ -125,29 +125,26 @@ def jobs_of(chosen: list[Case], dtypes: list[str], device: str) -> list[Job]:
 
 
 def _directions(case: Case, device: str) -> list[str]:
-    """Those of the case, and of a decoder's step, which is one that a graph replays, its latency.
-
-    A CPU has neither.
-    """
+    """Return the directions of a case; on a GPU a decoder's step adds a graph and its latency."""
     if device == "cuda":
         return [*case.directions, *([LATENCY] if cases.GRAPH in case.directions else [])]
     return [direction for direction in case.directions if direction != cases.GRAPH]
 
 
 class Session:
-    """One process's measuring: who takes part, until when, and what making code has cost."""
+    """The measurements of one process: its providers, its deadline, and the cost of making code."""
 
     def __init__(
         self, device: str, chosen: list[Provider], absent: Absent, until: float, seconds: float
     ) -> None:
         self.device, self.chosen, self.absent = device, chosen, absent
         self.until, self.seconds = until, seconds
-        self._costs: dict[str, float] = {}  # seconds of the latest first call, by provider
+        self._costs: dict[str, float] = {}  # seconds of the last first call, by provider
 
     def measure(self, job: Job, behind: int) -> dict[str, Timing]:
-        """Timings of all who can; why the others cannot is noted.
+        """Time every provider that can run, and note why the others cannot.
 
-        Code is made only as long as the jobs `behind` this one can be measured without.
+        Code is generated only while enough time remains for the jobs `behind` that need none.
         """
         if self.device == "cuda":
             torch.cuda.empty_cache()
@@ -185,7 +182,7 @@ class Session:
         return f"making its code takes some {cost:.0f} s, and there are {max(left, 0):.0f} left"
 
     def _first_call(self, job: Job, provider: Provider) -> Call | None:
-        """The call, warmed up; None, with the reason noted, where it fails."""
+        """Return the call, warmed up; if it fails, note the reason and return None."""
         attempt, name = job.attempt(provider.name), provider.name
         self.absent.begin(attempt)
         _watch()
@@ -225,12 +222,12 @@ def _guarded(name: str, call: Call) -> Call:
 
 
 def _watch() -> None:
-    """End the process, saying where it was, unless this is called again in time."""
+    """End the process, with a traceback, unless this is called again in time."""
     faulthandler.dump_traceback_later(STEP_SECONDS, exit=True, file=STDERR)
 
 
 def sentence(error: BaseException) -> str:
-    """An error as one line of a table."""
+    """Format an error as one line of a table."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:240]
 

@@ -1,4 +1,4 @@
-"""What the figures of a run depend on besides the code: the device, its clocks, the versions."""
+"""Record the environment of a run: the device, its clocks, and the versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from attnkernels import info
 from benchmarks.suite.rates import Result
 
-SECONDS = 20  # that a tool may take to answer
+SECONDS = 20  # limit of a tool's answer
 PROPERTIES = (
     "name",
     "gcnArchName",
@@ -29,7 +29,7 @@ NVIDIA_SMI = (
     "driver_version,clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.draw,power.limit,"
     "temperature.gpu,utilization.gpu"
 )
-# The first that is there is asked.
+# The first one found is asked.
 TOOLS = (
     ["nvidia-smi", f"--query-gpu={NVIDIA_SMI}", "--format=csv"],
     ["amd-smi", "metric", "--clock", "--power", "--temperature"],
@@ -37,7 +37,7 @@ TOOLS = (
 
 
 def environment(result: Result, device: str) -> str:
-    """The page: the head of the result, the device, what its tool says, and attnkernels.info."""
+    """Return the page: the head of the result, the device, its tool's output, attnkernels.info."""
     head = {
         name: value
         for name, value in result.items()

@@ -1,4 +1,4 @@
-"""Our two backends on a GPU side by side, and which of them a call should take there."""
+"""Compare our two backends on a GPU, and say which one each kind of call should take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.suite.providers import LATENCY
 from benchmarks.suite.rates import NOTHING, Result, Row
 from benchmarks.suite.table import OURS
 
-Pair = dict[str, Row]  # the rows of one measurement, by backend
+Pair = dict[str, Row]  # rows of one measurement, by backend
 
 ABOUT = (
     "`latency` is the forward of an idle device and the waiting for it. `launch` is one empty "
@@ -25,7 +25,7 @@ ABOUT = (
 
 
 def tables(result: Result) -> list[Table]:
-    """A table a dtype: times, their ratio, rates, and of a step what the launch alone takes."""
+    """Format one table per dtype: times, ratio, rates, and for a step the time of its launch."""
     measured = _pairs(result)
     made = []
     for dtype in dict.fromkeys(dtype for dtype, _, _ in measured):
@@ -42,7 +42,7 @@ def tables(result: Result) -> list[Table]:
 
 
 def preferences(result: Result) -> str:
-    """For each kind of call how many times as long one takes, and what the selection does now."""
+    """Report the time ratio for each kind of call, and the present choice of `select`."""
     lines = []
     for (direction, size), preference in ON_GPU.items():
         ratios = [
@@ -64,16 +64,16 @@ def preferences(result: Result) -> str:
 
 
 def launch_us(result: Result, direction: str) -> float | None:
-    """What one empty kernel takes: with waiting for it, or until the next one can begin.
+    """Return the time of one empty kernel: until its end is known, or until the next can begin.
 
-    That of `gpu_ceiling.cu`, or else PyTorch's smallest.
+    It is that of `gpu.cu`, or else that of PyTorch's smallest kernel.
     """
     known, name = result["ceiling"], "wait_us" if direction == LATENCY else "launch_us"
     return known.get(name) or known.get(f"torch_{name}")
 
 
 def _pairs(result: Result) -> dict[tuple[str, str, str], Pair]:
-    """By dtype, case and direction; none of a CPU, where Triton has nothing to say."""
+    """Group the rows by dtype, case and direction; a CPU has none, since Triton needs a GPU."""
     found: dict[tuple[str, str, str], Pair] = {}
     for row in result["cases"] if result["device"] != "cpu" else []:
         if row["provider"] in OURS:
@@ -106,7 +106,7 @@ def _both(cells: list[str]) -> str:
 
 
 def _ratio(pair: Pair) -> float | None:
-    """How many times as long Triton takes."""
+    """Return Triton's time over the native backend's."""
     if len(pair) < len(OURS):
         return None
     native, triton = (pair[name]["median_ms"] for name in OURS)

@@ -1,22 +1,22 @@
-"""Everything there is to learn on a machine with a GPU, in one command of a few minutes.
+"""Test and measure everything on a machine with a GPU, in one command of a few minutes.
 
     python -m benchmarks.gpu --out DIR [--budget SECONDS] [--seconds S] [--sweep]
                              [--skip STAGE,...] [--cases NAME,...] [--providers NAME,...]
                              [--device cuda|cpu] [--commit TEXT]
 
-Its stages, each of which may fail without ending the run: environment, tests (those marked gpu),
-ceilings, cases, long, sanitizer (where compute-sanitizer is), and sweep where asked for. What they
-find is in DIR at every moment:
+The stages are environment, tests (those marked gpu), ceilings, cases, long, sanitizer (if
+compute-sanitizer is installed), and sweep (with --sweep). A stage that fails does not end the run.
+DIR always has the results so far:
 
-    environment.txt          the device, the versions, what can run
-    tests.txt, tests.xml     what pytest said
-    results.json             what benchmarks.suite.table makes the README's table from
-    sanitizer-*.txt          what each tool of compute-sanitizer said of the native kernels
-    absent.json              who was not measured, and why
-    sweep*.json              the same two, of configurations of the Triton kernels
-    summary.txt              all of it on a page
+    environment.txt          the device, the versions, the available backends
+    tests.txt, tests.xml     the output of pytest
+    results.json             the input of benchmarks.suite.table, for the README
+    sanitizer-*.txt          the output of each compute-sanitizer tool on the native kernels
+    absent.json              the measurements that are missing, and why
+    sweep*.json              the same two, for configurations of the Triton kernels
+    summary.txt              everything on one page
 
-The same command goes on where it stopped; `--budget` then counts anew.
+The same command continues where it stopped; `--budget` then starts anew.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ from tools.sanitizer import tool as gpu_sanitizer
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ["-m", "pytest", "-m", "gpu", "-v", "--tb=short", "--durations=10"]
 TESTS += ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]
-TESTS += ["--continue-on-collection-errors"]  # of files that are not about a GPU
-# Of the budget: what the tests may take, and what is kept for the stages that come last.
+TESTS += ["--continue-on-collection-errors"]  # in files that need no GPU
+# Shares of the budget: the limit of the tests, and the reserves of the last stages.
 TESTS_SHARE, LONG_SHARE, SANITIZER_SHARE, SWEEP_SHARE, END_SHARE = 0.4, 0.06, 0.15, 0.2, 0.03
-GRACE = 10.0  # seconds that an interrupted process has to say what it knows
-SAME = ("device", "torch", "triton", "commit")  # or figures cannot stand in one table
+GRACE = 10.0  # seconds for an interrupted process to save its results
+SAME = ("device", "torch", "triton", "commit")  # must agree within one table
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the stages share. `result` is written to results.json whenever it changes."""
+    """The state that the stages share. `result` is saved to results.json at every change."""
 
     options: argparse.Namespace
     began: float
     result: Result
-    notes: list[str] = field(default_factory=list)  # what went wrong, for the summary
+    notes: list[str] = field(default_factory=list)  # failures, for the summary
 
     @property
     def out(self) -> Path:
         return self.options.out
 
     def until(self, *kept: float) -> float:
-        """When to start nothing more, so that these shares of the budget are left."""
+        """Return the deadline that leaves these shares of the budget."""
         return self.began + self.options.budget * (1 - sum(kept))
 
     def note(self, line: str) -> None:
@@ -79,7 +79,7 @@ class Run:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit status: 0, 130 when interrupted, 2 for bad usage or no GPU."""
+    """Run the command and return 0, 130 if interrupted, or 2 for bad usage or no GPU."""
     parser = _parser()
     options = parser.parse_args(arguments)
     unknown = [name for name in options.skip if name not in STAGES]
@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _begin(options: argparse.Namespace) -> Result:
-    """The result in DIR, to go on with, or a new one; ValueError where they do not go together."""
+    """Return the result in DIR, or a new one; raise ValueError if it is of another setup."""
     new = head(options.device, {})
     new["commit"] = options.commit or new["commit"]
     path = options.out / "results.json"
@@ -191,7 +191,7 @@ def _measure(run: Run, kept: float, *arguments: str) -> None:
 
 
 def _last(run: Run) -> tuple[float, ...]:
-    """Shares of what comes after everything else."""
+    """Return the shares of the last stages."""
     return END_SHARE, SWEEP_SHARE * run.options.sweep
 
 
@@ -200,13 +200,13 @@ def _sanitizes(run: Run) -> bool:
 
 
 def _sanitizer(run: Run) -> None:
-    """Each tool over the same small calls, with an equal part of the time that is left."""
+    """Run each tool over the same small calls, with equal parts of the remaining time."""
     why = gpu_sanitizer.why_not(run.options.device)
     if why:
         run.note(f"sanitizer: {why}")
         return
     found = run.result["sanitizer"] = {}
-    run.result["cases"] = run.result.pop("cases")  # a line each, which write() does to the last
+    run.result["cases"] = run.result.pop("cases")  # one line each, as write() makes them
     for place, tool in enumerate(gpu_sanitizer.TOOLS):
         left = max(run.until(*_last(run)) - time.time(), 0)
         limit = left / (len(gpu_sanitizer.TOOLS) - place)
@@ -233,7 +233,7 @@ STAGES: dict[str, Callable[[Run], None]] = {
 
 
 def _work(run: Run, module: str, until: float, *arguments: str) -> None:
-    """Run a module that measures, again where it faults, as long as that leads anywhere."""
+    """Run a module that measures, and again after a fault while it makes progress."""
     run.save()
     command = [sys.executable, "-m", module, "--out", str(run.out), "--until", str(until)]
     command += ["--device", run.options.device, "--seconds", str(run.options.seconds), *arguments]
@@ -255,8 +255,8 @@ def _work(run: Run, module: str, until: float, *arguments: str) -> None:
 def _run(
     command: list[str], limit: float, sink: IO[str] | None = None, **environment: str
 ) -> int | None:
-    """The exit status of `command`; None where it had to be stopped after `limit` seconds."""
-    environ = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}  # what is said survives a stop
+    """Return the exit status of `command`; None if it was stopped after `limit` seconds."""
+    environ = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}  # its output survives a stop
     output: dict[str, Any] = {"stdout": sink, "stderr": subprocess.STDOUT if sink else None}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True, **output)
     try:

@@ -1,4 +1,4 @@
-"""A run of benchmarks.gpu on a page, from what it has left in its folder so far."""
+"""Summarize a run of benchmarks.gpu on one page, from the files in its folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH = 170
 
 
 def summary(folder: Path, notes: list[str]) -> str:
-    """The page, with what went wrong at its head; written to summary.txt as well."""
+    """Return the page, with failures first, and write it to summary.txt."""
     parts: list[RenderableType] = ["\n".join(notes)]
     result = _json(folder / "results.json")
     if result:
@@ -64,7 +64,7 @@ def _ceiling(result: Result) -> str:
 
 
 def _tests(folder: Path) -> str:
-    """The counts and the failures, or where a run without an end had got to."""
+    """Report the counts and failures, or the progress of a run without an end."""
     report, said = folder / "tests.xml", folder / "tests.txt"
     if not said.exists():
         return "tests: not run"
@@ -84,7 +84,7 @@ def _tests(folder: Path) -> str:
 
 
 def _skipped(lines: list[str]) -> list[str]:
-    """Of pytest's lines "SKIPPED [count] file:line: reason" each reason once."""
+    """Return each reason in pytest's lines "SKIPPED [count] file:line: reason" once."""
     reasons: Counter[str] = Counter()
     for line in lines:
         found = re.fullmatch(r"SKIPPED \[(\d+)\] \S+: (.*)", line)
@@ -94,7 +94,7 @@ def _skipped(lines: list[str]) -> list[str]:
 
 
 def _long(result: Result) -> list[str]:
-    """What it is about: memory beside the inputs'."""
+    """Say what a case is about: its memory beside the inputs."""
     said = []
     for row in result["cases"]:
         if row["case"] == "gpu-long":
@@ -110,14 +110,14 @@ def _long(result: Result) -> list[str]:
 
 
 def _absent(path: Path) -> str:
-    """Each reason once, with how many it kept away."""
+    """List each reason once, with the number of measurements it prevented."""
     reasons = Counter((row["provider"], row["why"]) for row in _json(path) or [])
     lines = [f"  {name}, {count} x: {why}" for (name, why), count in reasons.items()]
     return "\n".join(["not measured", *lines]) if lines else ""
 
 
 def _sweep(folder: Path) -> list[str]:
-    """By case: the candidates, the fastest first."""
+    """List the candidates by case, the fastest first."""
     result = _json(folder / "sweep.json") or {"cases": []}
     cases: dict[str, list[tuple[float, str]]] = {}
     for row in result["cases"]:

@@ -1,10 +1,10 @@
-"""Which configuration of the Triton kernels is fastest, case by case.
+"""Find the fastest configuration of the Triton kernels, case by case.
 
     python -m benchmarks.gpu.sweep --out DIR --until EPOCH [--device cuda|cpu] [--seconds S]
 
-The configurations are those of `candidates()` in attnkernels.backends.triton.host.configs: by a
-name, functions that put one in use from then on. Each stands as a provider in DIR/sweep.json, which
-has the form of DIR/results.json and goes on where an earlier one stopped.
+The configurations are those of `candidates()` in attnkernels.backends.triton.host.configs, which
+maps names to functions that put one in use. Each is a provider in DIR/sweep.json, which has the
+form of DIR/results.json; an interrupted sweep continues.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Use = Callable[[], object]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit status is 0 where there is nothing to sweep, or that of `work`."""
+    """Run the command; return 0 if there is nothing to sweep, else the status of `work`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.sweep")
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", required=True)
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def sweep(out: Path, device: str, until: float, seconds: float) -> int:
-    """Measure every candidate in every case, as main() says."""
+    """Measure every candidate in every case."""
     try:
         offered: Callable[[], dict[str, Use]] = import_module(CONFIGS).candidates
     except (ImportError, AttributeError) as error:
@@ -66,7 +66,7 @@ def _configured(triton: Provider, name: str, use: Use) -> Provider:
         context, leaves = triton.build(case, given)
 
         def configured() -> Tensor:
-            use()  # in force for the backward as well, which follows before anyone else's turn
+            use()  # also in force for the backward, which runs before the next provider
             return context()
 
         return configured, leaves

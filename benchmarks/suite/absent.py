@@ -1,4 +1,4 @@
-"""Who was not measured, and why: true even when the process does not live to say so."""
+"""Record which measurements are missing and why, even if the process dies."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Attempt(NamedTuple):
 
 
 class Absent:
-    """Reasons by attempt, in a JSON file that is rewritten at every change.
+    """The reasons by attempt, in a JSON file that is rewritten at every change.
 
-    What takes the process along has left its name in begin(), and is found there by the next.
+    begin() records an attempt before it starts, so that the next process finds one that killed its
+    predecessor.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +46,7 @@ class Absent:
         self._write()
 
     def end(self) -> None:
-        """What was begun, and has no reason of its own, did come back."""
+        """Record that the attempt ended, unless it has a reason of its own."""
         for attempt in self._begun:
             del self._reasons[attempt]
         self._begun.clear()

@@ -1,4 +1,4 @@
-"""The named cases: what additive attention is used for, in the sizes it is used at."""
+"""The named cases: the uses of additive attention, at their usual sizes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 DIRECTIONS = ("forward", "both")
-GRAPH = "graph"  # the forward replayed from a CUDA graph: a step's kernels without its Python
+GRAPH = "graph"  # the forward replayed from a CUDA graph: the kernels of a step without its Python
 EVERYONE = frozenset({"eager", "compile", "keras", "keops", "triton", "native"})
 
 
 class Case(NamedTuple):
-    """`shape` is (B, n, m, d, dv). `prepared`: a decoder's step, whose keys are ready before it."""
+    """A case of `shape` (B, n, m, d, dv); `prepared` is a decoder's step with prepared keys."""
 
     name: str
     shape: tuple[int, int, int, int, int]
@@ -53,13 +53,14 @@ CASES = (
     _case("gpu-step", 64, 1, 4096, 512, group="gpu", **_STEP),
     _case("gpu-long", 1, 32768, 32768, 256, **_GPU_LONG),
 )
-BY_REQUEST = {"long", "gpu"}  # groups that run only when they, or a case of them, are named
+BY_REQUEST = {"long", "gpu"}  # groups that run only if they, or one of their cases, are named
 
 
 def choose(wanted: str | None) -> list[Case]:
-    """The cases called by name or by group, separated by commas; None: all but BY_REQUEST.
+    """Return the cases of a comma-separated list of names and groups; None: all but BY_REQUEST.
 
-    Raises ValueError listing what there is, where a name is unknown.
+    Raises:
+        ValueError: a name is unknown; the message lists the known ones.
     """
     if wanted is None:
         return [case for case in CASES if case.group not in BY_REQUEST]
@@ -82,7 +83,7 @@ class Inputs(NamedTuple):
 
 
 def inputs(case: Case, dtype: torch.dtype, requires_grad: bool, device: str = "cpu") -> Inputs:
-    """Standard normal inputs, the same in every process; weight of variance 1 / d."""
+    """Make standard normal inputs, the same in every process, and weight of variance 1 / d."""
     batch, n, m, d, dv = case.shape
     generator = torch.Generator(device).manual_seed(0)
 

@@ -1,4 +1,4 @@
-"""Which code a figure belongs to."""
+"""Identify the code that a figure belongs to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def commit() -> str | None:
-    """The commit that is measured, with "-dirty" where files differ from it; None without git."""
+    """Return the measured commit, with "-dirty" if files differ from it; None without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Interleaved timing: in every round each call runs once, so that noise hits all alike."""
+"""Time calls in rounds in which each runs once, so that noise affects all of them alike."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ from typing import NamedTuple
 from benchmarks.suite.meters import Call, meter
 
 BLOCK_SECONDS = 5e-3  # shorter calls are timed several at a time
-SLOW_SECONDS = 50e-3  # a faster call runs untimed as often first: after the rest, and others' data,
-# it takes some calls until the caches hold what they can of its own
+SLOW_SECONDS = (
+    50e-3  # a faster call first runs as often untimed: after a rest and after the data of
+)
+# others it takes some calls to refill the caches
 FEWEST, MOST = 3, 100  # rounds
-LONG_ROUND = 20.0  # seconds, from which on one round must do
+LONG_ROUND = 20.0  # seconds, from which on one round is enough
 
 
 class Timing(NamedTuple):
+    """The times and the peak memory of one call."""
+
     median_ms: float
     min_ms: float
     peak_mib: float
 
 
 def interleaved(calls: dict[str, Call], seconds: float, device: str = "cpu") -> dict[str, Timing]:
-    """Median and minimum time, and peak extra memory, of calls that have been warmed up.
+    """Return the median and minimum time and the peak extra memory of calls that are warmed up.
 
-    `seconds` is how long the rounds together should take; there are at least FEWEST of them, unless
-    one alone takes LONG_ROUND.
+    All rounds together should take `seconds`; there are at least FEWEST of them, unless one alone
+    takes LONG_ROUND.
     """
     by = meter(device)
     measured = {name: by.once(call) for name, call in calls.items()}
     alone = {name: once.seconds for name, once in measured.items()}
     repeats = {name: max(1, math.ceil(BLOCK_SECONDS / alone[name])) for name in calls}
-    for name, call in calls.items():  # a single run of a short call says little
+    for name, call in calls.items():  # one run of a short call says little
         if repeats[name] > 1:
             alone[name] = by.mean(call, repeats[name])
             repeats[name] = max(1, math.ceil(BLOCK_SECONDS / alone[name]))
@@ -49,7 +53,7 @@ def interleaved(calls: dict[str, Call], seconds: float, device: str = "cpu") -> 
             if turns[name] > 1:
                 by.mean(calls[name], repeats[name])
             times[name].append(by.mean(calls[name], repeats[name]))
-        order.append(order.pop(0))  # nobody always follows the same neighbour
+        order.append(order.pop(0))  # no call always follows the same neighbour
     return {
         name: Timing(statistics.median(t) * 1e3, min(t) * 1e3, measured[name].peak_bytes / 2**20)
         for name, t in times.items()

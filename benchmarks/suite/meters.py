@@ -1,4 +1,4 @@
-"""How the calls of a device are timed, and their memory counted."""
+"""Time the calls of a device and count their memory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ Call = Callable[[], object]
 
 
 class Meter(NamedTuple):
+    """The measuring functions of a device."""
+
     once: Callable[[Call], Measured]  # time and peak extra memory of one run
-    mean: Callable[[Call, int], float]  # seconds of a run, the mean of so many in a row
-    rest: float  # seconds to leave between the turns of two libraries
-    free_memory: Callable[[], int]  # bytes that a call can have now
+    mean: Callable[[Call, int], float]  # seconds per run, over this many in a row
+    rest: float  # seconds to wait between the turns of two libraries
+    free_memory: Callable[[], int]  # bytes that a call can allocate now
 
 
 @cache
 def meter(device: str) -> Meter:
-    """Of a device type. PyTorch calls every GPU "cuda", AMD's as well."""
+    """Return the meter of a device type. PyTorch calls every GPU "cuda", also AMD's."""
     there = find(device)
     if device == "cuda":
         return Meter(there.measure, _gpu_mean, 0.0, there.free_memory)
-    # Threads of one library's OpenMP spin on after its call.
+    # The OpenMP threads of a library keep spinning after its call.
     return Meter(there.measure, _cpu_mean, 20e-3, there.free_memory)
 
 
@@ -40,7 +42,7 @@ def _cpu_mean(call: Call, repeats: int) -> float:
 
 
 def _gpu_mean(call: Call, repeats: int) -> float:
-    """By events in the current stream: from the end of what was queued before to that of these."""
+    """Time by events in the current stream, from the end of earlier work to the end of this."""
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(repeats):

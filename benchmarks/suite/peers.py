@@ -1,6 +1,6 @@
-"""Attention of other libraries, imported without what their packages import beside it.
+"""Import the attention of other libraries without the rest of their packages.
 
-SpeechBrain imports torchaudio, and OpenNMT-py imports much else: both are here for one module each.
+SpeechBrain imports torchaudio, and OpenNMT-py imports many packages; one module of each is enough.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 
 
 def speechbrain() -> Any:
-    """The module speechbrain.nnet.attention. Raises ImportError where there is no SpeechBrain."""
+    """Return the module speechbrain.nnet.attention; raise ImportError without SpeechBrain."""
     there = "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio")
     with _stand_ins({} if there else {"torchaudio": []}):
         return importlib.import_module("speechbrain.nnet.attention")
 
 
 def opennmt() -> Any:
-    """The module onmt.modules.global_attention. Raises ImportError where there is no OpenNMT-py."""
+    """Return the module onmt.modules.global_attention; raise ImportError without OpenNMT-py."""
     found = importlib.util.find_spec("onmt")
     if found is None or found.origin is None:
         raise ImportError("No module named 'onmt'")
@@ -35,7 +35,7 @@ def opennmt() -> Any:
 
 
 def keras() -> Any:
-    """Keras, with torch as its backend. Raises ImportError where that is not to be had."""
+    """Return Keras with torch as its backend; raise ImportError if that is impossible."""
     os.environ.setdefault("KERAS_BACKEND", "torch")
     module = importlib.import_module("keras")
     if module.backend.backend() != "torch":
@@ -44,13 +44,13 @@ def keras() -> Any:
 
 
 def geometric() -> Any:
-    """torch_geometric.nn. Raises ImportError where there is no PyTorch Geometric."""
+    """Return torch_geometric.nn; raise ImportError without PyTorch Geometric."""
     return importlib.import_module("torch_geometric.nn")
 
 
 @contextmanager
 def _stand_ins(packages: dict[str, list[str]]) -> Iterator[None]:
-    """Empty packages with these folders, for the time of an import."""
+    """Provide empty packages with these folders during an import."""
     made = {}
     for name, path in packages.items():
         if name not in sys.modules:

@@ -1,4 +1,4 @@
-"""Bars of speed-up over eager, on a logarithmic axis."""
+"""Plot bars of speed-up over eager PyTorch, on a logarithmic axis."""
 
 from __future__ import annotations
 
@@ -6,25 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from attnkernels.measure.palette import AMBER, BLUE, FAINT, GREEN, GRID, INK, PINK, SKY
 from attnkernels.profile.units import show_ratio
 
-# Okabe and Ito's palette: told apart with every common colour vision.
-COLOURS = {
-    "compile": "#CC79A7",
-    "keras": "#E69F00",
-    "keops": "#009E73",
-    "native": "#0072B2",
-    "triton": "#56B4E9",
-}
-INK, FAINT = "#333333", "#767676"
+COLOURS = {"compile": PINK, "keras": AMBER, "keops": GREEN, "native": BLUE, "triton": SKY}
 TITLES = {"forward": "Forward", "both": "Forward + backward"}
 
 
 def draw(path: Path, result: dict[str, Any]) -> bool:
-    """Write the picture: a panel a direction, a group of bars a case, of the first dtype measured.
+    """Write the figure of the first dtype: one panel per direction, one group of bars per case.
 
-    The format follows the suffix of `path` (PNG where it has none). Where there is nothing to
-    compare nothing is written, and False returned.
+    The suffix of `path` selects the format; without one it is PNG. If there is nothing to compare,
+    return False and write nothing.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -66,7 +59,7 @@ def draw(path: Path, result: dict[str, Any]) -> bool:
 
 
 def speed_ups(result: dict[str, Any], dtype: str) -> dict[tuple[str, str, str], float]:
-    """By case, direction and provider: how many times faster than eager."""
+    """Return the speed-up over eager by case, direction and provider."""
     rows = [row for row in result["cases"] if row["dtype"] == dtype]
     eager = {
         (row["case"], row["direction"]): row["median_ms"]
@@ -85,7 +78,7 @@ def speed_ups(result: dict[str, Any], dtype: str) -> dict[tuple[str, str, str], 
 def _places(
     factors: dict[tuple[str, str, str], float],
 ) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
-    """Where each bar stands, the same in every panel, and the middle of each case."""
+    """Return the position of each bar, the same in every panel, and the centre of each case."""
     places: dict[tuple[str, str], float] = {}
     labels: dict[str, float] = {}
     place = 0.0
@@ -102,7 +95,7 @@ def _places(
 
 
 def _bar(axes: Any, place: float, provider: str, factor: float) -> None:
-    # From 1, where nothing is gained: to the right is faster, to the left slower.
+    # Bars start at 1, no gain: to the right is faster, to the left slower.
     axes.barh(place, factor - 1, left=1, height=0.86, color=COLOURS[provider])
     axes.annotate(
         show_ratio(factor),
@@ -121,7 +114,7 @@ def _dress(axes: Any) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: show_ratio(value).replace(".0x", "x"))
     axes.axvline(1, color=INK, linewidth=1)
     axes.minorticks_off()
-    axes.grid(True, axis="x", color="#e6e6e6", linewidth=0.8)
+    axes.grid(True, axis="x", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)

@@ -1,4 +1,4 @@
-"""Who computes additive attention: each provider as a function of no arguments for one case."""
+"""The providers of additive attention: each makes a call without arguments for one case."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from attnkernels.profile.units import show_mib
 from benchmarks.suite.cases import GRAPH, Case, Inputs, inputs
 from benchmarks.suite.meters import meter
 
-LATENCY = "latency"  # the forward of an idle device, and waiting until it is done
-FREE_FRACTION = 0.8  # of free memory that a call may be expected to take
+LATENCY = "latency"  # the forward on an idle device, until its end is known
+FREE_FRACTION = 0.8  # of free memory that a call may need
 HALVES = (torch.float16, torch.bfloat16)
 
-# What computes the context, and the four tensors whose gradients `both` asks for.
+# The function that computes the context, and the four tensors whose gradients `both` needs.
 Built = tuple[Callable[[], Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class Provider:
-    """`tensors`: how many of shape (B, n, m, d) it holds at once, forward and forward + backward,
-    as measured in float32 by `attnkernels.measure.memory`; 16 bits hold more, but fewer bytes.
-    `generates`: it makes code for every shape and direction, which takes seconds each time.
-    `follows_stream`: its kernels run in PyTorch's current stream, where a CUDA graph catches them.
+    """A library or backend that computes additive attention.
+
+    tensors: the number of tensors (B, n, m, d) it holds at once, forward and forward + backward, as
+        measured in float32 by `attnkernels.measure.memory`; 16 bits hold more, but fewer bytes.
+    generates: True if it generates code for every shape and direction, which takes seconds.
+    follows_stream: True if its kernels run in PyTorch's current stream, so that a CUDA graph can
+        capture them.
     """
 
     name: str
@@ -46,7 +49,7 @@ class Provider:
 def why_not(
     provider: Provider, case: Case, direction: str, dtype: torch.dtype, device: str = "cpu"
 ) -> str | None:
-    """None where the provider can run the case here and now, otherwise a sentence."""
+    """Return None if the provider can run the case here and now, otherwise the reason."""
     if provider.name not in case.providers:
         return "is not run in this case"
     if direction == GRAPH and device != "cuda":
@@ -72,11 +75,11 @@ def why_not(
 def prepare(
     provider: Provider, case: Case, direction: str, dtype: torch.dtype, device: str = "cpu"
 ) -> Callable[[], object]:
-    """One call of what is measured.
+    """Make the call to measure.
 
-    forward: the context, of inputs that require no gradient. graph: the same, replayed. latency:
-    the same, waited for. both: the context and, through a graph made anew in every call, the
-    gradients of query, key, value and weight.
+    forward: the context, for inputs that require no gradient. graph: the same, replayed from a CUDA
+    graph. latency: the same, until its end is known. both: the context and, through a new autograd
+    graph in every call, the gradients of query, key, value and weight.
     """
     given = inputs(case, dtype, direction == "both", device)
     context, leaves = provider.build(case, given)
@@ -97,7 +100,7 @@ def _waited_for(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def _replayed(call: Callable[[], object]) -> Callable[[], object]:
-    """`call` captured in a CUDA graph, after it has compiled and allocated what it needs."""
+    """Capture `call` in a CUDA graph, after it has compiled and allocated what it needs."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -110,7 +113,7 @@ def _replayed(call: Callable[[], object]) -> Callable[[], object]:
 
     def replay() -> object:
         graph.replay()
-        return call, context  # what the graph reads and writes, which must live as long as it
+        return call, context  # the tensors that the graph reads and writes, which must live as long
 
     return replay
 
@@ -131,13 +134,13 @@ def _eager(case: Case, given: Inputs) -> Built:
 
 def _compile(case: Case, given: Inputs) -> Built:
     leaves = given[:4]
-    torch.compiler.reset()  # a new shape or direction each time, and the best code for each
+    torch.compiler.reset()  # compile the best code for each shape and direction
     compiled = torch.compile(naive_attention, dynamic=False)
     return lambda: compiled(*leaves), leaves
 
 
 def import_keras() -> ModuleType:
-    """Keras, on PyTorch."""
+    """Make the call of Keras, on PyTorch."""
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
 
@@ -174,7 +177,7 @@ def _keops(case: Case, given: Inputs) -> Built:
     def context() -> Tensor:
         q, k = LazyTensor(query.unsqueeze(-2)), LazyTensor(key.unsqueeze(-3))
         values, w = LazyTensor(value.unsqueeze(-3)), LazyTensor(weight.reshape(1, 1, 1, -1))
-        tanh = 1 - 2 / (1 + (2 * (q + k)).exp())  # LazyTensor has none of its own
+        tanh = 1 - 2 / (1 + (2 * (q + k)).exp())  # LazyTensor has no tanh
         return (tanh | w).sumsoftmaxweight(values, axis=2)
 
     return context, leaves
@@ -193,7 +196,7 @@ def _ours(backend: Backend) -> Provider:
     return Provider(name, backend.why_not, build)
 
 
-# In the order of a round, of tables and of plots.
+# In the order of rounds, tables and plots.
 PROVIDERS = (
     Provider("eager", _anywhere, _eager, (2, 3)),
     Provider("compile", _anywhere, _compile, (0, 2), generates=True),
@@ -204,7 +207,7 @@ PROVIDERS = (
 
 
 def choose(wanted: str | None) -> list[Provider]:
-    """The providers named, separated by commas, or all; ValueError where a name is unknown."""
+    """Return the providers of a comma-separated list, or all; raise ValueError for unknown ones."""
     names = [provider.name for provider in PROVIDERS] if wanted is None else wanted.split(",")
     known = {provider.name: provider for provider in PROVIDERS}
     unknown = [name for name in names if name not in known]

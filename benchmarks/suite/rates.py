@@ -1,4 +1,4 @@
-"""How near to what the machine can do: the last columns of a table, which depend on the device."""
+"""Compare with the ceiling of the machine: the last columns of a table, by device."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Row = dict[str, Any]
 
 
 def columns(result: Result) -> list[str]:
-    """The headings."""
+    """Return the headings."""
     if result["device"] == "cpu":
         return ["of ceiling"]
     return ["elements/clk/SM", "of ceiling", "of copy"]
 
 
 def rates(result: Result, row: Row | None) -> dict[str, str]:
-    """The entries of one measurement, by heading."""
+    """Return the entries of one measurement, by heading."""
     found = dict.fromkeys(columns(result), NOTHING)
     if row is None:
         return found
@@ -45,19 +45,19 @@ def rates(result: Result, row: Row | None) -> dict[str, str]:
 
 
 def copy_gb(known: dict[str, float]) -> float:
-    """10^9 bytes a second, of a GPU's ceiling: the copy's that was faster."""
+    """Return the faster copy of a GPU's ceiling, in 10^9 bytes per second."""
     return max(known["torch_copy_gb"], known.get("copy_gb", 0))
 
 
 def machine(result: Result) -> str:
-    """What was measured on."""
+    """Return the machine of a result."""
     if result["device"] == "cpu":
         return f"{result['cpu']}, {result['threads']} threads"
     return f"{result['device']}, Triton {result['triton']}"
 
 
 def about(result: Result) -> str:
-    """What the columns mean; "" where no ceiling was measured."""
+    """Explain the columns; return "" if no ceiling was measured."""
     known = result["ceiling"]
     if not known or (result["device"] != "cpu" and "max_mhz" not in known):
         return ""

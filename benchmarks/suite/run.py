@@ -1,11 +1,11 @@
-"""The suite: medians of interleaved runs, as a table, JSON and a plot.
+"""Run the suite: medians of interleaved runs, as a table, JSON and a plot.
 
     python -m benchmarks.suite [--cases NAME,...] [--providers NAME,...] [--directions forward,both]
                              [--dtypes float32,bfloat16,float16] [--threads N] [--seconds S]
                              [--json FILE] [--plot FILE]
 
-A run of everything is written to benchmarks/results/DATE-device.json, and `python -m
-benchmarks.suite.table` puts it into the README; a partial run is written where --json says.
+A complete run is saved as benchmarks/results/DATE-device.json, and `python -m
+benchmarks.suite.table` puts it into the README. A partial run is saved where --json says.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from benchmarks.suite.table import rich_table
 
 RESULTS = Path(__file__).parents[1] / "results"
 DTYPES = ("float32", "bfloat16", "float16")
-INTERRUPTED = 130  # as a shell reports SIGINT
+INTERRUPTED = 130  # the status that a shell reports after SIGINT
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, or 130 when interrupted (2 for bad usage)."""
+    """Run the command and return its exit status: 0, 130 if interrupted, 2 for bad usage."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def subset(name: str, wanted: str, known: tuple[str, ...]) -> list[str]:
-    """The names of an option, separated by commas; ValueError where one is unknown."""
+    """Split the names of an option at commas; raise ValueError if one is unknown."""
     unknown = [each for each in wanted.split(",") if each not in known]
     if unknown:
         raise ValueError(f"--{name}: no {', '.join(unknown)}; there are {', '.join(known)}")
@@ -120,7 +120,7 @@ def _measure(
     seconds: float,
     console: Console,
 ) -> Iterator[list[dict[str, Any]]]:
-    """The rows of one case, direction and dtype at a time; says who sat out, and why."""
+    """Yield the rows of one case, direction and dtype at a time, and say who is missing and why."""
     said: set[tuple[Provider, str]] = set()  # each reason once
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
@@ -148,7 +148,7 @@ def _measure(
 def rows(
     case: Case, direction: str, dtype: str, timings: dict[str, Timing]
 ) -> list[dict[str, Any]]:
-    """What was measured of one case, as the JSON has it: a row a provider."""
+    """Return the measurements of one case in the form of the JSON: one row per provider."""
     return [
         {
             "case": case.name,
@@ -165,9 +165,9 @@ def rows(
 
 
 def head(device: str, rates: dict[str, float]) -> Result:
-    """A result without cases: the machine, the versions, and the ceiling of the device.
+    """Make a result without cases: the machine, the versions, and the ceiling of the device.
 
-    A result's device is "cpu", or the name of the GPU.
+    The device is "cpu" or the name of the GPU.
     """
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
@@ -183,14 +183,14 @@ def head(device: str, rates: dict[str, float]) -> Result:
 
 
 def default_name(result: Result) -> str:
-    """DATE-device.json; that of a CPU with the processor's name."""
+    """Return DATE-device.json, with the processor's name for a CPU."""
     name = f"cpu {result['cpu']}" if result["device"] == "cpu" else result["device"]
     device = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     return f"{result['date'][:10]}-{device}.json"
 
 
 def write(path: Path, result: Result) -> None:
-    """In one step, so that whoever reads it never sees half of it; one line a measurement."""
+    """Write atomically, so that a reader never sees half of it, with one line per measurement."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps({**result, "cases": []}, indent=1).removesuffix("[]\n}")
     lines = ",\n  ".join(json.dumps(row) for row in result["cases"])

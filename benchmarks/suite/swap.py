@@ -1,10 +1,10 @@
-"""Attention of other libraries, as they compute it and swapped by `replace_attention`.
+"""Measure the attention of other libraries before and after `replace_attention`.
 
     python -m benchmarks.suite.swap [--seconds S] [--json FILE]
 
-Forward and backward, in one process, interleaved. A decoder step is a twentieth of 20 steps after
-`reset`, with what the library projects before and after attention, which is the same for both (keys
-once in 20 steps, which is most of it); and once more without that.
+Forward and backward run interleaved in one process. A decoder step is a twentieth of 20 steps after
+`reset`. It is measured with the library's projections, which are the same for both (that of the
+keys runs once per 20 steps and takes most of the time), and without them.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ STEPS = 20
 class Case(NamedTuple):
     name: str
     module: torch.nn.Module
-    run: Callable[[Any], Tensor]  # module -> something to go backward from
+    run: Callable[[Any], Tensor]  # module -> the tensor to differentiate
     per: int = 1  # how many steps it is
-    without: tuple[str, ...] = ()  # projections that are taken out of both, once it is swapped
+    without: tuple[str, ...] = ()  # projections that are removed from both, once it is swapped
 
 
 def cases() -> tuple[list[Case], dict[str, str]]:
-    """What can be measured here, and for the others why not."""
+    """Return the cases that can be measured here, and the reasons for the others."""
     made, absent = [], {}
     for make in (
         speechbrain_content,
@@ -108,8 +108,8 @@ def _draw(*sizes: int) -> Tensor:
 
 
 def measure(case: Case, seconds: float) -> dict[str, Any]:
-    """Milliseconds and memory of both, a step where the case has steps."""
-    # Keras copies its own layer, so the copy is the one that stays what it was.
+    """Return the milliseconds and memory of both, per step if the case has steps."""
+    # Keras copies its own layer, so the copy stays unswapped.
     own = copy.deepcopy(case.module)
     report = replace_attention(case.module)
     if list(report.swapped) != [""]:
@@ -133,7 +133,7 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.suite.swap",
         description="Other libraries' attention, before and after",

@@ -1,8 +1,8 @@
-"""The README's tables, made from the newest result of a CPU and of a GPU.
+"""Make the README's tables from the newest results of a CPU and of a GPU.
 
     python -m benchmarks.suite.table [--check] [--readme FILE] [--results FOLDER]
 
---check changes nothing and fails where the README is not what the newest results make it.
+--check changes nothing and fails if the README does not match the newest results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.suite.cases import GRAPH
 from benchmarks.suite.rates import NOTHING, Result, Row
 
 ROOT = Path(__file__).resolve().parents[2]
-MARKERS = {  # what stands around the tables of a CPU and of a GPU
+MARKERS = {  # the markers around the tables of a CPU and of a GPU
     "cpu": ("<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"),
     "gpu": ("<!-- benchmarks-gpu:begin -->", "<!-- benchmarks-gpu:end -->"),
 }
@@ -31,7 +31,7 @@ OURS = ("native", "triton")
 
 
 class Line(NamedTuple):
-    """One case and direction as it is shown; factors, memory and rates are those of `ours`."""
+    """A row of the table: one case and direction; factors, memory and rates are those of `ours`."""
 
     case: str
     shape: str
@@ -44,7 +44,7 @@ class Line(NamedTuple):
 
 
 def lines(result: Result, dtype: str) -> list[Line]:
-    """The lines of the table of one dtype, in the order in which they were measured."""
+    """Return the lines of the table of one dtype, in the order of measurement."""
     grouped: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in result["cases"]:
         if row["dtype"] == dtype:
@@ -72,12 +72,12 @@ def _faster(other: Row | None, mine: Row | None) -> str:
 
 
 def _peak(row: Row | None) -> str:
-    """A CUDA graph keeps its memory between replays, which thus need none."""
+    """Return the memory of a row; a CUDA graph keeps its own between replays, which need none."""
     return show_mib(row["peak_mib"]) if row and row["direction"] != GRAPH else NOTHING
 
 
 def ours(result: Result) -> str:
-    """The backend of this library that the others are compared with."""
+    """Return our backend, with which the others are compared."""
     names = provider_names(result)
     return next((name for name in OURS if name in names), OURS[0])
 
@@ -103,7 +103,7 @@ def _cells(line: Line, names: list[str]) -> list[str]:
 
 
 def about(result: Result) -> str:
-    """What was measured where, and what the columns mean."""
+    """Describe the machine and the columns."""
     return (
         f"{rates.machine(result)}, PyTorch {result['torch']}, "
         f"{result['date'][:10]}, commit {result['commit'] or 'unknown'}. Medians of interleaved "
@@ -113,7 +113,7 @@ def about(result: Result) -> str:
 
 
 def rich_table(result: Result) -> list[Table]:
-    """A table a dtype, for a terminal."""
+    """Make one table per dtype for a terminal."""
     names, mine = provider_names(result), ours(result)
     tables = []
     for dtype in dtypes(result):
@@ -133,7 +133,7 @@ def rich_table(result: Result) -> list[Table]:
 
 
 def markdown(result: Result) -> str:
-    """A table a dtype, for the README, with what stands above it."""
+    """Make one table per dtype for the README, with its introduction."""
     names, mine = provider_names(result), ours(result)
     headings = [f"**{name}**" if name == mine else name for name in names]
     parts = [about(result)]
@@ -148,14 +148,14 @@ def markdown(result: Result) -> str:
 
 
 def newest(folder: Path, kind: str) -> Result | None:
-    """The result of a kind, "cpu" or "gpu", with the latest date; None where there is none."""
+    """Return the latest result of a kind, "cpu" or "gpu", or None."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
     of_kind = [each for each in results if (each["device"] == "cpu") == (kind == "cpu")]
     return max(of_kind, key=lambda result: result["date"], default=None)
 
 
 def insert(text: str, table: str, kind: str) -> str:
-    """`text` with `table` between its markers; ValueError where they are not there once each."""
+    """Put `table` between its markers in `text`; raise ValueError unless each occurs once."""
     begin, end = MARKERS[kind]
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"the README needs the lines {begin} and {end}, once, in that order")
@@ -164,7 +164,7 @@ def insert(text: str, table: str, kind: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status, 1 where --check finds the README out of date."""
+    """Run the command and return its exit status: 1 if --check finds the README out of date."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.suite.table")
     parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")

@@ -1,6 +1,8 @@
-"""The same cases through pytest-benchmark, one group a case and direction: pytest benchmarks
+"""Run the same cases through pytest-benchmark, one group per case and direction.
 
-Choose with -k, as in -k "square and native"; what compiles takes its time before it is measured.
+    pytest benchmarks -k "square and native"
+
+Compilation happens before the measurement.
 """
 
 from __future__ import annotations

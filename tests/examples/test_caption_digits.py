@@ -1,4 +1,4 @@
-"""The captions example: canvases, what counts as on the digit, and a run that is interrupted."""
+"""The caption example: canvases, the score of attention, and a run that is interrupted."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_captions_are_the_digits_in_words() -> None:
 
 
 class Oracle:
-    """Says the right words, and looks `shift` annotations to the right of one on the digit."""
+    """A model that says the right words and attends `shift` annotations right of the digit."""
 
     def __init__(self, truth: digits.Canvases, shift: int) -> None:
         self.tokens = caption_digits.captions(truth)[0][:, 1:]
@@ -104,7 +104,7 @@ def test_what_counts_as_on_the_digit() -> None:
 
 
 def test_a_run_and_one_that_is_interrupted(tmp_path: Path, monkeypatch: Any) -> None:
-    """Interrupted in the second model's training and resumed, it ends as if it had not been."""
+    """A run interrupted in the second training and resumed ends as an uninterrupted one."""
 
     def run(name: str, *options: str) -> dict[str, Any]:
         assert caption_digits.main(["--tiny", "--out", str(tmp_path / name), *options]) == 0

@@ -1,4 +1,4 @@
-"""The cost of attention in miniature: what is measured, written, kept and not measured again."""
+"""The cost of attention in miniature: rows are measured, written, kept and not measured again."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from attnkernels.profile import sweep
 from examples import char_cost
 
 MIB = 2**20
-WORDS, THEIR, LENGTHS = 5, 53, [5, 53, 64]  # of the text inside Python
+WORDS, THEIR, LENGTHS = 5, 53, [5, 53, 64]  # of Python's own documentation
 
 
 @pytest.fixture(autouse=True)
 def _once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is measured twice, or with care: these are no figures that anyone reads."""
+    """Measure everything once and quickly, since nobody reads these figures."""
     monkeypatch.setattr(sweep, "REPEAT_SECONDS", 0.0)
     monkeypatch.setattr(memory.gc, "collect", lambda: 0)
 
@@ -34,7 +34,7 @@ def rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with every measurement; a number put first is where Ctrl-C comes."""
+    """A list that grows with every measurement; a number at its head is where Ctrl-C comes."""
     calls: list[int] = []
 
     def counting(call: Any) -> memory.Measured:
@@ -72,7 +72,7 @@ def test_words_then_their_characters_then_more_forward_and_backward(
 def test_interrupted_it_keeps_what_is_done_and_measures_only_the_rest(
     tmp_path: Path, measured: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C comes with the fused operator at the second of three lengths of the second pass."""
+    """Ctrl-C comes at the fused operator, at the second of three lengths of the second pass."""
     measured.append(-10)
     assert run(tmp_path) == 130
     assert "--resume goes on" in capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_interrupted_it_keeps_what_is_done_and_measures_only_the_rest(
 def test_what_does_not_fit_is_said_and_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Going on after a resume it still knows how long the naive formula took."""
+    """A resumed run still knows how long the naive formula took."""
     monkeypatch.setattr(device, "free_memory", lambda: MIB // 4)
     assert run(tmp_path) == 0
     naive = {row["length"]: row for row in rows(tmp_path)["forward"] if row["method"] == "naive"}

@@ -1,4 +1,4 @@
-"""The example of spelling and pronunciation: its data, its errors, and a run interrupted."""
+"""The pronunciation example: its data, its error rates, and a run that is interrupted."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_tokens_end_where_they_end() -> None:
 
 
 def record(out: Path) -> dict[str, Any]:
-    """What results.json says, but for when, how long and with which options."""
+    """Return results.json without dates, durations and options."""
     found = json.loads((out / "results.json").read_text(encoding="utf-8"))
     for model in found["models"].values():
         del model["seconds"]

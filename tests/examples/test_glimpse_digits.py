@@ -1,4 +1,4 @@
-"""The glimpses example: canvases, nets of like size, what counts, and a run that is interrupted."""
+"""The glimpse example: canvases, networks of similar size, scores, and an interrupted run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def canvases(batch: int = 300, **options: Any) -> Canvases:
 
 
 def pieces(found: Canvases) -> Tensor:
-    """(B, 8, 8), what is at the corners."""
+    """Return (B, 8, 8), the pixels at the corners."""
     each = zip(found.images, found.corners.tolist(), strict=True)
     return torch.stack([image[0, y : y + SIDE, x : x + SIDE] for image, (y, x) in each])
 
@@ -69,7 +69,7 @@ def test_the_nets_are_of_like_size(size: glimpse_digits.Size) -> None:
 
 
 class Oracle(RecurrentAttentionModel):
-    """Says the right class, and looks `off` pixels below and to the right of the digit's middle."""
+    """A model that says the right class and looks `off` pixels below and right of the digit."""
 
     def __init__(self, truth: Canvases, off: float) -> None:
         super().__init__(10)
@@ -93,7 +93,7 @@ def test_what_counts_as_on_the_digit() -> None:
 
 
 def test_a_run_and_one_that_is_interrupted(tmp_path: Path, monkeypatch: Any) -> None:
-    """Interrupted in the first net's training and resumed, it ends as if it had not been."""
+    """A run interrupted in the first training and resumed ends as an uninterrupted one."""
 
     def run(name: str, *options: str) -> dict[str, Any]:
         out = str(tmp_path / name)
@@ -114,7 +114,7 @@ def test_a_run_and_one_that_is_interrupted(tmp_path: Path, monkeypatch: Any) -> 
     def interrupting(*arguments: Any) -> Canvases:
         nonlocal calls
         calls += 1
-        if calls == 3:  # the test canvases, a step, and in the next one:
+        if calls == 3:  # the test canvases, one step, and then:
             os.kill(os.getpid(), signal.SIGINT)
         return made(*arguments)
 

@@ -1,4 +1,4 @@
-"""Trainings in processes of their own end as those in this one, and are interrupted together."""
+"""Trainings in separate processes end as those in this one, and are interrupted together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS = 30
 def fit(
     folder: Path, seed: int, resume: bool, watch: Watch | None = None, signals: int = 0
 ) -> nn.Module:
-    """A small training; with `signals` the process of that number is interrupted half-way."""
+    """Run a small training; `signals` is the number of the process interrupted half-way."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

@@ -1,4 +1,4 @@
-"""What all examples share: a loop that goes on where it stopped, options, and what is written."""
+"""The shared parts of the examples: a loop that resumes, options, and the written results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEPS, AT = 9, 4
 
 
 class Run:
-    """A training that is random throughout: its data, its dropout, and what it starts from."""
+    """A training with random data, random dropout and a random start."""
 
     def __init__(self, start: int) -> None:
         torch.manual_seed(start)
@@ -54,7 +54,7 @@ class Run:
         )
 
     def interrupted(self, times: int = 1) -> Callable[[int], float]:
-        """`step`, with Ctrl-C in the middle of step `AT`."""
+        """Return `step` with Ctrl-C in the middle of step `AT`."""
 
         def step(number: int) -> float:
             if number == AT:
@@ -65,13 +65,13 @@ class Run:
         return step
 
     def state(self) -> dict[str, Any]:
-        """All that the end of a training may depend on, torch's generator included."""
+        """Return all that the end of a training depends on, including torch's generator."""
         states = {name: part.state_dict() for name, part in self.parts.items()}
         return {**states, "random": torch.get_rng_state()}
 
 
 def same(found: Any, wanted: Any) -> bool:
-    """Whether two nests of dicts, lists and tensors are equal, bit for bit."""
+    """Return True if two nests of dicts, lists and tensors are equal bit for bit."""
     if isinstance(wanted, torch.Tensor):
         return torch.equal(found, wanted)
     if isinstance(wanted, dict):
@@ -83,7 +83,7 @@ def same(found: Any, wanted: Any) -> bool:
 
 @pytest.fixture
 def uninterrupted(tmp_path: Path) -> dict[str, Any]:
-    """The state at the end of a run that nobody interrupted."""
+    """Return the final state of an uninterrupted run."""
     run = Run(start=1)
     run.train(tmp_path / "uninterrupted")
     assert run.taken == list(range(STEPS))
@@ -102,7 +102,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert signal.getsignal(signal.SIGINT) is before
     assert not same(run.state(), uninterrupted)
 
-    again = Run(start=2)  # elsewhere, and everything random has moved on
+    again = Run(start=2)  # elsewhere, and every generator has advanced
     torch.randn(100)
     again.train(tmp_path, resume=True)
     assert again.taken == list(range(AT + 1, STEPS))
@@ -152,7 +152,7 @@ def test_without_resume_it_begins_anew(tmp_path: Path, uninterrupted: dict[str, 
     run.train(tmp_path / "uninterrupted")
     assert run.taken == list(range(STEPS)) and same(run.state(), uninterrupted)
     other = Run(start=1)
-    other.train(tmp_path / "none", resume=True)  # there is no checkpoint: this is the beginning
+    other.train(tmp_path / "none", resume=True)  # without a checkpoint it starts from the beginning
     assert same(other.state(), uninterrupted)
 
 

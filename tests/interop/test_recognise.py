@@ -1,4 +1,4 @@
-"""Which modules `replace_attention` swaps, which it leaves, and what it says."""
+"""The modules that `replace_attention` swaps, those it leaves, and its report."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.interop_cases import CASES, E, batches, drive
-from helpers.interop_twins import Espnet, SpeechBrain, weigh
-from helpers.interop_twins_text import Captioning, OpenNmt
+from helpers.interop_swap import E, batches, drive, weigh
+from interop.libraries import SWAPS, captioning, espnet, opennmt, speechbrain
 from torch import Tensor, nn
 
 from attnkernels.interop import replace_attention
@@ -20,7 +19,7 @@ from attnkernels.nn import AdditiveAttention
 
 
 class Decoder(nn.Module):
-    """A user's, whose attention has a name."""
+    """A user's module with attention in an attribute."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -30,12 +29,12 @@ class Decoder(nn.Module):
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = Decoder(Captioning.Attention(3, 4, 5))
-        self.decoder = Decoder(SpeechBrain.ContentBasedAttention(3, 4, 5, 6))
+        self.encoder = Decoder(captioning.Attention(3, 4, 5))
+        self.decoder = Decoder(speechbrain.ContentBasedAttention(3, 4, 5, 6))
 
 
 def left(module: nn.Module) -> str:
-    """Why the module is left, where it is all there is."""
+    """Return the reason that a module is left, after a check that it stays unchanged."""
     before = type(module), dict(vars(module))
     report = replace_attention(module)
     assert not report.swapped and list(report.left) == [""], str(report)
@@ -55,7 +54,7 @@ def test_all_that_are_recognised() -> None:
         "swapped encoder.attention: the captioning tutorial of Show, Attend and Tell, Attention\n"
         "swapped decoder.attention: SpeechBrain, ContentBasedAttention"
     )
-    assert type(model) is Model and isinstance(model.encoder.attention, Captioning.Attention)
+    assert type(model) is Model and isinstance(model.encoder.attention, captioning.Attention)
 
 
 @pytest.mark.parametrize("only", [["decoder.attention"], ["decoder.*"], {"dec*", "decoder.out"}])
@@ -64,7 +63,7 @@ def test_only_some(only: Any) -> None:
     report = replace_attention(model, only=only)
     assert list(report.swapped) == ["decoder.attention"]
     assert report.left == {"encoder.attention": "not in only"}
-    assert type(model.encoder.attention) is Captioning.Attention
+    assert type(model.encoder.attention) is captioning.Attention
     assert str(report).endswith("\nleft encoder.attention: not in only")
     assert not replace_attention(Model(), only=[]).swapped
     assert replace_attention(model.encoder.attention, only=[""]).swapped
@@ -72,14 +71,16 @@ def test_only_some(only: Any) -> None:
 
 def test_what_is_no_model_and_what_names_nothing() -> None:
     model: Any = Model()
-    with pytest.raises(ValueError, match="only has 'decoder.attn', which matches no module"):
+    with pytest.raises(ValueError, match="only must name modules of the model, got 'decoder.attn'"):
         replace_attention(model, only=["decoder.attention", "decoder.attn"])
-    with pytest.raises(TypeError, match="only is the string 'decoder'; it must be a collection"):
+    with pytest.raises(
+        TypeError, match="only must be a collection of names, got the string 'decoder'"
+    ):
         replace_attention(model, only="decoder")
     for wrong in (model.forward, None, model.state_dict(), Model):
-        with pytest.raises(TypeError, match="model is a .*; it must be a torch.nn.Module"):
+        with pytest.raises(TypeError, match="model must be a torch.nn.Module, got"):
             replace_attention(wrong)
-    assert type(model.decoder.attention) is SpeechBrain.ContentBasedAttention
+    assert type(model.decoder.attention) is speechbrain.ContentBasedAttention
 
 
 def test_swapping_again_changes_nothing() -> None:
@@ -94,13 +95,13 @@ def test_swapping_again_changes_nothing() -> None:
 
 
 def test_two_swapped_modules_of_a_class_have_one_class() -> None:
-    first, second = (SpeechBrain.ContentBasedAttention(3, 4, 5, 6) for _ in range(2))
+    first, second = (speechbrain.ContentBasedAttention(3, 4, 5, 6) for _ in range(2))
     replace_attention(nn.ModuleList([first, second]))
     assert type(first) is type(second) is type(pickle.loads(pickle.dumps(first)))
 
 
 def test_a_module_that_is_there_twice() -> None:
-    attention = Captioning.Attention(3, 4, 5)
+    attention = captioning.Attention(3, 4, 5)
     report = replace_attention(nn.ModuleList([attention, attention]))
     assert list(report.swapped) == ["0"] and not report.left
 
@@ -120,12 +121,12 @@ def test_attention_that_no_convention_knows() -> None:
 
 
 class AttentionDecoder(Decoder):
-    """Its name has attention in it, because there is one inside."""
+    """Named for the attention inside it."""
 
 
 @pytest.mark.parametrize("around", [lambda x: x, nn.Sequential], ids=["root", "inside"])
 def test_what_is_around_a_swapped_module_is_not_reported(around: Any) -> None:
-    report = replace_attention(around(AttentionDecoder(Captioning.Attention(3, 4, 5))))
+    report = replace_attention(around(AttentionDecoder(captioning.Attention(3, 4, 5))))
     assert len(report.swapped) == 1 and report.left == {}
     report = replace_attention(around(AttentionDecoder(nn.Linear(3, 4))))
     (why,) = report.left.values()
@@ -133,9 +134,9 @@ def test_what_is_around_a_swapped_module_is_not_reported(around: Any) -> None:
 
 
 def fork(of: type, **methods: Any) -> nn.Module:
-    """A module of a class with the name of another, whose methods differ."""
+    """Return a module whose class has another's name and other methods."""
     own = type(of.__name__, (of,), methods)
-    return own(3, 4, 5) if of is Captioning.Attention else own(3, 4, 5, 6)
+    return own(3, 4, 5) if of is captioning.Attention else own(3, 4, 5, 6)
 
 
 def dot_product(self: Any, encoder_out: Tensor, decoder_hidden: Tensor) -> Any:
@@ -145,13 +146,13 @@ def dot_product(self: Any, encoder_out: Tensor, decoder_hidden: Tensor) -> Any:
 
 def sharper(self: Any, enc_states: Tensor, enc_len: Tensor, dec_states: Tensor) -> Any:
     self.scaling, own = 1.25 * self.scaling, self.scaling
-    results = SpeechBrain.ContentBasedAttention.forward(self, enc_states, enc_len, dec_states)
+    results = speechbrain.ContentBasedAttention.forward(self, enc_states, enc_len, dec_states)
     self.scaling = own
     return results
 
 
 def weights_only(self: Any, encoder_out: Tensor, decoder_hidden: Tensor) -> Any:
-    return Captioning.Attention.forward(self, encoder_out, decoder_hidden)[1]
+    return captioning.Attention.forward(self, encoder_out, decoder_hidden)[1]
 
 
 def raises(self: Any, encoder_out: Tensor, decoder_hidden: Tensor) -> Any:
@@ -164,40 +165,40 @@ def nothing(self: Any, encoder_out: Tensor, decoder_hidden: Tensor) -> Any:
 
 def dropout(self: Any, encoder_out: Tensor, decoder_hidden: Tensor) -> Any:
     encoder_out = nn.functional.dropout(encoder_out, 0.1, self.training)
-    return Captioning.Attention.forward(self, encoder_out, decoder_hidden)
+    return captioning.Attention.forward(self, encoder_out, decoder_hidden)
 
 
 def best_in_evaluation(self: Any, encoder_out: Tensor, decoder_hidden: Tensor) -> Any:
-    context, weights = Captioning.Attention.forward(self, encoder_out, decoder_hidden)
+    context, weights = captioning.Attention.forward(self, encoder_out, decoder_hidden)
     return context, weights if self.training else (weights == weights.amax(1, True)).to(weights)
 
 
 def other_arguments(self: Any, encoder_out: Tensor, state: Tensor) -> Any:
-    return Captioning.Attention.forward(self, encoder_out, state)
+    return captioning.Attention.forward(self, encoder_out, state)
 
 
 def one_more(self: Any, encoder_out: Tensor, decoder_hidden: Tensor, mask: Tensor) -> Any:
-    return Captioning.Attention.forward(self, encoder_out, decoder_hidden)
+    return captioning.Attention.forward(self, encoder_out, decoder_hidden)
 
 
 def one_more_that_may_be_left(
     self: Any, encoder_out: Tensor, decoder_hidden: Tensor, mask: Any = None
 ) -> Any:
-    return Captioning.Attention.forward(self, encoder_out, decoder_hidden)
+    return captioning.Attention.forward(self, encoder_out, decoder_hidden)
 
 
 @pytest.mark.parametrize(
     "of, forward, why",
     [
-        (Captioning.Attention, dot_product, "it does not compute what the captioning .* does: "),
-        (SpeechBrain.ContentBasedAttention, sharper, "not compute what SpeechBrain.* apart on ran"),
-        (Captioning.Attention, dropout, "does not compute what .* apart on random numbers"),
-        (Captioning.Attention, best_in_evaluation, "does not compute what .* apart on random num"),
-        (Captioning.Attention, weights_only, "it returns other shapes than the captioning tutor"),
-        (Captioning.Attention, nothing, "trial of it failed with TypeError"),
-        (Captioning.Attention, raises, "trial of it failed with RuntimeError: there is no hardw"),
-        (Captioning.Attention, other_arguments, "its arguments are none of those of the captioni"),
-        (Captioning.Attention, one_more, "its arguments are none of those of .* or NVIDIA's"),
+        (captioning.Attention, dot_product, "it does not compute what the captioning .* does: "),
+        (speechbrain.ContentBasedAttention, sharper, "not compute what SpeechBrain.* apart on ran"),
+        (captioning.Attention, dropout, "does not compute what .* apart on random numbers"),
+        (captioning.Attention, best_in_evaluation, "does not compute what .* apart on random num"),
+        (captioning.Attention, weights_only, "it returns other shapes than the captioning tutor"),
+        (captioning.Attention, nothing, "its trial failed with TypeError"),
+        (captioning.Attention, raises, "its trial failed with RuntimeError: there is no hardw"),
+        (captioning.Attention, other_arguments, "its arguments are not those of the captioni"),
+        (captioning.Attention, one_more, "its arguments are not those of .* or NVIDIA's"),
     ],
 )
 def test_forks_that_do_something_else_are_left(of: type, forward: Any, why: str) -> None:
@@ -206,9 +207,9 @@ def test_forks_that_do_something_else_are_left(of: type, forward: Any, why: str)
 
 
 def test_a_fork_that_computes_the_same_is_swapped() -> None:
-    """Arguments of later versions may follow, if they need not be given."""
-    assert replace_attention(fork(Captioning.Attention, forward=one_more_that_may_be_left)).swapped
-    module = fork(SpeechBrain.ContentBasedAttention)
+    """Arguments of later releases may follow if they have defaults."""
+    assert replace_attention(fork(captioning.Attention, forward=one_more_that_may_be_left)).swapped
+    module = fork(speechbrain.ContentBasedAttention)
     module.register_module("norm", None)
     assert replace_attention(module).swapped
 
@@ -218,23 +219,16 @@ def test_a_class_of_this_name_without_its_attributes() -> None:
         return src
 
     stranger = type("GlobalAttention", (nn.Module,), {"forward": forward})()
-    assert "it is not what 'opennmt' has under this name: " in left(stranger)
+    assert "it is not the class that 'opennmt' knows: " in left(stranger)
 
 
 def test_a_class_like_that_of_keras_without_keras(monkeypatch: pytest.MonkeyPatch) -> None:
-    def call(
-        self: Any,
-        inputs: Any,
-        mask: Any = None,
-        training: bool = False,
-        return_attention_scores: bool = False,
-        use_causal_mask: bool = False,
-    ) -> Any:
+    def call(self, inputs, mask, training, return_attention_scores, use_causal_mask):
         return inputs
 
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     stranger = type("AdditiveAttention", (nn.Module,), {"call": call})()
-    assert "it is not what 'keras' has under this name: " in left(stranger)
+    assert "it is not the class that 'keras' knows: " in left(stranger)
 
 
 @pytest.mark.parametrize(
@@ -246,14 +240,14 @@ def test_a_class_like_that_of_keras_without_keras(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_options_that_are_not_fused(options: dict[str, str], why: str) -> None:
-    assert left(OpenNmt.GlobalAttention(4, **options)) == why
+    assert left(opennmt.GlobalAttention(4, **options)) == why
 
 
 def test_a_trial_leaves_no_trace() -> None:
-    """In the random state, the cached keys, the mode, the gradients and the buffers."""
-    module = SpeechBrain.ContentBasedAttention(E, 5, 4, 3)
+    """The random state, cached keys, mode, gradients and buffers stay unchanged."""
+    module = speechbrain.ContentBasedAttention(E, 5, 4, 3)
     module.train()
-    drive(CASES["speechbrain"])(module, *batches(CASES["speechbrain"], torch.float32).values())
+    drive(SWAPS["speechbrain"])(module, *batches(SWAPS["speechbrain"], torch.float32).values())
     module.mlp_out.weight.grad = torch.ones_like(module.mlp_out.weight)
     before, grads = dict(vars(module)), [x.grad for x in module.parameters()]
     state = torch.get_rng_state()
@@ -265,8 +259,8 @@ def test_a_trial_leaves_no_trace() -> None:
     assert all(x.grad is y for x, y in zip(module.parameters(), grads, strict=True))
 
 
-class Dropping(Captioning.Attention):
-    """A fork with layers that have a state, or draw numbers, in training."""
+class Dropping(captioning.Attention):
+    """A fork with layers that have a state or draw random numbers in training."""
 
     def __init__(self, *sizes: int) -> None:
         super().__init__(*sizes)
@@ -292,8 +286,8 @@ def test_a_trial_of_layers_with_a_state(training: bool) -> None:
 
 
 def test_a_trial_leaves_buffers_alone() -> None:
-    """A fork may keep its mask where `state_dict` finds it."""
-    module = Espnet.AttAdd(3, 4, 5)
+    """A fork may keep its mask as a buffer."""
+    module = espnet.AttAdd(3, 4, 5)
     del module.mask
     module.register_buffer("mask", torch.zeros(2, 6, dtype=torch.bool))
     mask = module.mask
@@ -302,7 +296,7 @@ def test_a_trial_leaves_buffers_alone() -> None:
 
 
 def test_a_default_device_does_not_matter() -> None:
-    module = Captioning.Attention(3, 4, 5)
+    module = captioning.Attention(3, 4, 5)
     with torch.device("meta"):
         assert replace_attention(module).swapped
 
@@ -310,5 +304,5 @@ def test_a_default_device_does_not_matter() -> None:
 @pytest.mark.parametrize("name", ["captioning", "espnet-cov", "gnmt"])
 def test_modules_in_half_precision_and_in_training(name: str) -> None:
     for dtype in (torch.float16, torch.bfloat16):
-        module = CASES[name].make().to(dtype)
+        module = SWAPS[name].make().to(dtype)
         assert replace_attention(module).swapped and module.training

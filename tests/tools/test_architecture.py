@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("functional",),
     ("nn",),
     ("interop", "models"),
-    ("measure", "testing"),
+    ("extras", "measure", "testing"),
     ("profile", "viz", "info"),
 )
 
-# Inside ops and backends order matters as well: a module imports only modules that come before it.
+# Inside some parts order matters as well: a module imports only modules that come before it.
 OPS = ("codes", "signature", "shapes", "dropout", "formula", "fakes", "vmap", "schema", "autograd")
 BACKENDS = ("base", "reference", "fused", "native", "triton", "select", "__init__")
+INTEROP = ("__init__", "convention", "live", "attend", "libraries", "load", "trial", "replace")
 
 
 def modules() -> list[str]:
@@ -90,6 +92,32 @@ def test_backends_do_not_know_each_other() -> None:
             others = backends - {module.split("/")[1]}
             known = {name.split(".")[1] for name in imports(module) if name.startswith("backends.")}
             assert not known & others, module
+
+
+def test_the_core_of_interop_has_an_order_and_knows_no_library() -> None:
+    for module in modules():
+        if module.startswith("interop/core/"):
+            here = INTEROP.index(module.removeprefix("interop/core/"))
+            for name in imports(module):
+                assert not name.startswith("interop.") or name.startswith("interop.core."), module
+                if name.startswith("interop.core."):
+                    assert INTEROP.index(name.removeprefix("interop.core.")) < here, (module, name)
+
+
+def test_a_library_of_interop_knows_the_core_and_no_other_library() -> None:
+    """It imports the files of the core that come before the table of libraries, and no package."""
+    allowed = {f"interop.core.{name}" for name in INTEROP[: INTEROP.index("libraries")]}
+    packages = {"torch", "attnkernels", *sys.stdlib_module_names}
+    for module in modules():
+        if re.fullmatch(r"interop/(?!__init__)\w+", module):
+            known = {name for name in imports(module) if name.startswith("interop.")}
+            assert known <= allowed, module
+            tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+            for node in ast.walk(tree):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                    names = [node.module]
+                assert {part(name) for name in names} <= packages, module
 
 
 def test_every_backend_is_a_module_with_the_same_face() -> None:

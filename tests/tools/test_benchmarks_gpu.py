@@ -1,4 +1,4 @@
-"""benchmarks.gpu without a GPU: its stages on a CPU, at tiny sizes, with whatever may go wrong."""
+"""benchmarks.gpu without a GPU: its stages on a CPU at tiny sizes, and its failures."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ RATES = {"lanes": 16, "multiply_add_g": 100.0, "scores_g": 20.0, "gradients_g": 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """A folder with the head of a result, as the first stages leave it."""
+    """Make a folder with the head of a result, as the first stages leave it."""
     run.write(tmp_path / "results.json", run.head("cpu", dict(RATES)))
     return tmp_path
 
 
 def measure(out: Path, *arguments: str, names: str = "eager", seconds: float = 300) -> int:
-    """One process's work, in this one."""
+    """Do the work of one process in this one."""
     options = ["--out", str(out), "--device", "cpu", "--until", str(time.time() + seconds)]
     options += ["--cases", "tiny-2", "--providers", names, "--seconds", "0.01"]
     return gpu_cases.main([*options, "--dtypes", "float32", *arguments])
@@ -58,7 +58,7 @@ def reasons(out: Path) -> dict[tuple[str, str], str]:
 
 
 def provide(monkeypatch: pytest.MonkeyPatch, build: Any, **options: Any) -> None:
-    """A provider called native that does as `build` does."""
+    """Make a provider called native that builds calls by `build`."""
     made = Provider("native", lambda problem: None, build, **options)
     monkeypatch.setattr(providers, "PROVIDERS", (EAGER, made))
 
@@ -151,7 +151,7 @@ def test_it_stops_when_the_time_is_up(out: Path, capsys: pytest.CaptureFixture[s
 def test_who_fails_is_noted_and_the_others_are_measured(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At its first call, or later."""
+    """A call that fails at first, or later."""
     calls: list[int] = []
 
     def build(case: Case, given: Inputs) -> Built:
@@ -180,7 +180,7 @@ def test_who_takes_the_process_along_is_not_run_again(
         raise SystemExit("as a kernel that faults")
 
     provide(monkeypatch, build)
-    for _ in range(2):  # a process each: forward, both
+    for _ in range(2):  # one process each: forward, both
         with pytest.raises(SystemExit):
             measure(out, names="eager,native")
     assert measure(out, names="eager,native") == 0
@@ -191,7 +191,7 @@ def test_who_takes_the_process_along_is_not_run_again(
 def test_a_fault_of_the_device_asks_for_another_process(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one that failed is to blame, not the ones that were ready."""
+    """The call that failed is to blame, not those that were ready."""
 
     def failed(session: gpu_cases.Session, attempt: Any, error: BaseException) -> None:
         session.absent.note(gpu_cases.sentence(error), attempt)
@@ -275,7 +275,7 @@ def test_a_sweep_measures_the_candidates(out: Path, monkeypatch: pytest.MonkeyPa
 
 
 class Event:
-    """As torch.cuda.Event, for a device whose clock ticks a millisecond a call."""
+    """A torch.cuda.Event of a device whose clock advances one millisecond per call."""
 
     now = 0
 
@@ -294,7 +294,7 @@ class Event:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """So much of a GPU as can be pretended."""
+    """Simulate a GPU as far as possible."""
     properties = SimpleNamespace(
         name="A GPU", multi_processor_count=132, clock_rate=1_980_000, major=9, minor=0
     )

@@ -68,7 +68,7 @@ def result(monkeypatch: Patch) -> dict[str, Any]:
 
 
 def shown(tables: list[Any]) -> list[list[str]]:
-    """The cells of each line, which two blanks or more set apart."""
+    """Split each line into cells at two or more blanks."""
     console = Console(width=200)
     with console.capture() as capture:
         for table in tables:
@@ -103,7 +103,7 @@ def test_what_the_selection_should_do_is_summed_up(result: dict[str, Any]) -> No
     assert [line.split(":")[0].strip() for line in said[1:]] == [
         "inference, step",
         "inference, tiles",
-        "training, step",  # of training with tiles one of the two has been measured
+        "training, step",  # for training with tiles only one of the two was measured
     ]
     first = ON_GPU["inference", "step"]
     assert "takes 1.2x the time of native (geometric mean of 1, from 1.2x to 1.2x)" in said[1]
@@ -187,7 +187,7 @@ esac
 
 @pytest.fixture
 def sanitizer(tmp_path: Path, monkeypatch: Patch) -> Path:
-    """A program of that name which is in CUDA_HOME only, and native kernels to run under it."""
+    """Make a program of that name, found only in CUDA_HOME, and native kernels to run under it."""
     program = tmp_path / "cuda" / "bin" / gpu_sanitizer.NAME
     program.parent.mkdir(parents=True)
     program.write_text(TOOL)
@@ -199,7 +199,7 @@ def sanitizer(tmp_path: Path, monkeypatch: Patch) -> Path:
 
 
 def stage(tmp_path: Path, budget: float, device: str = "cuda") -> gpu.Run:
-    """The stage alone, with the whole of the time."""
+    """Run the stage alone, with all of the time."""
     options = Namespace(out=tmp_path, device=device, budget=budget, sweep=False, skip=[])
     everything = gpu.Run(options, time.time(), run.head("cpu", {}))
     gpu._sanitizer(everything)

@@ -1,4 +1,4 @@
-"""The benchmark suite in miniature: the form of its JSON, its table, its providers, its ceiling."""
+"""The benchmark suite in miniature: its JSON, its table, its providers and its ceiling."""
 
 from __future__ import annotations
 

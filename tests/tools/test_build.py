@@ -1,10 +1,12 @@
-"""How setup.py decides on CUDA kernels: which nvcc, which architectures, and what it says. No
-compiler runs; the nvcc of these tests is a script that gives nvcc's answers.
+"""Test how setup.py decides on CUDA kernels: which nvcc, which architectures, and what it prints.
+
+No compiler runs. The nvcc of these tests is a script that gives nvcc's answers.
 """
 
 from __future__ import annotations
 
 import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,8 @@ from setuptools.errors import SetupError
 import build_cuda
 from build_cuda import Toolkit, architectures, find_nvcc, find_toolkit, gencode
 
-SETUP: dict[str, Any] = runpy.run_path(str(Path(__file__).resolve().parents[2] / "setup.py"))
+SETUP_PY = str(Path(__file__).resolve().parents[2] / "setup.py")
+SETUP: dict[str, Any] = runpy.run_path(SETUP_PY)
 KNOWN = {75, 80, 86, 87, 89, 90, 100, 110, 120}
 ANSWERS = """#!/bin/sh
 case "$*" in
@@ -41,7 +44,7 @@ def fake_nvcc(folder: Path, script: str = ANSWERS.replace("RELEASE", "13")) -> s
 
 @pytest.fixture(autouse=True)
 def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine without CUDA, whatever this one has."""
+    """Hide the CUDA of this machine."""
     for name in ("ATTNKERNELS_CUDA", "CUDA_HOME", "CUDA_PATH", "MAX_JOBS", "NVCC_CCBIN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
@@ -51,7 +54,7 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def set_up(monkeypatch: pytest.MonkeyPatch, **names: Any) -> None:
-    """Replaces names of setup.py."""
+    """Replace names of setup.py."""
     for name, value in names.items():
         monkeypatch.setitem(SETUP["cuda_toolkit"].__globals__, name, value)
 
@@ -183,7 +186,7 @@ def test_another_choice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every kernel, then the binding; some variables change how they are compiled, not what."""
+    """Every kernel comes first, then the binding. Jobs and warnings do not change the objects."""
     for name in ("forward", "backward"):
         source = tmp_path / "csrc/cuda" / f"{name}.cu"
         source.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +209,19 @@ def test_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_runtime_is_linked_whole() -> None:
-    """So there is nothing of CUDA to install, and libtorch is kept, for the stream."""
+    """No library of CUDA is needed at run time, and libtorch, with the stream, is kept."""
     libraries = SETUP["cuda_libraries"](TOOLKIT)
     assert "-L/kit/lib" in libraries and "-lcudart_static" in libraries
     assert libraries.index("-Wl,--no-as-needed") + 1 == libraries.index("-ltorch")
+
+
+@pytest.mark.parametrize("platform, first", [("darwin", "-bundle"), ("linux", "-shared")])
+def test_libraries_are_linked_as_the_platform_wants(
+    monkeypatch: pytest.MonkeyPatch, platform: str, first: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.delenv("ATTNKERNELS_SANITIZE", raising=False)
+    setup = runpy.run_path(SETUP_PY)
+    command = setup["link_step"]([Path("a.o")], Path("a.so")).command
+    assert first in command and ("-s" in command) is (platform == "linux")
+    assert ("dynamic_lookup" in command) is (platform == "darwin")

@@ -1,4 +1,4 @@
-"""`python -m attnkernels.info`, and what is left where the kernels were not built."""
+"""`python -m attnkernels.info`, and the package without its compiled library."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_names_versions_backends_and_reasons() -> None:
 
 
 def answers(page: str, backend: str) -> list[str]:
-    """The lines of one backend."""
+    """Return the lines of one backend."""
     lines = page.split(f"backend {backend}\n")[1].split("\n\n")[0]
     return lines.splitlines()
 
@@ -97,7 +97,7 @@ def test_triton_has_a_version_or_is_not_installed(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
 def test_names_the_instruction_set(fused: str, isa: str) -> None:
-    """The one torch was made to use, and so the kernels."""
+    """The kernels use the instruction set that torch was told to use."""
     page = run("-m", "attnkernels.info", ATEN_CPU_CAPABILITY=isa)
     if isa.upper() not in page:
         pytest.skip(f"this machine does not run {isa}")
@@ -105,7 +105,7 @@ def test_names_the_instruction_set(fused: str, isa: str) -> None:
 
 
 def test_without_the_library_the_reference_works() -> None:
-    """As after an installation without a compiler: a sentence, and only where native is named."""
+    """Without a compiler there is one sentence, and only if native is asked for."""
     nowhere = os.path.join(os.path.dirname(__file__), "nowhere.so")
     shape, *sentence = run("-c", USES_IT, ATTNKERNELS_LIBRARY=nowhere).splitlines()
     assert shape == "torch.Size([2, 3, 2])"

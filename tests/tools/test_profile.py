@@ -1,4 +1,4 @@
-"""The main job in miniature: what it measures, writes, refuses, and leaves when interrupted."""
+"""The profile in miniature: measurements, files, refusals and interruption."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_says_what_does_not_fit_instead_of_dying(
 def test_says_what_takes_too_long(tmp_path: Path) -> None:
     _, result = run(tmp_path, "--lengths", "16,32", "--naive-seconds", "0")
     naive = [row for row in result["rows"] if row["method"] == "naive"]
-    assert naive[0]["ms"] > 0  # nothing is known before the first
+    assert naive[0]["ms"] > 0  # there is no estimate before the first
     assert naive[1]["skipped"].startswith("would take about")
     assert all(row["ms"] > 0 for row in result["rows"] if row["method"] == "fused")
 
@@ -148,8 +148,8 @@ def test_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture
         ("--text", str(short)): "has 16 characters, at least 64 wanted",
         ("--text", str(short), "--lengths", "8,17"): "has 16 characters, --lengths wants 17",
         ("--lengths", "64,x"): "'64,x' is not a list such as",
-        ("--lengths", "0,64"): "a length is at least 1, not 0",
-        ("--dim", "7"): "--dim is 7; wanted an even number",
+        ("--lengths", "0,64"): "a length must be at least 1, got 0",
+        ("--dim", "7"): "--dim must be an even number",
         ("--backend", "abacus"): "'abacus'",
     }.items():
         assert wanted in refusal(capsys, *arguments)
@@ -175,7 +175,7 @@ def test_encoding_follows_its_seed_and_leaves_the_generator_alone() -> None:
     assert [tuple(tensor.shape) for tensor in first] == [(1, 18, 8)] * 3 + [(8,)]
     for a, b, c in zip(first, again, other, strict=True):
         assert torch.equal(a, b) and not torch.equal(a, c) and not a.requires_grad
-    with pytest.raises(ValueError, match="even number"):
+    with pytest.raises(ValueError, match="dim must be even"):
         text.encode("text", 7, 0)
 
 
@@ -189,7 +189,7 @@ def test_the_naive_formula_is_the_formula() -> None:
 
 
 def small_calls(backward: bool) -> Any:
-    """The naive formula at 1x384x384x64, 36 MiB a tensor: glibc maps such a block by itself."""
+    """The naive formula at 1x384x384x64 has 36 MiB per tensor, which glibc maps separately."""
     given = text.Attended(*(torch.randn(1, 384, 64) for _ in range(3)), torch.randn(64))
     return sweep._call(naive_attention, given, backward)
 

@@ -1,4 +1,4 @@
-"""The main job on a GPU: what differs from a CPU, with a GPU where there is one and without."""
+"""The profile on a GPU: its differences from the CPU, on a real GPU and on a simulated one."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_gpu_s_first_call_of_a_length_is_not_measured(
 
 
 class Event:
-    """torch.cuda.Event; every call takes 2 ms."""
+    """A torch.cuda.Event in whose time every call takes 2 ms."""
 
     def __init__(self, enable_timing: bool) -> None:
         self.recorded = not enable_timing
@@ -114,7 +114,7 @@ class Event:
 
 
 class Driver:
-    """What `Cuda` asks torch.cuda for: an H100 with 5 MiB in use, 7 MiB cached, 60 MiB free."""
+    """The answers of torch.cuda to `Cuda`: an H100 with 5 MiB in use, 7 MiB cached, 60 MiB free."""
 
     def __init__(self) -> None:
         self.now = self.peak = 5 * MIB
@@ -177,7 +177,7 @@ def test_another_gpu_has_no_ceilings_that_were_derived_for_this_one(driver: Driv
 
 
 def nvidia_smi(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> list[list[str]]:
-    """Commands that are run from now on; they print `answer`."""
+    """Record the commands that are run from now on; they print `answer`."""
     commands: list[list[str]] = []
 
     def respond(command: list[str], **options: Any) -> Any:
@@ -222,7 +222,7 @@ def test_no_gpu_is_a_sentence(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_profile_of_a_real_gpu(tmp_path: Path) -> None:
-    torch.use_deterministic_algorithms(False)  # with them cuBLAS wants its environment prepared
+    torch.use_deterministic_algorithms(False)  # deterministic cuBLAS needs this variable
     status, result = run(tmp_path, "--device", "cuda", "--dim", "64", "--lengths", "64,256")
     assert status == 0 and result["device"] == "cuda" and result["sms"] > 0
     for row in result["rows"]:

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn where, in any script, headless, and what is refused."""
+"""Figures: their contents, text of any script, headless drawing, and refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PNG = b"\x89PNG\r\n"
 
 
 def saved(figure: Figure, kind: str = "png") -> bytes:
-    """The file; a warning (a missing glyph, a layout that failed) is an error."""
+    """Save the figure and return the file; a warning (missing glyph, failed layout) is an error."""
     file = BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -94,7 +94,7 @@ def test_draws_into_axes_that_are_given(plot: Callable[..., Figure]) -> None:
     assert ax.has_data() and not other.has_data()
     assert tuple(figure.get_size_inches()) == (9, 4)
     assert saved(figure).startswith(PNG)
-    with pytest.raises(TypeError, match="ax is a Figure; it must be matplotlib Axes"):
+    with pytest.raises(TypeError, match="ax must be matplotlib Axes, got Figure"):
         plot(ax=figure)
 
 
@@ -109,11 +109,11 @@ def test_alignment_has_rows_of_queries_and_columns_of_keys() -> None:
     assert ax.yaxis_inverted()  # the first query is on top
     saved(figure)
     assert bar.get_ylabel() == "weight"
-    saved(plot_alignment([[0.0]], [""], ["a"]))  # a row that attends to nothing, a nameless token
+    saved(plot_alignment([[0.0]], [""], ["a"]))  # a row that attends to nothing, and an empty token
 
 
 def test_alignment_is_legible_at_200_tokens() -> None:
-    """Every token has its label, no label touches its neighbour, none is below 5 points."""
+    """Every token has a label, no two labels touch, and none is smaller than 5 points."""
     tokens = ["word" if i % 2 else "Wörter" for i in range(200)]
     figure = plot_alignment(np.eye(200), tokens, tokens)
     figure.draw_without_rendering()
@@ -152,7 +152,7 @@ def test_whitespace_is_seen_and_dollars_are_no_formulas() -> None:
 
 
 def test_characters_come_from_fonts_that_have_them() -> None:
-    """matplotlib brings DejaVu Sans, and other fonts with characters that it lacks."""
+    """matplotlib ships DejaVu Sans, and other fonts with characters missing from it."""
     borrowed = "⌕"
     for scripts in ("añ", "мир", "ελλ", "שלום", "عالم"):
         assert fonts.as_given([scripts])["fontfamily"] == ["sans-serif"]
@@ -196,7 +196,7 @@ def test_glimpses_are_where_the_model_looked() -> None:
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
 def test_embeddings_keep_groups_apart(method: str) -> None:
-    """Three clusters far apart are far apart on the map, by the seed always the same one."""
+    """Three distant clusters stay distant on the map, and one seed always gives one map."""
     vectors = torch.randn(30, 12) + 40 * torch.eye(12)[:3].repeat(10, 1)
     groups = ["x", "y", "$z$"] * 10
     names = [f"n{i}" for i in range(30)]
@@ -252,7 +252,7 @@ def test_cost_draws_what_was_run() -> None:
 
 
 def test_colours_differ_without_colour_vision() -> None:
-    """The map of weights rises in lightness, which every eye sees; lines differ in markers too."""
+    """The colour map rises in lightness, visible to every eye; lines differ by marker as well."""
     import matplotlib
 
     from attnkernels.viz.figures import COLOURS, WEIGHTS
@@ -272,42 +272,66 @@ W, Q, K = torch.rand(2, 3), ["a", "b"], ["x", "y", "z"]
 IMAGE, MAPS = torch.rand(6, 8), torch.rand(2, 3, 4)
 V, N = torch.randn(4, 3), ["a", "b", "c", "d"]
 REFUSALS: list[tuple[Callable[[], Figure], type[Exception], str]] = [
-    (lambda: plot_alignment(W, Q[:1], K), ValueError, "queries has 1 strings; there must be 2"),
-    (lambda: plot_alignment(W, Q, [*K, "w"]), ValueError, "keys has 4 strings; there must be 3"),
-    (lambda: plot_alignment(W, Q, [1, 2, 3]), TypeError, "keys has a int"),
-    (lambda: plot_alignment(W[0], Q, K), ValueError, r"weights has shape \(3,\)"),
+    (lambda: plot_alignment(W, Q[:1], K), ValueError, "queries must have 2 strings, .* got 1"),
+    (lambda: plot_alignment(W, Q, [*K, "w"]), ValueError, "keys must have 3 strings, .* got 4"),
+    (lambda: plot_alignment(W, Q, [1, 2, 3]), TypeError, "keys must be strings, got a int"),
+    (
+        lambda: plot_alignment(W[0], Q, K),
+        ValueError,
+        r"weights must be \(n, m\) .* got shape \(3,\)",
+    ),
     (lambda: plot_alignment(W[:0], [], K), ValueError, "not empty"),
-    (lambda: plot_alignment(W.log(), Q, K), ValueError, "not negative"),
+    (lambda: plot_alignment(W.log(), Q, K), ValueError, "must not be neg"),
     (lambda: plot_alignment(W / 0, Q, K), ValueError, "NaN or infinities"),
     (lambda: plot_alignment([["a"]], Q[:1], K[:1]), TypeError, "must hold real numbers"),
     (lambda: plot_alignment([[1.0], [1.0, 2.0]], Q, K), ValueError, "different lengths"),
-    (lambda: plot_image_attention(IMAGE, MAPS[0], Q), ValueError, r"it must be \(T, h, w\)"),
-    (lambda: plot_image_attention(IMAGE, MAPS, K), ValueError, "words has 3 strings"),
-    (lambda: plot_image_attention(IMAGE[0], MAPS, Q), ValueError, "image has shape"),
-    (lambda: plot_image_attention(W[..., None], MAPS, Q), ValueError, "image has shape"),
+    (lambda: plot_image_attention(IMAGE, MAPS[0], Q), ValueError, r"must be \(T, h, w\)"),
+    (lambda: plot_image_attention(IMAGE, MAPS, K), ValueError, "words must have 2 strings"),
+    (lambda: plot_image_attention(IMAGE[0], MAPS, Q), ValueError, "image must be .* got shape"),
+    (lambda: plot_image_attention(W[..., None], MAPS, Q), ValueError, "image must be .* got shape"),
     (
         lambda: plot_image_attention(torch.full((2, 2, 3), 2.0), MAPS, Q),
         ValueError,
-        r"colours are in \[0, 1\]",
+        r"colours in \[0, 1\]",
     ),
     (
         lambda: plot_image_attention(torch.zeros(2, 2, 3).long(), MAPS, Q),
         TypeError,
-        "colours are uint8",
+        "image must be uint8",
     ),
-    (lambda: plot_image_attention(IMAGE, MAPS, Q, columns=0), ValueError, "columns is 0"),
-    (lambda: plot_image_attention(IMAGE, MAPS, Q, centres=V), ValueError, "centres has shape"),
-    (lambda: plot_glimpses(IMAGE, V, [3]), ValueError, "locations has shape"),
-    (lambda: plot_glimpses(IMAGE, [[0, 1.5]], [3]), ValueError, "locations has 1.5"),
-    (lambda: plot_glimpses(IMAGE, [[0, 0]], [3, 0]), ValueError, "sizes has 0"),
-    (lambda: plot_embeddings(V, N[:3]), ValueError, "labels has 3 strings"),
-    (lambda: plot_embeddings(V, N, groups=N[:2]), ValueError, "groups has 2 strings"),
+    (
+        lambda: plot_image_attention(IMAGE, MAPS, Q, columns=0),
+        ValueError,
+        "columns .* got 0",
+    ),
+    (
+        lambda: plot_image_attention(IMAGE, MAPS, Q, centres=V),
+        ValueError,
+        "centres .* got shape",
+    ),
+    (lambda: plot_glimpses(IMAGE, V, [3]), ValueError, "locations must be .* got shape"),
+    (
+        lambda: plot_glimpses(IMAGE, [[0, 1.5]], [3]),
+        ValueError,
+        "locations must lie .* got 1.5",
+    ),
+    (lambda: plot_glimpses(IMAGE, [[0, 0]], [3, 0]), ValueError, "sizes must be positive .* got 0"),
+    (lambda: plot_embeddings(V, N[:3]), ValueError, "labels must have 4 strings"),
+    (lambda: plot_embeddings(V, N, groups=N[:2]), ValueError, "groups must have 4 strings"),
     (lambda: plot_embeddings(V[:2], N[:2]), ValueError, "N at least 3"),
-    (lambda: plot_embeddings(V, N, method="umap"), ValueError, "method is 'umap'; .* pca, tsne"),
+    (
+        lambda: plot_embeddings(V, N, method="umap"),
+        ValueError,
+        "pca, tsne, got .umap",
+    ),
     (lambda: plot_cost([2, 1], {"a": [1, 1]}, ylabel="s"), ValueError, "positive and ascend"),
-    (lambda: plot_cost([1, 2], {}, ylabel="s"), ValueError, "series is empty"),
-    (lambda: plot_cost([1, 2], {"a": [1]}, ylabel="s"), ValueError, r"series\['a'\] has 1 costs"),
-    (lambda: plot_cost([1, 2], {"a": [1, 0]}, ylabel="s"), ValueError, "a cost is positive"),
+    (lambda: plot_cost([1, 2], {}, ylabel="s"), ValueError, "series must have one method or more"),
+    (
+        lambda: plot_cost([1, 2], {"a": [1]}, ylabel="s"),
+        ValueError,
+        r"series\['a'\] .* 2 costs",
+    ),
+    (lambda: plot_cost([1, 2], {"a": [1, 0]}, ylabel="s"), ValueError, "must hold positive costs"),
 ]
 
 

@@ -1,9 +1,9 @@
-"""Every kernel of a backend once, on inputs so small that a tool may watch each access.
+"""Run every kernel of a backend once, on inputs so small that a tool can watch each access.
 
     python -m tools.sanitizer.calls [--device cuda|cpu] [--backend NAME]
 
-`benchmarks.gpu` runs it under compute-sanitizer. Results are not looked at: tests do that. Inputs
-are made on the CPU and copied, so that few kernels are other than the backend's.
+`benchmarks.gpu` runs this under compute-sanitizer. The results are not checked; tests do that. The
+inputs are made on the CPU and copied, so that almost every kernel is the backend's.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from attnkernels import (
     prepare_keys,
 )
 
-ROWS = (1, 4, 70)  # a step, one with the most queries, and more than a tile
-M, D, DV = 133, 35, 21  # past a tile, and not whole vectors
-DTYPES = (torch.float32, torch.bfloat16)  # float16 takes as many bytes
+ROWS = (1, 4, 70)  # a step, the largest step, and more than a tile
+M, D, DV = 133, 35, 21  # beyond a tile, and not a multiple of a vector
+DTYPES = (torch.float32, torch.bfloat16)  # float16 has the same size
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "leaky_relu")
 Call = Callable[[], Any]
 
 
 class Small:
-    """The calls, with inputs for one device and dtype."""
+    """The calls, with inputs of one device and dtype."""
 
     def __init__(self, device: str, dtype: torch.dtype, backend: str) -> None:
         self._device, self._dtype, self._backend = device, dtype, backend
 
     def calls(self) -> Iterator[Call]:
-        """Functions of no arguments, each of which returns outputs to differentiate."""
+        """Return functions without arguments that return outputs to differentiate."""
         for n in ROWS:
             attend = partial(additive_attention, *self._inputs(n), backend=self._backend)
             yield attend
@@ -64,7 +64,7 @@ class Small:
         return tensor.to(self._device)
 
     def _heads(self, n: int) -> Any:
-        """Leading dimensions that broadcast, and rows that are not dense."""
+        """Make calls with leading dimensions that broadcast, and rows that are not dense."""
         query, key = self._leaf(2, 1, D, n).mT, self._leaf(1, 3, M, 2 * D)[..., ::2]
         return additive_attention(
             query, key, self._leaf(M, DV), self._leaf(3, D), backend=self._backend
@@ -88,7 +88,7 @@ class Small:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit status is 0, unless a call raises."""
+    """Run the command and return 0, unless a call raises."""
     parser = argparse.ArgumentParser(prog="python -m tools.sanitizer.calls")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--backend", default="native")

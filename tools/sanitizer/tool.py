@@ -1,4 +1,4 @@
-"""NVIDIA's compute-sanitizer over the native CUDA kernels: what it is called with, what it means.
+"""Run NVIDIA's compute-sanitizer over the native CUDA kernels, and read its results.
 
 `benchmarks.gpu` runs each tool over the calls of `tools.sanitizer.calls`.
 """
@@ -17,20 +17,20 @@ from attnkernels.backends.base import Problem
 
 NAME = "compute-sanitizer"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-ERRORS = 9  # the exit status that a tool is asked for where it finds something
-# PyTorch's allocator hands out parts of one large block, past whose ends nothing would be noticed.
+ERRORS = 9  # the exit status that a tool is told to return for findings
+# PyTorch's allocator splits one large block, inside of which no overrun would be noticed.
 ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
 def find() -> str | None:
-    """The program, on PATH or in the CUDA toolkit."""
+    """Return the program, from PATH or the CUDA toolkit."""
     toolkits = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     folders = [str(Path(toolkit) / "bin") for toolkit in toolkits if toolkit]
     return shutil.which(NAME) or shutil.which(NAME, path=os.pathsep.join(folders))
 
 
 def why_not(device: str) -> str | None:
-    """None where the kernels can be run under it, otherwise a sentence."""
+    """Return None if the kernels can run under it, otherwise the reason."""
     if device != "cuda":
         return f"{NAME} watches a GPU, not a {device}"
     sentence = native.why_not(Problem("cuda", torch.float32))
@@ -42,25 +42,25 @@ def why_not(device: str) -> str | None:
 
 
 def command(tool: str) -> list[str]:
-    """What to run."""
+    """Return the command."""
     options = ["--tool", tool, "--error-exitcode", str(ERRORS), "--print-limit", "20"]
     return [find() or NAME, *options, sys.executable, "-m", "tools.sanitizer.calls"]
 
 
 def said(folder: Path, tool: str) -> Path:
-    """The file that holds what a tool printed."""
+    """Return the file with the output of a tool."""
     return folder / f"sanitizer-{tool}.txt"
 
 
 def outcome(status: int | None, limit: float) -> str:
-    """What an exit status means; None is that of a tool that was stopped."""
+    """Explain an exit status; None is that of a tool that was stopped."""
     if status is None:
         return f"stopped after {limit:.0f} s"
     return {0: "no errors", ERRORS: "errors"}.get(status, f"ended with status {status}")
 
 
 def report(folder: Path, outcomes: dict[str, str]) -> str:
-    """A line a tool, and where there is more to say than "no errors" the last that it printed."""
+    """Return one line per tool, with the end of its output unless it is "no errors"."""
     lines = []
     for tool, found in outcomes.items():
         lines.append(f"  {tool}: {found}")

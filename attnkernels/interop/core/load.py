@@ -6,27 +6,27 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...nn import Projections
-from .convention import CONVENTIONS, HEADS, TRANSPOSED, Convention, Entry
+from .convention import HEADS, TRANSPOSED, Convention, Entry
+from .libraries import CONVENTIONS
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `load_state_dict_from` did. All names of entries are without the prefix.
+    """The report of `load_state_dict_from`. Names of entries are without the prefix.
 
     Attributes:
-        convention: the name that was given.
-        loaded: each parameter that was set from the checkpoint, and the entries of which it is the
-            sum.
-        zeroed: parameters that the checkpoint has nothing for: biases, which are zeros now.
-        identities: matrices that the library does not have, which are the identity now.
-        cancelled: entries that make no difference, as the softmax cancels them.
-        left: entries that are no part of attention, and what they are.
+        convention: the name of the convention.
+        loaded: each parameter that was set from the checkpoint, with the entries it is the sum of.
+        zeroed: parameters for which the checkpoint has nothing: biases, set to zero.
+        identities: matrices that the library does not have, set to the identity.
+        cancelled: entries that the softmax cancels.
+        left: entries that are no part of attention, with a phrase that says what each is.
     """
 
     convention: str
@@ -51,151 +51,186 @@ def load_state_dict_from(
 ) -> Loaded:
     """Set the parameters of a module from a checkpoint of another library's attention.
 
-    The library is not needed. The parameters keep their dtype and device. Where anything does not
-    fit, nothing is changed.
+    The library need not be installed. Parameters keep their dtype and device. If anything does not
+    fit, the module stays unchanged.
 
     Args:
-        module: of the class that the convention names, made with the sizes of the checkpoint, and
-            with ``bias=True`` where the checkpoint has biases of the query, key or location.
-        state_dict: names to tensors, or to arrays that `torch.as_tensor` takes.
-        convention: a name of `attnkernels.interop.CONVENTIONS`.
-        prefix: what the names of this attention begin with in the checkpoint, its dot included;
-            names that begin otherwise are somebody else's.
+        module: an instance of the class that the convention names, with the sizes of the
+            checkpoint, and with ``bias=True`` if the checkpoint has biases of the query, key or
+            location projections.
+        state_dict: names to tensors, or to arrays that `torch.as_tensor` accepts.
+        convention: a key of `attnkernels.interop.CONVENTIONS`.
+        prefix: the beginning of this attention's names in the checkpoint, with its dot. Other
+            names are ignored.
 
     Returns:
-        What was loaded, dropped and left.
+        The entries that were loaded, dropped and left.
 
     Raises:
-        TypeError: the module is not of the class of the convention.
-        ValueError: there is no such convention, a setting of the module is not what the library
-            computes, or entries are missing, unexpected or have the wrong shape or dtype; the
-            message names all of them.
+        TypeError: the module is not an instance of the convention's class.
+        ValueError: the convention does not exist, a setting of the module is not what the library
+            computes, or entries are missing, unexpected or of the wrong shape or dtype. The
+            message names every one of them.
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(
-            f"convention is {convention!r}; it must be one of {', '.join(map(repr, CONVENTIONS))}"
-        )
-    rules = CONVENTIONS[convention]
-    if not isinstance(module, rules.module):
-        raise TypeError(
-            f"module is a {type(module).__name__}; convention {convention!r} needs an "
-            f"attnkernels.nn.{rules.module.__name__}"
-        )
+    rules = _rules(module, convention)
     own = {name[len(prefix) :]: x for name, x in state_dict.items() if name.startswith(prefix)}
     problems = _unsuitable_settings(module, rules)
-    parameters = dict(module.named_parameters())
-    sums: dict[str, list[tuple[str, list[Tensor]]]] = {}
+    terms: dict[str, list[_Term]] = {}
     for entry in rules.entries:
         if entry.target in ("gain", "bias") and not module.normalize:
             continue
-        heads = _heads(entry, module.num_heads)
-        names = next((each for each in heads if set(each) & set(own)), [])
-        found = {name: own.pop(name) for name in names if name in own}
-        missing = [[name for name in names if name not in found]] if found else heads
-        if any(missing) and (found or not entry.optional):
-            problems.append(f"{_any_of(missing, prefix)} is missing")
-        if found and entry.target not in parameters:
-            problems.append(
-                f"{prefix}{names[0]} has no place: the module has no {entry.target}, make it with "
-                "bias=True"
-            )
-        elif found:
-            parts = []
-            for name, given in found.items():
-                x, wrong = _fitted(given, entry, _wanted(entry, module, rules), module.num_heads)
-                problems += [f"{prefix}{name} {wrong}"] if wrong else []
-                parts.append(x)
-            sums.setdefault(entry.target, []).append((", ".join(names), parts))
-    for target in rules.identities:
-        rows, columns = parameters[target].shape
-        if rows != columns:
-            problems.append(
-                f"the module's {target} is ({rows}, {columns}); it must be square, as the library "
-                "projects nothing"
-            )
-    cancelled = tuple(
-        name
-        for name in own
-        if any(fnmatchcase(name, each.replace("{}", "*")) for each in rules.cancels)
-    )
-    left = {
-        name: what
-        for name in own
-        for beginning, what in rules.left.items()
-        if name == beginning or (beginning.endswith(".") and name.startswith(beginning))
-    }
-    for name in own:
-        if name not in cancelled and name not in left:
-            problems.append(f"{prefix}{name} is unexpected")
+        term, wrong = _take(own, entry, rules, module, prefix)
+        problems += wrong
+        if term is not None:
+            terms.setdefault(entry.target, []).append(term)
+    problems += _unsuitable_identities(module, rules)
+    cancelled = tuple(name for name in own if _is_cancelled(name, rules))
+    left = {name: what for name in own if (what := _owner(name, rules)) is not None}
+    problems += [f"{prefix}{name} is unexpected" for name in own if name not in (*cancelled, *left)]
     if problems:
         raise ValueError(
-            f"the checkpoint does not fit convention {convention!r} ({rules.source}) and this "
-            f"module: {'; '.join(problems)}"
+            f"state_dict and module must fit convention {convention!r} ({rules.source}), got: "
+            f"{'; '.join(problems)}"
         )
-    with torch.no_grad():
-        for target, parameter in parameters.items():
-            if target in rules.identities:
-                torch.nn.init.eye_(parameter)
-                continue
-            terms = [torch.cat(parts).reshape(parameter.shape) for _, parts in sums.get(target, [])]
-            parameter.copy_(_sum(terms) if terms else torch.zeros_like(parameter))
+    _fill(module, terms, rules)
     return Loaded(
         convention,
-        {target: tuple(name for name, _ in found) for target, found in sums.items()},
-        tuple(target for target in parameters if target not in (*sums, *rules.identities)),
+        {target: tuple(", ".join(term.names) for term in found) for target, found in terms.items()},
+        tuple(x for x, _ in module.named_parameters() if x not in (*terms, *rules.identities)),
         rules.identities,
         cancelled,
         left,
     )
 
 
+class _Term(NamedTuple):
+    """An entry of the checkpoint: one tensor, or one per head, as rows of the parameter."""
+
+    names: tuple[str, ...]
+    parts: tuple[Tensor, ...]
+
+
+def _rules(module: Projections, convention: str) -> Convention:
+    if convention not in CONVENTIONS:
+        known = ", ".join(map(repr, CONVENTIONS))
+        raise ValueError(f"convention must be one of {known}, got {convention!r}")
+    rules = CONVENTIONS[convention]
+    if not isinstance(module, rules.module):
+        raise TypeError(
+            f"module must be an attnkernels.nn.{rules.module.__name__} for convention "
+            f"{convention!r}, got {type(module).__name__}"
+        )
+    return rules
+
+
 def _unsuitable_settings(module: Projections, rules: Convention) -> list[str]:
-    """A sentence for each setting that is not what the library computes."""
+    """Return a sentence for each setting that is not what the library computes."""
     sentences = []
     for name, setting in rules.settings.items():
         wanted = setting(module) if callable(setting) else setting
         found = getattr(module, name, wanted)  # an attention with one activation does not name it
         same = found == wanted and isinstance(found, bool) == isinstance(wanted, bool)
-        if isinstance(wanted, float):  # 1 / sqrt(d) may be d ** -0.5 but for its last bit
+        if isinstance(wanted, float):  # 1 / sqrt(d) and d ** -0.5 may differ in their last bit
             same = math.isclose(found, wanted)
         if not same:
-            sentences.append(f"the module's {name} is {found!r} and must be {wanted!r}")
+            sentences.append(f"module.{name} must be {wanted!r}, got {found!r}")
     return sentences
 
 
-def _heads(entry: Entry, num_heads: int) -> list[list[str]]:
-    """For each way to call the entry the names of its parts, of which there may be one a head."""
+def _unsuitable_identities(module: Projections, rules: Convention) -> list[str]:
+    """Return a sentence for each matrix that cannot be the identity."""
+    shapes = {target: tuple(module.get_parameter(target).shape) for target in rules.identities}
+    return [
+        f"module.{target} must be square, as the library projects nothing, got {shape}"
+        for target, shape in shapes.items()
+        if shape[0] != shape[1]
+    ]
+
+
+def _take(
+    own: dict[str, Any], entry: Entry, rules: Convention, module: Projections, prefix: str
+) -> tuple[_Term | None, list[str]]:
+    """Remove an entry from ``own``. Return it, if it is usable, and a sentence per fault."""
+    ways = _spellings(entry, module.num_heads)
+    names = next((way for way in ways if own.keys() & set(way)), ())
+    found = {name: own.pop(name) for name in names if name in own}
+    if not found:
+        every = " or ".join(_listed(way, prefix) for way in ways)
+        return None, [] if entry.optional else [f"{every} is missing"]
+    absent = [name for name in names if name not in found]
+    problems = [f"{_listed(absent, prefix)} is missing"] if absent else []
+    parameters = dict(module.named_parameters())
+    if entry.target not in parameters:
+        problems.append(
+            f"{prefix}{names[0]} has no place: module has no {entry.target}, construct it with "
+            "bias=True"
+        )
+        return None, problems
+    shape = _row_shape(parameters[entry.target], entry, rules)
+    parts = []
+    for name, given in found.items():
+        part, wrong = _fitted(given, entry, shape, module.num_heads)
+        parts.append(part)
+        problems += [f"{prefix}{name} {wrong}"] if wrong else []
+    return _Term(names, tuple(parts)), problems
+
+
+def _spellings(entry: Entry, num_heads: int) -> list[tuple[str, ...]]:
+    """Return, for each name of the entry, the names of its parts: one, or one per head."""
     heads = range(num_heads) if entry.layout == HEADS else range(1)
-    return [[name.format(head) for head in heads] for name in entry.names]
+    return [tuple(name.format(head) for head in heads) for name in entry.names]
 
 
-def _wanted(entry: Entry, module: Projections, rules: Convention) -> tuple[int, ...]:
-    """The parameter's shape; where the library has heads, with a dimension for a single one."""
-    shape = tuple(module.get_parameter(entry.target).shape)
+def _listed(names: tuple[str, ...] | list[str], prefix: str) -> str:
+    return ", ".join(prefix + name for name in names)
+
+
+def _row_shape(parameter: Tensor, entry: Entry, rules: Convention) -> tuple[int, ...]:
+    """Return the parameter's shape, with the dimension of heads that the library may have."""
+    shape = tuple(parameter.shape)
     one = entry.target == "weight" and len(shape) == 1
     return (1, *shape) if rules.heads and one else shape
 
 
-def _fitted(x: Any, entry: Entry, wanted: tuple[int, ...], num_heads: int) -> tuple[Tensor, str]:
-    """The entry as rows of its parameter, and what is wrong with it, if anything is."""
+def _fitted(given: Any, entry: Entry, wanted: tuple[int, ...], heads: int) -> tuple[Tensor, str]:
+    """Return an entry as rows of its parameter, and the fault that it has or ""."""
     try:
-        x = torch.as_tensor(x).detach()
+        x = torch.as_tensor(given).detach()
     except (TypeError, ValueError, RuntimeError):
-        return torch.empty(0), f"is a {type(x).__name__}; it must be a tensor"
+        return torch.empty(0), f"must be a tensor, got {type(given).__name__}"
     if not x.is_floating_point():
-        return x, f"is {x.dtype}; it must be floating"
-    shape = entry.shape(wanted, num_heads)
+        return x, f"must be floating-point, got {x.dtype}"
+    shape = entry.shape(wanted, heads)
     if tuple(x.shape) != shape:
-        return x, f"has shape {tuple(x.shape)}; the module's {entry.target} needs {shape}"
+        return x, f"must have shape {shape} for module.{entry.target}, got {tuple(x.shape)}"
     return x.mT if entry.layout == TRANSPOSED else x.reshape(-1, *wanted[1:]), ""
 
 
+def _is_cancelled(name: str, rules: Convention) -> bool:
+    return any(fnmatchcase(name, each.replace("{}", "*")) for each in rules.cancels)
+
+
+def _owner(name: str, rules: Convention) -> str | None:
+    """Return the phrase that says what an entry beside attention is, or None."""
+    for beginning, what in rules.left.items():
+        if name == beginning or (beginning.endswith(".") and name.startswith(beginning)):
+            return what
+    return None
+
+
+@torch.no_grad()
+def _fill(module: Projections, terms: dict[str, list[_Term]], rules: Convention) -> None:
+    """Set every parameter to the sum of its terms, to zero or to the identity."""
+    for target, parameter in module.named_parameters():
+        if target in rules.identities:
+            torch.nn.init.eye_(parameter)
+            continue
+        given = [torch.cat(term.parts).reshape(parameter.shape) for term in terms.get(target, [])]
+        parameter.copy_(_sum(given) if given else torch.zeros_like(parameter))
+
+
 def _sum(terms: list[Tensor]) -> Tensor:
-    """Their sum, in at least float32: the one rounding is that of the parameter."""
+    """Add in at least float32, so that the parameter's dtype causes the only rounding."""
     if len(terms) == 1:
         return terms[0]
     return torch.stack([x.to(torch.promote_types(x.dtype, torch.float32)) for x in terms]).sum(0)
-
-
-def _any_of(ways: list[list[str]], prefix: str) -> str:
-    return " or ".join(", ".join(prefix + name for name in names) for names in ways)

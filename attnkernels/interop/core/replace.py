@@ -1,32 +1,28 @@
-"""The attention of a live model, computed by the fused operator in place."""
+"""Attention modules of a live model, swapped for the fused operator in place."""
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
 from collections.abc import Collection, Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .. import graph, keras, speech, text
-from .convention import CONVENTIONS
-from .live import Draw, Fused, Live, fused_class
-
-LIVE: tuple[Live, ...] = (*speech.LIVE, *text.LIVE, *keras.LIVE, *graph.LIVE)
+from .libraries import CONVENTIONS, LIVE
+from .live import Fused, Live, fused_class
+from .trial import difference
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """What `replace_attention` did.
+    """The report of `replace_attention`.
 
     Attributes:
-        swapped: the name of each module that was swapped, and the library and class it is of.
-        left: the name of each other module that looks like attention, and why it stays as it is.
+        swapped: the name of each module that was swapped, with its library and class.
+        left: the name of each other module that looks like attention, with the reason it was left.
     """
 
     swapped: dict[str, str]
@@ -39,66 +35,76 @@ class Replaced:
 
 
 def replace_attention(model: nn.Module, *, only: Collection[str] | None = None) -> Replaced:
-    """Let the fused operator compute the additive attention of a model, in place.
+    """Swap the additive attention of a model for the fused operator, in place.
 
-    A module that is recognised (by the names of its class and of its arguments; the table is
-    `attnkernels.interop.CONVENTIONS`) stays the object that it is, with its parameters, their names
-    in `state_dict`, its hooks and its attributes: cached keys, masks, earlier weights, ``reset``.
-    Its class becomes a subclass with the same name, whose forward takes the same arguments and
-    returns the same things. Before that, both compute a small case of random numbers, and a module
-    that computes something else than the library's is left.
+    A module is recognised by the names of its class and of its method's arguments; the libraries
+    are those of `attnkernels.interop.CONVENTIONS`. It remains the same object, with its parameters,
+    their names in `state_dict`, its hooks and its attributes (cached keys, masks, earlier weights,
+    ``reset``). Its class becomes a subclass of the same name, whose method takes the same arguments
+    and returns the same results. Before the swap, both classes compute a small random case, and the
+    module is left unchanged if their results differ.
 
-    What changes: a row of which everything is masked gives zeros, not NaN or an average of padding;
-    weights that dropout drops are others, as often; a fused step has no second derivatives where
-    it caches keys (SpeechBrain's ContentBasedAttention, ESPnet's AttAdd).
+    Three things change. A row whose keys are all masked gives zeros, instead of NaN or an average
+    of padding. Dropout drops other weights, at the same rate. A module that caches keys
+    (SpeechBrain's ContentBasedAttention, ESPnet's AttAdd) has no second derivatives.
 
-    Copies and pickles are swapped as well, but for Keras, which makes them from its own class.
+    Copies and pickles of a swapped module are swapped too, except in Keras, which makes them from
+    the class of its own.
 
     Args:
-        model: any module; of Keras any layer or model, with torch as its backend.
-        only: names of modules as `model.named_modules()` gives them, for Keras the paths of layers
-            (":2" after that of a second layer of the same path); patterns as of `fnmatch`
-            ("decoder.*"). None: all that are recognised.
+        model: any module, or a Keras layer or model on the torch backend.
+        only: the names of the modules to swap, as in `model.named_modules()`, or in Keras the
+            paths of layers (followed by ":2" for the second layer of the same path). Patterns are
+            those of `fnmatch`, such as "decoder.*". None: all that are recognised.
 
     Returns:
-        What was swapped, and what was left and why. Swapping again changes nothing.
+        The modules that were swapped, and those that were left with the reason. A second call
+        changes nothing.
 
     Raises:
-        TypeError: model is no module, or only is a string.
+        TypeError: model is not a module, or ``only`` is a string.
         ValueError: a name in ``only`` matches no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
-    if isinstance(only, str):
-        raise TypeError(f"only is the string {only!r}; it must be a collection of names")
-    modules = dict(_modules(model))
-    for pattern in only or ():
-        if not any(fnmatchcase(name, pattern) for name in modules):
-            raise ValueError(f"only has {pattern!r}, which matches no module of the model")
-    swapped, left = {}, {}
+    modules = _checked(model, only)
+    swapped: dict[str, str] = {}
+    left: dict[str, str] = {}
     for name, module in modules.items():
-        live, why = _recognise(module)
-        if live is None and why is None:
+        live = _recognise(module)
+        if live is None:
             continue
         if only is not None and not any(fnmatchcase(name, pattern) for pattern in only):
             left[name] = "not in only"
-        elif why is None and live is not None and (why := _differs(module, live)) is None:
-            own: Any = type(module)
-            object.__setattr__(module, "__class__", fused_class(live.fused, own))
-            swapped[name] = CONVENTIONS[live.convention].source
+        elif isinstance(live, str):
+            left[name] = live
+        elif (why := difference(module, live)) is not None:
+            left[name] = why
         else:
-            left[name] = str(why)
+            object.__setattr__(module, "__class__", fused_class(live.fused, type(module)))
+            swapped[name] = CONVENTIONS[live.convention].source
     around = [name for name in left if any(each.startswith(_inside(name)) for each in swapped)]
     return Replaced(swapped, {name: why for name, why in left.items() if name not in around})
 
 
+def _checked(model: nn.Module, only: Collection[str] | None) -> dict[str, nn.Module]:
+    """Return the modules by name, after a check of both arguments."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(only, str):
+        raise TypeError(f"only must be a collection of names, got the string {only!r}")
+    modules = dict(_modules(model))
+    for pattern in only or ():
+        if not any(fnmatchcase(name, pattern) for name in modules):
+            raise ValueError(f"only must name modules of the model, got {pattern!r}")
+    return modules
+
+
 def _inside(name: str) -> tuple[str, ...]:
-    """What the names of modules inside a module begin with; those of Keras are paths."""
+    """Return the beginnings of the names of modules inside a module; Keras has paths."""
     return (f"{name}.", f"{name}/") if name else ("",)
 
 
 def _modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules. A Keras model tells torch of some layers only, or of none."""
+    """Yield names and modules, with the layers of a Keras model that torch does not see."""
     layers = getattr(model, "_flatten_layers", tuple)
     paths = {layer: layer.path or layer.name for layer in layers() if layer is not model}
     for name, module in model.named_modules():
@@ -110,29 +116,29 @@ def _modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
         yield (path if seen[path] == 1 else f"{path}:{seen[path]}"), layer
 
 
-def _recognise(module: nn.Module) -> tuple[Live | None, str | None]:
-    """What it is; or why it is nothing that we know; or neither, where it is no attention."""
+def _recognise(module: nn.Module) -> Live | str | None:
+    """Return the entry of a module, or the reason it is left, or None if it is no attention."""
     own = type(module)
     if isinstance(module, Fused):
-        return None, "it is swapped already"
+        return "it is swapped already"
     if own.__module__.startswith("attnkernels."):
-        return None, None
+        return None
     named = [live for live in LIVE if own.__name__ in live.names]
     for live in named:
         if _takes(own, live):
             try:
-                return live, live.why_not(module)
+                return live.why_not(module) or live
             except (AttributeError, KeyError) as error:
-                return None, f"it is not what {live.convention!r} has under this name: {error}"
+                return f"it is not the class that {live.convention!r} knows: {error}"
     if named:
-        return None, f"its arguments are none of those of {_sources(named)}"
+        return f"its arguments are not those of {_sources(named)}"
     if "att" in own.__name__.lower():
-        return None, f"no convention knows the class {own.__name__}"
-    return None, None
+        return f"no convention knows the class {own.__name__}"
+    return None
 
 
-def _takes(own: type, live: Live) -> bool:
-    """Whether the method takes the arguments, and others only if it need not be given them."""
+def _takes(own: type[nn.Module], live: Live) -> bool:
+    """Return True if the method has the arguments, and defaults for all that follow."""
     method = getattr(own, live.method, None)
     if method is None:
         return False
@@ -145,63 +151,3 @@ def _takes(own: type, live: Live) -> bool:
 
 def _sources(named: list[Live]) -> str:
     return " or ".join(CONVENTIONS[live.convention].source for live in named)
-
-
-def _differs(module: nn.Module, live: Live) -> str | None:
-    """None where both compute the same; otherwise a sentence."""
-    own: Any = type(module)
-    devices = [x.device for x in module.parameters() if x.is_cuda][:1]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices):  # a stranger may have dropout
-            wanted, found = (
-                _tensors(
-                    [live.trial(_twin(module, cls, mode), _draw(module)) for mode in (True, False)]
-                )
-                for cls in (own, fused_class(live.fused, own))
-            )
-    except Exception as error:  # whatever a stranger's module may raise
-        return f"a trial of it failed with {type(error).__name__}: {error}"
-    if [x.shape for x in wanted] != [x.shape for x in found]:
-        return f"it returns other shapes than {CONVENTIONS[live.convention].source}"
-    half = wanted[0].dtype in (torch.float16, torch.bfloat16)
-    close = 3e-2 if half else 1e-4
-    for x, y in zip(wanted, found, strict=True):
-        if not torch.allclose(x.double(), y.double(), rtol=close, atol=close):
-            far = (x.double() - y.double()).abs().max().item()
-            return (
-                f"it does not compute what {CONVENTIONS[live.convention].source} does: "
-                f"{far:.1g} apart on random numbers"
-            )
-    return None
-
-
-def _twin(module: nn.Module, cls: type, training: bool) -> Any:
-    """A module of the class, in training or not, that shares parameters and nothing it may set."""
-    twin: Any = object.__new__(cls)
-    parameters: dict[int, Any] = {id(x): x for x in module.parameters()}
-    inner = {name: deepcopy(x, parameters) for name, x in module._modules.items()}
-    twin.__dict__.update(
-        module.__dict__, _modules=inner, _buffers=dict(module._buffers), training=training
-    )
-    for each in twin.children():
-        each.train(training)
-    return twin
-
-
-def _draw(module: nn.Module) -> Draw:
-    """Random numbers, the same at every call of this, of the module's dtype and device."""
-    like = next(iter(module.parameters()), torch.empty(0))
-    generator = torch.Generator("cpu").manual_seed(0)
-
-    def draw(*sizes: int) -> Tensor:
-        x = torch.randn(sizes, generator=generator, device=generator.device)
-        return x.to(like.device, like.dtype)
-
-    return draw
-
-
-def _tensors(results: Any) -> list[Tensor]:
-    """All tensors in tuples and lists, in order; those of indices are left out."""
-    if isinstance(results, Tensor):
-        return [results] if results.is_floating_point() else []
-    return [x for each in results for x in _tensors(each)]

@@ -1,0 +1,90 @@
+"""One step of a decoder: the calls of the operator that the library files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import is_not
+
+import torch
+from torch import Tensor, nn
+
+from ...functional.attention import additive_attention
+from ...functional.deferred import RepeatedMemory
+from ...functional.memory import prepare_keys
+from .live import KEPT
+
+
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    *,
+    taking_part: Tensor | None = None,
+    scale: float = 1.0,
+    activation: str = "tanh",
+) -> tuple[Tensor, Tensor]:
+    """Return the context (B, dv) and weights (B, m) of one query per sequence.
+
+    Args:
+        query: projected, (B, d).
+        keys: projected, (B, m, d).
+        value: (B, m, dv).
+        weight: the scoring vector, (d,).
+        taking_part: bool (B, m), True for the keys to attend to. None: all of them.
+        scale, activation: as in `attnkernels.additive_attention`.
+    """
+    context, weights = additive_attention(
+        query.unsqueeze(1),
+        keys,
+        value,
+        weight,
+        attn_mask=None if taking_part is None else taking_part.unsqueeze(1),
+        scale=scale,
+        activation=activation,
+        return_weights=True,
+    )
+    return context.squeeze(1), weights.squeeze(1)
+
+
+def attend_again(
+    module: nn.Module,
+    query: Tensor,
+    keys: Tensor,
+    value: Tensor,
+    weight: nn.Linear,
+    *,
+    mask: Tensor,
+    lengths: Callable[[], Tensor],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Compute `attend` for keys that come back step after step.
+
+    The keys are prepared once, and their gradients are computed after all steps. They are prepared
+    again if a tensor is replaced (by ``reset`` or the reordering of a beam) or changed in place,
+    or if grad mode changes. Changes in place go unnoticed in inference mode, whose tensors have no
+    version counter.
+
+    Args:
+        module: the module that the prepared keys are kept in.
+        query, keys, value: as in `attend`.
+        weight: the scoring layer, of weight (1, d).
+        mask: the module's own mask, from which ``lengths`` always returns the same lengths.
+        lengths: a function that returns the lengths (B,) of the keys.
+        scale: as in `attend`.
+    """
+    given = (keys, value, weight.weight, mask)
+    versions = [0 if x.is_inference() else x._version for x in given]
+    also = (scale, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), versions)
+    kept = module.__dict__.get(KEPT)
+    if kept is None or kept[1] != also or any(map(is_not, kept[0], given)):
+        memory = prepare_keys(keys, value, weight.weight[0], key_lengths=lengths(), scale=scale)
+        kept = given, also, RepeatedMemory(memory)
+        module.__dict__[KEPT] = kept
+    context, weights = kept[2].attend(query.unsqueeze(1))
+    return context.squeeze(1), weights.squeeze(1)
+
+
+def beyond(lengths: Tensor, m: int) -> Tensor:
+    """Return bool (B, m), True at the positions at and beyond the lengths (B,)."""
+    return torch.arange(m, device=lengths.device) >= lengths.unsqueeze(1)

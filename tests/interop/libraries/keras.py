@@ -1,0 +1,16 @@
+"""Keras: AdditiveAttention, of which a checkpoint has the scoring vector alone."""
+
+from __future__ import annotations
+
+import torch
+from helpers.interop_load import H, LoadCase, State, softmax
+from torch import Tensor
+
+
+def formula(s: State, queries: Tensor, keys: Tensor) -> Tensor:
+    return softmax((s["scale"] * torch.tanh(queries.unsqueeze(2) + keys.unsqueeze(1))).sum(-1))
+
+
+LOADS = {
+    "keras": LoadCase("keras", {"bias": False}, {"scale": (H,)}, formula, sizes=(H, H, H)),
+}
