@@ -1,15 +1,15 @@
 // The backward, (E4)-(E6), in one sweep over tiles of 64 queries and 64 keys.
 //
 //   for each tile of queries, for each tile of keys           shared memory
-//     G = dc value^T, 16 x 64 a warp         (product.h)      ds, 64 x 68 floats, 17 KiB
-//     scores in registers, 4 x 8 a thread    (score.h)        2 stages of panels, then
+//     G = dc value^T, 16 x 64 per warp       (product.h)      ds, 64 x 68 floats, 17 KiB
+//     scores in registers, 4 x 8 per thread  (score.h)        2 stages of panels, then
 //     a = exp(s - lse), ds = a (G - delta)   (E4)             the weights after dropout: 17 KiB
 //     dvalue += a^T dc                       (product.h)      35 KiB: an H100 has room for the
-//     dq, dk, dw from ds, a lane a unit      (sweep.h)        three blocks that registers allow
+//     dq, dk, dw from ds, one unit per lane  (sweep.h)        three blocks that registers allow
 //
-// Elements are gone through twice, for the scores at 3.9 instructions and for the gradients at 7.5:
-// about 11.4, which is 11.2 elements a clock of an H100's processor. Gradients are added to memory
-// by atomics that return nothing, 12 bytes for every 32 elements; see sums.h for their order.
+// Each element is visited twice, for the scores at 3.9 instructions and for the gradients at 7.5:
+// about 11.4, or 11.2 elements per clock and processor of an H100. Gradients are added to memory by
+// atomics that return nothing, 12 bytes per 32 elements; see sums.h for their order.
 #include <algorithm>
 
 #include "cuda/product.h"
@@ -22,8 +22,8 @@ namespace {
 constexpr int kHalves = kTile / kSweep;
 static_assert(kHalves * kSweep == kTile);
 
-// A block's part: which of the queries, of the keys, and of all parts of a leading index; its
-// tiles; and where the mask's gradient begins.
+// The part of a block: its number among those of the queries, of the keys, and of the leading
+// index; its tiles; and the first element of the gradient of the mask.
 struct Part {
   int query, key, whole;
   int query_tile, query_end, key_tile, key_end;
@@ -35,8 +35,8 @@ struct Shared {
     Stage stages[2];
     float used[kTile * kPitch];  // by key, then query
   };
-  float ds[kTile * kPitch];  // likewise
-  float totals[kThreads];    // of ds, by thread
+  float ds[kTile * kPitch];  // by key, then query
+  float totals[kThreads];    // of ds, per thread
   Place at;
   Part part;
 };
@@ -48,7 +48,7 @@ struct Job {
   int query_parts, key_parts;
 };
 
-// G, into ds: 16 queries a warp.
+// Store G into ds, 16 queries per warp.
 __device__ __forceinline__ void outer_products(Shared& shared, const Problem& p, const float* dc,
                                                int rows, int columns, int jt) {
   static_assert(kThreads / 32 * 16 == kTile);
@@ -73,7 +73,7 @@ __device__ __forceinline__ void outer_products(Shared& shared, const Problem& p,
   });
 }
 
-// dvalue += used^T dc, 32 keys and 32 columns a warp at a time.
+// Add used^T dc to dvalue, 32 keys and 32 columns per warp at a time.
 __device__ __forceinline__ void add_value_gradient(const Shared& shared, const Problem& p,
                                                    const float* dc, float* grad, int rows,
                                                    int columns) {
@@ -98,7 +98,7 @@ __device__ __forceinline__ void add_value_gradient(const Shared& shared, const P
   }
 }
 
-// dq, dk and dw of the tile: a warp has 32 hidden units and half of the queries at a time.
+// Add dq, dk and dw of the tile: a warp has 32 hidden units and half of the queries at a time.
 template <class Act>
 __device__ __forceinline__ void add_gradients(const Shared& shared, const Problem& p,
                                               const Job& job, const Act& act, int it, int jt) {
@@ -129,7 +129,7 @@ __device__ __forceinline__ void add_gradients(const Shared& shared, const Proble
   }
 }
 
-// ds and the weights after dropout of a tile, (E4).
+// Compute ds and the weights after dropout of a tile, (E4).
 template <class Act>
 __device__ __forceinline__ void make_gradients(Shared& shared, const Problem& p, const Job& job,
                                                const Act& act, const float* dc, int it, int jt) {
@@ -160,7 +160,7 @@ __device__ __forceinline__ void make_gradients(Shared& shared, const Problem& p,
   shared.totals[threadIdx.x] += total;
 }
 
-// The gradients of raw scores as ds; likewise.
+// Take the gradients of raw scores as ds of a tile.
 __device__ __forceinline__ void take_gradients(Shared& shared, const Problem& p, const Job& job,
                                                int it, int jt) {
   const Place& at = shared.at;
@@ -175,7 +175,7 @@ __device__ __forceinline__ void take_gradients(Shared& shared, const Problem& p,
   shared.totals[threadIdx.x] += total;
 }
 
-// Called by all threads of a block; returns when `at` and `part` can be read.
+// All threads of a block call this; on return `at` and `part` can be read.
 __device__ __forceinline__ void find_part(Shared& shared, const Problem& p, const Job& job) {
   const int64_t item = blockIdx.x / job.key_parts / job.query_parts;  // of (b, sequence)
   const int s = static_cast<int>(item % p.sequences);
@@ -241,9 +241,10 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
 }
 
-// Parts of the tiles of queries and of keys of an item. With atomics, as many as make the blocks
-// even; where each part has gradients of its own, as few as fill the device, and cut so that they
-// take little memory: a part of the queries costs 2 m d + m dv, one of the keys n d.
+// Cut the tiles of queries and of keys of an item into parts. With atomics, use enough parts to
+// make the blocks even. Where each part has gradients of its own, use as few as fill the device,
+// cut so that they take little memory: a part of the queries costs 2 m d + m dv, one of the keys n
+// d.
 void cut(Job& job, const Problem& p, const Host& host) {
   const int64_t items = p.batch.count * p.sequences;
   const int64_t sequences = std::max(p.sequences, 1);

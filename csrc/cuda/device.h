@@ -1,8 +1,8 @@
-// What the kernels ask of a GPU, in one place: CUDA C++ under nvcc, and under ATTNKERNELS_EMULATED
-// the model of it in tests/emulator, which runs the same sources on a CPU.
+// Everything that the kernels use of CUDA: the real thing under nvcc, and under
+// ATTNKERNELS_EMULATED the model in tests/emulator, which runs the same sources on a CPU.
 //
-// Grids and blocks have one dimension. Shared memory is dynamic, DYNAMIC_SHARED(T, name), or a
-// small array, SHARED_ARRAY(T, name, count).
+// Grids and blocks have one dimension. Shared memory is either dynamic, DYNAMIC_SHARED(T, name), or
+// a small array, SHARED_ARRAY(T, name, count).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -25,8 +25,8 @@ namespace attnkernels::cuda {
 
 using Stream = void*;
 
-// 16 bytes from global to shared memory, without passing through registers: complete once
-// async_wait<N> has been passed with no more than N younger groups, each ended by async_commit.
+// Copy 16 bytes from global to shared memory, past the registers. async_commit() ends a group of
+// copies; async_wait<N>() waits until at most the N newest groups are incomplete.
 __device__ __forceinline__ void async_copy16(void* shared, const void* global) {
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
@@ -39,10 +39,10 @@ __device__ __forceinline__ void async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// c += a b for a 16 x 8, b 8 x 8 and c 16 x 8 spread over a warp as PTX says of mma.m16n8k8 with
+// c += a b for a 16 x 8, b 8 x 8 and c 16 x 8 spread over a warp as PTX defines mma.m16n8k8 with
 // tf32: lane l, with g = l / 4 and t = l % 4, has a = {(g, t), (g + 8, t), (g, t + 4), (g + 8,
-// t + 4)}, b = {(t, g), (t + 4, g)}, c = {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)}. Of
-// every float of a and b it takes the first 10 bits of the fraction.
+// t + 4)}, b = {(t, g), (t + 4, g)}, c = {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)}. It
+// reads the first 10 bits of the fraction of each float of a and b.
 __device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
@@ -51,8 +51,8 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], con
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 
-// The unit for special functions. 2^x and 1 / x are within 2 and 1 units in the last place; numbers
-// below the normal ones count as 0.
+// The unit for special functions: 2^x within 2 units in the last place and 1 / x within 1.
+// Subnormal numbers count as 0.
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -64,7 +64,7 @@ __device__ __forceinline__ float reciprocal(float x) {
   return y;
 }
 
-// max(x, y) that is NaN where either is.
+// max(x, y), or NaN where either is NaN.
 __device__ __forceinline__ float max_nan(float x, float y) {
   float z;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
@@ -100,8 +100,8 @@ inline int multiprocessors(int device) {
   return count;
 }
 
-// kernel(arguments...) on `blocks` blocks of `threads` threads with `shared` bytes of dynamic
-// shared memory; std::runtime_error where it could not be started.
+// Start kernel(arguments...) on `blocks` blocks of `threads` threads with `shared` bytes of dynamic
+// shared memory, or throw std::runtime_error.
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), int64_t blocks, int threads, size_t shared,
             Stream stream, const A&... arguments) {

@@ -1,25 +1,24 @@
 // Scores, softmax and context in one pass, (E1)-(E3): a tile of 64 queries against tiles of keys.
 //
 //   for each tile of keys                                   shared memory
-//     scores in registers, 4 x 8 a thread    (score.h)      2 stages of panels, 16.1 KiB
+//     scores in registers, 4 x 8 per thread  (score.h)      2 stages of panels, 16.1 KiB
 //     x -> P, masked                                        P, 64 x 68 floats, 17 KiB
-//     P = exp(P - highest), two threads a row (E2)          alpha, highest, total: 64 floats each
+//     P = exp(P - highest), two threads per row (E2)        alpha, highest, total: 64 floats each
 //     context = alpha context + P value      (product.h)    34 KiB: an H100 has room for the
 //                                                           four blocks that registers allow
-// The context is kept in memory, not in registers, which the scores need: every thread reads and
-// writes only its own, from the cache. A tile of scores costs 64 x 64 x d elements at 3.9
-// instructions (score.h), its softmax 25 a pair, the update of its context 0.6 a multiply-add.
+// The context is kept in memory because the scores need the registers: every thread reads and
+// writes only its own part, in the cache. A tile of scores costs 64 x 64 x d elements at 3.9
+// instructions (score.h), its softmax 25 per pair, the update of its context 0.6 per multiply-add.
 //
-// Where there are few tiles of queries, blocks share the keys, and combine_kernel joins their
-// parts.
+// Where there are few tiles of queries, blocks split the keys and combine_kernel joins their parts.
 #include "cuda/product.h"
 #include "cuda/score.h"
 
 namespace attnkernels::cuda {
 namespace {
 
-// A block's part: its tile of queries, how many of them there are, its tiles of keys, and its first
-// row of the context and of lse.
+// The part of a block: its tile of queries and their number, its tiles of keys, and its first row
+// of the context and of lse.
 struct Part {
   int it, rows, first, last;
   int64_t row;
@@ -29,12 +28,13 @@ struct Shared {
   Stage stages[2];
   float p[kTile * kPitch];
   float alpha[kTile];
-  float highest[kTile], total[kTile];  // of a row so far
+  float highest[kTile], total[kTile];  // per row, so far
   Place at;
   Part part;
 };
 
-// P of a tile of keys: exponentials of its scores, and how much less the context so far counts.
+// Turn the scores of a tile of keys into exponentials P, and compute alpha, which scales the
+// context so far.
 __device__ __forceinline__ void soften(Shared& shared, const Problem& p, int jt) {
   static_assert(kThreads == 2 * kTile && kTile / 2 % 4 == 0);
   const int row = threadIdx.x / 2, first = threadIdx.x % 2 * (kTile / 2);
@@ -64,7 +64,7 @@ __device__ __forceinline__ void soften(Shared& shared, const Problem& p, int jt)
   }
 }
 
-// Columns of the context that warps take in turn, with all of its rows: a value is loaded once.
+// Columns of the context that a warp takes at a time, with all of its rows: a value is loaded once.
 constexpr int kColumns = 16;
 using ContextPiece = Piece<kTile / 16, kColumns / 8>;
 
@@ -73,7 +73,7 @@ __device__ __forceinline__ void each_item(int dv, const F& f) {
   for (int col0 = threadIdx.x / 32 * kColumns; col0 < dv; col0 += kThreads / 32 * kColumns) f(col0);
 }
 
-// context = alpha context + P value; what is not `started` counts as 0.
+// Set context to alpha context + P value, or to P value until `started`.
 __device__ __forceinline__ void add_values(const Shared& shared, float* context, bool started,
                                            const Problem& p, int jt) {
   const int rows = shared.part.rows, columns = shared.at.keys - jt * kTile;
@@ -106,7 +106,7 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
   });
 }
 
-// Called by all threads of a block; returns when all but the stages and P can be read.
+// All threads of a block call this; on return all but the stages and P can be read.
 __device__ __forceinline__ void find_part(Shared& shared, const Problem& p, const Split& out) {
   const int split = blockIdx.x % out.splits, tile = blockIdx.x / out.splits % p.queries.tiles;
   const int64_t b = blockIdx.x / out.splits / p.queries.tiles;
@@ -128,7 +128,7 @@ __device__ __forceinline__ void find_part(Shared& shared, const Problem& p, cons
   __syncthreads();
 }
 
-// Block (b, tile of queries, split of the keys). n and m are all the rows there are, per b.
+// Block (b, tile of queries, split of the keys). Every b has n queries and m keys in all.
 template <class Act>
 __global__ void __launch_bounds__(kThreads, 4)
     forward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Split out,
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   });
 }
 
-// One row a block: the contexts of its splits, weighted by what they are of the whole.
+// One block per row: the contexts of its splits, each weighted by its share of the whole.
 __global__ void __launch_bounds__(kThreads)
     combine_kernel(const __grid_constant__ Split part, float* context, float* lse, int64_t rows,
                    int dv) {
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) lse[row] = finite + logf(total);
 }
 
-// Scores become weights in place, (E2), after dropout; a pair a thread.
+// Turn scores into weights in place, (E2), after dropout; one thread per pair.
 __global__ void __launch_bounds__(kThreads)
     weights_kernel(const __grid_constant__ Problem p, float* weights, const float* lse) {
   const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x;

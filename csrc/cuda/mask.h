@@ -1,11 +1,11 @@
-// What takes part, and what dropout keeps: (E2), and docs/math.md, "Dropout".
+// The pairs that take part, and those that dropout keeps: (E2), and docs/math.md, "Dropout".
 #pragma once
 #include "cuda/rows.h"
 
 namespace attnkernels::cuda {
 
-// Whether pair (i, j) of `rows` queries and `columns` keys takes part, and what is added to its
-// score. mask_at is where the mask of the leading index begins.
+// Return true if pair (i, j) of `rows` queries and `columns` keys takes part, and set the number
+// added to its score. mask_at: the first element of the mask of the leading index.
 __device__ __forceinline__ bool takes_part(const Problem& p, int64_t mask_at, int rows, int columns,
                                            int i, int j, float& added) {
   added = 0;
@@ -17,7 +17,7 @@ __device__ __forceinline__ bool takes_part(const Problem& p, int64_t mask_at, in
   return added != -kInfinity;
 }
 
-// Philox4x32-10 (Salmon et al., 2011): four words of random bits for (seed, counter).
+// Philox4x32-10 (Salmon et al., 2011): four words of random bits per (seed, counter).
 struct Words {
   uint32_t w[4];
 };
@@ -34,8 +34,8 @@ __device__ __forceinline__ Words philox(uint64_t seed, Words c) {
   return c;
 }
 
-// What dropout makes of the weights of keys 4 * group .. 4 * group + 3 of query i: 0, or what keeps
-// the mean. `item` counts leading indices and their sequences.
+// Return the factors of dropout for query i and the keys from 4 * group to 4 * group + 3: 0, or
+// the one that keeps the mean. `item` numbers the sequences of all leading indices.
 __device__ __forceinline__ float4 kept_four(const Problem& p, int64_t item, int i, int group) {
   if (!p.seed) return make_float4(1, 1, 1, 1);
   const Words bits = philox(static_cast<uint64_t>(*p.seed),
@@ -45,13 +45,13 @@ __device__ __forceinline__ float4 kept_four(const Problem& p, int64_t item, int 
   return make_float4(factor(bits.w[0]), factor(bits.w[1]), factor(bits.w[2]), factor(bits.w[3]));
 }
 
-// Of key j.
+// Return the factor of key j.
 __device__ __forceinline__ float kept(const Problem& p, int64_t item, int i, int j) {
   const float4 four = kept_four(p, item, i, j / 4);
   return j % 4 < 2 ? (j % 4 == 0 ? four.x : four.y) : (j % 4 == 2 ? four.z : four.w);
 }
 
-// x times that: what is dropped is 0, whatever it was.
+// Return x times that factor: 0 where dropped, even for an infinite x.
 __device__ __forceinline__ float dropped(float x, float keep) { return keep == 0 ? 0.f : x * keep; }
 
 }  // namespace attnkernels::cuda

@@ -12,12 +12,12 @@ constexpr unsigned kWarp = 0xffffffff;
 
 using Limit = Limits<float>;  // of exponents gain * x
 
-// log2(e), and what float32 leaves of it
+// log2(e), and its rounding error in float32
 constexpr float kLog2e = 1.44269502162933349609375f, kLog2eLow = 1.925963033500011e-08f,
                 kLn2 = 0.6931471805599453f;
 
-// exp(y) to a few units in the last place while |y| <= Limit::factored: the hardware's 2^h, and what h
-// lost.
+// exp(y) to a few units in the last place while |y| <= Limit::factored: the hardware's 2^h,
+// corrected for the rounding of h.
 __device__ __forceinline__ float exp_exact(float y) {
   const float h = y * kLog2e, low = fmaf(y, kLog2eLow, fmaf(y, kLog2e, -h)), e = exp2_approx(h);
   return fmaf(e, low * kLn2, e);

@@ -1,14 +1,14 @@
-// What scores are computed from: panels of queries and keys with their ranges, and weights.
+// The operands of scores: panels of queries and keys with their ranges, and weights.
 //
 //   panel of a tile   quad 0: row 0 | row 1 | ... | row 63      16 bytes a row: 4 hidden units
 //   of 64 rows        quad 1: row 0 | ...                       1 KiB a quad
 //
-// It holds exp(gain x), (E7), so that a score needs no exponential of its own: (n + m) d of them
-// instead of one for every tile that a row meets. Where exp has no place in float32, the range
-// beside the panel says so and scores go back to the inputs. For a pointwise activation it holds x.
+// A panel holds exp(gain x), (E7), so that scores need no exponentials of their own: there are
+// (n + m) d of them in all. Where float32 cannot hold exp, the range beside the panel says so and
+// scores are computed from the inputs. For a pointwise activation a panel holds x.
 //
-// A block of 128 threads makes one panel: a warp reads 4 rows of 8 quads, 128 bytes or 64 of each
-// row, and writes 64 bytes at a time. Bound by memory. Shared memory: 8 floats.
+// A block of 128 threads makes one panel: a warp reads 4 rows of 8 quads, 128 or 64 bytes per row,
+// and writes 64 bytes at a time. It is bound by memory. Shared memory: 8 floats.
 #include "cuda/rows.h"
 
 namespace attnkernels::cuda {
@@ -37,7 +37,7 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
   const int64_t b = panel / side.panels.tiles;
   const Extent rows = extent(side.ends, sequence_of(side.ends, p.sequences, tile), side.rows);
   const int first = (tile - rows.tile) * kTile;
-  const int count =  // beyond the length a panel holds x = 0, whatever the key does
+  const int count =  // beyond the length a panel holds x = 0, whatever the key holds
       side.lengths.data ? length_of(side.lengths, side.own.batch, b, side.own.lengths, rows.count)
                         : rows.count;
   const int64_t at = offset(side.own.batch, b, side.own.lead) + (rows.begin + first) * side.x.row;
@@ -58,7 +58,7 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
             there ? p.gain * load(side.x.data, side.x.dtype, at + row * side.x.row + t * side.x.col)
                   : 0.f;
         high = fmaxf(high, y[e]);
-        // NaN counts as infinite: where elements share a reciprocal it would reach its neighbour
+        // NaN counts as infinite: a shared reciprocal would carry it to a neighbour
         size = fmaxf(size, y[e] == y[e] ? fabsf(y[e]) : kInfinity);
         if (p.logistic) y[e] = exp_exact(y[e]);
       }
@@ -82,9 +82,9 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
   }
 }
 
-// w' and (base, unit) such that a score is base + unit * sum_t w'_t g_t, where g is r = 1 / x of
-// (E7) or the activation itself. The unit is the largest |w'|, so that products with w' overflow
-// no sooner than those without. One warp's work, done by every warp of the block alike.
+// Store w' and (base, unit) such that a score is base + unit * sum_t w'_t g_t, where g is r = 1 / x
+// of (E7) or the activation itself. The unit is the largest |w'|, so that products with w' overflow
+// no sooner than products without. Every warp of the block reduces all of the weights.
 __device__ void make_weights(const Prepare& p, int64_t b) {
   const int64_t at = offset(p.own.batch, b, p.own.lead);
   float* const out = p.weights + b * (p.padded + 4);

@@ -1,4 +1,4 @@
-// What the CUDA kernels are asked to do: plain pointers, sizes and strides, no torch type.
+// The interface of the CUDA kernels: plain pointers, sizes and strides, no torch type.
 #pragma once
 #include <cstdint>
 
@@ -12,8 +12,7 @@ namespace attnkernels::cuda {
 constexpr int kRank = 8;   // leading dimensions, once neighbours are merged
 constexpr int kTile = 64;  // queries, and keys, of a tile
 
-// Leading dimensions, the innermost first, and a tensor's strides over them: 0 where it is
-// broadcast.
+// Leading dimensions, the innermost first, and a tensor's strides over them: 0 where it broadcasts.
 struct Batch {
   int rank = 0;
   int64_t count = 1;
@@ -28,9 +27,9 @@ struct Matrix : attnkernels::Matrix {
   Strides lead;
 };
 
-// Tiles of rows prepared for scores: prepare.cu. Strides count tiles.
+// Tiles of rows as prepare.cu leaves them. Strides count tiles.
 struct Range {
-  float high, size;  // the highest exponent, and the largest by size
+  float high, size;  // the largest exponent, and the largest absolute one
 };
 struct Panels {
   float* data = nullptr;    // (tiles, padded / 4, kTile, 4)
@@ -39,7 +38,7 @@ struct Panels {
   int tiles = 0;
 };
 
-// Sequences packed one after another: rows ends[s] .. ends[s + 1]. null: one, of all rows.
+// Packed sequences: s has the rows from ends[s] to ends[s + 1]. null: one sequence of all rows.
 struct Sequences {
   const void* ends = nullptr;
   Dtype dtype = Dtype::i32;
@@ -56,17 +55,17 @@ struct Problem {
   float scale;
   bool causal = false;
   const int64_t* seed = nullptr;  // null: no dropout
-  uint64_t threshold = 0;         // of 2^32: what is below is dropped
+  uint64_t threshold = 0;         // bits below this number of 2^32 drop a pair
   float keep_scale = 1;
-  // made by prepare(), in stages.h
+  // set by prepare(), in stages.h
   int padded = 0;  // d rounded up to whole quads
   Panels queries, keys;
-  const float* weights = nullptr;  // (padded + 4) for each leading index that weight itself has
+  const float* weights = nullptr;  // (padded + 4) per leading index of weight itself
   Strides weights_lead;
 };
 
-// The leading dimensions that a tensor itself has, for what is prepared of it alone; and over those
-// of the problem, the strides of their flat index.
+// The leading dimensions of one tensor, which is prepared once however it broadcasts; and the
+// strides of their flat index over the leading dimensions of the problem.
 struct Own {
   Batch batch;
   Strides lead, lengths, index;
@@ -82,8 +81,8 @@ struct Forward {
 };
 
 struct Backward {
-  // Either the gradient of raw scores, or what the backward of the whole op needs; null where there
-  // is none. All are float32 and contiguous.
+  // Either the gradient of raw scores, or the operands of the backward of the whole operator; null
+  // for those that are absent. All are float32 and contiguous.
   const float* grad_scores = nullptr;                                  // (batch, n, m)
   const float *context = nullptr, *lse = nullptr, *weights = nullptr;  // as the forward gave them
   const float *grad_context = nullptr, *grad_lse = nullptr, *grad_weights = nullptr;
@@ -95,12 +94,12 @@ struct Backward {
   bool deterministic = false;
 };
 
-// The device and its memory; the operator provides both.
+// The device and its memory, which the operator provides.
 struct Host {
   void* stream;
   int processors;
   void* self;
-  void* (*allocate_bytes)(void* self, int64_t bytes);  // freed when the operator returns
+  void* (*allocate_bytes)(void* self, int64_t bytes);  // until the operator returns
 
   template <class T>
   T* allocate(int64_t count) const {

@@ -1,17 +1,17 @@
-// Matrix products of a tile on tensor cores, to float32: what weights make of values, and the two
-// that the backward needs.
+// Matrix products of a tile on tensor cores, to float32 accuracy: weights times values in the
+// forward, and two more in the backward.
 //
-// A number is split into what tf32 holds, rounded to nearest, and the rest: x = hi + lo. Then a b =
-// hi hi + lo hi + hi lo to 2^-21 of each term at worst. (Truncated, hi would leave a rest of one
-// bit more, and sums would be some times as wrong.) Numbers that were 16 bits wide have no rest,
-// which saves one of the three. An infinite number makes NaN, and what is within 2^-12 of float32's
-// largest counts as infinite. Warps share the 16 x 8 pieces of a result: a warp's are 16 M x 8 N.
+// A number is split into its rounding to tf32 and the rest: x = hi + lo. Then a b = hi hi + lo hi +
+// hi lo, with an error of at most 2^-21 of each term. (Truncating hi would leave one more bit in
+// the rest and multiply the error of sums.) 16-bit numbers have no rest, which saves one of the
+// three products. Infinity gives NaN, and numbers within 2^-12 of the largest float32 count as
+// infinite. Warps share the 16 x 8 pieces of a result: each has 16 M x 8 N of it.
 #pragma once
 #include "cuda/maths.h"
 
 namespace attnkernels::cuda {
 
-// NaN may come out as something else: the rest, x - high_part(x), is NaN then.
+// A NaN may come out as a number, but the rest, x - high_part(x), is then NaN.
 __device__ __forceinline__ float high_part(float x) {
   return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
 }
@@ -20,13 +20,13 @@ template <int M, int N>
 struct Piece {
   float c[M][N][4];
 
-  // set(row, column) -> its first value.
+  // Start from set(row, column).
   template <class F>
   __device__ __forceinline__ void fill(const F& set) {
     each([&](float& x, int row, int col) { x = set(row, col); });
   }
 
-  // f(value, row, column) for the values that this lane has.
+  // Call f(value, row, column) for the values of this lane.
   template <class F>
   __device__ __forceinline__ void each(const F& f) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
@@ -38,7 +38,7 @@ struct Piece {
         for (int e = 0; e < 4; e++) f(c[m][n][e], 16 * m + g + e / 2 * 8, 8 * n + 2 * t + e % 2);
   }
 
-  // += sum_k a(row, k) b(k, column) for k < depth, a multiple of 8. kShort: tf32 holds every b.
+  // Add sum_k a(row, k) b(k, column) for k < depth, a multiple of 8. kShort: tf32 holds every b.
   template <bool kShort, class A, class B>
   __device__ __forceinline__ void add(int depth, const A& a, const B& b) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;

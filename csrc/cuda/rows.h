@@ -1,10 +1,11 @@
-// Where things are: leading indices, and the rows of sequences packed one after another.
+// Addresses: leading indices, and the rows of packed sequences.
 #pragma once
 #include "cuda/maths.h"
 
 namespace attnkernels::cuda {
 
-// Divisions of 32 bits, and none where there is one dimension, as there is of dense inputs.
+// Return the offset of leading index b. Divisions have 32 bits; one dimension, as dense inputs
+// have, needs none.
 __device__ __forceinline__ int64_t offset(const Batch& batch, int64_t b, const Strides& strides) {
   if (batch.rank == 0) return 0;
   int64_t at = 0;
@@ -30,9 +31,9 @@ __device__ __forceinline__ Extent extent(const Sequences& of, int s, int rows) {
   return {begin, static_cast<int>(end - begin), static_cast<int>(begin / kTile) + s};
 }
 
-// The sequence that a tile belongs to. Sequence s owns the tiles from ends[s] / kTile + s on: that
-// leaves it enough of them wherever it starts, so that the number of all tiles is known without
-// reading `ends` back.
+// Return the sequence that a tile belongs to. Sequence s owns the tiles from ends[s] / kTile + s
+// on. These are enough wherever it starts, so that the number of tiles is known without reading
+// `ends` back.
 __device__ __forceinline__ int sequence_of(const Sequences& of, int sequences, int tile) {
   if (!of.ends) return 0;
   int low = 0, high = sequences;
@@ -46,7 +47,7 @@ __device__ __forceinline__ int sequence_of(const Sequences& of, int sequences, i
   return low;
 }
 
-// How many of m keys take part for leading index b.
+// Return how many of m keys take part for leading index b.
 __device__ __forceinline__ int length_of(const Matrix& lengths, const Batch& batch, int64_t b,
                                          const Strides& strides, int m) {
   if (!lengths.data) return m;
@@ -54,18 +55,17 @@ __device__ __forceinline__ int length_of(const Matrix& lengths, const Batch& bat
   return static_cast<int>(length < 0 ? 0 : length < m ? length : m);
 }
 
-// What the threads of a block know of their leading index and sequence. It lies in shared memory,
-// for registers are short.
+// The leading index and sequence of a block. It lies in shared memory because registers are scarce.
 struct Place {
   int64_t query_panel, key_panel;               // the first tile's
   int64_t query_at, key_at, value_at, mask_at;  // the first element
   int64_t query_row, key_row;                   // the first row in outputs of (batch, rows, ...)
   int64_t b, item;                              // the leading index, and dropout's: with sequences
   const float* weights;
-  int queries, keys;  // how many there are, and how many keys take part
+  int queries, keys;  // the number of queries, and of the keys that take part
 };
 
-// Called by all threads of a block; returns when `at` can be read.
+// All threads of a block call this; `at` can be read on return.
 __device__ __forceinline__ void find(Place& at, const Problem& p, int64_t b, int s) {
   if (threadIdx.x == 0) {
     const Extent q = extent(p.query_ends, s, p.n), k = extent(p.key_ends, s, p.m);

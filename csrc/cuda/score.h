@@ -4,14 +4,14 @@
 //            +------------------+
 //   16       | thread (ti, tj)  |    A thread has a block of 4 x 8 scores in registers and reads,
 //   threads, | queries ti + 16r |    for four hidden units, 4 + 8 vectors of 16 bytes from shared
-//   4 rows   | keys    tj +  8c |    memory, which is 0.1 of an instruction an element.
+//   4 rows   | keys    tj +  8c |    memory, which is 0.1 instructions per element.
 //            +------------------+
 //
 // Panels (prepare.cu) come through shared memory, 16 hidden units at a time, by asynchronous copies
 // into one of two stages while the other is worked on: 2 x (4 KiB + 4 KiB + 64 bytes).
 //
-// An element takes 3.5 operations and 1/4 of a reciprocal: 3.75 instructions, of which 0.25 for the
-// unit for special functions, which is 34 elements a clock of an H100's processor, of 36.
+// An element takes 3.5 operations and 1/4 of a reciprocal: 3.75 instructions, 0.25 of them for the
+// unit for special functions. That is 34 elements per clock and processor of an H100, out of 36.
 #pragma once
 #include "cuda/mask.h"
 
@@ -29,7 +29,7 @@ struct Stage {
 
 enum class Form { factored, bounded, pointwise };
 
-// s += sum_t w_t g_t of four hidden units.
+// Return s + sum_t w_t g_t over four hidden units.
 template <Form form, class Act>
 __device__ __forceinline__ float add_quad(float s, const float4& a, const float4& b,
                                           const float4& w, const Act& act) {
@@ -54,8 +54,7 @@ __device__ __forceinline__ float add_quad(float s, const float4& a, const float4
 }
 
 template <Form form, class Act>
-__device__ __forceinline__ void add_stage(Scores& s, const Stage& from, int quads,
-                                          const Act& act) {
+__device__ __forceinline__ void add_stage(Scores& s, const Stage& from, int quads, const Act& act) {
   const int ti = threadIdx.x / kTJ, tj = threadIdx.x % kTJ;
 #pragma unroll 1
   for (int quad = 0; quad < quads; quad++) {
@@ -81,7 +80,7 @@ __device__ __forceinline__ void copy_stage(Stage& to, const float4* a, const flo
   if (static_cast<int>(threadIdx.x) < quads) async_copy16(&to.w[threadIdx.x], w + threadIdx.x);
 }
 
-// Ends with all threads past their last use of the stages.
+// On return all threads are past their last use of the stages.
 template <Form form, class Act>
 __device__ __forceinline__ void add_panels(Scores& s, Stage* stages, const Problem& p,
                                            const Act& act, const Place& at, int it, int jt) {
@@ -110,7 +109,7 @@ __device__ __forceinline__ void add_panels(Scores& s, Stage* stages, const Probl
   async_wait<0>();
 }
 
-// The same from the inputs, right whatever they are: x = 1 + exp(gain (q + k)) may be infinite.
+// The same from the inputs, right for any of them: x = 1 + exp(gain (q + k)) may be infinite.
 __device__ __forceinline__ void add_inputs(Scores& s, const Problem& p, const Logistic& act,
                                            const Place& at, int it, int jt) {
   const int i0 = it * kTile + threadIdx.x / kTJ, j0 = jt * kTile + threadIdx.x % kTJ;
@@ -129,13 +128,12 @@ __device__ __forceinline__ void add_inputs(Scores& s, const Problem& p, const Lo
       const float q =
           load(p.query.data, p.query.dtype, at.query_at + i * p.query.row + t * p.query.col);
 #pragma unroll
-      for (int c = 0; c < kRJ; c++)
-        s[r][c] = fmaf(w, act.r(q + k[c]), s[r][c]);
+      for (int c = 0; c < kRJ; c++) s[r][c] = fmaf(w, act.r(q + k[c]), s[r][c]);
     }
   }
 }
 
-// What the ranges of two panels allow: docs/math.md, "Ranges".
+// The ranges of two panels together, which decide the form: docs/math.md, "Ranges".
 struct Ranges {
   float sum, size;
 
@@ -146,8 +144,8 @@ struct Ranges {
   }
 };
 
-// Of queries ti + 16 r of tile `it` and keys tj + 8 c of tile `jt`; called by all threads of the
-// block.
+// Compute the scores of queries ti + 16 r of tile `it` and keys tj + 8 c of tile `jt`. All threads
+// of the block call this.
 template <class Act>
 __device__ __forceinline__ void score_tile(Scores& s, Stage* stages, const Problem& p,
                                            const Act& act, const Place& at, int it, int jt) {
@@ -173,7 +171,7 @@ __device__ __forceinline__ void score_tile(Scores& s, Stage* stages, const Probl
     for (int c = 0; c < kRJ; c++) s[r][c] = fmaf(s[r][c], unit, base);
 }
 
-// f(i, j, x[r][c]) for the pairs that this thread has.
+// Call f(i, j, x[r][c]) for the pairs of this thread.
 template <class F>
 __device__ __forceinline__ void each_pair(int it, int jt, Scores& x, const F& f) {
   const int i0 = it * kTile + threadIdx.x / kTJ, j0 = jt * kTile + threadIdx.x % kTJ;
@@ -183,7 +181,7 @@ __device__ __forceinline__ void each_pair(int it, int jt, Scores& x, const F& f)
     for (int c = 0; c < kRJ; c++) f(i0 + r * kTI, j0 + c * kTJ, x[r][c]);
 }
 
-// Whether a tile has to be computed; called by all threads of the block.
+// Return true if a tile must be computed. All threads of the block call this.
 __device__ __forceinline__ bool any_takes_part(const Problem& p, const Place& at, int it, int jt) {
   if (!p.mask.data) return !p.causal || jt <= it;
   bool some = false;

@@ -1,5 +1,5 @@
-// Raw scores, (E1): a block a tile of 64 queries and 64 keys, from registers to memory. Its loops
-// and its shared memory, 16.1 KiB, are those of score.h; a pair more costs one store.
+// Raw scores, (E1): one block per tile of 64 queries and 64 keys, from registers to memory. Loops
+// and shared memory, 16.1 KiB, are those of score.h, with one store per pair.
 #include "cuda/score.h"
 
 namespace attnkernels::cuda {
@@ -12,8 +12,7 @@ struct Shared {
 
 template <class Act>
 __global__ void __launch_bounds__(kThreads, 4)
-    scores_kernel(const __grid_constant__ Problem p, float* out,
-                  const __grid_constant__ Act act) {
+    scores_kernel(const __grid_constant__ Problem p, float* out, const __grid_constant__ Act act) {
   DYNAMIC_SHARED(Shared, shared);
   const int jt = blockIdx.x % p.keys.tiles, it = blockIdx.x / p.keys.tiles % p.queries.tiles;
   find(shared->at, p, blockIdx.x / p.keys.tiles / p.queries.tiles, 0);
@@ -35,9 +34,8 @@ void scores(Problem p, const Owners& own, float* out, const Host& host) {
   }
   prepare(p, own, host);
   by_activation(p, [&](auto act) {
-    launch("scores", scores_kernel<decltype(act)>,
-           p.batch.count * p.queries.tiles * p.keys.tiles, kThreads, sizeof(Shared), host.stream,
-           p, out, act);
+    launch("scores", scores_kernel<decltype(act)>, p.batch.count * p.queries.tiles * p.keys.tiles,
+           kThreads, sizeof(Shared), host.stream, p, out, act);
   });
 }
 

@@ -1,4 +1,4 @@
-// The stages of a call, and how its work is cut into blocks.
+// The stages of a call, and the division of its work into blocks.
 #pragma once
 #include <algorithm>
 
@@ -7,38 +7,39 @@
 
 namespace attnkernels::cuda {
 
-constexpr int kThreads = 128;      // of a block that works on tiles
-constexpr int kPitch = kTile + 4;  // floats from row to row in shared memory: rows of a fragment lie
-                                   // in different banks
-constexpr int kStep = kStepQueries;  // queries of a decoder step, step.cu,
-constexpr int kStepKeys = 64;        // and the keys that its blocks take at a time
+constexpr int kThreads = 128;        // per block that works on tiles
+constexpr int kPitch = kTile + 4;    // floats from row to row in shared memory: rows of a fragment
+                                     // lie in different banks
+constexpr int kStep = kStepQueries;  // the most queries of a decoder step, step.cu
+constexpr int kStepKeys = 64;        // keys that a block of step.cu takes at a time
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline bool is_step(const Problem& p) { return p.n <= kStep && !p.query_ends.ends; }
 
-// Tiles of all sequences of a leading index; see sequence_of() in rows.h.
+// Return the tiles of all sequences of a leading index; see sequence_of() in rows.h.
 inline int tiles_of(const Sequences& s, int rows, int sequences) {
   return static_cast<int>(s.ends ? rows / kTile + sequences : ceil_div(rows, kTile));
 }
 
-// Into how many parts to cut `tiles` so that `blocks` of each part put `each` on a processor.
+// Return the number of parts of `tiles` for which `blocks` blocks per part put `each` blocks on
+// every processor.
 inline int parts_for(int64_t blocks, int64_t tiles, const Host& host, int64_t each = 4) {
   const int64_t wanted = each * host.processors / std::max<int64_t>(blocks, 1);
   return static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(tiles, 1)));
 }
 
-// Panels, ranges and weights: prepare.cu.
+// Make panels, ranges and weights: prepare.cu.
 void prepare(Problem&, const Owners&, const Host&);
 
-// What the blocks of a forward write, with the keys split among them.
+// The outputs of the blocks of a forward, which split the keys among them.
 struct Split {
   float *context, *lse;  // (splits, batch, n, dv), (splits, batch, n); lse null: only scores
-  float* scores;         // (batch, n, m), of the pairs that take part; or null
+  float* scores;         // (batch, n, m), for the pairs that take part; or null
   int splits;
 };
 
-// For few queries: step.cu.
+// For few queries: step.cu and step_backward.cu.
 void step_forward(const Problem&, const Split&, const Host&);
 void step_backward(const Problem&, const Backward&, const Host&);
 

@@ -1,22 +1,22 @@
 // A few queries against many keys, as in a decoder: bound by reading every key and value once.
 //
 //   for every 64 keys, a block of 256 threads                    shared memory
-//     scores: a warp 8 keys, 8 or 4 at a time, lanes along the     scores, 64 floats a query
+//     scores: 8 keys per warp, 8 or 4 at a time, lanes along the   scores, 64 floats per query
 //       hidden units, 16 bytes or 8 a load               (step.h)
-//     softmax: a warp a query
-//     context = alpha context + p value: a thread 4 columns of     sums of threads, 4 KiB a query
+//     softmax: one warp per query
+//     context = alpha context + p value: a thread 4 columns of     sums of threads, 4 KiB per query
 //       every so many keys, then one of these threads the sum
 //
-// Nothing is prepared: the activation itself from rows as they lie, two special functions and five
-// other instructions an element, which is 8 elements a clock of an H100's processor; of bfloat16
-// keys and values its memory brings 3.5 of each. What bounds such a kernel is how many bytes are
-// under way, 2 KiB a warp.
+// Nothing is prepared: the activation is computed from rows as they lie, by two special functions
+// and five other instructions per element. That is 8 elements per clock and processor of an H100,
+// whose memory delivers 3.5 of bfloat16 keys and as many of values. Such a kernel is bound by the
+// number of bytes in flight, 2 KiB per warp.
 #include "cuda/step.h"
 
 namespace attnkernels::cuda {
 namespace {
 
-// Keys of a warp at a time, for N queries: as many as registers allow, to have more under way.
+// Keys of a warp at a time, for N queries: as many as registers allow, for more bytes in flight.
 template <int N>
 constexpr int kAtOnce = N == 1 ? 8 : 4;
 
@@ -24,8 +24,8 @@ __device__ __forceinline__ void add_scaled(float4& x, float s, const float4& y) 
   x = make_float4(fmaf(s, y.x, x.x), fmaf(s, y.y, x.y), fmaf(s, y.z, x.z), fmaf(s, y.w, x.w));
 }
 
-// context = alpha context + sum over `count` keys of s value; what is not `started` counts as 0. A
-// thread has four columns of every so many keys, and one of them the sum.
+// Set context to alpha context + sum over `count` keys of s value, or to that sum until `started`.
+// A thread has four columns of every so many keys, and one of these threads the sum.
 template <int N>
 __device__ __forceinline__ void add_values(float* context, const float* s, const float* alphas,
                                            float4* parts, const Problem& p, const Rows& value,
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kBlock, 2)
   const Rows value(p.value, offset(p.batch, b, p.value.lead), p.dv);
   const int64_t row0 = (split * p.batch.count + b) * p.n;
 
-  float highest = -kInfinity, total = 0;  // of query `warp`
+  float highest = -kInfinity, total = 0;  // for query `warp`
   bool started = false;
   for (int jt = split * share; jt < min((split + 1) * share, tiles); jt++) {
     const int j0 = jt * kStepKeys;
@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(kBlock, 2)
     }
     __syncthreads();
     if (warp < p.n) {
-      static_assert(kWarps >= kStep && kStepKeys == 2 * 32);  // a warp a query, two keys a lane
+      static_assert(kWarps >= kStep &&
+                    kStepKeys == 2 * 32);  // one warp per query, two keys per lane
       float x[2], high = highest, sum = 0;
       for (int h = 0; h < 2; h++) {
         const int j = j0 + lane + 32 * h;

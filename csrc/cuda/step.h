@@ -1,5 +1,5 @@
-// What the kernels for few queries share: rows read four elements at a time, and the scores of a
-// warp's keys, with lanes along the hidden units.
+// The common part of the kernels for few queries: rows read four elements at a time, and the scores
+// of the keys of a warp, with lanes along the hidden units.
 #pragma once
 #include "cuda/mask.h"
 
@@ -7,7 +7,7 @@ namespace attnkernels::cuda {
 
 constexpr int kBlock = 256, kWarps = kBlock / 32;
 
-// Rows of inputs, from which four neighbouring elements are loaded at once where they lie so.
+// Rows of inputs. Four neighbouring elements are one load where alignment allows it.
 struct Rows {
   const void* data;
   int64_t at, row, col;
@@ -19,7 +19,7 @@ struct Rows {
     const uint64_t size = dtype == Dtype::f32 ? 16 : 8;
     whole = col == 1 && (d | row | at) % 4 == 0 && reinterpret_cast<uint64_t>(data) % size == 0;
   }
-  // Of row i, elements t .. t + 3; what is beyond d is 0.
+  // Return elements t to t + 3 of row i, and 0 beyond d.
   __device__ __forceinline__ float4 four(int i, int t, int d) const {
     const int64_t first = at + i * row + t * col;
     if (!whole) {
@@ -44,11 +44,11 @@ __device__ __forceinline__ float dot(const float4& a, const float4& b) {
   return fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, a.w * b.w)));
 }
 
-// Numbers of a warp's keys and of up to N queries.
+// One number per key of a warp and per query, of up to N.
 template <int N, int K>
 using Few = float[K][N];
 
-// out[e][i] = sum over t of f(a row i, b row j + e)_t; every lane gets them.
+// Set out[e][i] to the sum over t of f(a row i, b row j + e)_t, in every lane.
 template <int N, int K, class F>
 __device__ __forceinline__ void few_sums(Few<N, K>& out, const Rows& a, const Rows& b, int n, int j,
                                          int columns, int d, const F& f) {
@@ -76,7 +76,7 @@ __device__ __forceinline__ void few_sums(Few<N, K>& out, const Rows& a, const Ro
       if (i < n) out[e][i] = warp_sum(out[e][i]);
 }
 
-// The scores of keys j .. j + K - 1, (E1).
+// Compute the scores of the keys from j to j + K - 1, (E1).
 template <int N, int K, class Act>
 __device__ __forceinline__ void few_scores(Few<N, K>& out, const Problem& p, const Act& act,
                                            const Rows& query, const Rows& key, const Rows& weight,

@@ -1,14 +1,14 @@
 // The backward for few queries, (E4)-(E6): see step.cu. A block of 256 threads takes 32 keys at a
-// time, a warp 4 of them for ds, then a thread a hidden unit or a column: keys and values are read
-// twice, the second time from the cache, and their gradients written once, as they are wanted.
-// Shared memory: 32 gradients and 32 weights a query.
+// time: each warp makes ds of 4 keys, then each thread has a hidden unit or a column. Keys and
+// values are read twice, the second time from the cache; their gradients are written once, in the
+// dtype that is wanted. Shared memory: 32 gradients and 32 weights per query.
 #include "cuda/step.h"
 #include "cuda/sums.h"
 
 namespace attnkernels::cuda {
 namespace {
 
-constexpr int kBackwardKeys = 32;  // of a block at a time
+constexpr int kBackwardKeys = 32;  // that a block takes at a time
 
 struct StepJob {
   Backward f;
@@ -18,7 +18,8 @@ struct StepJob {
   float factor;  // gradient_factor()
 };
 
-// ds of (E4), and the weights after dropout, of a warp's keys from j on; returns the sum of ds.
+// Compute ds of (E4) and the weights after dropout for the keys of a warp from j on; return the sum
+// of ds.
 template <class Act>
 __device__ __forceinline__ float few_gradients(float* ds, float* used, const Problem& p,
                                                const StepJob& job, const Act& act,
@@ -95,10 +96,12 @@ __global__ void __launch_bounds__(kBlock)
     const int j0 = jt * kBackwardKeys, e0 = warp * (kBackwardKeys / kWarps);
     const int there = min(kBackwardKeys, p.m - j0), count = min(there, columns - j0);
     if (j0 + e0 < columns)
-      total += few_gradients(ds + e0, used + e0, p, job, act, query, key, weight, b, j0 + e0, columns);
+      total +=
+          few_gradients(ds + e0, used + e0, p, job, act, query, key, weight, b, j0 + e0, columns);
     __syncthreads();
     for (int t = threadIdx.x; t < p.d; t += kBlock) {
-      const float w = job.factor * load(p.weight.data, p.weight.dtype, weight_at + t * p.weight.col);
+      const float w =
+          job.factor * load(p.weight.data, p.weight.dtype, weight_at + t * p.weight.col);
       float q[kStep], dq[kStep], dw = 0;
 #pragma unroll
       for (int i = 0; i < kStep; i++) {

@@ -1,5 +1,5 @@
-// What stands before and after the sweep of a backward: sums over rows, and over partial sums. A
-// thread an output, or a warp a row; bound by memory.
+// The sums before and after the sweep of a backward: over rows, and over partial sums. One thread
+// per output, or one warp per row; bound by memory.
 #include "cuda/rows.h"
 #include "cuda/sums.h"
 

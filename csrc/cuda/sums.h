@@ -1,7 +1,8 @@
-// The partial sums of a backward: gradients in float32, added to by many blocks, then finished.
+// The partial sums of a backward: float32 gradients to which many blocks add, and their finish.
 //
-// Blocks add with atomics that return nothing. Where torch asks for determinism each part of the
-// work has a copy of its own, to which one thread adds in its own order; otherwise there is one.
+// Blocks add with atomics that return nothing. Where torch asks for determinism, each part of the
+// work has a copy of its own, to which a single thread adds in a fixed order; otherwise there is
+// one copy.
 #pragma once
 #include "cuda/maths.h"
 
@@ -12,7 +13,7 @@ struct Sum {
   int copies = 1;
   int64_t rows = 0, cols = 0;
 
-  // Row `i` of the copy of part k; null where it is not wanted.
+  // Return row `i` of the copy of part k, or null where the sum is not wanted.
   __device__ __forceinline__ float* row(int64_t k, int64_t i) const {
     return data ? data + ((copies == 1 ? 0 : k) * rows + i) * cols : nullptr;
   }
@@ -26,18 +27,18 @@ inline Sum sum_for(bool wanted, int64_t copies, int64_t rows, int64_t cols, cons
   return out;
 }
 
-// out = factor w_t sum over copies, with w the weight of the problem where `weighted`.
+// Set out to factor w_t times the sum over copies; without `weighted` there is no w_t.
 void finish(const Sum&, const Problem&, const Output&, int64_t rows_each, bool weighted,
             float factor, const Host&);
-// The gradient of weight from sums over pairs of ds r, or ds f, and last of ds: (copies, batch,
-// d + 1), (E6).
+// Compute the gradient of weight, (E6), from (copies, batch, d + 1): the sums over pairs of ds r,
+// or of ds f, and last that of ds.
 void finish_weight(const Sum&, const Problem&, float* out, const Host&);
 
-// delta_i of (E4), (batch, n): all that a row subtracts. null for raw scores, which have none.
+// Compute delta_i of (E4), (batch, n), which a row subtracts. null for raw scores, without one.
 const float* make_delta(const Problem&, const Backward&, const Host&);
 
-// The factor, beside w_t, that makes gradients of sums of ds g: f' = span gain (r - r^2), (E8), or g
-// itself where the activation is pointwise.
+// Return the factor, beside w_t, that turns sums of ds g into gradients: f' = span gain (r - r^2),
+// (E8), and g = r - r^2 or, for a pointwise activation, f' itself.
 inline float gradient_factor(const Problem& p) {
   const ActivationInfo& f = info(p.activation);
   return p.scale * static_cast<float>(f.span * f.gain);

@@ -1,7 +1,7 @@
 // The gradients of query, key and weight from those of the scores of a tile, (E5) and (E6).
 //
-// A warp takes 32 hidden units, a lane one of them, of 32 queries, which it holds in registers with
-// the sums of their gradients, and goes through the keys of the tile:
+// A warp takes 32 hidden units, one per lane, of 32 queries. It holds them in registers with the
+// sums of their gradients, and goes through the keys of the tile:
 //
 //   for key j:   b = exp(gain k_jt), once from memory       ds_0j .. ds_31,j: 8 broadcasts of 16
 //     for query i in registers:                             bytes from shared memory
@@ -11,25 +11,26 @@
 //
 // All sums over queries lie inside a thread, all sums over keys in its registers: nothing is
 // exchanged. Half of the reciprocals are shared by two queries, which balances the reciprocal unit,
-// 0.75 an element at 16 a clock, against the rest: an element takes 6.5 instructions and, with what
-// a key costs, 7.5.
+// at 0.75 per element and 16 per clock, against the others. An element takes 6.5 instructions, or
+// 7.5 with its share of the work per key.
 #pragma once
 #include "cuda/mask.h"
 #include "cuda/sums.h"
 
 namespace attnkernels::cuda {
 
-constexpr int kSweep = 32;  // queries of a warp
+constexpr int kSweep = 32;  // queries per warp
 
-// What x = 1 + exp(gain (q + k)) comes from, and whether two may share a reciprocal.
+// The form of x = 1 + exp(gain (q + k)): from panels, with reciprocals shared or single; direct
+// from the inputs; or the sum q + k of a pointwise activation.
 enum class Sweep { shared, single, direct, pointwise };
 
-// Where the gradients of a tile begin: rows of d, rows of d, and d; null: not wanted.
+// The gradients of a tile: rows of d, rows of d, and d; null for those not wanted.
 struct Gradients {
   float *query, *key, *weight;
 };
 
-// (row, t) of a panel: quads of hidden units, then rows, then the four of a quad.
+// The place of (row, t) in a panel: quads of hidden units, then rows, then the four of a quad.
 __device__ __forceinline__ int in_panel(int row, int t) {
   return (t / 4 * kTile + row) * 4 + t % 4;
 }
@@ -61,8 +62,8 @@ __device__ __forceinline__ void four(float (&f)[4], const Act& act, const float*
   }
 }
 
-// Hidden unit t of queries `first` .. first + 31 of tile `it`, against the keys of tile `jt`. ds:
-// the gradients of their scores, a row of `pitch` queries a key.
+// Sweep hidden unit t of the queries from `first` to first + 31 of tile `it` against the keys of
+// tile `jt`. ds: the gradients of their scores, one row of `pitch` queries per key.
 template <Sweep way, class Act>
 __device__ __forceinline__ void sweep_unit(const Problem& p, const Act& act, const Place& at,
                                            int it, int jt, int first, int t, const float* ds,

@@ -1,5 +1,5 @@
-// What an operator was called with, as the CUDA kernels see it: merged leading dimensions, and a
-// stride over them for every tensor. Nothing on the device is read.
+// The arguments of an operator as the CUDA kernels take them: merged leading dimensions, and the
+// strides of every tensor over them. Nothing is read from the device.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
@@ -9,17 +9,18 @@
 #include "cuda/problem.h"
 #include "torch/checks.h"
 #include "torch/leading.h"
+#include "torch/operators.h"
 
 namespace attnkernels {
 
-// A tensor's strides over the leading dimensions, and where to put them once these are merged.
+// The strides of a tensor over the leading dimensions, and the place for the merged ones.
 struct Along {
   Sizes strides;
   cuda::Strides* merged;
 };
 
-// Leading dimensions with neighbours made one where all tensors lay them out as one: batch and
-// heads of a dense call are one number.
+// Merge neighbouring leading dimensions that all tensors lay out as one: batch and heads of a dense
+// call are one number.
 inline cuda::Batch merge(const Leading& leading, const std::vector<Along>& tensors) {
   cuda::Batch batch;
   batch.count = leading.count();
@@ -52,7 +53,7 @@ inline Leading leading_of(const Tensor& t, int64_t trailing) {
   return own;
 }
 
-// Strides over `leading` of the flat index into the leading dimensions `own`.
+// Return the strides over `leading` of the flat index into the leading dimensions `own`.
 inline Sizes index_strides(const Leading& own, const Leading& leading) {
   Sizes strides(leading.sizes().size(), 0);
   int64_t step = 1;
@@ -70,49 +71,43 @@ class CudaCall {
   cuda::Problem problem{};
   cuda::Owners own;
 
-  CudaCall(const Tensor& query, const Tensor& key, const Tensor& weight, int64_t activation,
-           double negative_slope, double scale)
-      : query_(query), key_(key), weight_(weight) {
-    problem.activation = activation_of(activation);
-    problem.negative_slope = static_cast<float>(negative_slope);
-    problem.scale = static_cast<float>(scale);
-    problem.n = size(query, 2, "query");
-    problem.m = size(key, 2, "key");
-    problem.d = size(query, 1, "query");
-    STD_TORCH_CHECK(size(key, 1, "key") == problem.d && size(weight, 1, "weight") == problem.d,
-                    "attnkernels: query, key and weight differ in their last dimension");
-    take(query, 2, problem.query);
-    take(key, 2, problem.key);
-    take(weight, 1, problem.weight);
+  explicit CudaCall(const Arguments& in) : in_(in) {
+    problem.activation = in.activation;
+    problem.negative_slope = static_cast<float>(in.negative_slope);
+    problem.scale = static_cast<float>(in.scale);
+    problem.n = size(in.query, 2, "query");
+    problem.m = size(in.key, 2, "key");
+    problem.d = size(in.query, 1, "query");
+    check_width(in.key, problem.d, "key");
+    check_width(in.weight, problem.d, "weight");
+    take(in.query, 2, problem.query);
+    take(in.key, 2, problem.key);
+    take(in.weight, 1, problem.weight);
+    if (in.value) take_value(*in.value);
+    if (in.attn_mask) take_mask(*in.attn_mask);
+    if (in.key_lengths) take(*in.key_lengths, 0, problem.lengths);
+    if (in.cu_seqlens_q) take_sequences(*in.cu_seqlens_q, in.cu_seqlens_k);
+    if (in.seed) take_dropout(*in.seed, in.dropout_p);
+    problem.causal = in.is_causal;
   }
 
-  // What is more than raw scores.
-  void attention(const Tensor& value, const Maybe& attn_mask, const Maybe& key_lengths,
-                 const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k, const Maybe& seed,
-                 double dropout_p, bool is_causal) {
-    take_value(value);
-    take_mask(attn_mask);
-    take_lengths(key_lengths);
-    take_sequences(cu_seqlens_q, cu_seqlens_k);
-    take_dropout(seed, dropout_p);
-    problem.causal = is_causal;
-  }
-
-  // Once all arguments are taken; `more` are tensors that the operator made.
+  // Merge the leading dimensions, once all arguments are taken; `more` has the operator's own
+  // tensors.
   void done(std::vector<Along> more = {}) {
-    const Leading query = leading_of(query_, 2), weight = leading_of(weight_, 1);
-    Leading key = leading_of(key_, 2);
-    if (lengths_) key.include(*lengths_, 0);
+    const Leading query = leading_of(in_.query, 2), weight = leading_of(in_.weight, 1);
+    Leading key = leading_of(in_.key, 2);
+    if (in_.key_lengths) key.include(*in_.key_lengths, 0);
     for (const Given& t : given_)
       more.push_back({Slices(*t.tensor, t.trailing, leading).strides(), &t.matrix->lead});
     more.push_back({index_strides(query, leading), &own.query.index});
     more.push_back({index_strides(key, leading), &own.key.index});
     more.push_back({index_strides(weight, leading), &own.weight.index});
     problem.batch = merge(leading, more);
-    own.query.batch = merge(query, {{Slices(query_, 2, query).strides(), &own.query.lead}});
-    own.weight.batch = merge(weight, {{Slices(weight_, 1, weight).strides(), &own.weight.lead}});
-    std::vector<Along> keys{{Slices(key_, 2, key).strides(), &own.key.lead}};
-    if (lengths_) keys.push_back({Slices(*lengths_, 0, key).strides(), &own.key.lengths});
+    own.query.batch = merge(query, {{Slices(in_.query, 2, query).strides(), &own.query.lead}});
+    own.weight.batch = merge(weight, {{Slices(in_.weight, 1, weight).strides(), &own.weight.lead}});
+    std::vector<Along> keys{{Slices(in_.key, 2, key).strides(), &own.key.lead}};
+    if (in_.key_lengths)
+      keys.push_back({Slices(*in_.key_lengths, 0, key).strides(), &own.key.lengths});
     own.key.batch = merge(key, keys);
   }
 
@@ -122,13 +117,12 @@ class CudaCall {
     int64_t trailing;
     cuda::Matrix* matrix;
   };
-  const Tensor &query_, &key_, &weight_;
-  const Tensor* lengths_ = nullptr;
+  const Arguments& in_;
   Maybe near_value_;
   std::vector<Given> given_;
 
   static int size(const Tensor& t, int64_t from_end, const char* name) {
-    const int64_t size = t.size(t.dim() - from_end);
+    const int64_t size = size_from_end(t, from_end);
     STD_TORCH_CHECK(size <= INT_MAX, "attnkernels: ", name, " has a dimension of ", size,
                     ", and the CUDA kernels count to ", INT_MAX);
     return static_cast<int>(size);
@@ -139,8 +133,7 @@ class CudaCall {
     given_.push_back({&t, trailing, &matrix});
   }
   void take_value(const Tensor& value) {
-    STD_TORCH_CHECK(value.size(value.dim() - 2) == problem.m,
-                    "attnkernels: key and value differ in length");
+    check_value(value, problem.m);
     problem.dv = size(value, 1, "value");
     // offsets inside a tile have 32 bits, which few strides exceed
     const int64_t span =
@@ -148,38 +141,20 @@ class CudaCall {
     near_value_ = span <= INT_MAX ? value : torch::stable::contiguous(value);
     take(*near_value_, 2, problem.value);
   }
-  void take_mask(const Maybe& mask) {
-    if (!mask) return;
-    for (int64_t k = 1; k <= std::min<int64_t>(2, mask->dim()); k++) {
-      const int64_t size = mask->size(mask->dim() - k);
-      STD_TORCH_CHECK(size == 1 || size == (k == 1 ? problem.m : problem.n),
-                      "attnkernels: attn_mask does not broadcast to (n, m)");
-    }
-    take(*mask, std::min<int64_t>(2, mask->dim()), problem.mask);
+  void take_mask(const Tensor& mask) {
+    check_mask(mask, problem.n, problem.m);
+    take(mask, mask_rank(mask), problem.mask);
   }
-  void take_lengths(const Maybe& lengths) {
-    if (!lengths) return;
-    lengths_ = &*lengths;
-    take(*lengths, 0, problem.lengths);
+  void take_sequences(const Tensor& queries, const Tensor* keys) {
+    check_offsets(queries, keys);
+    problem.sequences = static_cast<int>(queries.numel() - 1);
+    problem.query_ends = {queries.const_data_ptr(), dtype_of(queries)};
+    problem.key_ends = {keys->const_data_ptr(), dtype_of(*keys)};
   }
-  void take_sequences(const Maybe& queries, const Maybe& keys) {
-    if (!queries) return;
-    STD_TORCH_CHECK(keys && queries->numel() == keys->numel() && queries->numel() >= 1,
-                    "attnkernels: cu_seqlens_q and cu_seqlens_k differ in length");
-    problem.sequences = static_cast<int>(queries->numel() - 1);
-    problem.query_ends = ends(*queries);
-    problem.key_ends = ends(*keys);
-  }
-  void take_dropout(const Maybe& seed, double p) {
-    if (!seed) return;
-    problem.seed = static_cast<const int64_t*>(seed->const_data_ptr());
+  void take_dropout(const Tensor& seed, double p) {
+    problem.seed = static_cast<const int64_t*>(seed.const_data_ptr());
     problem.threshold = static_cast<uint64_t>(p * 4294967296.0);
     problem.keep_scale = p < 1 ? static_cast<float>(1 / (1 - p)) : 0.f;
-  }
-  static cuda::Sequences ends(const Tensor& t) {
-    STD_TORCH_CHECK(t.dim() == 1 && (t.stride(0) == 1 || t.numel() == 1),
-                    "attnkernels: cu_seqlens must be contiguous and 1-D");
-    return {t.const_data_ptr(), dtype_of(t)};
   }
 };
 

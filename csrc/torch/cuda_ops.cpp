@@ -1,20 +1,19 @@
-// The operators of ops.cpp for CUDA tensors, on torch's stable ABI: allocate the results and call
-// the kernels on torch's current stream. Nothing waits for the device, so that calls can be
-// captured in a CUDA graph.
+// The operators of attnkernels/ops for CUDA tensors, on torch's stable ABI: they allocate the
+// results and call the kernels on torch's current stream. Nothing waits for the device, so that
+// calls can be captured in a CUDA graph.
 //
-// With ATTNKERNELS_EMULATED, for tests, they are for CPU tensors and the kernels run in the
-// emulator.
+// Tests define ATTNKERNELS_EMULATED: the operators then take CPU tensors, and the kernels run in
+// the emulator.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <string>
-#include <tuple>
 
 #include "torch/cuda_call.h"
 #include "torch/outputs.h"
 
 #ifndef ATTNKERNELS_EMULATED
-// It lives in the part of torch that is for CUDA: weak, so that the library loads without it.
+// A symbol of torch's CUDA library: weak, so that this library loads without it.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
 #endif
 
@@ -69,85 +68,36 @@ class CudaHost {
   const cuda::Host host;
 };
 
-std::tuple<Tensor, Tensor, Tensor> forward(
-    const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& weight,
-    const Maybe& attn_mask, const Maybe& key_lengths, const Maybe& cu_seqlens_q,
-    const Maybe& cu_seqlens_k, const Maybe&, const Maybe& seed, double dropout_p, bool is_causal,
-    int64_t activation, double negative_slope, double scale, bool return_weights) {
-  CudaCall call(query, key, weight, activation, negative_slope, scale);
-  call.attention(value, attn_mask, key_lengths, cu_seqlens_q, cu_seqlens_k, seed, dropout_p,
-                 is_causal);
-  call.done();
-  const int64_t n = call.problem.n;
-  Tensor context = empty(query, call.leading.with({n, call.problem.dv})),
-         lse = empty(query, call.leading.with({n}));
-  Tensor weights =
-      return_weights ? empty(query, call.leading.with({n, call.problem.m})) : nothing(query);
-  const CudaHost torch(query);
-  cuda::forward(call.problem, call.own,
-                {data<float>(context), data<float>(lse), data<float>(weights)}, torch.host);
-  return {context, lse, weights};
-}
-
-Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight, int64_t activation,
-              double negative_slope, double scale) {
-  CudaCall call(query, key, weight, activation, negative_slope, scale);
-  call.done();
-  Tensor out = empty(query, call.leading.with({call.problem.n, call.problem.m}));
-  const CudaHost torch(query);
-  cuda::scores(call.problem, call.own, data<float>(out), torch.host);
-  return out;
-}
-
-Output output(const Tensor& t) {
-  return {t.numel() ? t.mutable_data_ptr() : nullptr, dtype_of(t)};
-}
-
 struct QueryKeyWeight {
   Tensor query, key, weight;
 
-  QueryKeyWeight(const CudaCall& call, const Tensor& q, const Tensor& k, int64_t wanted)
-      : query(gradient(q, call.leading, wanted & kQuery)),
-        key(gradient(k, call.leading, wanted & kKey)),
-        weight(wanted & kWeight ? empty(q, call.leading.with({call.problem.d})) : nothing(q)) {}
+  QueryKeyWeight(const Arguments& in, const CudaCall& call, int64_t wanted)
+      : query(gradient(in.query, call.leading, wanted & kQuery)),
+        key(gradient(in.key, call.leading, wanted & kKey)),
+        weight(wanted & kWeight ? empty(in.query, call.leading.with({call.problem.d}))
+                                : nothing(in.query)) {}
 
   void place(cuda::Backward& f, int64_t wanted) const {
-    f.grad_query = output(query);
-    f.grad_key = output(key);
+    f.grad_query = output_of(query);
+    f.grad_key = output_of(key);
     f.grad_weight = data<float>(weight);
     f.deterministic = wanted & kDeterministic;
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> scores_backward(const Tensor& grad, const Tensor& query,
-                                                   const Tensor& key, const Tensor& weight,
-                                                   int64_t activation, double negative_slope,
-                                                   double scale, int64_t wanted) {
-  CudaCall call(query, key, weight, activation, negative_slope, scale);
-  call.done();
-  const QueryKeyWeight out(call, query, key, wanted);
-  const Tensor whole = dense(grad);
-  cuda::Backward f;
-  f.grad_scores = data<float>(whole);
-  out.place(f, wanted);
-  const CudaHost torch(query);
-  cuda::backward(call.problem, call.own, f, torch.host);
-  return {out.query, out.key, out.weight};
-}
-
-// The gradient of a mask is added to by all pairs that share an entry. Where the order matters each
-// pair has its own, and they are summed afterwards.
+// The gradient of a mask, to which all pairs that share an entry add. Where the order matters each
+// pair has a gradient of its own, and they are summed afterwards.
 class MaskGradient {
  public:
-  MaskGradient(const Maybe& mask, const CudaCall& call, const Tensor& query, int64_t wanted)
-      : grad_(nothing(query)), shape_(call.leading.with({call.problem.n, call.problem.m})) {
+  MaskGradient(const Arguments& in, const CudaCall& call, int64_t wanted)
+      : grad_(nothing(in.query)), shape_(call.leading.with({call.problem.n, call.problem.m})) {
     if (!(wanted & kMask)) return;
-    wanted_.assign(mask->sizes().begin(), mask->sizes().end());
+    wanted_.assign(in.attn_mask->sizes().begin(), in.attn_mask->sizes().end());
     summed_ = wanted & kDeterministic && wanted_ != shape_;
-    grad_ = zeros(query, summed_ ? shape_ : wanted_);
+    grad_ = zeros(in.query, summed_ ? shape_ : wanted_);
   }
   Along along(const CudaCall& call, cuda::Backward& f) const {
-    const Slices at(grad_, std::min<int64_t>(2, grad_.dim()), call.leading);
+    const Slices at(grad_, mask_rank(grad_), call.leading);
     f.mask_row = at.first().row;
     f.mask_col = at.first().col;
     f.grad_mask = data<float>(grad_);
@@ -172,36 +122,63 @@ class MaskGradient {
   bool summed_ = false;
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Maybe& grad_context, const Maybe& grad_lse, const Maybe& grad_weights,
-    const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& weight,
-    const Maybe& attn_mask, const Maybe& key_lengths, const Maybe& cu_seqlens_q,
-    const Maybe& cu_seqlens_k, const Maybe& seed, const Tensor& context_, const Tensor& lse_,
-    const Tensor& weights_, double dropout_p, bool is_causal, int64_t activation,
-    double negative_slope, double scale, int64_t wanted) {
-  CudaCall call(query, key, weight, activation, negative_slope, scale);
-  call.attention(value, attn_mask, key_lengths, cu_seqlens_q, cu_seqlens_k, seed, dropout_p,
-                 is_causal);
-  cuda::Backward f;
-  const MaskGradient mask(attn_mask, call, query, wanted);
-  call.done({mask.along(call, f)});
-  const QueryKeyWeight out(call, query, key, wanted);
-  const Tensor grad_value = gradient(value, call.leading, wanted & kValue);
-  auto whole = [](const Maybe& t) { return t ? Maybe(dense(*t)) : t; };
-  const Maybe dc = whole(grad_context), dl = whole(grad_lse), dw = whole(grad_weights);
-  const Tensor context = dense(context_), lse = dense(lse_), weights = dense(weights_);
-  f.context = data<float>(context);
-  f.lse = data<float>(lse);
-  f.weights = data<float>(weights);
-  f.grad_context = dc ? data<float>(*dc) : nullptr;
-  f.grad_lse = dl ? data<float>(*dl) : nullptr;
-  f.grad_weights = dw ? data<float>(*dw) : nullptr;
-  f.grad_value = output(grad_value);
-  out.place(f, wanted);
-  const CudaHost torch(query);
-  cuda::backward(call.problem, call.own, f, torch.host);
-  return {out.query, out.key, grad_value, out.weight, mask.take()};
-}
+struct Cuda {
+  static Tensors3 forward(const Arguments& in, bool return_weights) {
+    CudaCall call(in);
+    call.done();
+    const int64_t n = call.problem.n;
+    Tensor context = empty(in.query, call.leading.with({n, call.problem.dv})),
+           lse = empty(in.query, call.leading.with({n}));
+    Tensor weights = return_weights ? empty(in.query, call.leading.with({n, call.problem.m}))
+                                    : nothing(in.query);
+    const CudaHost torch(in.query);
+    cuda::forward(call.problem, call.own,
+                  {data<float>(context), data<float>(lse), data<float>(weights)}, torch.host);
+    return {context, lse, weights};
+  }
+
+  static Tensor scores(const Arguments& in) {
+    CudaCall call(in);
+    call.done();
+    Tensor out = empty(in.query, call.leading.with({call.problem.n, call.problem.m}));
+    const CudaHost torch(in.query);
+    cuda::scores(call.problem, call.own, data<float>(out), torch.host);
+    return out;
+  }
+
+  static Tensors3 scores_backward(const Arguments& in, const Tensor& grad, int64_t wanted) {
+    CudaCall call(in);
+    call.done();
+    const QueryKeyWeight out(in, call, wanted);
+    cuda::Backward f;
+    f.grad_scores = data<float>(grad);
+    out.place(f, wanted);
+    const CudaHost torch(in.query);
+    cuda::backward(call.problem, call.own, f, torch.host);
+    return {out.query, out.key, out.weight};
+  }
+
+  static Tensors5 backward(const Arguments& in, const Outputs& from, int64_t wanted) {
+    CudaCall call(in);
+    cuda::Backward f;
+    const MaskGradient mask(in, call, wanted);
+    call.done({mask.along(call, f)});
+    const QueryKeyWeight out(in, call, wanted);
+    const Tensor grad_value = gradient(*in.value, call.leading, wanted & kValue);
+    auto floats = [](const Maybe& t) { return t ? data<float>(*t) : nullptr; };
+    f.context = data<float>(from.context);
+    f.lse = data<float>(from.lse);
+    f.weights = data<float>(from.weights);
+    f.grad_context = floats(from.grad_context);
+    f.grad_lse = floats(from.grad_lse);
+    f.grad_weights = floats(from.grad_weights);
+    f.grad_value = output_of(grad_value);
+    out.place(f, wanted);
+    const CudaHost torch(in.query);
+    cuda::backward(call.problem, call.own, f, torch.host);
+    return {out.query, out.key, grad_value, out.weight, mask.take()};
+  }
+};
 
 #ifdef ATTNKERNELS_EMULATED
 std::string isa() { return "emulated CUDA"; }
@@ -214,10 +191,7 @@ STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
 #else
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CUDA, m) {
 #endif
-  m.impl("native_forward", TORCH_BOX(&forward));
-  m.impl("native_backward", TORCH_BOX(&backward));
-  m.impl("native_scores", TORCH_BOX(&scores));
-  m.impl("native_scores_backward", TORCH_BOX(&scores_backward));
+  Operators<Cuda>::implement(m);
 }
 
 #ifdef ATTNKERNELS_EMULATED

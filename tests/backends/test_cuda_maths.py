@@ -1,6 +1,6 @@
 """The inner functions of the CUDA kernels on a CPU, against float64, torch and Python's integers.
 
-Errors are as emulated: 2^x and 1 / x are rounded there, while a GPU's are within 2 and 1 units.
+The emulator rounds 2^x and 1 / x correctly, while a GPU is within 2 units and 1.
 """
 
 from __future__ import annotations
@@ -12,38 +12,22 @@ import numpy as np
 import pytest
 import torch
 from emulator import build
+from helpers.arrays import bytes_of, f32
+
+from attnkernels.ops.codes import EXP_QUAD, FACTORED, PAIR, QUAD
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
 
 INF, NAN = np.inf, np.nan
 ROUNDING = 2.0**-24  # relative, of one operation
-QUAD, PAIR, FACTORED = 22, 44, 86  # where the forms meet, docs/math.md, "Ranges"
 SEAMS = [0, 1e-8, -1e-8, 9, -9, 11, -11, 22, -22, 43, -43, 44, -44, 60, -60, 80, -80]
 
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 HALVES = np.arange(1 << 16, dtype=np.uint16)
 
 
-@pytest.fixture(scope="module")
-def maths() -> ModuleType:
-    return build.load("-O1", name="cuda_maths")
-
-
-@pytest.fixture
-def random() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
-def f32(x: object) -> np.ndarray:
-    return np.array(x, np.float32)
-
-
-def bytes_of(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
-
-
 def floats(low: float, high: float) -> np.ndarray:
-    """All float32 between two positive ones, and those."""
+    """Return all float32 from one positive number to another."""
     first, last = f32([low, high]).view(np.uint32).tolist()
     return np.arange(first, last + 1, dtype=np.uint32).view(np.float32)
 
@@ -51,13 +35,13 @@ def floats(low: float, high: float) -> np.ndarray:
 def test_limits(maths: ModuleType) -> None:
     quad, pair, factored, exp_quad = maths.limits()
     assert (quad, pair, factored) == (QUAD, PAIR, FACTORED)
-    assert exp_quad == np.float32(1 + np.exp(22.0))
+    assert np.float32(exp_quad) == np.float32(EXP_QUAD) == np.float32(1 + np.exp(QUAD))
 
 
 def test_exp_exact(maths: ModuleType) -> None:
-    """At every number whose size is 64 to 86, where h has the fewest bits left, and densely below.
+    """Test every number of size 64 to 86, where h has the fewest bits left, and many below.
 
-    It is within 1.0008 units in the last place; the bound leaves some room to another exp2f.
+    The error is 1.0008 units in the last place; the bound leaves room for another exp2f.
     """
     edge = floats(64, FACTORED)
     small = floats(1e-8, 2e-8)[::64]
@@ -73,7 +57,7 @@ def test_exp_exact(maths: ModuleType) -> None:
 
 
 def test_exp_fast(maths: ModuleType) -> None:
-    """The product with log2(e) is rounded, and so is log2(e): an error that grows with y."""
+    """The rounding of log2(e), and of the product with it, gives an error that grows with |y|."""
     y = -np.concatenate([np.linspace(0, 87, 1_000_001).astype("f"), floats(64, 87)])
     exact = np.exp(y.astype("d"))
     error = np.abs(maths.exp_fast(y) - exact) / exact
@@ -85,7 +69,7 @@ def test_exp_fast(maths: ModuleType) -> None:
 
 
 def numbers(random: np.random.Generator) -> np.ndarray:
-    """Of all sizes, of every 16-bit number, what lies between neighbours, and what overflows."""
+    """Return every 16-bit number, numbers between neighbours, and numbers that overflow."""
     brain = HALVES.astype(np.uint32) << 16
     half = HALVES.view(np.float16).astype("f").view(np.uint32)
     with np.errstate(invalid="ignore"):
@@ -125,7 +109,7 @@ def test_loads_and_stores(maths: ModuleType, random: np.random.Generator, dtype:
     maths.store(memory, code, at, x)
     stored = torch.from_numpy(memory).view(TORCH[dtype])
     expected = torch.from_numpy(x).to(TORCH[dtype])
-    assert torch.equal(stored[::2], unset[::2])  # nothing beside them
+    assert torch.equal(stored[::2], unset[::2])  # and nothing between them
     assert np.array_equal(stored[at].float(), expected.float(), equal_nan=True)
     signs = ~expected.isnan()  # of zeros, too
     assert torch.equal(stored[at].signbit()[signs], expected.signbit()[signs])
@@ -159,7 +143,7 @@ def test_integers(maths: ModuleType, random: np.random.Generator, dtype: str, nu
 
 
 def splits(y: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """y as sums q + k, evenly and unevenly, as far as |q| and |k| may go."""
+    """Split y into q + k, evenly and unevenly, as far as |q| and |k| may go."""
     room = limit - np.abs(y) / 2
     offsets = [np.sign(o) * np.minimum(abs(o), room) for o in (0, 5, -5, 43, -43, limit, -limit)]
     q = np.concatenate([y / 2 + offset for offset in offsets]).astype("f")
@@ -168,7 +152,7 @@ def splits(y: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quads_at_seams(random: np.random.Generator, highest: float) -> np.ndarray:
-    """Exponents up to `highest`, four a row: all at one seam or close to it, or each at its own."""
+    """Return exponents up to `highest`, four per row: at one seam or near it, or at several."""
     seams = np.array([y for y in SEAMS if y <= highest])
     same = np.repeat(seams[:, None], 4, 1)
     rows = [same + size * random.uniform(-1, 0, (40, *same.shape)) for size in (0, 1e-7, 1e-2, 3)]
@@ -177,7 +161,7 @@ def quads_at_seams(random: np.random.Generator, highest: float) -> np.ndarray:
 
 
 def weights(random: np.random.Generator, count: int) -> np.ndarray:
-    """Of both signs and many sizes, up to 1, as prepare() leaves them."""
+    """Return weights of both signs and many sizes up to 1, as prepare() leaves them."""
     sizes = random.choice([0, 1, 1, 0.7, 0.1, 1e-3, 1e-6, 1e-12], (count, 4))
     return (sizes * random.choice([-1, 1], (count, 4))).astype("f")
 
@@ -186,7 +170,7 @@ def weights(random: np.random.Generator, count: int) -> np.ndarray:
 def test_quads_at_the_seams(
     maths: ModuleType, random: np.random.Generator, form: str, highest: float
 ) -> None:
-    """Each term to six roundings of its own size, but what is below 2^-31 of its weight may go."""
+    """The error is six roundings per term; terms below 2^-31 of their weight may be lost."""
     q, k = splits(quads_at_seams(random, highest), FACTORED)
     if form == "factored":
         k = np.minimum(k, QUAD - q)  # rounding must not leave the range
@@ -202,7 +186,7 @@ def test_quads_at_the_seams(
 
 
 def test_the_bound_beyond_its_range(maths: ModuleType) -> None:
-    """Products of exponentials may be infinite, and what is bounded leaves its neighbours alone."""
+    """Products of exponentials may be infinite; the bound keeps that from their neighbours."""
     w = f32([[1, -1, 0.5, 0.25]])
     for count in range(5):
         big = np.arange(4) < count
@@ -213,10 +197,10 @@ def test_the_bound_beyond_its_range(maths: ModuleType) -> None:
 
 @pytest.mark.parametrize("which", range(4))
 def test_what_makes_a_quad_nan(maths: ModuleType, which: int) -> None:
-    """0 times infinity, and NaN among the weights or exponentials, is NaN where docs/math.md says.
+    """0 times infinity, and NaN among the weights or exponentials, gives NaN as docs/math.md says.
 
-    Not NaN among the exponentials of the bounded form, whose minimum is fminf: such a tile has an
-    infinite range and goes back to the inputs.
+    The bounded form does not pass on NaN among its exponentials, because fminf drops it: such a
+    tile has an infinite range and is computed from the inputs.
     """
     s, one = np.zeros(1, "f"), np.ones((1, 4), "f")
 
@@ -231,7 +215,7 @@ def test_what_makes_a_quad_nan(maths: ModuleType, which: int) -> None:
     assert np.isnan(maths.factored(s, spoiled(INF), spoiled(0), one, 0, 0))
 
 
-# slope and floor of relu, and of leaky relu, whose slope may be 0: then f(-inf) is NaN, as in torch
+# Slope and floor of relu, then of leaky relu; with slope 0 its f(-inf) is NaN, as in torch.
 RECTIFIERS = [(0, 0), (0.01, -INF), (0.25, -INF), (1, -INF), (-0.5, -INF), (0, -INF)]
 
 
@@ -241,7 +225,7 @@ def rectified(x: torch.Tensor, slope: float, floor: float) -> torch.Tensor:
 
 
 def rectify(x: np.ndarray, slope: float, floor: float) -> np.ndarray:
-    """As torch does: relu where there is a floor, otherwise leaky relu."""
+    """Return torch's relu where the floor is 0, otherwise its leaky relu."""
     return rectified(torch.from_numpy(np.asarray(x, "d")), slope, floor).numpy()
 
 
@@ -268,7 +252,7 @@ def test_rectified(
 def test_rectified_quads(
     maths: ModuleType, random: np.random.Generator, slope: float, floor: float
 ) -> None:
-    """To five roundings of each term and of the sum so far."""
+    """The error is five roundings of each term and of the sum so far."""
     y = random.choice(SEAMS + [1e4, -1e4], (4000, 4)) + random.normal(size=(4000, 4))
     q = (y / 2 + random.choice([0, 43, -1e4], (4000, 1))).astype("f")
     k = (y - q).astype("f")
@@ -295,7 +279,7 @@ def test_rectified_quads(
 def test_sweep_at_the_seams(
     maths: ModuleType, random: np.random.Generator, way: str, highest: float
 ) -> None:
-    """r to seven roundings of its own size; what is below e^-43, or 2^-125, may go."""
+    """The error of r is seven roundings; r below e^-43, or 2^-125, may be lost."""
     k = random.uniform(-FACTORED, FACTORED, 20_000).astype("f")
     seam = random.choice([y for y in SEAMS if y <= highest], (k.size, 4))
     seam[::2] = seam[::2, :1]  # all four at one
@@ -310,7 +294,7 @@ def test_sweep_at_the_seams(
 
 
 def test_single_takes_the_whole_range(maths: ModuleType) -> None:
-    """Even where both exponentials are the largest that are allowed, and their product infinite."""
+    """It holds where both exponentials are the largest allowed, and their product is infinite."""
     end = maths.exp_exact(f32([FACTORED, -FACTORED, FACTORED, -FACTORED]))[None]
     for k, expected in ((FACTORED, [0, 0.5, 0, 0.5]), (-FACTORED, [0.5, 1, 0.5, 1])):
         found = maths.single(end, maths.exp_exact(f32([k])), 0)
@@ -319,7 +303,7 @@ def test_single_takes_the_whole_range(maths: ModuleType) -> None:
 
 @pytest.mark.parametrize("gain", [1, 2])
 def test_direct_sweep(maths: ModuleType, random: np.random.Generator, gain: float) -> None:
-    """The sum is rounded, and so is what 2 is raised to, which counts r (1 - r) |y| times."""
+    """The sum is rounded, and so is the exponent of 2, whose error counts r (1 - r) |y| times."""
     y = random.choice(SEAMS + [1e4, -1e4], (20_000, 4)) + random.normal(size=(20_000, 4))
     k = random.choice([0, 1, -43, 86, 100, -1e4], 20_000)
     q, k = (y / gain - k[:, None]).astype("f"), k.astype("f")

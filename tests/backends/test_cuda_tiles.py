@@ -9,31 +9,13 @@ import numpy as np
 import pytest
 import torch
 from emulator import build
+from helpers.arrays import bytes_of
 from helpers.philox import WORD, philox4x32_10
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
 
 INF, NAN = np.inf, np.nan
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-
-
-@pytest.fixture(scope="module")
-def maths() -> ModuleType:
-    return build.load("-O1", name="cuda_maths")
-
-
-@pytest.fixture
-def random() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
-def f32(x: object) -> np.ndarray:
-    return np.array(x, np.float32)
-
-
-def bytes_of(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x).reshape(-1).view(np.uint8)
-
 
 SEEDS = [0, 1, WORD, 1 << 32, (1 << 62) - 1, (1 << 63) - 1, 0x1234567890ABCDEF]
 ITEMS = [0, 1, WORD, 1 << 32, (1 << 32) + 5, (1 << 40) + 3, (1 << 62) + WORD]
@@ -105,7 +87,7 @@ LAYOUTS = [(11, 1), (1, 9), (0, 1), (1, 0), (0, 0), (22, 2)]
 def test_pairs_with_a_mask(
     maths: ModuleType, random: np.random.Generator, dtype: str, causal: bool
 ) -> None:
-    """Only -inf takes a pair out; the largest negative number, inf and NaN are added."""
+    """Only -inf excludes a pair; the largest negative number, inf and NaN are added."""
     values = torch.tensor([-INF, 0.0, -0.0, 1.5, -2.25, INF, NAN, torch.finfo(torch.half).min])
     code = getattr(maths.Dtype, dtype)
     for (row, col), (rows, columns), mask_at in product(LAYOUTS, THERE, (0, 13)):
@@ -142,7 +124,7 @@ def add_product(
 def product_error(
     maths: ModuleType, m: int, n: int, a: np.ndarray, b: np.ndarray, c: np.ndarray, short: bool
 ) -> float:
-    """Largest error of c + a b relative to |c| + sum |a| |b|."""
+    """Return the largest error of c + a b relative to |c| + sum |a| |b|."""
     found = add_product(maths, m, n, a, b, c, short)
     exact = c + a.astype("d") @ b
     size = np.abs(c) + np.abs(a).astype("d") @ np.abs(b)
@@ -154,7 +136,7 @@ def product_error(
 def test_products(
     maths: ModuleType, random: np.random.Generator, m: int, n: int, depth: int
 ) -> None:
-    """Two blocks of two warps: within 2^-20 of sum |a| |b|, most of it float32's own sums."""
+    """Products are within 2^-20 of sum |a| |b|, mostly the rounding of float32 sums."""
     for size in (1, 1e-3, 1e4):
         a = (size * random.standard_normal((64 * m, depth))).astype("f")
         b = random.standard_normal((depth, 8 * n)).astype("f")
@@ -170,9 +152,9 @@ def test_products(
 
 @pytest.mark.parametrize("m, n", SHAPES)
 def test_the_worst_products(maths: ModuleType, random: np.random.Generator, m: int, n: int) -> None:
-    """One term, with all that 13 bits beyond tf32 can be, and b with those that leave most out.
+    """One term, with every value of the 13 bits beyond tf32, and b with those that lose most.
 
-    The worst, just below 2^-11, leave out their product, 2^-22, and a last bit of each, 2^-23.
+    The worst, just below 2^-11, lose their product, 2^-22, and a last bit of each, 2^-23.
     """
     tails = np.arange(1 << 13)
     a, b = np.zeros((tails.size, 8), "f"), np.zeros((8, 8 * n), "f")
@@ -190,7 +172,7 @@ def test_the_worst_products(maths: ModuleType, random: np.random.Generator, m: i
 def test_nan_in_products(
     maths: ModuleType, random: np.random.Generator, m: int, n: int, short: bool
 ) -> None:
-    """It reaches the row or column that it is in and no other, whichever bits it has."""
+    """NaN reaches its own row or column and no other, whatever its bits."""
     depth = 24
     a = random.standard_normal((64 * m, depth)).astype("f")
     b = random.standard_normal((depth, 8 * n)).astype(np.float16).astype("f")
@@ -233,7 +215,7 @@ def test_offsets(maths: ModuleType, random: np.random.Generator) -> None:
 
 
 def lengths_of_sequences(random: np.random.Generator, tile: int) -> list[list[int]]:
-    """Random ones, with many that are empty, and the corners of a tile."""
+    """Return random lengths, many of them 0, and the corners of a tile."""
     corners = [0, 1, tile - 1, tile, tile + 1, 2 * tile]
     some = [[x] for x in corners] + [list(pair) for pair in product(corners, corners)]
     some += [[0] * 5, [0, 0, 300, 0, 0], [1] * 200, [tile] * 7, [tile - 1] * 70, [tile + 1] * 70]
@@ -248,7 +230,7 @@ def lengths_of_sequences(random: np.random.Generator, tile: int) -> list[list[in
 def test_rows_of_sequences(
     maths: ModuleType, random: np.random.Generator, dtype: str, numpy: type
 ) -> None:
-    """Every row of every sequence is in exactly one tile, one of its own sequence."""
+    """Every row of every sequence is in exactly one tile, which belongs to its sequence."""
     code = getattr(maths.Dtype, dtype)
     for lengths in lengths_of_sequences(random, maths.tile):
         ends: np.ndarray = np.concatenate([[0], np.cumsum(lengths)]).astype(numpy)

@@ -32,7 +32,7 @@ def faults() -> ModuleType:
 
 
 def rows(columns: int, count: int = 9) -> np.ndarray:
-    """Whole numbers, so that a sum is the same in every order."""
+    """Return whole numbers, whose sum is the same in every order."""
     return RANDOM.integers(1, 100, (count, columns)).astype(np.float32)
 
 
@@ -42,7 +42,7 @@ def test_a_sound_kernel(faults: ModuleType, columns: int) -> None:
     assert np.array_equal(faults.row_sums(x, "none"), x.sum(1))
 
 
-# what is wrong, and a number of columns with which it shows
+# a fault, and a number of columns that shows it
 WRONG_NUMBERS = {
     "tail cut": 1033,
     "read too early": 1536,
@@ -57,7 +57,7 @@ def test_wrong_numbers(faults: ModuleType, fault: str, columns: int) -> None:
     x = rows(columns)
     same = faults.row_sums(x, fault) == x.sum(1)
     if columns == WRONG_NUMBERS[fault]:
-        assert not same.any()  # in every block: whichever order its threads ran in
+        assert not same.any()  # in every block, whatever the order of its threads
     assert np.array_equal(faults.row_sums(x, "none"), x.sum(1))
 
 
@@ -67,7 +67,7 @@ def test_a_row_that_is_not_written(faults: ModuleType) -> None:
     assert np.isnan(sums[-1]) and np.array_equal(sums[:-1], x.sum(1)[:-1])
 
 
-# what launch throws, after the kernel's name, the block and the thread
+# the error of launch, after the kernel's name, the block and the thread
 BARRIER, SHUFFLE = r"__syncthreads \(faults.cpp:\d+\)", r"__shfl_xor_sync \(faults.cpp:\d+\)"
 MASK = f"divergent barrier or wrong lane mask: {SHUFFLE} with lane mask 0x"
 ERRORS = {
@@ -92,7 +92,7 @@ def test_errors(faults: ModuleType, fault: str) -> None:
     where = r"^attnkernels: row_sums: block \d+, thread \d+: "
     with pytest.raises(RuntimeError, match=where + ERRORS[fault]):
         faults.row_sums(x, fault)
-    assert np.array_equal(faults.row_sums(x, "none"), x.sum(1))  # nothing is left of it
+    assert np.array_equal(faults.row_sums(x, "none"), x.sum(1))  # the error leaves nothing behind
 
 
 @UNWATCHED
@@ -116,7 +116,7 @@ def test_transposition(faults: ModuleType, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("rows, depth", [(16, 8), (48, 136)])
 def test_product(faults: ModuleType, rows: int, depth: int) -> None:
-    """Against the exact product of what the tensor cores see: ten bits of each fraction."""
+    """Compare with the exact product of what tensor cores read: ten bits of each fraction."""
     a = RANDOM.standard_normal((rows, depth)).astype(np.float32)
     b = RANDOM.standard_normal((depth, 8)).astype(np.float32)
     a10, b10 = (
@@ -159,7 +159,7 @@ def test_collectives(faults: ModuleType) -> None:
 
 
 def test_orders(faults: ModuleType) -> None:
-    """Warps and lanes come up, down and shuffled, and the same way every time."""
+    """Warps and lanes run up, down and shuffled, and in the same order every time."""
     found = faults.order(20, 128, 30)
     assert np.array_equal(np.sort(found, -1), np.broadcast_to(np.arange(128), found.shape))
     assert np.array_equal(found, faults.order(20, 128, 30))
@@ -192,7 +192,7 @@ def test_at_the_limits(faults: ModuleType) -> None:
 
 
 def test_launches_from_several_threads(faults: ModuleType) -> None:
-    """autograd has a thread of its own, and with it another stack."""
+    """autograd has a thread of its own, with another stack."""
     x = rows(1036, 60)
     with ThreadPoolExecutor(4) as pool:
         for sums in pool.map(lambda _: faults.row_sums(x, "none"), range(12)):
@@ -235,7 +235,7 @@ def test_special_functions(faults: ModuleType) -> None:
 
 
 def under_sanitizers(code: str) -> subprocess.CompletedProcess[str]:
-    """Runs code with `faults` and `x` in a process that AddressSanitizer and UBSan watch."""
+    """Run code with `faults` and `x` in a process under AddressSanitizer and UBSan."""
     compiler = build.SETUP["compiler"]()
     libraries = [
         subprocess.check_output([*compiler, f"-print-file-name={name}"], text=True).strip()
@@ -265,7 +265,7 @@ def under_sanitizers(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_sound_kernels_and_errors_under_the_sanitizers() -> None:
-    """They do not mistake fibers, nor what an error has left of them, for bad accesses."""
+    """They take neither fibers nor the remains of fibers after an error for bad accesses."""
     done = under_sanitizers(f"""
 y = np.ones((9, 1536), np.float32)
 for fault in ["none", *{list(ERRORS)!r}, *{list(WRONG_NUMBERS)!r}, "none"]:

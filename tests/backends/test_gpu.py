@@ -1,4 +1,4 @@
-"""Results of the backends with kernels for a GPU, where what stands for one is no witness.
+"""Results of the backends with GPU kernels, where emulator and interpreter cannot stand in.
 
 Triton compiles each combination of options, which takes longer than everything else: options come
 together, and sizes are few.
@@ -74,7 +74,7 @@ def test_activations_and_scale(name: str, shape: Shape, activation: str) -> None
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("shape", [PAST_THE_TILES, STEP], ids=str)
 def test_everything_at_once(name: str, shape: Shape, dtype: torch.dtype) -> None:
-    """Through all three outputs; a float mask that is broadcast, whose gradient is summed."""
+    """Gradients pass through all three outputs; that of a mask that broadcasts is summed."""
     batch, n, m, _, _ = shape
     mask = on_gpu(normal, batch, 1, m, dtype=dtype, grad=False)
     mask = mask.masked_fill(torch.rand(m, device=GPU) < 0.2, -torch.inf).requires_grad_()
@@ -119,7 +119,7 @@ def test_nan_in_is_nan_out(name: str) -> None:
 
 @pytest.mark.parametrize("n", [1, 40])
 def test_every_seam_of_the_ranges_in_one_tile(name: str, n: int) -> None:
-    """docs/math.md, "Ranges": quads, bounded quads and direct tiles."""
+    """Reach quads, bounded quads and direct tiles: docs/math.md, "Ranges"."""
     sums = torch.tensor(SEAMS, dtype=F64, device=GPU)
     for offset in (0.0, 20.0, 60.0, 1e4):
         check(name, *on_gpu(around, sums, offset, (1, n, 140, len(SEAMS), 4)))
@@ -167,7 +167,7 @@ def test_only_the_gradient_asked_for(name: str, wanted: int) -> None:
 
 
 def test_an_expanded_incoming_gradient(name: str) -> None:
-    """sum().backward() hands one number for all: the same bits as a tensor of ones."""
+    """sum().backward() expands one number: the same bits as a tensor of ones."""
     inputs = on_gpu(make, PAST_THE_TILES)
     context = attention(name, *inputs)
     by_sum = torch.autograd.grad(context.sum(), inputs, retain_graph=True)

@@ -1,4 +1,4 @@
-"""The GPU's backends among the rest of a GPU's runtime: streams, graphs, compilers, memory."""
+"""GPU backends with streams, graphs, compilers and memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = MARKS
 
 
 def gradients(name: str, *inputs: Tensor, **options: Any) -> list[Tensor]:
-    """Outputs and gradients of one call."""
+    """Return outputs and gradients of one call."""
     outputs = attention(name, *inputs, **EVERYTHING, **options)
     loss = sum(output.float().square().sum() for output in outputs)
     return [*outputs, *torch.autograd.grad(loss, inputs)]
@@ -52,7 +52,7 @@ def test_the_same_bits_every_time(name: str, shape: Shape, deterministic: bool) 
 
 @pytest.mark.parametrize("shape", [PAST_THE_TILES, STEP], ids=str)
 def test_another_stream(name: str, shape: Shape) -> None:
-    """A kernel in another than the current stream would read what is not there yet."""
+    """A kernel outside the current stream would read its inputs too early."""
     inputs = on_gpu(make, shape)
     wanted = gradients(name, *inputs)
     late = [torch.zeros_like(x).requires_grad_() for x in inputs]
@@ -89,7 +89,7 @@ def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
 
 @pytest.mark.parametrize("shape", [PAST_THE_TILES, STEP], ids=str)
 def test_cuda_graphs(name: str, shape: Shape) -> None:
-    """Forward and backward replayed with other numbers in the same places."""
+    """Replay forward and backward with other numbers in the same memory."""
     inputs = on_gpu(make, shape)
     graph, found = captured(lambda: gradients(name, *inputs))
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_cuda_graphs(name: str, shape: Shape) -> None:
 
 
 def test_packed_sequences_in_a_cuda_graph(name: str) -> None:
-    """Their lengths are read on the device: the ones of the replay count."""
+    """Lengths are read on the device: a replay uses the new ones."""
     *inputs, ends_q, ends_k = packed(([3, 8, 1], [50, 2, 33]))
     call = partial(additive_attention_varlen, *inputs, ends_q, ends_k, backend=name)
     graph, found = captured(call)
@@ -145,7 +145,7 @@ OPERATORS: dict[str, Callable[[str], Any]] = {
 
 @pytest.mark.parametrize("call", OPERATORS)
 def test_opcheck(name: str, call: str) -> None:
-    """Each operator that forward and backward reach, with the arguments of the call."""
+    """Return each operator that forward and backward reach, with its arguments."""
     with Recorder() as recorder:
         outputs = OPERATORS[call](name)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -162,7 +162,7 @@ def test_opcheck(name: str, call: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"is_causal": True, "dropout_p": 0.1}], ids=str)
 def test_peak_is_linear_in_the_lengths(name: str, options: dict[str, Any]) -> None:
     def peak(n: int) -> float:
-        """MiB above the inputs, forward and backward."""
+        """Return MiB above the inputs, forward and backward."""
         inputs = on_gpu(make, (1, n, n, 64, 64))
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -170,7 +170,7 @@ def test_peak_is_linear_in_the_lengths(name: str, options: dict[str, Any]) -> No
         torch.autograd.grad(attention(name, *inputs, **options).square().sum(), inputs)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
-    peak(256)  # what libraries allocate once
+    peak(256)  # one-time allocations of libraries
     short, long = peak(8192), peak(32768)
     assert long < 1024, f"{long:.0f} MiB, where the scores take 4096"
     assert long < 4 * short + 16, f"{short:.0f} MiB at 8192 grew to {long:.0f} MiB at 32768"
@@ -183,7 +183,7 @@ def needs(gib: int) -> None:
 
 
 def by_rows(inputs: tuple[Tensor, ...], direction: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """The reference's context and gradients, some queries at a time, so that they fit."""
+    """Return context and gradients of the reference, some queries at a time to fit in memory."""
     leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
     sums = [torch.zeros_like(x) for x in leaves]
     contexts = []
@@ -199,7 +199,7 @@ def by_rows(inputs: tuple[Tensor, ...], direction: Tensor, dtype: torch.dtype) -
 
 
 def within_budget(found: list[Tensor], inputs: tuple[Tensor, ...], direction: Tensor) -> None:
-    """Against by_rows(). What is linear in the weights carries the rounding of the scores along."""
+    """Compare with by_rows(); results linear in the weights carry the rounding of the scores."""
     reference, exact = (by_rows(inputs, direction, dtype) for dtype in (inputs[0].dtype, F64))
     carried = 1 + float(inputs[3].detach().abs().sum())
     for mine, theirs, right in zip(found, reference, exact, strict=True):
@@ -208,7 +208,7 @@ def within_budget(found: list[Tensor], inputs: tuple[Tensor, ...], direction: Te
 
 
 def test_more_elements_than_31_bits_count(name: str) -> None:
-    """n * m * d > 2^31."""
+    """Here n * m * d > 2^31."""
     needs(8)
     inputs = on_gpu(make, (1, 3000, 3001, 240, 24))
     direction = on_gpu(normal, 1, 3000, 24, grad=False)
@@ -219,7 +219,7 @@ def test_more_elements_than_31_bits_count(name: str) -> None:
 
 @pytest.mark.parametrize("n", [3, 40])
 def test_keys_past_31_bits(name: str, n: int) -> None:
-    """m * d > 2^31: only the last keys take part, so that they alone must give the result."""
+    """Here m * d > 2^31, and only the last keys take part, so that they alone give the result."""
     needs(40)
     rows, d = 2**22 + 64, 512
     query, last, value, weight = on_gpu(make, (1, n, 100, d, 4), BF16)
@@ -238,7 +238,7 @@ def test_keys_past_31_bits(name: str, n: int) -> None:
 
 
 def test_weights_past_31_bits(name: str) -> None:
-    """n * m > 2^31."""
+    """Here n * m > 2^31."""
     needs(40)
     size = 46_400
     query, key, value, weight = on_gpu(make, (1, size, size, 16, 4), BF16, grad=False)

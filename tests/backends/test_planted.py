@@ -1,7 +1,7 @@
 """Faults planted in the CUDA kernels are found by running them in the emulator.
 
-Each is one edit of a kernel's source; what finds it is the one error budget, or the emulator's own
-checks, through the public API.
+Each fault is one edit of a kernel's source. The error budget finds it, or the emulator's own checks
+do, through the public API.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_no
 
 CHECKS = """
 import torch
-from inputs import make
+from helpers.inputs import make
 from attnkernels.testing import check_attention
 torch.use_deterministic_algorithms(True)
 torch.utils.deterministic.fill_uninitialized_memory = True  # with NaN
@@ -28,7 +28,7 @@ for shape in [(1, 70, 150, 33, 40), (2, 2, 150, 33, 40)]:
     check_attention(*make(shape), backend="native")
 """
 
-# (what, kernel that is compiled again, file, text, what takes its place)
+# (fault, kernel to compile again, file, text, replacement)
 PLANTED = [
     ("nothing", "forward.cu", "forward.cu", "", ""),
     ("a tail that is one key too long", "forward.cu", "mask.h", "j >= columns", "j > columns"),

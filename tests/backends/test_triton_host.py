@@ -1,4 +1,4 @@
-"""The host's side of the Triton backend: leading dimensions, the choice of a tile, no GPU."""
+"""The host side of the Triton backend: leading dimensions and the choice of a tile."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_tile_follows_from_the_sizes(
     batch, n, m = shape
     with torch.device("meta"):
         inputs = torch.empty(batch, n, 8), torch.empty(batch, m, 8), torch.empty(8)
-    chosen = call.Call(*inputs, 0, 0.2, 1.0).tile(configs.TILES)
+    chosen = call.Call(*inputs, activation=0, negative_slope=0.2, scale=1.0).tile(configs.TILES)
     assert (chosen.BI, chosen.BJ) == tile
 
 

@@ -1,7 +1,7 @@
-"""Builds what pytest asks of the emulator: tests/emulator/faults.cpp, small kernels, sound and at
-fault, that it runs, and tests/emulator/maths.cpp, the inner functions of the CUDA kernels.
+"""Build the extensions with which pytest tests the emulator and the CUDA kernels.
 
-The compiler, its flags and the rule for what has changed are those of setup.py.
+tests/emulator/faults.cpp has small kernels, sound and faulty; tests/emulator/maths.cpp the inner
+functions of the CUDA kernels. Compiler, flags and the rule for rebuilding are those of setup.py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ FOLDER = Path(__file__).parent
 SETUP: dict[str, Any] = runpy.run_path(str(FOLDER.parents[1] / "setup.py"))
 SOURCES = {"faults": "faults.cpp", "cuda_maths": "maths.cpp"}
 
-# What a file that includes cuda / device.h is compiled with; emulator.cpp is linked to it.
+# For a file that includes cuda/device.h, which emulator.cpp is linked to.
 FLAGS = ["-DATTNKERNELS_EMULATED", "-Wno-unknown-pragmas", f"-I{FOLDER}"]  # of unroll
 
 
 def why_not() -> str | None:
-    """None where the extension can be built, otherwise what is missing."""
+    """Return None if the extension can be built, otherwise the reason why not."""
     if SETUP["compiler"]() is None:
         return "no C++ compiler"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
@@ -35,7 +35,7 @@ def why_not() -> str | None:
 
 
 def load(*flags: str, name: str = "faults") -> ModuleType:
-    """A module of SOURCES, compiled with further flags. CompileError where it is wrong."""
+    """Return a module of SOURCES, compiled with further flags, or raise CompileError."""
     folder = SETUP["OBJECTS"] / "tests" / "-".join(["emulator", *(f.strip("-") for f in flags)])
     headers = [pybind11.get_include(), sysconfig.get_path("include")]
     every = [*FLAGS, *(f"-isystem{path}" for path in headers), *flags]
@@ -47,9 +47,9 @@ def load(*flags: str, name: str = "faults") -> ModuleType:
         list(pool.map(SETUP["run"], steps))
     library = folder / f"{name}{importlib.machinery.EXTENSION_SUFFIXES[0]}"
     link = SETUP["link_step"]([step.output for step in steps], library)
-    # nothing of torch is in it, and under a sanitizer torch takes long to import
+    # it uses nothing of torch, whose import is slow under a sanitizer
     SETUP["run"](link._replace(command=[x for x in link.command if not x.startswith("-l")]))
-    # pybind11 remembers modules by their full name; PyInit_ is sought with what follows the dot
+    # pybind11 keys modules by their full name; Python looks for PyInit_ of the part after the dot
     spec = importlib.util.spec_from_file_location(f"{folder.name}.{name}", library)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

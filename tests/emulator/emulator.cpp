@@ -1,4 +1,4 @@
-// The emulator's threads: a fiber for each CUDA thread, and who runs when.
+// The threads of the emulator: one fiber per CUDA thread, and their schedule.
 #include "emulator.h"
 
 #include <sys/mman.h>
@@ -60,8 +60,8 @@ class Region {
 #if defined(__x86_64__) && !defined(__AVX512F__) && !defined(ATTNKERNELS_UCONTEXT)
 using Context = void*;  // a stack pointer; on the stack lies where to go on, and rbp
 
-// swapcontext would ask the system for the signal mask, and a call would spoil what the processor
-// remembers of calls to foresee where returns go: each costs more than all the rest.
+// swapcontext would ask the system for the signal mask, and a call would spoil the processor's
+// prediction of returns: each costs more than everything else together.
 [[gnu::always_inline]] inline void switch_context(Context* from, const Context* to) {
   __asm__ volatile(
       "leaq -128(%%rsp), %%rsp; pushq %%rbp; leaq 1f(%%rip), %%rax; pushq %%rax\n"
@@ -92,7 +92,7 @@ void make_context(Context& context, char* stack, size_t bytes, void (*entry)()) 
 }
 #endif
 
-// A stack that is kept from block to block, with a hole below for what overflows.
+// A stack that is kept from block to block, with a guard hole below it.
 class Fiber {
  public:
   explicit Fiber(size_t index) : bytes_(kStack - index * 320 % 8192) {  // not all in one cache set
@@ -181,7 +181,7 @@ const std::array<Order, 16> kOrders = [] {
 class Machine {
  public:
   void run(const Launch& launch) {
-    if (stopped_) *this = Machine();  // for what it left may not be sound
+    if (stopped_) *this = Machine();  // an error may have left it unsound
     stopped_ = true;
     launch_ = launch;
     blockDim.x = static_cast<unsigned>(launch.threads);
@@ -190,7 +190,7 @@ class Machine {
     arrays_.clear();
     while (threads_.size() < blockDim.x)
       threads_.push_back(std::make_unique<Thread>(threads_.size()));
-    // From both ends: a block that needs another one to have run sees that it has not.
+    // from both ends: a block that relies on an earlier one meets it before it has run
     for (int64_t k = 0; k < launch.blocks; k++)
       run_block(k % 2 ? launch.blocks - 1 - k / 2 : k / 2);
     stopped_ = false;
@@ -263,7 +263,7 @@ class Machine {
     if (!intact) stop(": out of bounds of shared memory: some thread has written there");
   }
 
-  // Runs the threads from `first` on until all of them wait for other warps or have returned.
+  // Run the threads from `first` on until each waits for other warps or has returned.
   void run_warp(size_t first) {
     for (unsigned ready = kEveryLane; ready; ready = meet(first))
       for (size_t l : order())
@@ -276,7 +276,7 @@ class Machine {
     if (!error_.empty()) stop(text(", thread ", t, ": ", error_));
   }
 
-  // Finishes what all lanes concerned wait for: the lanes that can go on.
+  // Finish the operations that all lanes concerned wait for; return the lanes that can go on.
   unsigned meet(size_t first) {
     std::array<Request*, kWarp> requests{};
     unsigned waiting = 0, released = 0;
@@ -303,7 +303,7 @@ class Machine {
     return released;
   }
 
-  // Why lane l waits in vain.
+  // Return the reason why lane l waits in vain.
   [[noreturn]] void explain(size_t first, size_t l) const {
     const Request& r = *threads_[first + l]->request;
     size_t other = 0;
@@ -315,7 +315,7 @@ class Machine {
               thread.place()));
   }
 
-  // Whether there was a barrier to pass; all threads have come to it or have returned.
+  // Return true if there was a barrier to pass; all threads have reached it or have returned.
   bool pass_barrier() {
     std::array<Request*, kMaxThreads> requests;
     size_t some = blockDim.x;

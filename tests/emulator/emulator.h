@@ -1,10 +1,10 @@
-// The part of CUDA that csrc/cuda/device.h asks for, on a CPU: kernels tested without a GPU. It
-// needs emulator.cpp, which runs the threads, beside it.
+// The part of CUDA that csrc/cuda/device.h needs, on a CPU: kernels are tested without a GPU.
+// emulator.cpp runs the threads.
 //
-// A block's threads run one after another, each until it waits for others, in an order that changes
-// from one such point to the next: ascending, descending or shuffled, and the same in every run.
-// Shared memory begins as NaN and lies between guards. So a missing barrier shows in the numbers;
-// what leaves hardware undefined or hung is an error, thrown by launch.
+// The threads of a block run one after another, each until it waits for others. Their order changes
+// from one such point to the next (ascending, descending or shuffled) and is the same in every run.
+// Shared memory starts as NaN and lies between guards. A missing barrier therefore shows in the
+// results, and launch throws for anything that is undefined or hangs on hardware.
 #pragma once
 #include <math.h>
 
@@ -33,7 +33,7 @@
   static char name##_place;          \
   T(&name)[count] = attnkernels::emulator::shared_array<T, count>(&name##_place)
 
-// Numbers of a thread: one dimension, so that a kernel cannot ask for another.
+// The indices of a thread have one dimension, so that a kernel cannot use another.
 struct Index {
   unsigned x;
 };
@@ -70,14 +70,14 @@ std::string text(const T&... parts) {
   return out.str();
 }
 
-// What a thread hands in, and waits to be finished: once every lane of the mask has called for the
-// same with the same mask, or every thread of the block.
+// A collective operation that a thread waits for. It is finished once every lane of the mask, or
+// every thread of the block, has requested the same with the same mask.
 struct Request {
   const char* name;
   Where where;
   bool block;
   unsigned mask;
-  void (*finish)(std::span<Request* const> requests);  // of a warp or block, null for who has none
+  void (*finish)(std::span<Request* const> requests);  // of a warp or block; null for an absent one
 
   bool meets(const Request& r) const {
     return where.line() == r.where.line() && where.column() == r.where.column() && mask == r.mask &&
@@ -90,7 +90,7 @@ struct Request {
   }
 };
 
-// What a kernel's thread may ask for, from inside launch.
+// The services for the threads of a kernel, inside launch.
 void wait(Request& request);
 void* dynamic_shared();
 void* static_shared(const void* place, size_t bytes);
@@ -98,7 +98,7 @@ void copy(void* shared, const void* global);
 void commit();
 void await(int younger);
 
-// body(closure) in every thread.
+// Run body(closure) in every thread.
 struct Launch {
   const char* name;
   int64_t blocks;
@@ -117,7 +117,7 @@ auto shared_array(const void* place) -> T (&)[count] {
   return *static_cast<T(*)[count]>(static_shared(place, sizeof(T[count])));
 }
 
-// Of the values that threads bring: whether any, whether all are true, and the lanes of those.
+// Combine the values of threads: any, all, and the lanes of the true ones.
 struct Vote : Request {
   bool value;
   bool any = false, all = true;
@@ -146,7 +146,7 @@ inline Vote vote(const char* name, Where where, bool block, unsigned mask, bool 
   return mine;
 }
 
-// Each lane takes the value of lane `from`; of one that has brought none, NaN.
+// Give each lane the value of lane `from`, or NaN where that lane takes no part.
 template <class T>
 struct Shuffle : Request {
   T value, result;
@@ -172,7 +172,7 @@ T shuffle(const char* name, Where where, unsigned mask, T value, int from) {
   return mine.result;
 }
 
-// The first and the last lane of the group of `width` that a shuffle stays in.
+// The first and the last lane of the group of `width` lanes that a shuffle stays within.
 inline int first_lane(int width) { return lane() & ~(width - 1); }
 inline int last_lane(int width) { return lane() | (width - 1); }
 
@@ -218,7 +218,7 @@ T __ldg(const T* p) {
   return *p;
 }
 
-// CUDA's: int with int64_t is ambiguous there, and so it is here.
+// As in CUDA, int with int64_t is ambiguous.
 #define ATTNKERNELS_MIN_MAX(T, A, B)                      \
   constexpr T min(A a, B b) {                             \
     const T x = static_cast<T>(a), y = static_cast<T>(b); \
@@ -258,7 +258,7 @@ inline int atomicMax(int* to, int x) {
   return old;
 }
 
-// `here` is where the kernel called: threads that wait in different places do not meet.
+// `here` is the place of the call: threads that wait in different places do not meet.
 #define ATTNKERNELS_HERE attnkernels::emulator::Where here = attnkernels::emulator::Where::current()
 
 inline void __syncthreads(ATTNKERNELS_HERE) {
@@ -283,8 +283,8 @@ inline int __all_sync(unsigned mask, int value, ATTNKERNELS_HERE) {
   return attnkernels::emulator::vote("__all_sync", here, false, mask, value != 0).all;
 }
 
-// In groups of `width` lanes, a power of two. A lane past the end of its group gives back one's own
-// value.
+// Shuffle within groups of `width` lanes, a power of two. A lane past the end of its group returns
+// the caller's own value.
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, ATTNKERNELS_HERE) {
   using namespace attnkernels::emulator;
@@ -316,7 +316,7 @@ namespace attnkernels::cuda {
 
 using Stream = void*;
 
-// The destination is NaN until the thread that asked waits: as late as hardware may be.
+// The destination is NaN until the thread that copies waits: as late as hardware may be.
 inline void async_copy16(void* shared, const void* global) { emulator::copy(shared, global); }
 inline void async_commit() { emulator::commit(); }
 template <int N>
@@ -347,7 +347,7 @@ inline float from_half(uint16_t bits) {
   const unsigned exponent = size < 0x7c00 ? 127 - 15 : 255 - 31;  // what is added to its own
   return __uint_as_float(sign | ((size << 13) + (exponent << 23)));
 }
-// To the nearest, to even where two are equally near.
+// Round to nearest, ties to even.
 inline uint16_t to_half(float x) {
   const unsigned bits = __float_as_uint(x), size = bits & 0x7fffffffu;
   const unsigned sign = bits >> 16 & 0x8000u;

@@ -1,5 +1,5 @@
-// Small kernels, each sound or with one of the faults that the emulator is there to find, for
-// tests/test_emulator.py.
+// Small kernels, sound or with one of the faults that the emulator must find, for
+// tests/backends/test_emulator.py.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -81,7 +81,7 @@ struct Rows {
   Fault fault;
 };
 
-// Columns first .. first + kTile of the block's row, and zeros after the last one.
+// Load columns first to first + kTile of the block's row, and zeros after the last one.
 __device__ __forceinline__ void load_tile(const Rows& p, float* tile, int first) {
   const float* row = p.x + int64_t{blockIdx.x} * p.columns;
   const int slot = 4 * static_cast<int>(threadIdx.x), j = first + slot;
@@ -99,7 +99,7 @@ __device__ __forceinline__ void load_tile(const Rows& p, float* tile, int first)
   for (int e = 0; e < 4; e++) tile[slot + e] = j + e < end ? row[j + e] : 0.f;
 }
 
-// The sum of the values of a warp, in every lane.
+// Return the sum over a warp, in every lane.
 __device__ float warp_sum(float x, Fault fault) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   unsigned mask = kFull;
@@ -111,7 +111,7 @@ __device__ float warp_sum(float x, Fault fault) {
   return x;
 }
 
-// One block a row; tiles come by asynchronous copies, one ahead of the sums.
+// One block per row; tiles arrive by asynchronous copies, one ahead of the sums.
 __global__ void __launch_bounds__(kThreads) row_sums(const __grid_constant__ Rows p) {
   DYNAMIC_SHARED(float, tiles);
   SHARED_ARRAY(float, partial, kThreads / 32);
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) row_sums(const __grid_constant__ Row
 
 constexpr int kSide = 32;
 
-// A tile of 32 x 32 a block, eight rows at a time.
+// One tile of 32 x 32 per block, eight rows at a time.
 __global__ void __launch_bounds__(256)
     transpose(const float* x, float* y, int rows, int columns, Fault fault) {
   SHARED_ARRAY(float, tile, kSide*(kSide + 1));
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(256)
       y[(j0 + c) * rows + i0 + column] = tile[column * (kSide + 1) + c];
 }
 
-// Sixteen rows of a times the eight columns of b by a warp; depth is a multiple of 8.
+// A warp multiplies sixteen rows of a by the eight columns of b; depth is a multiple of 8.
 __global__ void __launch_bounds__(32) product(const float* a, const float* b, float* c, int depth) {
   const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
   const float* top = a + (16 * static_cast<int>(blockIdx.x) + g) * depth;
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(32) product(const float* a, const float* b, fl
   for (int e = 0; e < 4; e++) out[e / 2 * 64 + e % 2] = sum[e];
 }
 
-// counts[bin], sums[bin] and the highest index of each bin.
+// Compute the count, the sum and the highest index of each bin.
 __global__ void __launch_bounds__(kThreads)
     histogram(const int* bins, int* counts, float* sums, int* highest, int size) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kThreads)
   atomicMax(highest + bins[i], i);
 }
 
-// One line of 64 results a collective operation.
+// One line of 64 results per collective operation.
 __global__ void __launch_bounds__(64) collectives(int* out) {
   const int t = static_cast<int>(threadIdx.x), lane = t % 32;
   const auto put = [&](int line, int value) { out[64 * line + t] = value; };
@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(64) collectives(int* out) {
   if (lane % 2) put(13, __float_as_int(__shfl_xor_sync(0xaaaaaaaa, 1.f, 1)));
 }
 
-// In which order threads come past each of some barriers.
+// Record the order in which threads pass each of several barriers.
 __global__ void order(int* counters, int* out, int phases) {
   const int block = static_cast<int>(blockIdx.x), threads = static_cast<int>(blockDim.x);
   for (int phase = block * phases; phase < (block + 1) * phases; phase++) {

@@ -1,9 +1,9 @@
-"""Builds the CUDA kernels and their operators as a library for CPU tensors, run by the emulator.
+"""Build the CUDA kernels and their operators as a library for CPU tensors, run by the emulator.
 
     python tests/emulator/library.py
 
-prints its path: with ATTNKERNELS_LIBRARY set to that, the backend `native` is those kernels, and
-every test of a backend is a test of them.
+prints its path. With ATTNKERNELS_LIBRARY set to that, the backend `native` runs those kernels, and
+every test of a backend tests them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 SETUP: dict[str, Any] = runpy.run_path(str(ROOT / "setup.py"))
 BUILT: Path = SETUP["OBJECTS"] / "emulated"
-# optimised as far as compiles quickly, but where a sanitizer wants less
+# as much optimisation as compiles quickly; a sanitizer may want less
 FLAGS = [
     "-DATTNKERNELS_EMULATED",
     "-DATTNKERNELS_POISON",
@@ -28,13 +28,13 @@ FLAGS = [
 
 
 def sources() -> list[Path]:
-    """What the library is made of."""
+    """Return the sources of the library."""
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
     return [*kernels, ROOT / "csrc/torch/cuda_ops.cpp", FOLDER / "emulator.cpp"]
 
 
 def build(changed: Path | None = None, folder: Path = BUILT, *flags: str) -> Path:
-    """The library, with `changed` for the source of that name, compiled into `folder`."""
+    """Return the library, with `changed` in place of the source of that name, built in `folder`."""
     steps = []
     for source in sources():
         flagged = [*SETUP["STABLE_ABI"], *FLAGS, "-x", "c++"]

@@ -1,4 +1,4 @@
-// The inner functions of the CUDA kernels, on a CPU, for tests/test_cuda_maths.py.
+// The inner functions of the CUDA kernels, on a CPU, for tests/backends/test_cuda_maths.py.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -30,19 +30,18 @@ float4 four_of(const Array<float>& x, int64_t k) {
   return make_float4(at[0], at[1], at[2], at[3]);
 }
 
-// s + sum_t w_t g_t for every quad of a, b and w, each (quads, 4).
+// Return s + sum_t w_t g_t for every quad of a, b and w, each (quads, 4).
 template <Form form>
 Array<float> quads(const Array<float>& s, const Array<float>& a, const Array<float>& b,
                    const Array<float>& w, float negative, float floor) {
   Array<float> out(s.size());
   for (int64_t k = 0; k < s.size(); k++)
-    out.mutable_data()[k] =
-        add_quad<form>(s.data()[k], four_of(a, k), four_of(b, k), four_of(w, k),
-                       Rectifier{negative, floor});
+    out.mutable_data()[k] = add_quad<form>(s.data()[k], four_of(a, k), four_of(b, k), four_of(w, k),
+                                           Rectifier{negative, floor});
   return out;
 }
 
-// What the sweep makes of four queries, q (keys, 4), and one key, k (keys).
+// Return four() of the sweep for q (keys, 4) and k (keys).
 template <Sweep way>
 Array<float> fours(const Array<float>& q, const Array<float>& k, float gain) {
   Array<float> out({k.size(), py::ssize_t{4}});
@@ -60,7 +59,7 @@ struct Matrices {
   int depth;
 };
 
-// c += a b for b of 8 N columns; every warp has 16 M rows of a and c.
+// Add a b to c, for b of 8 N columns; every warp has 16 M rows of a and c.
 template <int M, int N, bool kShort>
 __global__ void product(const Matrices p) {
   const int row0 = 16 * M * static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / 32);
@@ -73,13 +72,13 @@ __global__ void product(const Matrices p) {
   piece.each([&](float x, int i, int j) { *place(i, j) = x; });
 }
 
-// Two warps a block.
+// Two warps per block.
 template <int M, int N>
 Array<float> multiply(const Array<float>& a, const Array<float>& b, const Array<float>& c,
                       bool is_short) {
   if (b.shape(0) != a.shape(1) || b.shape(1) != 8 * N || c.shape(0) != a.shape(0) ||
       c.shape(1) != 8 * N || a.shape(0) % (32 * M))
-    throw py::value_error("sizes that two warps a block do not divide");
+    throw py::value_error("sizes that two warps per block do not divide");
   Array<float> out({c.shape(0), c.shape(1)});
   std::copy(c.data(), c.data() + c.size(), out.mutable_data());
   const Matrices p{a.data(), b.data(), out.mutable_data(), static_cast<int>(a.shape(1))};
@@ -105,7 +104,8 @@ PYBIND11_MODULE(cuda_maths, m) {
       .value("i64", Dtype::i64);
   m.attr("rank") = kRank;
   m.attr("tile") = kTile;
-  m.def("limits", [] { return py::make_tuple(Limit::quad, Limit::pair, Limit::factored, Limit::exp_quad); });
+  m.def("limits",
+        [] { return py::make_tuple(Limit::quad, Limit::pair, Limit::factored, Limit::exp_quad); });
 
   m.def("exp_exact", [](const Array<float>& y) { return map(y, exp_exact); });
   m.def("exp_fast", [](const Array<float>& y) { return map(y, exp_fast); });
@@ -168,7 +168,7 @@ PYBIND11_MODULE(cuda_maths, m) {
     return kept(p, item, i, j);
   });
   m.def("dropped", dropped);
-  // Whether, and what is added, for all pairs of `height` x `width`, more than there are.
+  // takes_part() for all pairs of `height` x `width`, which go beyond rows and columns.
   m.def("takes_part",
         [](const std::optional<Array<uint8_t>>& mask, Dtype dtype, int64_t mask_at, int64_t row,
            int64_t col, bool causal, int rows, int columns, int height, int width) {

@@ -1,4 +1,4 @@
-"""What the tests on a GPU share: when they run, and how their tensors get there."""
+"""Helpers of the tests on a GPU: their marks, and their tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from attnkernels.measure import cuda
 from attnkernels.testing import check_attention
 from helpers.inputs import Shape, cumulative, normal
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the deterministic mode wants it
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic mode
 NAMES, GPU = ("triton", "native"), torch.device("cuda")
 PAST_THE_TILES: Shape = (2, 130, 257, 33, 20)
 STEP: Shape = (3, 1, 300, 65, 7)
@@ -39,7 +39,7 @@ def _parameter(name: str) -> Any:
     return pytest.param(name, marks=pytest.mark.skipif(sentence is not None, reason=str(sentence)))
 
 
-# Every test of a file that is marked so takes `name`: that of a backend with kernels for a GPU.
+# Every test of a file with these marks takes `name`, a backend with GPU kernels.
 MARKS = [pytest.mark.gpu, pytest.mark.parametrize("name", [_parameter(name) for name in NAMES])]
 
 
@@ -52,7 +52,7 @@ def check(backend: str | Callable[..., Any], *inputs: Tensor, **options: Any) ->
 
 
 def on_gpu(build: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """What `build` makes, made there."""
+    """Return build(...), called with the GPU as default device."""
     with GPU:
         return build(*arguments, **options)
 
@@ -60,7 +60,7 @@ def on_gpu(build: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 def packed(
     lengths: tuple[list[int], list[int]], dtype: torch.dtype = torch.float32
 ) -> list[Tensor]:
-    """query, key, value, weight, cu_seqlens_q, cu_seqlens_k of (queries, keys) a sequence."""
+    """Return query, key, value, weight, cu_seqlens_q and cu_seqlens_k of packed sequences."""
     rows, columns = map(sum, lengths)
     shapes = ((2, rows, 19), (2, columns, 19), (2, columns, 7), (19,))
     ends = [on_gpu(cumulative, each) for each in lengths]

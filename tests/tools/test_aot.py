@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for every target, without a GPU: that they compile, and to what.
+"""The Triton kernels compile for every target without a GPU, and to what they should.
 
 Each combination of options is compiled, which takes longer than everything else: options come
 together, and sizes are few.
@@ -48,7 +48,7 @@ def seeded() -> dict[str, Any]:
 
 
 def bool_mask(n: int) -> tuple[Any, dict[str, Any]]:
-    """All that excludes pairs, and the weights; sigmoid, and hidden units that are no quads."""
+    """Every way to exclude pairs, and the weights; sigmoid, with d that is no multiple of 4."""
     inputs = make((2, n, 40, 30, 7), grad=False)
     mask = torch.ones(2, n, 40, dtype=torch.bool)
     options = {"is_causal": True, "return_weights": True, "activation": "sigmoid"}
@@ -56,7 +56,7 @@ def bool_mask(n: int) -> tuple[Any, dict[str, Any]]:
 
 
 def float_mask(n: int) -> tuple[Any, dict[str, Any]]:
-    """Its gradient, batch and heads that broadcast, every stride; relu in bfloat16."""
+    """A float mask and its gradient, leading dimensions that broadcast, strides; relu, bfloat16."""
     inputs = (
         sliced(normal(2, 3, n, 30, dtype=BF16, grad=False)),
         transposed(normal(2, 1, 40, 30, dtype=BF16, grad=False)).expand(2, 3, 40, 30),
@@ -67,7 +67,7 @@ def float_mask(n: int) -> tuple[Any, dict[str, Any]]:
 
 
 def lse_only(n: int) -> tuple[Any, dict[str, Any]]:
-    """Of what is returned; leaky relu in float16."""
+    """A gradient of lse alone; leaky relu in float16."""
     inputs = make((2, n, 40, 33, 7), F16, grad=False)
     return inputs, {"of_context": False, "activation": "leaky_relu"}
 
@@ -109,7 +109,7 @@ def test_scores_compile(target: str) -> None:
 
 
 def test_a_process_compiles_for_one_target_after_another() -> None:
-    """Triton keeps what it compiled by device: each target has to be another."""
+    """Triton keys compiled kernels by device: each target must have its own."""
     inputs = make((1, 1, 8, 16, 16), grad=False)
     kinds = []
     for target in ("sm_90", "gfx942", "sm_90"):

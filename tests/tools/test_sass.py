@@ -1,4 +1,4 @@
-"""tools.sass on code written by hand: what is a loop, what it computes, what is too much."""
+"""tools.sass on hand-written code: loops, what they compute, and limits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NESTED = """
 
 
 def code(**instructions: int) -> str:
-    """A loop of these instructions; RCP and EX2 are MUFU."""
+    """Return a loop of these instructions; RCP and EX2 are MUFU."""
     lines = [".L_x_0:"]
     for name, times in instructions.items():
         full = f"MUFU.{name}" if name in ("RCP", "EX2") else name
@@ -90,7 +90,7 @@ def test_variants(
     [
         ("forward_kernel", {"FFMA": 64}),
         ("forward_kernel", {"FMUL": 40, "FSETP": 8, "RCP": 8}),  # divisions
-        ("forward_kernel", {"FFMA": 64, "RCP": 6}),  # no whole iteration of 8 pairs a thread
+        ("forward_kernel", {"FFMA": 64, "RCP": 6}),  # no whole iteration of 8 pairs per thread
         ("forward_kernel", {"FADD": 8, "EX2": 3, "RCP": 8}),
         ("sweep_kernel", {"FFMA": 163, "EX2": 1, "RCP": 25}),
     ],
@@ -106,20 +106,20 @@ def test_what_holds_a_loop_up() -> None:
 
 @pytest.fixture
 def sass() -> Any:
-    """The module, which imports triton."""
+    """Return the module, which imports triton."""
     pytest.importorskip("triton", reason="the package triton is not installed")
     return import_module("tools.sass.run")
 
 
 def good(sass: Any) -> list[Any]:
-    """Rows of sm_90 that nothing is wrong with."""
+    """Return rows of sm_90 without a fault."""
 
-    def row(kernel: str, meta: dict[str, int], warps: int = 4) -> Any:
+    def row(kernel: str, meta: dict[str, Any], warps: int = 4) -> Any:
         loops = [Inner(each, 4.0, 0.25, 0, 0) for each in sass.VARIANTS.get(kernel, ())]
         return sass.Row("sm_90", kernel, "a call", warps, meta, 255, 0, {}, loops)
 
     tiled = [
-        row(kernel, tile.shape(32), tile.warps)
+        row(kernel, {"SHAPE": tile.shape(32)}, tile.warps)
         for kernel, tiles in sass.TILED.items()
         for tile in tiles
     ]
@@ -130,7 +130,7 @@ def good(sass: Any) -> list[Any]:
 
 
 def change(rows: list[Any], kernel: str, variant: str = "", **changes: Any) -> list[Any]:
-    """The rows with other values in the first of a kernel, or in its loop of that variant."""
+    """Return the rows with changes in the first of a kernel, or in its loop of a variant."""
     (place, old), *_ = [each for each in enumerate(rows) if each[1].kernel == kernel]
     if variant:
         loops = [replace(x, **changes) if x.variant == variant else x for x in old.loops]

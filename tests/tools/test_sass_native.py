@@ -1,6 +1,4 @@
-"""What tools.sass says of the kernels of csrc/cuda: on code written by hand, on rows that are
-pretended, and on one small source that nvcc compiles.
-"""
+"""tools.sass for the kernels of csrc/cuda: hand-written code, hand-written rows, and nvcc."""
 
 from __future__ import annotations
 
@@ -131,7 +129,7 @@ def test_variants(variant: str, elements: int, instructions: dict[str, int]) -> 
 @pytest.mark.parametrize(
     "instructions",
     [
-        {"FFMA": 96, "FMNMX": 32, "RED": 1},  # of the rectifiers
+        {"FFMA": 96, "FMNMX": 32, "RED": 1},  # of a pointwise activation
         {"FFMA": 160, "RCP": 25, "RED": 1},
         {"RCP": 4, "IMAD": 100},  # divisions of integers
         {"FFMA": 64, "REDUX.SUM": 1},
@@ -153,9 +151,9 @@ def test_kernels_are_those_of_the_sources() -> None:
 
 
 def good() -> list[Row]:
-    """Rows of sm_90a that nothing is wrong with."""
-    names = {f"{name}<true>" for name in sass_native.kernels()} & set(sass_native.VARIANTS)
-    names |= {name for name in sass_native.kernels() if f"{name}<true>" not in names}
+    """Return rows of sm_90a without a fault."""
+    names = {f"{name}<Logistic>" for name in sass_native.kernels()} & set(sass_native.VARIANTS)
+    names |= {name for name in sass_native.kernels() if f"{name}<Logistic>" not in names}
 
     def row(kernel: str) -> Row:
         variants = sass_native.VARIANTS.get(kernel, ())
@@ -166,7 +164,7 @@ def good() -> list[Row]:
 
 
 def change(kernel: str, variant: str = "", /, **changes: Any) -> list[Row]:
-    """Good rows with other values in that of a kernel, or in its loop of that variant."""
+    """Return good rows with changes in that of a kernel, or in its loop of a variant."""
     rows = good()
     (place,) = [i for i, row in enumerate(rows) if row.kernel == kernel]
     if variant:
@@ -180,7 +178,7 @@ def without(kernel: str) -> list[Row]:
     return [row for row in good() if row.kernel != kernel]
 
 
-# What the line that begins with FAILED says, the rows, and what the line below it says.
+# The assertion that fails, the rows, and the failure printed below it.
 WRONG: dict[str, tuple[Callable[[], list[Row]], str]] = {
     "every CUDA kernel is there": (lambda: without("step_kernel"), "step_kernel"),
     "no spills": (
@@ -212,7 +210,7 @@ WRONG: dict[str, tuple[Callable[[], list[Row]], str]] = {
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The command for sm_90a, where the kernels are compiled to the rows that it is given."""
+    """Return the command for sm_90a, with rows in place of compiled kernels."""
     pytest.importorskip("triton", reason="the package triton is not installed")
     sass = import_module("tools.sass.run")
     toolkit = Toolkit(["nvcc"], {90}, [], [])
@@ -254,7 +252,9 @@ def test_a_failing_assertion_is_the_exit_status(
 def test_a_kernel_that_no_source_has_any_more_is_missed_in_its_loops() -> None:
     checks = sass_native.checks("sm_80", without("scores_kernel<Logistic>"), set())
     (failed,) = [check for check in checks if check.failures]
-    assert failed.failures == [f"scores_kernel<Logistic>: no loop is {x}" for x in sass_native.SCORES]
+    assert failed.failures == [
+        f"scores_kernel<Logistic>: no loop is {x}" for x in sass_native.SCORES
+    ]
 
 
 def test_without_nvcc_a_sentence_says_so(

@@ -1,8 +1,7 @@
-"""What the Triton backend would launch, compiled for a GPU that is not here.
+"""Compile the launches of the Triton backend for a GPU that is absent.
 
-Inside `compiling_for(target)` the backend's operators take tensors of the CPU, or of no device at
-all ("meta"), go through the launches of a call as on a GPU, and every launch compiles its kernel
-and stops there.
+Inside `compiling_for(target)` the backend's operators take CPU or meta tensors and go through the
+launches of a call as on a GPU. Every launch compiles its kernel and stops there.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ TARGETS = {
     "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-PROCESSORS = 132  # of an H100: tiles are chosen by it
+PROCESSORS = 132  # of an H100: they decide the tiles
 
 Shape = tuple[int, int, int, int, int]  # batch, n, m, d, dv
 LARGE: Shape = (8, 1024, 1024, 256, 256)
@@ -40,7 +39,7 @@ STEP: Shape = (64, 1, 4096, 512, 512)
 
 
 class Launch(NamedTuple):
-    """One launch: the kernel, its arguments by name, and what it was compiled to."""
+    """One launch: the kernel, its arguments by name, and the compiled kernel."""
 
     name: str
     arguments: dict[str, Any]
@@ -48,7 +47,7 @@ class Launch(NamedTuple):
 
 
 class _Driver:
-    """As much of a Triton driver as compiling asks for."""
+    """The part of a Triton driver that compiling needs."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -57,7 +56,9 @@ class _Driver:
         return self.target
 
     def get_current_device(self) -> int:
-        return list(TARGETS.values()).index(self.target)  # Triton keeps what it compiled by device
+        return list(TARGETS.values()).index(
+            self.target
+        )  # Triton keys its compiled kernels by device
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -65,7 +66,7 @@ class _Driver:
 
 @contextmanager
 def compiling_for(name: str) -> Iterator[list[Launch]]:
-    """Yields the list that launches are added to."""
+    """Yield the list to which launches are added."""
     if not isinstance(forward.forward_kernel, JITFunction):
         raise RuntimeError("TRITON_INTERPRET=1 interprets kernels: there is nothing to compile")
     target = TARGETS[name]
@@ -101,36 +102,56 @@ def attention(
     return_weights: bool = False,
     of_context: bool = True,
 ) -> None:
-    """The kernels of a call and of all its gradients, those of lse and of what it returns given.
+    """Compile the kernels of a call and of its backward from gradients of all its outputs.
 
-    cu_seqlens is that of queries and keys.
+    cu_seqlens serves queries and keys.
     """
-    inputs = (query, key, value, weight, attn_mask, key_lengths, cu_seqlens, cu_seqlens)
-    options = (dropout_p, is_causal, ACTIVATIONS[activation].code, 0.2, 1.0)
-    results = forward.forward(*inputs, None, seed, *options, return_weights)
-    context, lse, weights = results
-    given = (
-        torch.ones_like(context) if of_context else None,
-        torch.ones_like(lse),
-        torch.ones_like(weights) if return_weights else None,
+    inputs = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "weight": weight,
+        "attn_mask": attn_mask,
+        "key_lengths": key_lengths,
+        "cu_seqlens_q": cu_seqlens,
+        "cu_seqlens_k": cu_seqlens,
+        "seed": seed,
+        "dropout_p": dropout_p,
+        "is_causal": is_causal,
+        **_scoring(activation),
+    }
+    context, lse, weights = forward.forward(
+        **inputs, packed_key=None, return_weights=return_weights
     )
     wanted = QUERY | KEY | VALUE | WEIGHT
     if attn_mask is not None and attn_mask.is_floating_point():
         wanted |= MASK
-    backward.backward(*given, *inputs, seed, *results, *options, wanted)
-
-
-def scores(query: Tensor, key: Tensor, weight: Tensor, activation: str = "tanh") -> None:
-    """The kernels of raw scores and of their gradients."""
-    options = (ACTIVATIONS[activation].code, 0.2, 1.0)
-    result = forward.scores(query, key, weight, *options)
-    backward.scores_backward(
-        torch.ones_like(result), query, key, weight, *options, QUERY | KEY | WEIGHT
+    backward.backward(
+        **inputs,
+        grad_context=torch.ones_like(context) if of_context else None,
+        grad_lse=torch.ones_like(lse),
+        grad_weights=torch.ones_like(weights) if return_weights else None,
+        context=context,
+        lse=lse,
+        weights=weights,
+        wanted=wanted,
     )
 
 
+def scores(query: Tensor, key: Tensor, weight: Tensor, activation: str = "tanh") -> None:
+    """Compile the kernels of raw scores and of their gradients."""
+    inputs = {"query": query, "key": key, "weight": weight, **_scoring(activation)}
+    result = forward.scores(**inputs)
+    grad = torch.ones_like(result)
+    backward.scores_backward(**inputs, grad=grad, wanted=QUERY | KEY | WEIGHT)
+
+
+def _scoring(activation: str) -> dict[str, Any]:
+    return {"activation": ACTIVATIONS[activation].code, "negative_slope": 0.2, "scale": 1.0}
+
+
 def shipped() -> Iterator[tuple[str, Callable[[], None]]]:
-    """Calls by name, on tensors without data, that take every tile and every kernel."""
+    """Yield calls by name, on tensors without data, that reach every tile and every kernel."""
     for shape in (LARGE, MIDDLE, SMALL):
         yield _named(shape)
         query, key, _, weight = _inputs(shape)

@@ -1,4 +1,4 @@
-"""The functions of a cubin: what they use, what they spill and their code, as NVIDIA's tools say.
+"""The functions of a cubin: resources, spills and code, as NVIDIA's tools report them.
 
 Triton's package brings the tools.
 """
@@ -14,18 +14,18 @@ from tools.sass.loops import Code, count, parse
 
 
 class Function(NamedTuple):
-    """A function as it was compiled."""
+    """A compiled function."""
 
     registers: int
-    memory: int  # bytes of shared memory, without those that a launch asks for
-    spills: dict[str, int]  # by name, those that there are
-    threads: int | None  # the most that a block may have, where the source says it
+    memory: int  # bytes of static shared memory
+    spills: dict[str, int]  # by name, without zeros
+    threads: int | None  # the most per block, where the source says so
     code: Code
 
 
 def functions(cubin: Path) -> dict[str, Function]:
-    """By symbol."""
-    from triton import knobs  # which those who only read a listing do without
+    """Return the functions of a cubin by symbol."""
+    from triton import knobs  # not needed to read a listing
 
     used = _output(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin))
     return read(used, _output(knobs.nvidia.nvdisasm.path, "-ndf", str(cubin)))
@@ -36,7 +36,7 @@ def _output(*command: str) -> str:
 
 
 def read(used: str, listing: str) -> dict[str, Function]:
-    """What cuobjdump said of the functions' resources, and nvdisasm of their sections."""
+    """Read the resources that cuobjdump printed, and the sections that nvdisasm did."""
     parts = re.split(r"^\s*\.section\s+([^\s,]+).*$", listing, flags=re.M)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     found = {}
@@ -56,7 +56,7 @@ def read(used: str, listing: str) -> dict[str, Function]:
 
 
 def _threads(section: str) -> int | None:
-    """Of the words of EIATTR_MAX_THREADS, which are those of the block's three dimensions."""
+    """Return the first of the words of EIATTR_MAX_THREADS, one per dimension of a block."""
     attribute = re.search(r"EIATTR_MAX_THREADS\n(.*?)(?:\n\s*//|\Z)", section, re.S)
     words = re.findall(r"\.word\s+0x([0-9a-f]+)", attribute[1]) if attribute else []
     return int(words[0], 16) if words else None

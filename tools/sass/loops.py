@@ -1,4 +1,4 @@
-"""The inner loops of a kernel in NVIDIA's machine code, and what an element costs in each."""
+"""The inner loops of a kernel in NVIDIA's machine code, and the cost of an element in each."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import NamedTuple
 _LINE = re.compile(r"^(\.\w+):|^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);")
 _JUMP = re.compile(r"`\((\.\w+)\)")
 
-# What a processor (SM) issues in a clock, and what its unit for reciprocals and exponentials takes.
+# Instructions that a processor (SM) issues per clock, and those of its special function unit.
 ISSUED, MUFU = 128, 16
 
 
 @dataclass(frozen=True)
 class Inner:
-    """An inner loop that goes through elements."""
+    """An inner loop over elements, with its costs."""
 
     variant: str
-    issued: float  # instructions, an element
-    mufu: float  # of them reciprocals and exponentials
-    shuffles: int  # instructions of the loop
+    issued: float  # instructions per element
+    mufu: float  # reciprocals and exponentials per element
+    shuffles: int  # per pass of the loop
     barriers: int
 
     @property
     def elements_a_clock(self) -> float:
-        """Of a processor that nothing else holds up."""
+        """The most elements per clock and processor."""
         return min(ISSUED / self.issued, MUFU / self.mufu)
 
 
 class Code(NamedTuple):
-    """The names of a kernel's instructions, and from which to which its loops go."""
+    """The names of a kernel's instructions, and the (first, end) of its loops."""
 
     names: list[str]
     loops: list[tuple[int, int]]
@@ -43,7 +43,7 @@ class Code(NamedTuple):
 
     @property
     def innermost(self) -> list[Counter[str]]:
-        """Of every loop that has no loop inside."""
+        """The instructions of every loop without a loop inside."""
         return [
             Counter(self.names[start:end])
             for start, end in self.loops
@@ -52,7 +52,7 @@ class Code(NamedTuple):
 
 
 def parse(sass: str) -> Code:
-    """What nvdisasm printed: a jump back is the end of a loop."""
+    """Parse the output of nvdisasm: a jump back ends a loop."""
     names: list[str] = []
     starts: dict[str, int] = {}
     jumps: list[tuple[str, int]] = []
@@ -73,22 +73,22 @@ def parse(sass: str) -> Code:
 
 
 def count(instructions: Counter[str], *beginnings: str) -> int:
-    """How many have names that begin so."""
+    """Return the number of instructions whose names begin so."""
     return sum(n for name, n in instructions.items() if name.startswith(beginnings))
 
 
 def classify(kernel: str, pairs: int, loop: Counter[str]) -> Inner | None:
-    """What a loop costs an element; None where it goes through something else.
+    """Return the costs per element of a loop, or None where it is not over elements.
 
-    `pairs` is how many pairs of a query and a key a thread has in a loop that takes one hidden unit
-    at a time, and a quarter of the elements of a loop that takes four.
+    `pairs` is the number of (query, key) pairs per thread in a loop over single hidden units, and a
+    quarter of the elements of a loop over four at a time.
     """
     found = _variant(kernel, pairs, loop)
     return costs(*found, loop) if found else None
 
 
 def costs(variant: str, elements: int, loop: Counter[str]) -> Inner:
-    """What a loop that goes through so many elements costs each."""
+    """Return the costs of a loop over so many elements."""
     return Inner(
         variant=variant,
         issued=(sum(loop.values()) - count(loop, "NOP")) / elements,
@@ -99,10 +99,10 @@ def costs(variant: str, elements: int, loop: Counter[str]) -> Inner:
 
 
 def _variant(kernel: str, pairs: int, loop: Counter[str]) -> tuple[str, int] | None:
-    """(the variant, its elements), by how many reciprocals and exponentials there are."""
+    """Return (variant, elements), by the number of reciprocals and exponentials."""
     reciprocals, exponentials = count(loop, "MUFU.RCP"), count(loop, "MUFU.EX2")
     if kernel == "sweep_kernel" and 0 < exponentials < reciprocals:
-        elements = exponentials * pairs  # an exponential is a key
+        elements = exponentials * pairs  # one exponential per key
         if reciprocals * 4 == elements * 3:
             return "shared", elements
         return ("single", elements) if reciprocals == elements else None

@@ -1,7 +1,7 @@
-"""What the kernels of csrc/cuda are compiled to: tools.sass shows it.
+"""The machine code of the kernels of csrc/cuda, for tools.sass.
 
-Every source is compiled for every architecture that there are kernels for in the library, by the
-command of setup.py, and to code that is read instead of an object.
+Every source is compiled for every architecture of the library by the command of setup.py, to a
+cubin instead of an object.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc/cuda"
 TARGETS = {f"sm_{name.replace('.', '')}": name for name in ARCHITECTURES}
 
-THREAD = 32  # pairs of a thread in score.h, and queries of a lane in sweep.h
+THREAD = 32  # pairs per thread in score.h, and queries per lane in sweep.h
 QUADS = ("quad", "bounded quad")
 SCORES = (*QUADS, "direct")
 SWEEPS = ("sweep: shared", "sweep: single", "sweep: direct")
-VARIANTS = {  # the inner loops that there must be
+VARIANTS = {  # the inner loops that each kernel must have
     "forward_kernel<Logistic>": SCORES,
     "scores_kernel<Logistic>": SCORES,
     "backward_kernel<Logistic>": (*SCORES, *SWEEPS),
 }
-# What an element may cost there: by score.h the forward takes 3.75, by sweep.h the rest 7 more.
+# The most per element there: score.h takes 3.75, and sweep.h 7 more.
 COUNTED = "sm_90a"
 QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 12.0
 
 ABOUT = (
-    "CUDA C++: shared is without what a launch asks for, and from sm_90 on with 1024 bytes of the"
-    " system's; all branches of a loop count, such as those of a direct one for each dtype."
+    "CUDA C++: shared leaves out dynamic memory, and from sm_90 on has 1024 bytes of the system;"
+    " all branches of a loop count, such as those for each dtype in a direct one."
 )
 
 
 class Build(NamedTuple):
-    """A source to compile for a target, and the command, which lacks its output."""
+    """A source, a target, and the command without its output."""
 
     target: str
     source: str
@@ -59,20 +59,20 @@ class Build(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A kernel as it was compiled."""
+    """A compiled kernel."""
 
     target: str
     kernel: str
     source: str
-    threads: int | None  # of a block
+    threads: int | None  # per block
     registers: int
-    memory: int  # bytes of shared memory, without those that a launch asks for
-    spills: dict[str, int]  # by name, those that there are
+    memory: int  # bytes of static shared memory
+    spills: dict[str, int]  # by name, without zeros
     loops: list[Inner]
 
 
 def toolkit() -> Toolkit | str:
-    """What compiles the kernels; or why nothing does."""
+    """Return the toolkit that compiles the kernels, or the reason why there is none."""
     return find_toolkit(_setup()["compiler"]() or [])
 
 
@@ -81,7 +81,7 @@ def _setup() -> dict[str, Any]:
 
 
 def builds(toolkit: Toolkit, targets: list[str]) -> list[Build]:
-    """Of every source for those targets that nvcc knows."""
+    """Return the builds of every source for the targets that nvcc knows."""
     steps = [step for step in _setup()["cuda_steps"](toolkit) if step.inputs[0].suffix == ".cu"]
     known = [name for name in targets if int(re.sub(r"\D", "", name)) in toolkit.known]
     return [
@@ -92,7 +92,7 @@ def builds(toolkit: Toolkit, targets: list[str]) -> list[Build]:
 
 
 def _to_cubin(command: list[str], architecture: str) -> list[str]:
-    """The command that makes an object, but for one architecture, with no host code."""
+    """Return the command of an object, changed to make a cubin for one architecture."""
     words = iter(command)
     kept = []
     for word in words:
@@ -104,7 +104,7 @@ def _to_cubin(command: list[str], architecture: str) -> list[str]:
 
 
 def rows(build: Build) -> list[Row]:
-    """The kernels of a source. RuntimeError, with what nvcc said, where it is wrong."""
+    """Compile a source and return its kernels, or raise RuntimeError with the output of nvcc."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernels.cubin")
         command = [*build.command, "-o", str(cubin)]
@@ -128,14 +128,14 @@ def rows(build: Build) -> list[Row]:
 
 
 def loops(innermost: list[Counter[str]]) -> list[Inner]:
-    """Those that go through elements."""
+    """Return the loops over elements."""
     return [loop for loop in map(classify, innermost) if loop]
 
 
 def classify(loop: Counter[str]) -> Inner | None:
-    """What a loop costs an element; None where it goes through something else.
+    """Return the costs per element of a loop, or None where it is not over elements.
 
-    That of sweep.h adds to memory once a key, for 32 elements.
+    The loop of sweep.h adds to memory once per key, for 32 elements.
     """
     elements = THREAD * count(loop, "RED.", "REDG.", "ATOM.", "ATOMG.")
     if elements == 0:
@@ -151,18 +151,18 @@ def classify(loop: Counter[str]) -> Inner | None:
 
 
 def kernels() -> set[str]:
-    """Those that the sources define, without what templates are given."""
+    """Return the kernels that the sources define, without template arguments."""
     files = [*SOURCES.glob("*.cu"), *SOURCES.glob("*.h")]
     return {name for file in files for name in defined(file.read_text(encoding="utf-8"))}
 
 
 def defined(source: str) -> list[str]:
-    """The names of its kernels: what follows the attributes, whose names begin with __."""
+    """Return the names of its kernels, which follow the attributes that begin with __."""
     return re.findall(r"__global__[^;{]*?\b(?!__)(\w+)\s*\(", source)
 
 
 def checks(target: str, found: list[Row], names: set[str]) -> list[Check]:
-    """The assertions about the rows of a target; the names are those of kernels()."""
+    """Return the assertions about the rows of a target; names: from kernels()."""
     each = [(row, loop) for row in found for loop in row.loops]
     there = {(row.kernel, loop.variant) for row, loop in each}
     made = {
@@ -200,13 +200,13 @@ def checks(target: str, found: list[Row], names: set[str]) -> list[Check]:
 
 
 def _issued(each: list[tuple[Row, Inner]], variant: str) -> float:
-    """The instructions of a loop of the backward."""
+    """Return the instructions per element of a loop of the backward."""
     mine = (loop for row, loop in each if row.kernel == "backward_kernel<Logistic>")
     return max((loop.issued for loop in mine if loop.variant == variant), default=math.inf)
 
 
 def table(target: str, found: list[Row]) -> Table:
-    """A line a kernel, or a line for each of its inner loops."""
+    """Return a table with one line per kernel, or per inner loop where it has several."""
     lines = (
         (
             (row.kernel, row.source, row.threads or "any", row.registers, row.memory),
@@ -220,7 +220,7 @@ def table(target: str, found: list[Row]) -> Table:
 
 
 def release(toolkit: Toolkit) -> str:
-    """Of nvcc, such as 13.0."""
+    """Return the release of nvcc, such as 13.0."""
     done = subprocess.run([toolkit.command[0], "--version"], capture_output=True, text=True)
     found = re.search(r"release ([\d.]+)", done.stdout)
     return found[1] if found else "unknown"

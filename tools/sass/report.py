@@ -1,4 +1,4 @@
-"""What is said of compiled kernels: a table for each target, and which assertions fail."""
+"""The report on compiled kernels: a table per target, and the assertions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tools.sass.loops import Inner
 
 
 class Check(NamedTuple):
-    """An assertion about the kernels for a target, and what contradicts it."""
+    """An assertion about the kernels for a target, and its failures."""
 
     target: str
     sentence: str
@@ -26,9 +26,9 @@ def table(
     numbers: Sequence[str],
     rows: Iterable[tuple[Sequence[object], dict[str, int], list[Inner]]],
 ) -> Table:
-    """A line a kernel, or a line for each of its inner loops.
+    """Return a table with one line per kernel, or per inner loop where it has several.
 
-    A row is its cells under `texts` and `numbers`, its spills and its loops.
+    A row has its cells under `texts` and `numbers`, its spills and its loops.
     """
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False)
     table.padding = (0, 0, 0, 1)
@@ -53,12 +53,12 @@ def _cells(loop: Inner) -> tuple[str, ...]:
 
 
 def spilled(spills: dict[str, int]) -> str:
-    """In words."""
+    """Return the spills in words."""
     return ", ".join(f"{name} {amount}" for name, amount in spills.items())
 
 
 def print_checks(console: Console, made: list[Check]) -> None:
-    """A line an assertion, and below it what contradicts it."""
+    """Print one line per assertion, with its failures below."""
     for check in made:
         console.print(f"{'FAILED' if check.failures else 'ok':6} {check.target}: {check.sentence}")
         for failure in check.failures:

@@ -1,9 +1,9 @@
-"""What the GPU kernels are compiled to, as they are shipped, and whether that is good enough.
+"""The machine code of the GPU kernels as they are shipped, and assertions about it.
 
     python -m tools.sass [--kernels triton|native] [--targets sm_90,...] [--json FILE]
 
-No GPU is needed; the kernels of csrc/cuda, "native", need nvcc. The exit status is 1 where
-registers are spilled, or where an inner loop has more instructions than it should.
+No GPU is needed; the kernels of csrc/cuda, "native", need nvcc. The exit status is 1 if registers
+are spilled, or if an inner loop has too many instructions.
 """
 
 from __future__ import annotations
@@ -36,53 +36,53 @@ from tools.sass.cubin import Function, functions
 from tools.sass.loops import ISSUED, MUFU, Inner, classify
 from tools.sass.report import Check, print_checks, spilled
 
-META = ("BI", "BJ", "BD", "BV", "RI", "RJ", "TI", "TJ", "LANES")
-TILED = {  # the kernels that go through tiles of scores, and those that they are given
+META = ("BI", "BJ", "BD", "BV", "RI", "SHAPE", "LANES")
+TILED = {  # the kernels that work on tiles of scores, and their tiles
     "forward_kernel": configs.TILES,
     "scores_kernel": configs.TILES,
     "gradient_kernel": configs.backward_tiles(),
 }
 QUADS = ("quad", "bounded quad")
-VARIANTS = {  # the inner loops that there must be
+VARIANTS = {  # the inner loops that each kernel must have
     **dict.fromkeys(TILED, (*QUADS, "direct")),
     "sweep_kernel": ("shared", "single", "direct"),
 }
 LARGEST = configs.TILES[0].BI, configs.TILES[0].BJ
-# What an element may cost on sm_90. By (E9) the forward's is 4 instructions, one of 16 a MUFU.
+# The most per element on sm_90. By (E9) the forward takes 4 instructions, one in 16 a MUFU.
 QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 12.0
 
 WIDTH = 150
 ABOUT = (
-    f"elements/clk what a processor can do at {ISSUED} instructions and {MUFU} MUFU a clock, as an"
-    " H100's can, where nothing else holds it up."
+    f"elements/clk is the most that a processor of an H100 can do, with {ISSUED} instructions and"
+    f" {MUFU} MUFU per clock."
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """A kernel as it was compiled for the first of the calls that launch it."""
+    """A compiled kernel, and the first of the calls that launch it."""
 
     target: str
     kernel: str
     call: str
     warps: int
-    meta: dict[str, int]
+    meta: dict[str, Any]
     registers: int
-    memory: int  # bytes that its threads share
-    spills: dict[str, int]  # by name, those that there are
+    memory: int  # bytes of shared memory
+    spills: dict[str, int]  # by name, without zeros
     loops: list[Inner]
 
     @property
     def block(self) -> tuple[int | None, int | None]:
-        """Queries and keys of its tile, where it has them."""
-        meta = self.meta
-        if "TI" in meta:
-            return meta["RI"] * meta["TI"], meta["RJ"] * meta["TJ"]
-        return meta.get("BI"), meta.get("BJ")
+        """The queries and keys of its tile, where it has them."""
+        if "SHAPE" in self.meta:
+            RI, RJ, TI, TJ = self.meta["SHAPE"]
+            return RI * TI, RJ * TJ
+        return self.meta.get("BI"), self.meta.get("BJ")
 
     @property
     def tile(self) -> str:
-        """The block, then hidden units, then columns."""
+        """The block, then the hidden units, then the columns."""
         sizes = (*self.block, self.meta.get("BD"), self.meta.get("BV"))
         return "x".join(str(size) for size in sizes if size)
 
@@ -91,7 +91,7 @@ class Row:
 
 
 def rows(target: str) -> list[Row]:
-    """Every kernel that the shipped calls launch, each thing that it is compiled to once."""
+    """Return every kernel that the shipped calls launch; equal machine code counts once."""
     found: dict[str, Row] = {}
     for name, call in aot.shipped():
         with aot.compiling_for(target) as launches:
@@ -103,14 +103,14 @@ def rows(target: str) -> list[Row]:
 
 
 def rows_of(targets: list[str]) -> dict[str, list[Row]]:
-    """By target, several at a time."""
+    """Return the rows by target; several targets are compiled at a time."""
     return compiled(targets, [])[0]
 
 
 def compiled(
     targets: list[str], builds: list[sass_native.Build]
 ) -> tuple[dict[str, list[Row]], list[sass_native.Row]]:
-    """The rows of Triton's kernels by target, and of the others; several processes at a time."""
+    """Return the rows of Triton kernels by target, and those of CUDA, from several processes."""
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         triton, native = pool.map(rows, targets), pool.map(sass_native.rows, builds)
         return dict(zip(targets, triton, strict=True)), [row for found in native for row in found]
@@ -140,12 +140,12 @@ def _row(target: str, call: str, launch: Launch) -> Row:
     )
 
 
-def _pairs(meta: dict[str, int], threads: int) -> int:
-    """What classify() wants to know."""
+def _pairs(meta: dict[str, Any], threads: int) -> int:
+    """Return the pairs per thread, for classify()."""
     if "LANES" in meta:
         return 4 * meta["RI"]
-    if "RI" in meta:
-        return meta["RI"] * meta["RJ"]
+    if "SHAPE" in meta:
+        return meta["SHAPE"][0] * meta["SHAPE"][1]
     return max(meta.get("BJ", 1) * meta.get("BD", 1) // threads, 1)
 
 
@@ -158,13 +158,13 @@ def _nvidia(cubin: bytes) -> Function:
 
 
 def _amd(assembly: str) -> tuple[int, dict[str, int]]:
-    """(registers, spills) of a kernel."""
+    """Return (registers, spills) of a kernel."""
     sizes = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", assembly))
     return int(sizes.pop("vgpr_count")), {name: int(size) for name, size in sizes.items()}
 
 
 def checks(target: str, found: list[Row]) -> list[Check]:
-    """The assertions about the rows of a target."""
+    """Return the assertions about the rows of a target."""
     made = {
         "every kernel and every tile is there": _absent(found),
         "no spills": [f"{row}: {spilled(row.spills)}" for row in found if row.spills],
@@ -196,7 +196,7 @@ def _absent(found: list[Row]) -> list[str]:
 
 
 def _costs(found: list[Row]) -> dict[str, list[str]]:
-    """What the inner loops may cost, and those that cost more."""
+    """Return the limits of the inner loops, with the loops that exceed them."""
     loops = [(row, loop) for row in found if row.kernel in VARIANTS for loop in row.loops]
     largest = [(row, loop) for row, loop in loops if row.block == LARGEST]
 
@@ -223,7 +223,7 @@ def _costs(found: list[Row]) -> dict[str, list[str]]:
 
 
 def table(target: str, found: list[Row]) -> Table:
-    """A line a kernel, or a line for each of its inner loops."""
+    """Return a table with one line per kernel, or per inner loop where it has several."""
     lines = (
         (
             (row.kernel, row.tile, row.call, row.warps, row.registers, row.memory),
@@ -237,14 +237,14 @@ def table(target: str, found: list[Row]) -> Table:
 
 
 def _plain(row: Row | sass_native.Row) -> dict[str, Any]:
-    """The row for JSON, with what follows from it."""
+    """Return the row for JSON, with its tile and its rates."""
     loops = [asdict(loop) | {"elements_a_clock": loop.elements_a_clock} for loop in row.loops]
     tile = {"tile": row.tile} if isinstance(row, Row) else {}
     return asdict(row) | tile | {"loops": loops}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.sass")
     parser.add_argument("--kernels", choices=("triton", "native"), help="default: both")
     parser.add_argument("--targets", help="separated by commas; default: all that there are")
@@ -272,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
     if there:
         console.print(sass_native.ABOUT)
     said = ", ".join(f"{name} {version}" for name, version in compilers.items() if version)
-    console.print(f"By {said}. Instructions and MUFU are an element's, and {ABOUT}")
+    console.print(f"By {said}. Instructions and MUFU are per element; {ABOUT}")
     if of_native and not there:
         console.print(f"The CUDA kernels were not compiled: {toolkit}.")
     print_checks(console, made)
@@ -290,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _targets(
     parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> tuple[list[str], list[str]]:
-    """Those of Triton's kernels and of the others. sm_90 means sm_90a as well."""
+    """Return the targets of Triton and those of CUDA; sm_90 includes sm_90a."""
     of_triton = list(TARGETS) if options.kernels != "native" else []
     of_native = list(sass_native.TARGETS) if options.kernels != "triton" else []
     if not options.targets:

@@ -1,4 +1,4 @@
-"""Triton kernels, for NVIDIA and AMD GPUs; and for CPU tensors where TRITON_INTERPRET=1 is set."""
+"""Triton kernels for NVIDIA and AMD GPUs, and for CPU tensors where TRITON_INTERPRET=1 is set."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from ...ops.schema import define, implement
+from ...ops.signature import SIGNATURES
 from ..base import Problem
 from ..fused import Fused
 
 NAME = "triton"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# operator: the module that implements it, which imports triton and takes its time
+# The module that implements each operator; its import of triton takes time.
 _MODULES = {
     "forward": "host.forward",
     "backward": "host.backward",
@@ -33,7 +34,8 @@ _missing = find_spec("triton") is None
 
 def _implementation(name: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
-        return getattr(import_module(f".{_MODULES[name]}", __package__), name)(*args)
+        module = import_module(f".{_MODULES[name]}", __package__)
+        return getattr(module, name)(**SIGNATURES[name].named(args))
 
     return call
 
@@ -44,7 +46,7 @@ for _name in _MODULES:
 
 
 def why_not(problem: Problem) -> str | None:
-    """None where the kernels can do it, otherwise a sentence."""
+    """Return None if the kernels can do it, otherwise a sentence that says why not."""
     if problem.device_type == "cpu" and not _interpreted:
         return (
             "it runs on cuda tensors, not on cpu (TRITON_INTERPRET=1, set before Python starts,"
@@ -60,5 +62,5 @@ def why_not(problem: Problem) -> str | None:
 
 
 def pack_keys(key: Tensor, *, activation: str) -> None:
-    """None: a step is bound by reading the keys, and prepared ones are no shorter."""
+    """Return None: a step is bound by reading keys, and prepared keys are no shorter."""
     return None

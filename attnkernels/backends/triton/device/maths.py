@@ -5,8 +5,8 @@ import triton.language as tl
 
 from ....ops import codes
 
-# ACTIVATION of a kernel is a code of this table, from which an unknown one raises when the kernel
-# is compiled. A global of a kernel must be a constexpr: Triton keeps compiled kernels by its value.
+# The argument ACTIVATION of a kernel is a code of this table; an unknown one raises when the kernel
+# is compiled. Globals are constexpr, so that a change of them compiles the kernels anew.
 _TABLE = tl.constexpr({f.code: f for f in codes.ACTIVATIONS.values()})
 RELU = tl.constexpr(codes.ACTIVATIONS["relu"].code)
 LEAKY_RELU = tl.constexpr(codes.ACTIVATIONS["leaky_relu"].code)
@@ -17,7 +17,7 @@ EXP_QUAD = tl.constexpr(codes.EXP_QUAD)
 PAIR = tl.constexpr(codes.PAIR)
 FACTORED = tl.constexpr(codes.FACTORED)
 
-# log2(e), and what float32 leaves of it
+# log2(e), and its rounding error in float32
 _LOG2E = tl.constexpr(1.44269502162933349609375)
 _LOG2E_LOW = tl.constexpr(1.925963033500011e-08)
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -44,7 +44,7 @@ def span(activation):
 
 @triton.jit
 def exp(y):
-    """exp(y) to a few units in the last place for any y: the hardware's 2^h, and what h lost."""
+    """Return exp(y) to a few units in the last place: 2^h, corrected for the rounding of h."""
     h = y * _LOG2E
     low = tl.fma(y, _LOG2E_LOW, tl.fma(y, _LOG2E, -h))
     e = tl.exp2(h)
@@ -53,13 +53,13 @@ def exp(y):
 
 @triton.jit
 def exp_sum(x, ACTIVATION: tl.constexpr):
-    """exp(gain * x) for x = q + k of any size: 0 and infinity are right answers here."""
+    """Return exp(gain * x) for any x = q + k; it may be 0 or infinite."""
     return tl.exp2(x * (gain(ACTIVATION) * _LOG2E))
 
 
 @triton.jit
 def reciprocal(x, TARGET: tl.constexpr):
-    """1 / x to one unit in the last place, in one instruction; 0 where x is 2^126 or more."""
+    """Return 1 / x to one unit in the last place, in one instruction; 0 from x = 2^126 on."""
     if TARGET == "cuda":
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
@@ -74,7 +74,7 @@ def reciprocal(x, TARGET: tl.constexpr):
 
 @triton.jit
 def at_most(x, limit: tl.constexpr):
-    """min(x, limit), and NaN for NaN."""
+    """Return min(x, limit), and NaN for NaN."""
     return tl.minimum(x, limit, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -102,7 +102,7 @@ def pointwise_slope(x, negative_slope, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def two(pointer):
-    """Two neighbouring float32, loaded as the one 64-bit number that `pointer` is at."""
+    """Return two neighbouring float32, loaded as the 64-bit number at `pointer`."""
     word = tl.load(pointer)
     first = (word & 0xFFFFFFFF).to(tl.int32).to(tl.float32, bitcast=True)
     second = (word >> 32).to(tl.int32).to(tl.float32, bitcast=True)

@@ -1,37 +1,36 @@
-"""One number for every pair of a query and a key: raw scores, or the gradients that reach them.
+"""One number per pair of a query and a key: raw scores, or the gradients that reach them.
 
-The backward needs d numbers of each pair's gradient but d scores to make it: so it makes ds, (E4),
-for a window of queries, and sweep.py goes through it. The windows keep the memory linear in n + m.
+The backward needs d numbers to make the gradient ds of a score, (E4), and d more to use it. It
+makes ds for a window of queries, and sweep.py goes through that: with windows, memory stays linear
+in n + m.
 """
 
 import triton
 import triton.language as tl
 
-from .mask import NONE, any_takes_part, kept, taking_part
-from .rows import ANY, extent, lead_index, lead_offset, sequence_of, wide
+from .mask import any_takes_part, kept, mask_of, taking_part
+from .rows import (
+    ANY,
+    extent,
+    lead_index,
+    length_of,
+    matrix_of,
+    sequence_of,
+    vector_of,
+    wide,
+)
 from .score import as_matrix, as_tile, places, score_tile
 
 
 @triton.jit(do_not_specialize=ANY)
 def scores_kernel(
     query,
-    query_strides,
-    query_row,
-    query_unit,
     query_panels,
-    query_ranges,
-    query_panel_strides,
     query_tiles,
     key,
-    key_strides,
-    key_row,
-    key_unit,
     key_panels,
-    key_ranges,
-    key_panel_strides,
     key_tiles,
     weights,
-    weight_strides,
     sizes,
     scores,
     n,
@@ -40,50 +39,25 @@ def scores_kernel(
     padded,
     negative_slope,
     ACTIVATION: tl.constexpr,
-    RI: tl.constexpr,
-    RJ: tl.constexpr,
-    TI: tl.constexpr,
-    TJ: tl.constexpr,
+    SHAPE: tl.constexpr,
     CHUNKS: tl.constexpr,
     TARGET: tl.constexpr,
 ):
     """Program (b, tile of queries, tile of keys)."""
-    BI: tl.constexpr = RI * TI
-    BJ: tl.constexpr = RJ * TJ
+    BI: tl.constexpr = SHAPE[0] * SHAPE[2]
+    BJ: tl.constexpr = SHAPE[1] * SHAPE[3]
     pid = tl.program_id(0)
     jt = pid % key_tiles
     it = pid // key_tiles % query_tiles
     b = pid // key_tiles // query_tiles
+    query_panel = lead_index(b, sizes, query_panels.strides) + it
+    key_panel = lead_index(b, sizes, key_panels.strides) + jt
     x = score_tile(
-        query_panels,
-        query_ranges,
-        lead_index(b, sizes, query_panel_strides) + it,
-        query + lead_offset(b, sizes, query_strides),
-        query_row,
-        query_unit,
-        it * BI,
-        n,
-        key_panels,
-        key_ranges,
-        lead_index(b, sizes, key_panel_strides) + jt,
-        key + lead_offset(b, sizes, key_strides),
-        key_row,
-        key_unit,
-        jt * BJ,
-        m,
-        weights + lead_index(b, sizes, weight_strides),
-        d,
-        padded,
-        negative_slope,
-        ACTIVATION,
-        RI,
-        RJ,
-        TI,
-        TJ,
-        CHUNKS,
-        TARGET,
-    )
-    i, j = places(RI, RJ, TI, TJ)
+        query, matrix_of(b, sizes, query), query_panels, query_panel, it * BI, n,
+        key, matrix_of(b, sizes, key), key_panels, key_panel, jt * BJ, m,
+        vector_of(b, sizes, weights), d, padded, negative_slope, ACTIVATION, SHAPE, CHUNKS, TARGET,
+    )  # fmt: skip
+    i, j = places(SHAPE)
     corner = scores + (wide(b) * n + it * BI) * m + jt * BJ
     tl.store(corner + i * m + j, x, mask=(i < n - it * BI) & (j < m - jt * BJ))
 
@@ -91,38 +65,18 @@ def scores_kernel(
 @triton.jit(do_not_specialize=ANY)
 def gradient_kernel(
     query,
-    query_strides,
-    query_row,
-    query_unit,
     query_panels,
-    query_ranges,
-    query_panel_strides,
     key,
-    key_strides,
-    key_row,
-    key_unit,
     key_panels,
-    key_ranges,
-    key_panel_strides,
     key_tiles,
     value,
-    value_strides,
-    value_row,
-    value_unit,
     weights,
-    weight_strides,
     mask,
-    mask_strides,
-    mask_row,
-    mask_column,
     lengths,
-    length_strides,
     cu_seqlens_q,
     cu_seqlens_k,
     sequences,
-    seed,
-    threshold,
-    keep_scale,
+    dropout,
     sizes,
     lse,
     delta,
@@ -142,16 +96,7 @@ def gradient_kernel(
     ACTIVATION: tl.constexpr,
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
-    LENGTHS: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    VARLEN: tl.constexpr,
-    CONTEXT: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    USED: tl.constexpr,
-    RI: tl.constexpr,
-    RJ: tl.constexpr,
-    TI: tl.constexpr,
-    TJ: tl.constexpr,
+    SHAPE: tl.constexpr,
     BV: tl.constexpr,
     CHUNKS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -159,82 +104,59 @@ def gradient_kernel(
 ):
     """Program (b, tile of keys, tile of queries in the window that starts at query `window`).
 
-    ds and used (the weights after dropout) are transposed: rows of `width` queries, one a key of
+    ds and used (the weights after dropout) are transposed: rows of `width` queries, one per key of
     every tile, and 0 where a pair takes no part.
     """
-    BI: tl.constexpr = RI * TI
-    BJ: tl.constexpr = RJ * TJ
+    BI: tl.constexpr = SHAPE[0] * SHAPE[2]
+    BJ: tl.constexpr = SHAPE[1] * SHAPE[3]
     pid = tl.program_id(0)
     it = pid % window_tiles
     kt = pid // window_tiles % key_tiles
     b = pid // window_tiles // key_tiles
-    s = 0
-    if VARLEN:
-        s = sequence_of(cu_seqlens_k, sequences, kt, BJ)
-    begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI, VARLEN)
-    begin_k, columns, first_k = extent(cu_seqlens_k, s, m, BJ, VARLEN)
+    s = sequence_of(cu_seqlens_k, sequences, kt, BJ)
+    begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI)
+    begin_k, columns, first_k = extent(cu_seqlens_k, s, m, BJ)
     i0 = window + it * BI
     j0 = (kt - first_k) * BJ
     if i0 >= rows:
         return
-    if LENGTHS:
-        columns = tl.load(lengths + lead_index(b, sizes, length_strides)).to(tl.int32)
-    tile_i, tile_j = places(RI, RJ, TI, TJ)
+    columns = length_of(b, sizes, lengths, columns)
+    tile_i, tile_j = places(SHAPE)
     i = i0 + tile_i
     j = j0 + tile_j
-    if MASK != NONE:
-        mask += lead_index(b, sizes, mask_strides)
-    some = any_takes_part(i, j, rows, columns, mask, mask_row, mask_column, CAUSAL, MASK)
-    at = (wide(b) * key_tiles + kt) * BJ * width + it * BI
-    ds += at
-    used += at
+    mask_at = mask_of(b, sizes, mask)
+    some = any_takes_part(i, j, rows, columns, mask, mask_at, CAUSAL, MASK)
+    corner = (wide(b) * key_tiles + kt) * BJ * width + it * BI
+    ds += corner
+    if used is not None:
+        used += corner
     at = tl.arange(0, BJ)[:, None] * width + tl.arange(0, BI)[None, :]
     if some == 0:
         tl.store(ds + at, tl.zeros((BJ, BI), tl.float32))
-        if USED:
+        if used is not None:
             tl.store(used + at, tl.zeros((BJ, BI), tl.float32))
         return
 
+    query_panel = lead_index(b, sizes, query_panels.strides) + first_q + i0 // BI
+    key_panel = lead_index(b, sizes, key_panels.strides) + kt
+    query_at = matrix_of(b, sizes, query) + begin_q * query.row
+    key_at = matrix_of(b, sizes, key) + begin_k * key.row
     x = score_tile(
-        query_panels,
-        query_ranges,
-        lead_index(b, sizes, query_panel_strides) + first_q + i0 // BI,
-        query + lead_offset(b, sizes, query_strides) + begin_q * query_row,
-        query_row,
-        query_unit,
-        i0,
-        rows,
-        key_panels,
-        key_ranges,
-        lead_index(b, sizes, key_panel_strides) + kt,
-        key + lead_offset(b, sizes, key_strides) + begin_k * key_row,
-        key_row,
-        key_unit,
-        j0,
-        columns,
-        weights + lead_index(b, sizes, weight_strides),
-        d,
-        padded,
-        negative_slope,
-        ACTIVATION,
-        RI,
-        RJ,
-        TI,
-        TJ,
-        CHUNKS,
-        TARGET,
-    )
-    takes, added = taking_part(i, j, rows, columns, mask, mask_row, mask_column, CAUSAL, MASK)
+        query, query_at, query_panels, query_panel, i0, rows, key, key_at, key_panels, key_panel,
+        j0, columns, vector_of(b, sizes, weights), d, padded, negative_slope, ACTIVATION, SHAPE,
+        CHUNKS, TARGET,
+    )  # fmt: skip
+    takes, added = taking_part(i, j, rows, columns, mask, mask_at, CAUSAL, MASK)
     row = wide(b) * n + begin_q + i0
     end = tl.load(lse + row + tile_i, mask=i < rows, other=0.0)
     end = tl.where(end == -float("inf"), 0.0, end)
     a = tl.where(takes, tl.exp(x + added - end), 0.0)
 
-    g = tl.zeros((RI, RJ, TI, TJ), tl.float32)
-    if CONTEXT:
+    g = tl.zeros(SHAPE, tl.float32)
+    if grad_context is not None:
         row_i = i0 + tl.arange(0, BI)
         row_j = j0 + tl.arange(0, BJ)
-        value += lead_offset(b, sizes, value_strides) + (begin_k + j0) * value_row
+        value_at = matrix_of(b, sizes, value) + (begin_k + j0) * value.row
         grad_context += row * dv
         product = tl.zeros((BI, BJ), tl.float32)
         for c0 in range(0, dv, BV):
@@ -243,21 +165,21 @@ def gradient_kernel(
             at_dc = tl.arange(0, BI)[:, None] * dv + c[None, :]
             dc = tl.load(grad_context + at_dc, mask=inside, other=0.0)
             inside = (c < dv)[:, None] & (row_j < columns)[None, :]
-            at_u = c[:, None] * value_unit + tl.arange(0, BJ)[None, :] * value_row
-            u = tl.load(value + at_u, mask=inside, other=0.0).to(tl.float32)
+            at_u = c[:, None] * value.unit + tl.arange(0, BJ)[None, :] * value.row
+            u = tl.load(value_at + at_u, mask=inside, other=0.0).to(tl.float32)
             product = tl.dot(dc, u, product, input_precision=PRECISION)
-        g = as_tile(product, RI, RJ, TI, TJ)
-    if WEIGHTS:
-        corner = grad_weights + row * m + j0
-        g += tl.load(corner + tile_i * m + tile_j, mask=takes, other=0.0)
+        g = as_tile(product, SHAPE)
+    if grad_weights is not None:
+        grad_weights += row * m + j0
+        g += tl.load(grad_weights + tile_i * m + tile_j, mask=takes, other=0.0)
     z = a
-    if DROPOUT:
-        keep = kept(seed, i, j, wide(b) * sequences + s, threshold)
-        z = tl.where(keep, a * keep_scale, 0.0)
-        g = tl.where(keep, g * keep_scale, 0.0)
+    if dropout is not None:
+        keep = kept(dropout, i, j, wide(b) * sequences + s)
+        z = tl.where(keep, a * dropout.keep_scale, 0.0)
+        g = tl.where(keep, g * dropout.keep_scale, 0.0)
     g = a * (g - tl.load(delta + row + tile_i, mask=i < rows, other=0.0))
     tl.store(ds + at, tl.trans(as_matrix(tl.where(takes, g, 0.0))))
-    if USED:
+    if used is not None:
         tl.store(used + at, tl.trans(as_matrix(z)))
 
 
@@ -275,23 +197,20 @@ def value_kernel(
     dv,
     window,
     width,
-    VARLEN: tl.constexpr,
     BI: tl.constexpr,
     BJ: tl.constexpr,
     BV: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program (b, tile of keys, BV columns): adds the window's part of du, (E6)."""
+    """Program (b, tile of keys, BV columns): add the window's part of du, (E6)."""
     columns = tl.cdiv(dv, BV)
     pid = tl.program_id(0)
     c = pid % columns * BV + tl.arange(0, BV)
     kt = pid // columns % key_tiles
     b = pid // columns // key_tiles
-    s = 0
-    if VARLEN:
-        s = sequence_of(cu_seqlens_k, sequences, kt, BJ)
-    begin_q, rows, _ = extent(cu_seqlens_q, s, n, BI, VARLEN)
-    begin_k, count, first_k = extent(cu_seqlens_k, s, m, BJ, VARLEN)
+    s = sequence_of(cu_seqlens_k, sequences, kt, BJ)
+    begin_q, rows, _ = extent(cu_seqlens_q, s, n, BI)
+    begin_k, count, first_k = extent(cu_seqlens_k, s, m, BJ)
     j = (kt - first_k) * BJ + tl.arange(0, BJ)
     used += ((wide(b) * key_tiles + kt) * BJ + tl.arange(0, BJ))[:, None] * width
     at = (wide(b) * m + begin_k + j)[:, None] * dv + c[None, :]

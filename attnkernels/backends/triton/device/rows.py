@@ -1,15 +1,54 @@
-"""Where things are: leading indices, tiles of rows, sequences packed one after another."""
+"""Arguments of kernels, and where their rows are: leading indices, tiles, packed sequences.
+
+An argument that a call lacks is None, and a kernel is compiled without it.
+"""
+
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
 
-# Integers that no kernel gains from knowing to be 1 or a multiple of 16: compiled once for all.
+
+class Matrix(NamedTuple):
+    """Rows of an input. Strides count elements; `strides` are those over the leading dimensions."""
+
+    data: Any
+    strides: Any
+    row: Any
+    unit: Any
+
+
+class Vector(NamedTuple):
+    """One row, or one number, per leading index; strides over these are multiplied by SCALE."""
+
+    data: Any
+    strides: Any
+    unit: Any = 1
+
+
+class Panels(NamedTuple):
+    """Tiles of rows as prepare.py leaves them; strides count tiles and are multiplied by SCALE."""
+
+    data: Any
+    ranges: Any
+    strides: Any
+
+
+class Dropout(NamedTuple):
+    """The seed; the number of 2^32 below which bits drop a pair, times SCALE; 1 / (1 - p)."""
+
+    seed: Any
+    threshold: Any
+    keep_scale: Any
+
+
+# Integers that a kernel gains nothing from knowing to be 1 or a multiple of 16: compiled once for
+# all values.
 ANY = (
     "n",
     "m",
     "padded",
     "leads",
-    "sizes",
     "sequences",
     "splits",
     "parts",
@@ -19,36 +58,24 @@ ANY = (
     "window_tiles",
     "query_tiles",
     "query_programs",
-    "query_sizes",
-    "query_strides",
-    "query_panel_strides",
     "query_rows",
     "query_origin",
     "query_parts",
     "key_tiles",
     "key_programs",
-    "key_sizes",
-    "key_strides",
-    "key_panel_strides",
     "key_parts",
-    "value_strides",
-    "weight_sizes",
-    "weight_strides",
-    "mask_strides",
-    "length_strides",
-    "threshold",
 )
 
 
-# Triton compiles a kernel anew where an integer of a tuple is 1, or is or is not a multiple of 16.
-# So sizes come multiplied by 16, and so do strides; but for those of the inputs that are read by
-# rows, which the compiler does well to know to be aligned.
+# Triton compiles a kernel anew where an integer of a tuple becomes 1, or a multiple of 16, or
+# neither. Sizes and strides are therefore multiplied by 16, except the strides of query, key and
+# value: whether these are multiples of 16 decides how their rows are loaded.
 SCALE = tl.constexpr(16)
 
 
 @triton.jit
 def lead_offset(b, sizes, strides):
-    """The offset of leading index b, whose dimensions are given innermost first."""
+    """Return the offset of leading index b; the innermost dimension comes first."""
     offset = b.to(tl.int64) * 0
     for r in tl.static_range(len(sizes)):
         size = sizes[r] // SCALE
@@ -59,46 +86,68 @@ def lead_offset(b, sizes, strides):
 
 @triton.jit
 def lead_index(b, sizes, strides):
-    """The same from strides multiplied by SCALE."""
+    """Return the same from strides that are multiplied by SCALE."""
     return lead_offset(b, sizes, strides) // SCALE
 
 
 @triton.jit
-def sequence_of(cu_seqlens, sequences, tile, BLOCK: tl.constexpr):
-    """The sequence that a tile of BLOCK rows belongs to.
+def matrix_of(b, sizes, x):
+    """Return a pointer to the first row of leading index b in a Matrix."""
+    return x.data + lead_offset(b, sizes, x.strides)
 
-    Sequence s owns the tiles from cu_seqlens[s] // BLOCK + s on. That leaves it enough of them
-    wherever it starts, so that the number of all tiles is known without reading cu_seqlens.
+
+@triton.jit
+def vector_of(b, sizes, x):
+    """Return a pointer to the first element of leading index b in a Vector."""
+    return x.data + lead_index(b, sizes, x.strides)
+
+
+@triton.jit
+def length_of(b, sizes, lengths, m):
+    """Return how many of m keys take part for leading index b, int32."""
+    if lengths is None:
+        return m
+    else:
+        return tl.load(vector_of(b, sizes, lengths)).to(tl.int32)
+
+
+@triton.jit
+def sequence_of(cu_seqlens, sequences, tile, BLOCK: tl.constexpr):
+    """Return the sequence that a tile of BLOCK rows belongs to; 0 where cu_seqlens is None.
+
+    Sequence s owns the tiles from cu_seqlens[s] // BLOCK + s on. These are enough wherever it
+    starts, so that the number of tiles is known without reading cu_seqlens.
     """
     low = 0
-    high = sequences
-    while high - low > 1:
-        middle = (low + high) // 2
-        if tl.load(cu_seqlens + middle) // BLOCK + middle <= tile:
-            low = middle
-        else:
-            high = middle
+    if cu_seqlens is not None:
+        high = sequences
+        while high - low > 1:
+            middle = (low + high) // 2
+            if tl.load(cu_seqlens + middle) // BLOCK + middle <= tile:
+                low = middle
+            else:
+                high = middle
     return low
 
 
 @triton.jit
-def extent(cu_seqlens, s, rows, BLOCK: tl.constexpr, VARLEN: tl.constexpr):
-    """(first row, number of rows, first tile) of sequence s; without VARLEN there is one.
+def extent(cu_seqlens, s, rows, BLOCK: tl.constexpr):
+    """Return (first row, number of rows, first tile) of sequence s; None has one, of all rows.
 
-    The first row is 64 bits wide, so that products with it are.
+    The first row has 64 bits, so that products with it do.
     """
-    if VARLEN:
-        begin = tl.load(cu_seqlens + s).to(tl.int64)
-        count = (tl.load(cu_seqlens + s + 1).to(tl.int64) - begin).to(tl.int32)
-        first = (begin // BLOCK).to(tl.int32) + s
-    else:
+    if cu_seqlens is None:
         begin = tl.full((), 0, tl.int64)
         count = rows
         first = 0
+    else:
+        begin = tl.load(cu_seqlens + s).to(tl.int64)
+        count = (tl.load(cu_seqlens + s + 1).to(tl.int64) - begin).to(tl.int32)
+        first = (begin // BLOCK).to(tl.int32) + s
     return begin, count, first
 
 
 @triton.jit
 def wide(x):
-    """x, an integer, with 64 bits."""
+    """Return the integer x with 64 bits."""
     return tl.full((), 0, tl.int64) + x

@@ -1,8 +1,9 @@
-"""The scores of a tile, (E1) by (E7) and (E9): where the elements are.
+"""The scores of a tile, (E1) by (E7) and (E9), and the place of each element.
 
-A tile of BI queries and BJ keys is held as [RI, RJ, TI, TJ]: TI * TJ threads of RI * RJ pairs each,
-so that a thread computes an RI x RJ block of scores in registers, from RI + RJ loads a hidden unit,
-and no thread needs another's. An element takes 3.5 multiply-adds and a quarter of a reciprocal.
+A tile of BI queries and BJ keys is held as [RI, RJ, TI, TJ], its SHAPE: TI * TJ threads of RI * RJ
+pairs each. A thread computes an RI x RJ block of scores in registers, from RI + RJ loads per hidden
+unit, and needs nothing of another thread. An element takes 3.5 multiply-adds and a quarter of a
+reciprocal.
 """
 
 import triton
@@ -25,7 +26,7 @@ from .rows import wide
 
 @triton.jit
 def _quads(s, a, b, w, padded, BI, BJ, BOUNDED: tl.constexpr, TARGET: tl.constexpr):
-    """sum_t w_t / (1 + a_t b_t), one reciprocal for four hidden units."""
+    """Add sum_t w_t / (1 + a_t b_t) to s, with one reciprocal for four hidden units."""
     for pair in range(0, padded // 2, 2):
         a0, a1 = two(a + pair * BI)
         a2, a3 = two(a + (pair + 1) * BI)
@@ -53,13 +54,11 @@ def _quads(s, a, b, w, padded, BI, BJ, BOUNDED: tl.constexpr, TARGET: tl.constex
 def _direct(
     s,
     query,
-    query_row,
-    query_unit,
+    query_at,
     i,
     n,
     key,
-    key_row,
-    key_unit,
+    key_at,
     j,
     m,
     w,
@@ -67,21 +66,21 @@ def _direct(
     ACTIVATION: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    """sum_t w_t / (1 + exp(gain * (q_t + k_t))) from the inputs, right whatever they are."""
+    """Add sum_t w_t / (1 + exp(gain * (q_t + k_t))) to s from the inputs, right for any of them."""
     i = tl.minimum(i, n - 1)  # beyond the end any row will do
     j = tl.minimum(j, m - 1)
     for t in range(0, d):
-        q = tl.load(query + i * query_row).to(tl.float32)
-        k = tl.load(key + j * key_row).to(tl.float32)
+        q = tl.load(query_at + i * query.row).to(tl.float32)
+        k = tl.load(key_at + j * key.row).to(tl.float32)
         s += tl.load(w + t) * reciprocal(1.0 + exp_sum(q + k, ACTIVATION), TARGET)
-        query += query_unit
-        key += key_unit
+        query_at += query.unit
+        key_at += key.unit
     return s
 
 
 @triton.jit
 def _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION: tl.constexpr):
-    """sum_t w_t f(a_t + b_t)."""
+    """Add sum_t w_t f(a_t + b_t) to s."""
     for pair in range(0, padded // 2):
         a0, a1 = two(a + pair * BI)
         b0, b1 = two(b + pair * BJ)
@@ -92,8 +91,12 @@ def _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION: tl.conste
 
 
 @triton.jit
-def places(RI: tl.constexpr, RJ: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr):
-    """(queries [RI, 1, TI, 1], keys [1, RJ, 1, TJ]) of a tile, from 0 on."""
+def places(SHAPE: tl.constexpr):
+    """Return (queries [RI, 1, TI, 1], keys [1, RJ, 1, TJ]) of a tile, from 0 on."""
+    RI: tl.constexpr = SHAPE[0]
+    RJ: tl.constexpr = SHAPE[1]
+    TI: tl.constexpr = SHAPE[2]
+    TJ: tl.constexpr = SHAPE[3]
     i = (tl.arange(0, RI) * TI)[:, None, None, None] + tl.arange(0, TI)[None, None, :, None]
     j = (tl.arange(0, RJ) * TJ)[None, :, None, None] + tl.arange(0, TJ)[None, None, None, :]
     return i, j
@@ -101,20 +104,21 @@ def places(RI: tl.constexpr, RJ: tl.constexpr, TI: tl.constexpr, TJ: tl.constexp
 
 @triton.jit
 def as_matrix(x):
-    """[RI, RJ, TI, TJ] as [BI, BJ]."""
+    """Return [RI, RJ, TI, TJ] as [BI, BJ]."""
     rows: tl.constexpr = x.shape[0] * x.shape[2]
     return tl.reshape(tl.permute(x, (0, 2, 1, 3)), (rows, x.shape[1] * x.shape[3]))
 
 
 @triton.jit
-def as_tile(x, RI: tl.constexpr, RJ: tl.constexpr, TI: tl.constexpr, TJ: tl.constexpr):
-    """[BI, BJ] as [RI, RJ, TI, TJ]."""
-    return tl.permute(tl.reshape(x, (RI, TI, RJ, TJ)), (0, 2, 1, 3))
+def as_tile(x, SHAPE: tl.constexpr):
+    """Return [BI, BJ] as [RI, RJ, TI, TJ]."""
+    split = tl.reshape(x, (SHAPE[0], SHAPE[2], SHAPE[1], SHAPE[3]))
+    return tl.permute(split, (0, 2, 1, 3))
 
 
 @triton.jit
 def row_ranges(ranges, panel, d, CHUNKS: tl.constexpr):
-    """(largest exponents by chunk, largest absolute exponent) of a panel."""
+    """Return (the largest exponents of each chunk, the largest absolute exponent) of a panel."""
     chunks = tl.cdiv(d, CHUNK)
     c = tl.arange(0, CHUNKS)
     at = ranges + (panel * chunks + c) * 2
@@ -124,20 +128,16 @@ def row_ranges(ranges, panel, d, CHUNKS: tl.constexpr):
 
 @triton.jit
 def score_tile(
-    query_panels,
-    query_ranges,
-    query_panel,
     query,
-    query_row,
-    query_unit,
+    query_at,
+    query_panels,
+    query_panel,
     i0,
     n,
-    key_panels,
-    key_ranges,
-    key_panel,
     key,
-    key_row,
-    key_unit,
+    key_at,
+    key_panels,
+    key_panel,
     j0,
     m,
     weights,
@@ -145,48 +145,38 @@ def score_tile(
     padded,
     negative_slope,
     ACTIVATION: tl.constexpr,
-    RI: tl.constexpr,
-    RJ: tl.constexpr,
-    TI: tl.constexpr,
-    TJ: tl.constexpr,
+    SHAPE: tl.constexpr,
     CHUNKS: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    """float32 [RI, RJ, TI, TJ]. Panels by number; query and key point at row 0, for `_direct`."""
-    BI: tl.constexpr = RI * TI
-    BJ: tl.constexpr = RJ * TJ
-    i, j = places(RI, RJ, TI, TJ)
+    """Return float32 [RI, RJ, TI, TJ]: queries from i0 on against keys from j0 on.
+
+    query_panel and key_panel are numbers of panels; query_at and key_at point to row 0 of the
+    sequence, for `_direct`; weights points to those of the leading index.
+    """
+    BI: tl.constexpr = SHAPE[0] * SHAPE[2]
+    BJ: tl.constexpr = SHAPE[1] * SHAPE[3]
+    i, j = places(SHAPE)
     word = tl.pointer_type(tl.int64)
-    a = (query_panels + query_panel * padded * BI).to(word) + i
-    b = (key_panels + key_panel * padded * BJ).to(word) + j
+    a = (query_panels.data + query_panel * padded * BI).to(word) + i
+    b = (key_panels.data + key_panel * padded * BJ).to(word) + j
     w = weights.to(word)
-    s = tl.zeros((RI, RJ, TI, TJ), tl.float32)
+    s = tl.zeros(SHAPE, tl.float32)
     if is_logistic(ACTIVATION):
-        query_high, query_size = row_ranges(query_ranges, query_panel, d, CHUNKS)
-        key_high, key_size = row_ranges(key_ranges, key_panel, d, CHUNKS)
+        query_high, query_size = row_ranges(query_panels.ranges, query_panel, d, CHUNKS)
+        key_high, key_size = row_ranges(key_panels.ranges, key_panel, d, CHUNKS)
         if tl.maximum(query_size, key_size) <= FACTORED:
             if tl.max(query_high + key_high) <= QUAD:
                 s = _quads(s, a, b, w, padded, BI, BJ, False, TARGET)
             else:
                 s = _quads(s, a, b, w, padded, BI, BJ, True, TARGET)
         else:
+            query_at += wide(i0) * query.row
+            key_at += wide(j0) * key.row
             s = _direct(
-                s,
-                query + wide(i0) * query_row,
-                query_row,
-                query_unit,
-                i,
-                n - i0,
-                key + wide(j0) * key_row,
-                key_row,
-                key_unit,
-                j,
-                m - j0,
-                weights,
-                d,
-                ACTIVATION,
+                s, query, query_at, i, n - i0, key, key_at, j, m - j0, weights, d, ACTIVATION,
                 TARGET,
-            )
+            )  # fmt: skip
     else:
         s = _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION)
     base = tl.load(weights + padded)

@@ -1,11 +1,10 @@
 """The gradients of query, key and weight from those of the scores, (E5) and (E6), in one sweep.
 
-A warp holds 4 * RI queries of LANES hidden units, a lane a hidden unit, and goes through the keys:
-all sums over queries lie inside a thread, all sums over keys in its registers, and nothing is
-exchanged. Half of the reciprocals are shared by pairs of queries, which balances the reciprocal
-unit against the rest. Program (item, part of the queries, part of the keys, LANES hidden units)
-owns its part of partial gradients, to be summed by the caller: no atomics, and the same bits each
-time.
+A warp holds 4 * RI queries of LANES hidden units, one per lane, and goes through the keys. All sums
+over queries lie inside a thread, all sums over keys in its registers, and nothing is exchanged.
+Half of the reciprocals are shared by pairs of queries, which balances the reciprocal unit against
+the others. Program (item, part of the queries, part of the keys, LANES hidden units) has partial
+gradients of its own, which the caller sums: there are no atomics, and results are reproducible.
 """
 
 import triton
@@ -23,13 +22,13 @@ from .maths import (
     reciprocal,
     two,
 )
-from .rows import ANY, extent, lead_index, lead_offset, wide
+from .rows import ANY, extent, lead_index, length_of, matrix_of, vector_of, wide
 from .score import row_ranges
 
 
 @triton.jit
 def _both(a, b):
-    """Rows of a, then rows of b: registers only."""
+    """Return the rows of a, then those of b, without leaving the registers."""
     joined = tl.permute(tl.join(a, b), (2, 0, 1))
     return tl.reshape(joined, (2 * a.shape[0], a.shape[1]))
 
@@ -77,7 +76,7 @@ def _sweep_tile(
     BJ: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    """Keys j0 and on of a tile, one after another. q are exponentials of queries, or queries."""
+    """Sweep the keys of a tile from j0 on. q0 to q3 are queries, or their exponentials FROM_EXP."""
     key += wide(j0) * key_row
     grad_key += wide(j0) * d
     pairs = (ds + wide(j0) * width).to(tl.pointer_type(tl.int64)) + tl.arange(0, RI)[:, None]
@@ -116,7 +115,7 @@ def _sweep_tile(
 
 @triton.jit
 def _rows(query, i, row, rows, inside):
-    """float32 [RI, LANES]; rows that are not there count as 0."""
+    """Return float32 [RI, LANES]; rows past the end count as 0."""
     q = tl.load(query + i * row, mask=(i < rows) & inside[None, :], other=0.0)
     return q.to(tl.float32)
 
@@ -125,22 +124,14 @@ def _rows(query, i, row, rows, inside):
 @triton.jit(do_not_specialize=({*ANY, "d", "query_row", "key_row"} - {"width"}))
 def sweep_kernel(
     query,
-    query_strides,
     query_row,
-    query_unit,
-    query_ranges,
-    query_panel_strides,
+    query_panels,
     key,
-    key_strides,
     key_row,
-    key_unit,
-    key_ranges,
-    key_panel_strides,
+    key_panels,
     key_tiles,
     weights,
-    weight_strides,
     lengths,
-    length_strides,
     cu_seqlens_q,
     cu_seqlens_k,
     sequences,
@@ -162,8 +153,6 @@ def sweep_kernel(
     key_parts,
     negative_slope,
     ACTIVATION: tl.constexpr,
-    LENGTHS: tl.constexpr,
-    VARLEN: tl.constexpr,
     BI: tl.constexpr,
     BJ: tl.constexpr,
     RI: tl.constexpr,
@@ -171,9 +160,9 @@ def sweep_kernel(
     CHUNKS: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    """grad_query: [key_parts, leads, query_rows, d], from row query_origin on; grad_key:
-    [query_parts, leads, m, d] and grad_weight: [programs, d] are added to. BI and BJ are the tiles
-    that ranges and ds are made of.
+    """Write grad_query [key_parts, leads, query_rows, d], from row query_origin on, and add to
+    grad_key [query_parts, leads, m, d] and grad_weight [programs, d]. BI and BJ are the tiles of
+    the ranges and of ds; query_row and key_row the strides of query and key.
     """
     ROWS: tl.constexpr = 4 * RI
     columns = tl.cdiv(d, LANES)
@@ -186,25 +175,24 @@ def sweep_kernel(
     item = part // query_parts // key_parts
     s = item % sequences
     b = item // sequences
-    begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI, VARLEN)
-    begin_k, count, first_k = extent(cu_seqlens_k, s, m, BJ, VARLEN)
-    if LENGTHS:
-        count = tl.load(lengths + lead_index(b, sizes, length_strides)).to(tl.int32)
+    begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI)
+    begin_k, count, first_k = extent(cu_seqlens_k, s, m, BJ)
+    count = length_of(b, sizes, lengths, count)
     blocks = tl.cdiv(tl.minimum(rows - window, width), ROWS)
     block_share = tl.cdiv(blocks, query_parts)
     tiles = tl.cdiv(count, BJ)
     tile_share = tl.cdiv(tiles, key_parts)
 
-    query += lead_offset(b, sizes, query_strides) + begin_q * query_row
-    query += t.to(tl.int64)[None, :] * query_unit
-    key += lead_offset(b, sizes, key_strides) + begin_k * key_row
-    key += t.to(tl.int64) * key_unit
-    weights += lead_index(b, sizes, weight_strides)
-    factor = tl.load(weights + t, mask=inside, other=0.0) * tl.load(weights + padded + 1)
+    query_at = matrix_of(b, sizes, query) + begin_q * query_row
+    query_at += t.to(tl.int64)[None, :] * query.unit
+    key_at = matrix_of(b, sizes, key) + begin_k * key_row
+    key_at += t.to(tl.int64) * key.unit
+    weights_at = vector_of(b, sizes, weights)
+    factor = tl.load(weights_at + t, mask=inside, other=0.0) * tl.load(weights_at + padded + 1)
     if is_logistic(ACTIVATION):
         factor *= -gain(ACTIVATION)
-    query_panel = lead_index(b, sizes, query_panel_strides) + first_q
-    key_panel = lead_index(b, sizes, key_panel_strides) + first_k
+    query_panel = lead_index(b, sizes, query_panels.strides) + first_q
+    key_panel = lead_index(b, sizes, key_panels.strides) + first_k
     grad_query += ((wide(key_part) * leads + b) * query_rows + begin_q - query_origin) * d
     grad_key += ((wide(query_part) * leads + b) * m + begin_k) * d + t
     ds += (wide(b) * key_tiles + first_k) * BJ * width
@@ -214,7 +202,7 @@ def sweep_kernel(
     key_size = 0.0
     if is_logistic(ACTIVATION):
         for tile in range(first_tile, last_tile):
-            _, size = row_ranges(key_ranges, key_panel + tile, d, CHUNKS)
+            _, size = row_ranges(key_panels.ranges, key_panel + tile, d, CHUNKS)
             key_size = tl.maximum(key_size, size)
 
     # registers hold the rows of a block in the order of _four
@@ -226,7 +214,7 @@ def sweep_kernel(
         query_part * block_share, tl.minimum((query_part + 1) * block_share, blocks)
     ):
         first = window + block * ROWS
-        q = query + wide(first) * query_row
+        q = query_at + wide(first) * query_row
         there = rows - first
         # even and odd rows of the two halves of a block
         q0 = _rows(q, 2 * r, query_row, there, inside)
@@ -236,39 +224,39 @@ def sweep_kernel(
         dq = tl.zeros((ROWS, LANES), tl.float32)
         if is_logistic(ACTIVATION):
             panel = query_panel + first // BI
-            query_high, query_size = row_ranges(query_ranges, panel, d, CHUNKS)
+            query_high, query_size = row_ranges(query_panels.ranges, panel, d, CHUNKS)
             if tl.maximum(query_size, key_size) <= FACTORED:
                 q0 = exp(q0 * gain(ACTIVATION))
                 q1 = exp(q1 * gain(ACTIVATION))
                 q2 = exp(q2 * gain(ACTIVATION))
                 q3 = exp(q3 * gain(ACTIVATION))
                 for tile in range(first_tile, last_tile):
-                    key_high, _ = row_ranges(key_ranges, key_panel + tile, d, CHUNKS)
+                    key_high, _ = row_ranges(key_panels.ranges, key_panel + tile, d, CHUNKS)
                     if tl.max(query_high + key_high) <= PAIR:
                         dq, dw = _sweep_tile(
-                            q0, q1, q2, q3, key, key_row, ds + block * ROWS, width, grad_key,
-                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, True,
-                            True, RI, BJ, TARGET,
+                            q0, q1, q2, q3, key_at, key_row, ds + block * ROWS, width, grad_key,
+                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION,
+                            True, True, RI, BJ, TARGET,
                         )  # fmt: skip
                     else:
                         dq, dw = _sweep_tile(
-                            q0, q1, q2, q3, key, key_row, ds + block * ROWS, width, grad_key,
-                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, True,
-                            False, RI, BJ, TARGET,
+                            q0, q1, q2, q3, key_at, key_row, ds + block * ROWS, width, grad_key,
+                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION,
+                            True, False, RI, BJ, TARGET,
                         )  # fmt: skip
             else:
                 for tile in range(first_tile, last_tile):
                     dq, dw = _sweep_tile(
-                        q0, q1, q2, q3, key, key_row, ds + block * ROWS, width, grad_key, factor,
-                        tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False, RI,
-                        BJ, TARGET,
+                        q0, q1, q2, q3, key_at, key_row, ds + block * ROWS, width, grad_key, factor,
+                        tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False,
+                        False, RI, BJ, TARGET,
                     )  # fmt: skip
         else:
             for tile in range(first_tile, last_tile):
                 dq, dw = _sweep_tile(
-                    q0, q1, q2, q3, key, key_row, ds + block * ROWS, width, grad_key, factor,
-                    tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False, RI, BJ,
-                    TARGET,
+                    q0, q1, q2, q3, key_at, key_row, ds + block * ROWS, width, grad_key, factor,
+                    tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False,
+                    RI, BJ, TARGET,
                 )  # fmt: skip
         at = order[:, None] * d + t[None, :]
         mask = (order < there)[:, None] & inside[None, :]

@@ -16,34 +16,19 @@ from .launch import launch, on
 
 
 def backward(
+    *,
     grad_context: Tensor | None,
     grad_lse: Tensor | None,
     grad_weights: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    attn_mask: Tensor | None,
-    key_lengths: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    seed: Tensor | None,
     context: Tensor,
     lse: Tensor,
     weights: Tensor,
-    dropout_p: float,
-    is_causal: bool,
-    activation: int,
-    negative_slope: float,
-    scale: float,
     wanted: int,
+    **arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See ops.SCHEMAS."""
-    call = Call(
-        query, key, weight, activation, negative_slope, scale, value, attn_mask, key_lengths,
-        cu_seqlens_q, cu_seqlens_k, seed, dropout_p, is_causal,
-    )  # fmt: skip
-    # D_i of (E4) with all that does not depend on j, and sum_ij ds_ij: sum_j a_ij is 1, or 0
+    """Implement the operator "backward" of ops/signature.py."""
+    call = Call(**arguments)
+    # D_i of (E4) with all terms that do not depend on j; and sum_ij ds_ij: sum_j a_ij is 1, or 0
     delta, total = call.new(*call.lead, call.n).zero_(), call.new(*call.lead).zero_()
     if grad_context is not None:
         delta += (grad_context * context).sum(-1)
@@ -55,43 +40,33 @@ def backward(
     outer = {
         "lse": lse.contiguous(),
         "delta": delta,
-        "grad_context": delta if grad_context is None else grad_context.contiguous(),
-        "grad_weights": delta if grad_weights is None else grad_weights.contiguous(),
-        "CONTEXT": grad_context is not None,
-        "WEIGHTS": grad_weights is not None,
-        "USED": grad_context is not None and bool(wanted & VALUE),
+        "grad_context": None if grad_context is None else grad_context.contiguous(),
+        "grad_weights": None if grad_weights is None else grad_weights.contiguous(),
     }
+    used = grad_context is not None and bool(wanted & VALUE)  # the weights, for grad_value
     grad_value = call.new(*call.lead, call.m, call.dv).zero_() if wanted & VALUE else call.new(0)
     grad_mask = call.new(0)
     if wanted & MASK:
-        assert attn_mask is not None
-        grad_mask = call.new(*attn_mask.shape).zero_()
+        grad_mask = call.new(*arguments["attn_mask"].shape).zero_()
     if not call.leads * call.n * call.m:
         sums = _nothing(call)
     else:
-        with on(query):
+        with on(call.query):
             run = _step if call.step else _windows
-            sums = run(call, outer, total, grad_value, grad_mask)
+            sums = run(call, outer, total, grad_value if used else None, grad_mask)
     grad_query, grad_key, grad_weight = _wanted(sums, call, wanted)
-    grad_value = _like(grad_value, value, call.lead) if wanted & VALUE else grad_value
+    grad_value = _like(grad_value, arguments["value"]) if wanted & VALUE else grad_value
     return grad_query, grad_key, grad_value, grad_weight, grad_mask
 
 
 def scores_backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    weight: Tensor,
-    activation: int,
-    negative_slope: float,
-    scale: float,
-    wanted: int,
+    *, grad: Tensor, wanted: int, **arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ops.SCHEMAS."""
-    call = Call(query, key, weight, activation, negative_slope, scale)
+    """Implement the operator "scores_backward" of ops/signature.py."""
+    call = Call(**arguments)
     if not call.leads * call.n * call.m:
         return _wanted(_nothing(call), call, wanted)
-    with on(query):
+    with on(call.query):
         if call.step:
             return _wanted(sweeps.stepwise(call, grad.contiguous()), call, wanted)
         prepared = Prepared(call, call.tile(configs.backward_tiles()))
@@ -105,7 +80,7 @@ def scores_backward(
 
 
 def _windows(
-    call: Call, outer: dict[str, Any], total: Tensor, grad_value: Tensor, grad_mask: Tensor
+    call: Call, outer: dict[str, Any], total: Tensor, grad_value: Tensor | None, grad_mask: Tensor
 ) -> sweeps.Sums:
     prepared = Prepared(call, call.tile(configs.backward_tiles()))
     tile, key_tiles = prepared.tile, prepared.key_tiles
@@ -114,14 +89,14 @@ def _windows(
     def fill(ds: Tensor, first: int) -> None:
         nonlocal used
         width = ds.shape[-1]
-        if used is None:
-            used = torch.empty_like(ds) if outer["USED"] else ds
+        if used is None and grad_value is not None:
+            used = torch.empty_like(ds)
         arguments = prepared.arguments | outer
         arguments |= {"ds": ds, "used": used, "window": first, "width": width}
         window_tiles = -(-width // tile.BI)
         programs = call.leads * key_tiles * window_tiles
         launch(gradient_kernel, programs, arguments, tile.warps, window_tiles=window_tiles)
-        if outer["USED"]:
+        if grad_value is not None:
             programs = call.leads * key_tiles * -(-call.dv // configs.VALUE_COLUMNS)
             launch(value_kernel, programs, arguments, tile.warps, grad_value=grad_value, BI=32)
         if grad_mask.numel():
@@ -133,20 +108,20 @@ def _windows(
 
 
 def _step(
-    call: Call, outer: dict[str, Any], total: Tensor, grad_value: Tensor, grad_mask: Tensor
+    call: Call, outer: dict[str, Any], total: Tensor, grad_value: Tensor | None, grad_mask: Tensor
 ) -> sweeps.Sums:
     ds, used = call.new(*call.lead, call.n, call.m), call.new(*call.lead, call.n, call.m)
     launch(
         step_gradient_kernel,
         call.leads * call.n * -(-call.m // configs.STEP_KEYS),
-        call.arguments | call.strides() | outer,
+        call.arguments | call.inputs() | outer,
         warps=configs.STEP_WARPS,
         ds=ds,
         used=used,
         BJ=configs.STEP_KEYS,
         BD=configs.STEP_UNITS,
     )
-    if outer["USED"]:
+    if grad_value is not None:
         torch.matmul(used.mT, outer["grad_context"], out=grad_value)
     if grad_mask.numel():
         _add_summed(grad_mask, ds, 0)
@@ -154,7 +129,7 @@ def _step(
 
 
 def _add_summed(grad_mask: Tensor, pairs: Tensor, first: int) -> None:
-    """Add the gradients of queries `first` and on to those of the mask that was broadcast."""
+    """Add the gradients of the pairs, from query `first` on, to those of a mask that broadcasts."""
     rows = grad_mask if grad_mask.dim() > 1 else grad_mask.view(1, -1)
     if rows.shape[-2] > 1:
         rows = rows[..., first : first + pairs.shape[-2], :]
@@ -167,15 +142,15 @@ def _nothing(call: Call) -> sweeps.Sums:
 
 
 def _wanted(sums: sweeps.Sums, call: Call, wanted: int) -> sweeps.Sums:
-    """As the schema wants them: some, and those of whole matrices in the dtype of the matrix."""
+    """Return the wanted sums; the gradient of a whole matrix has the dtype of the matrix."""
     grad_query, grad_key, grad_weight = sums
     nothing = call.new(0)
     return (
-        _like(grad_query, call.query, call.lead) if wanted & QUERY else nothing,
-        _like(grad_key, call.key, call.lead) if wanted & KEY else nothing,
+        _like(grad_query, call.query) if wanted & QUERY else nothing,
+        _like(grad_key, call.key) if wanted & KEY else nothing,
         grad_weight if wanted & WEIGHT else nothing,
     )
 
 
-def _like(grad: Tensor, x: Tensor, lead: tuple[int, ...]) -> Tensor:
+def _like(grad: Tensor, x: Tensor) -> Tensor:
     return grad.to(x.dtype) if x.shape == grad.shape else grad

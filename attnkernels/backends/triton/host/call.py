@@ -8,24 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....ops.codes import STEP_QUERIES
 from ....ops.shapes import leading_shape
+from ..device.mask import BOOL, FLOAT, NONE
 from ..device.prepare import CHUNK, WEIGHT_TAIL, prepare_kernel
+from ..device.rows import SCALE, Dropout, Matrix, Panels, Vector
 from . import configs
 from .configs import Tile
-from .geometry import Owned, contiguous, lead_of, merged, scaled
+from .geometry import Ints, Owned, contiguous, lead_of, merged, scaled
 from .launch import launch, power_of_two, precision, target
-
-_BY_ROWS = ("query", "key", "value")  # their strides are not scaled: see kernels/rows.py
 
 
 class Call:
-    """Sizes, tensors, strides and options. `arguments` is what launch() hands to kernels."""
+    """Sizes, tensors and options of a call. `arguments` are those that every kernel may name."""
 
     def __init__(
         self,
         query: Tensor,
         key: Tensor,
         weight: Tensor,
+        *,
         activation: int,
         negative_slope: float,
         scale: float,
@@ -38,11 +40,11 @@ class Call:
         dropout_p: float = 0.0,
         is_causal: bool = False,
     ) -> None:
-        query, key = _near(query), _near(key)
-        value = None if value is None else _near(value)
-        self.query, self.key, self.weight = query, key, weight
+        self.query, self.key, self.weight = _near(query), _near(key), weight
+        self.value = None if value is None else _near(value)
+        self.lengths = key_lengths
+        self.sequences = 1 if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
         self.varlen = cu_seqlens_q is not None
-        self.sequences = cu_seqlens_q.shape[0] - 1 if cu_seqlens_q is not None else 1
         self.lead = leading_shape(
             query.shape[:-2],
             key.shape[:-2],
@@ -54,39 +56,13 @@ class Call:
         self.leads = prod(self.lead)
         (self.n, self.d), self.m = query.shape[-2:], key.shape[-2]
         self.dv = 0 if value is None else value.shape[-1]
-        self.lengths = key_lengths
+        self.mask = _pairwise(attn_mask, self.n, self.m)
         self.target = target(query.device)
-        mask = _pairwise(attn_mask, self.n, self.m)
-        self._owned = {
-            "query": lead_of(query, 2),
-            "key": lead_of(key, 2),
-            "value": lead_of(value, 2),
-            "weight": lead_of(weight, 1),
-            "mask": lead_of(mask, 2),
-            "length": lead_of(key_lengths, 0),
-        }
         self.arguments: dict[str, Any] = {
-            "query": query,
-            "query_row": query.stride(-2),
-            "query_unit": query.stride(-1),
-            "key": key,
-            "key_row": key.stride(-2),
-            "key_unit": key.stride(-1),
-            "value": query if value is None else value,
-            "value_row": 0 if value is None else value.stride(-2),
-            "value_unit": 0 if value is None else value.stride(-1),
-            "weight": weight,
-            "weight_unit": weight.stride(-1),
-            "mask": query if mask is None else mask,
-            "mask_row": 0 if mask is None else mask.stride(-2),
-            "mask_column": 0 if mask is None else mask.stride(-1),
-            "lengths": query if key_lengths is None else key_lengths,
-            "cu_seqlens_q": query if cu_seqlens_q is None else cu_seqlens_q,
-            "cu_seqlens_k": query if cu_seqlens_k is None else cu_seqlens_k,
+            "cu_seqlens_q": cu_seqlens_q,
+            "cu_seqlens_k": cu_seqlens_k,
             "sequences": self.sequences,
-            "seed": query if seed is None else seed,
-            "threshold": int(dropout_p * 2**32),
-            "keep_scale": 0.0 if dropout_p == 1 else 1 / (1 - dropout_p),
+            "dropout": None if seed is None else _dropout(seed, dropout_p),
             "leads": self.leads,
             "n": self.n,
             "m": self.m,
@@ -95,42 +71,56 @@ class Call:
             "scale": scale,
             "negative_slope": negative_slope,
             "ACTIVATION": activation,
-            "MASK": 0 if mask is None else 1 if mask.dtype == torch.bool else 2,
+            "MASK": _kind(self.mask),
             "CAUSAL": is_causal,
-            "LENGTHS": key_lengths is not None,
-            "DROPOUT": seed is not None,
-            "VARLEN": self.varlen,
             "TARGET": self.target.name,
             "PRECISION": precision(self.target),
             "BV": configs.VALUE_COLUMNS,
         }
 
-    def strides(self, **made: Owned) -> dict[str, Any]:
-        """The leading dimensions, and strides over them of the inputs and of what was made."""
-        owned = self._owned | made
-        sizes, *strides = merged(self.lead, list(owned.values()))
-        arguments = {"sizes": scaled(sizes)}
-        for name, each in zip(owned, strides, strict=True):
-            arguments[f"{name}_strides"] = each if name in _BY_ROWS else scaled(each)
-        return arguments
+    def inputs(self, **made: Owned) -> dict[str, Any]:
+        """Return the inputs as kernels take them, and the strides of `made` by their names.
+
+        Sizes and strides are those of the leading dimensions that all of them broadcast to.
+        """
+        owned = {
+            "query": lead_of(self.query, 2),
+            "key": lead_of(self.key, 2),
+            "value": lead_of(self.value, 2),
+            "weight": lead_of(self.weight, 1),
+            "mask": lead_of(self.mask, 2),
+            "lengths": lead_of(self.lengths, 0),
+        } | made
+        sizes, *each = merged(self.lead, list(owned.values()))
+        strides = dict(zip(owned, each, strict=True))
+        arguments: dict[str, Any] = {
+            "sizes": scaled(sizes),
+            "query": matrix(self.query, strides["query"]),
+            "key": matrix(self.key, strides["key"]),
+            "value": matrix(self.value, strides["value"]),
+            "weight": vector(self.weight, strides["weight"], self.weight.stride(-1)),
+            "mask": matrix(self.mask, scaled(strides["mask"])),
+            "lengths": vector(self.lengths, strides["lengths"]),
+        }
+        return arguments | {name: scaled(strides[name]) for name in made}
 
     def new(self, *shape: int) -> Tensor:
-        """float32 on the device of the call."""
+        """Return an unset float32 tensor on the device of the call."""
         return self.query.new_empty(shape, dtype=torch.float32)
 
     @property
     def step(self) -> bool:
-        """So few queries that preparing the keys would cost more than it saves."""
-        return not self.varlen and self.n <= configs.STEP_QUERIES
+        """True for so few queries that preparing the keys would cost more than it saves."""
+        return not self.varlen and self.n <= STEP_QUERIES
 
     def tiles(self, rows: int, block: int) -> int:
-        """Tiles of all sequences of a leading index; see rows.sequence_of for varlen."""
+        """Return the number of tiles per leading index; see rows.sequence_of for varlen."""
         return rows // block + self.sequences if self.varlen else -(-rows // block)
 
     def tile(self, tiles: tuple[Tile, ...]) -> Tile:
-        """Of the tiles that give every processor four warps, the one that costs least.
+        """Return the cheapest of the tiles that give every processor four warps.
 
-        The last of `tiles`, the smallest, where none does.
+        Where none does, return the last of `tiles`, the smallest.
         """
         n, m = (-(-rows // max(self.sequences, 1)) for rows in (self.n, self.m))
 
@@ -145,71 +135,103 @@ class Call:
         return min(filling, key=cost, default=tiles[-1])
 
     def parts(self, programs: int, warps: int, most: int) -> int:
-        """Among how many programs to share what `programs` do, so that they fill the device."""
+        """Return how many parts, of `programs` programs each, fill the device: at most `most`."""
         return max(1, min(self.target.room(warps) // max(programs, 1), most))
 
 
 class Prepared:
-    """Panels, ranges and weights of a call (kernels/prepare.py), for tiles of one shape."""
+    """Panels, ranges and weights of a call (device/prepare.py), for tiles of one shape."""
 
     def __init__(self, call: Call, tile: Tile) -> None:
         self.call, self.tile = call, tile
-        query, key, weight = call.query, call.key, call.weight
+        query, key, weight, lengths = call.query, call.key, call.weight, call.lengths
         self.query_tiles, self.key_tiles = call.tiles(call.n, tile.BI), call.tiles(call.m, tile.BJ)
         padded, chunks = (call.d + 3) // 4 * 4, -(-call.d // CHUNK.value)
         query_lead, key_lead, weight_lead = query.shape[:-2], key.shape[:-2], weight.shape[:-1]
-        if call.lengths is not None:  # beyond the length a panel holds 0, whatever the key does
-            key_lead = torch.Size(leading_shape(key_lead, call.lengths.shape))
+        if lengths is not None:  # beyond the length a panel holds 0, whatever the key does
+            key_lead = torch.Size(leading_shape(key_lead, lengths.shape))
         query_programs = prod(query_lead) * self.query_tiles * chunks
         key_programs = prod(key_lead) * self.key_tiles * chunks
-        made: dict[str, Any] = {
-            "query_panels": call.new(*query_lead, self.query_tiles, padded * tile.BI),
-            "query_ranges": call.new(*query_lead, self.query_tiles, chunks * 2),
+        row = padded + WEIGHT_TAIL.value
+        strides = call.inputs(
+            query_panels=contiguous(query_lead, self.query_tiles),
+            key_panels=contiguous(key_lead, self.key_tiles),
+            weights=contiguous(weight_lead, row),
+        )
+        self.arguments: dict[str, Any] = {
+            **call.arguments,
+            **strides,
+            "query_panels": Panels(
+                call.new(*query_lead, self.query_tiles, padded * tile.BI),
+                call.new(*query_lead, self.query_tiles, chunks * 2),
+                strides["query_panels"],
+            ),
             "query_tiles": self.query_tiles,
-            "key_panels": call.new(*key_lead, self.key_tiles, padded * tile.BJ),
-            "key_ranges": call.new(*key_lead, self.key_tiles, chunks * 2),
+            "key_panels": Panels(
+                call.new(*key_lead, self.key_tiles, padded * tile.BJ),
+                call.new(*key_lead, self.key_tiles, chunks * 2),
+                strides["key_panels"],
+            ),
             "key_tiles": self.key_tiles,
-            "weights": call.new(*weight_lead, padded + WEIGHT_TAIL.value),
+            "weights": Vector(call.new(*weight_lead, row), strides["weights"]),
             "padded": padded,
+            "SHAPE": tile.shape(call.target.lanes),
+            "CHUNKS": power_of_two(chunks),
             "BI": tile.BI,
             "BJ": tile.BJ,
         }
+        # the inputs by their own leading dimensions
         query_sizes, query_strides = merged(query_lead, [lead_of(query, 2)])
-        keys = [lead_of(key, 2), lead_of(call.lengths, 0)]
-        key_sizes, key_strides, length_strides = merged(key_lead, keys)
+        key_sizes, key_strides, length_strides = merged(
+            key_lead, [lead_of(key, 2), lead_of(lengths, 0)]
+        )
         weight_sizes, weight_strides = merged(weight_lead, [lead_of(weight, 1)])
         launch(
             prepare_kernel,
             query_programs + key_programs + prod(weight_lead),
-            call.arguments | made,
+            self.arguments,
             warps=4,
+            query=matrix(query, query_strides),
             query_sizes=scaled(query_sizes),
-            query_strides=query_strides,
             query_programs=query_programs,
+            key=matrix(key, key_strides),
             key_sizes=scaled(key_sizes),
-            key_strides=key_strides,
             key_programs=key_programs,
-            length_strides=scaled(length_strides),
+            weight=vector(weight, weight_strides, weight.stride(-1)),
             weight_sizes=scaled(weight_sizes),
-            weight_strides=scaled(weight_strides),
+            lengths=vector(lengths, length_strides),
         )
-        strides = call.strides(
-            query_panel=contiguous(query_lead, self.query_tiles),
-            key_panel=contiguous(key_lead, self.key_tiles),
-            weight=contiguous(weight_lead, padded + WEIGHT_TAIL.value),
-        )
-        self.arguments = call.arguments | made | strides | tile.shape(call.target.lanes)
-        self.arguments["CHUNKS"] = power_of_two(chunks)
+
+
+def matrix(x: Tensor | None, strides: Ints) -> Matrix | None:
+    """Return x as a kernel takes it, with those strides over the leading dimensions."""
+    return None if x is None else Matrix(x, strides, x.stride(-2), x.stride(-1))
+
+
+def vector(x: Tensor | None, strides: Ints, unit: int = 1) -> Vector | None:
+    """Return x, which has one row or one number per leading index, as a kernel takes it."""
+    return None if x is None else Vector(x, scaled(strides), unit)
+
+
+def _dropout(seed: Tensor, p: float) -> Dropout:
+    return Dropout(seed, SCALE.value * int(p * 2**32), 0.0 if p == 1 else 1 / (1 - p))
+
+
+def _kind(mask: Tensor | None) -> int:
+    """Return MASK of the kernels."""
+    if mask is None:
+        return NONE.value
+    return BOOL.value if mask.dtype == torch.bool else FLOAT.value
 
 
 def _near(x: Tensor) -> Tensor:
-    """x, copied where a tile of its rows spans more than the 32-bit offsets inside a tile reach."""
+    """Return x, or a copy where 32-bit offsets do not reach all of a tile of its rows."""
     rows, columns = max(max(tile.BI, tile.BJ) for tile in configs.TILES), x.shape[-1]
     return x if rows * x.stride(-2) + columns * x.stride(-1) < 1 << 31 else x.contiguous()
 
 
 def _pairwise(mask: Tensor | None, n: int, m: int) -> Tensor | None:
-    """attn_mask with its last two dimensions expanded to (n, m)."""
+    """Return attn_mask with its last two dimensions expanded to (n, m)."""
     if mask is None:
         return None
     while mask.dim() < 2:

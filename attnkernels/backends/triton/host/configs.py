@@ -1,8 +1,9 @@
-"""The tiles of the kernels, and how many warps a processor takes.
+"""The tiles of the kernels, and the number of warps that a processor runs.
 
-They are counted, not measured yet: `python -m tools.sass` shows what each costs an element, on
-every architecture. To tune for a GPU, run `python -m benchmarks.gpu --out DIR --sweep` there and
-set ATTNKERNELS_TILES to what was fastest, the largest first: "64x64x16x4,32x32x8x2,16x16x8x1".
+They rest on instruction counts, not on measurements yet: `python -m tools.sass` shows the cost of
+each per element, on every architecture. To tune for a GPU, run `python -m benchmarks.gpu --out DIR
+--sweep` there and set ATTNKERNELS_TILES to the fastest tiles, the largest first:
+"64x64x16x4,32x32x8x2,16x16x8x1".
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import os
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
-
-from ....ops.codes import STEP_QUERIES as STEP_QUERIES  # up to here the kernels of step.py
 
 
 class Tile(NamedTuple):
@@ -23,14 +22,14 @@ class Tile(NamedTuple):
     TJ: int
     warps: int
 
-    def shape(self, lanes: int) -> dict[str, int]:
-        """The meta-parameters of score.py: pairs of a thread, threads of a tile."""
+    def shape(self, lanes: int) -> tuple[int, int, int, int]:
+        """Return SHAPE of score.py, (RI, RJ, TI, TJ): pairs of a thread, threads of a tile."""
         TI = self.warps * lanes // self.TJ
-        return {"RI": self.BI // TI, "RJ": self.BJ // self.TJ, "TI": TI, "TJ": self.TJ}
+        return self.BI // TI, self.BJ // self.TJ, TI, self.TJ
 
 
 def parse(text: str) -> tuple[Tile, ...]:
-    """Tiles from "BIxBJxTJxwarps,..."; ValueError where it is not that."""
+    """Return the tiles of "BIxBJxTJxwarps,...", or raise ValueError."""
     try:
         tiles = tuple(Tile(*map(int, each.split("x"))) for each in text.split(","))
     except (TypeError, ValueError):
@@ -45,7 +44,7 @@ def parse(text: str) -> tuple[Tile, ...]:
 SWEEP_ROWS = 8  # pairs of queries, twice
 SWEEP_BLOCK = 4 * SWEEP_ROWS
 
-# The largest first; each smaller one is taken when the larger leaves processors idle. A load in
+# The largest first; a smaller one is used when the larger would leave processors idle. A load in
 # score.py is shared by the whole tile only while BI and BJ are less than the number of threads.
 TILES = parse(os.environ.get("ATTNKERNELS_TILES", "64x64x16x4,32x32x8x2,16x16x8x1"))
 
@@ -62,7 +61,7 @@ def backward_tiles() -> tuple[Tile, ...]:
 
 
 def candidates() -> dict[str, Callable[[], None]]:
-    """What a sweep tries: by name, functions that put one choice of tiles in use from then on."""
+    """Return the choices that a sweep tries: by name, functions that put one of them to use."""
     names = ("64x64x16x4", "64x64x16x8", "64x128x16x8", "32x64x16x4", "32x32x8x2", "32x32x8x4")
     return {name: partial(_use, parse(name)) for name in names}
 

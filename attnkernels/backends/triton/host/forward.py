@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,54 +16,28 @@ from .launch import launch, on, power_of_two
 
 
 def forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    attn_mask: Tensor | None,
-    key_lengths: Tensor | None,
-    cu_seqlens_q: Tensor | None,
-    cu_seqlens_k: Tensor | None,
-    packed_key: Tensor | None,
-    seed: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    activation: int,
-    negative_slope: float,
-    scale: float,
-    return_weights: bool,
+    *, packed_key: Tensor | None, return_weights: bool, **arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ops.SCHEMAS."""
-    call = Call(
-        query, key, weight, activation, negative_slope, scale, value, attn_mask, key_lengths,
-        cu_seqlens_q, cu_seqlens_k, seed, dropout_p, is_causal,
-    )  # fmt: skip
+    """Implement the operator "forward" of ops/signature.py."""
+    call = Call(**arguments)
     lead, n, m, dv = call.lead, call.n, call.m, call.dv
     context, lse = call.new(*lead, n, dv), call.new(*lead, n)
     weights = call.new(*lead, n, m).fill_(-torch.inf) if return_weights else call.new(0)
-    with on(query):
-        _attend(call, context, lse, weights)
+    with on(call.query):
+        _attend(call, context, lse, weights if return_weights else None)
         if return_weights:
             tiles = -(-n // 32) * -(-m // 64)
-            launch(
-                weights_kernel,
-                call.leads * tiles,
-                call.arguments,
-                warps=4,
-                scores=weights,
-                lse=lse,
-                BI=32,
-                BJ=64,
-            )
+            made = {"scores": weights, "lse": lse, "BI": 32, "BJ": 64}
+            launch(weights_kernel, call.leads * tiles, call.arguments | made, warps=4)
     return context, lse, weights
 
 
-def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor) -> None:
-    """Context and lse, with the keys split over programs where there are few rows."""
+def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor | None) -> None:
+    """Compute context and lse; where there are few rows, programs split the keys."""
     rows = call.leads * call.n
     if call.step:
         kernel, warps = step_kernel, configs.STEP_WARPS
-        arguments = call.arguments | call.strides()
+        arguments = call.arguments | call.inputs()
         arguments |= {"BJ": configs.STEP_KEYS, "BD": configs.STEP_UNITS}
         programs, tiles = rows, -(-call.m // configs.STEP_KEYS)
     else:
@@ -83,7 +59,6 @@ def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor) -> None:
         lse=part_lse,
         scores=scores,
         splits=splits,
-        SCORES=scores.dim() > 1,
     )
     if splits > 1:
         launch(
@@ -101,19 +76,12 @@ def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor) -> None:
         )
 
 
-def scores(
-    query: Tensor,
-    key: Tensor,
-    weight: Tensor,
-    activation: int,
-    negative_slope: float,
-    scale: float,
-) -> Tensor:
-    """See ops.SCHEMAS."""
-    call = Call(query, key, weight, activation, negative_slope, scale)
+def scores(**arguments: Any) -> Tensor:
+    """Implement the operator "scores" of ops/signature.py."""
+    call = Call(**arguments)
     result = call.new(*call.lead, call.n, call.m)
     if result.numel():
-        with on(query):
+        with on(call.query):
             tile = call.tile(configs.TILES)
             prepared = Prepared(call, tile)
             programs = call.leads * prepared.query_tiles * prepared.key_tiles

@@ -1,4 +1,4 @@
-"""Leading dimensions as the kernels want them: few, innermost first, with a stride a tensor."""
+"""Leading dimensions as the kernels want them: few, innermost first, one stride per tensor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Owned = tuple[Ints, Ints]  # the leading dimensions that a tensor itself has, an
 
 
 def lead_of(tensor: Tensor | None, trailing: int) -> Owned:
-    """Those of `tensor`, whose last `trailing` dimensions are not leading ones."""
+    """Return the leading dimensions of `tensor`: all but the last `trailing` ones."""
     if tensor is None:
         return (), ()
     own = tensor.dim() - trailing
@@ -21,7 +21,7 @@ def lead_of(tensor: Tensor | None, trailing: int) -> Owned:
 
 
 def contiguous(shape: Ints, unit: int) -> Owned:
-    """Those of a dense array of `shape` whose innermost index is worth `unit`."""
+    """Return those of a dense array of `shape` whose innermost index steps by `unit`."""
     strides = []
     for size in reversed(shape):
         strides.append(unit)
@@ -30,10 +30,10 @@ def contiguous(shape: Ints, unit: int) -> Owned:
 
 
 def merged(lead: Ints, owned: Sequence[Owned]) -> tuple[Ints, ...]:
-    """(sizes, strides of each) of the dimensions `lead` that all broadcast to; 0 where one does.
+    """Return (sizes, strides of each) of the dimensions `lead` that all broadcast to.
 
-    Nothing is expanded or copied. Neighbours that everyone lays out as one dimension become one:
-    batch and heads of a dense call are one number.
+    The stride of a broadcast dimension is 0. Nothing is expanded or copied. Neighbours that every
+    tensor lays out as one dimension become one: batch and heads of a dense call are one number.
     """
     rows = []
     for shape, strides in owned:
@@ -56,5 +56,5 @@ def merged(lead: Ints, owned: Sequence[Owned]) -> tuple[Ints, ...]:
 
 
 def scaled(numbers: Ints) -> Ints:
-    """Sizes or strides as kernels/rows.py wants them."""
+    """Return sizes or strides as device/rows.py wants them."""
     return tuple(SCALE.value * each for each in numbers)

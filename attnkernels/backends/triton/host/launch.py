@@ -1,4 +1,4 @@
-"""Where kernels run and how they are started."""
+"""The device that kernels run on, and how they are started."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from . import configs
 
 
 class Target(NamedTuple):
-    """name: "cuda", "hip", or "" for the interpreter; lanes of a warp; processors (SM, CU)."""
+    """A name, "cuda", "hip" or "" for the interpreter; lanes per warp; processors (SM, CU)."""
 
     name: str
     lanes: int
     processors: int
 
     def room(self, warps: int) -> int:
-        """Programs of `warps` warps that run at the same time."""
+        """Return how many programs of `warps` warps run at the same time."""
         return self.processors * configs.WARPS_A_PROCESSOR // warps
 
 
 @cache
 def target(device: torch.device) -> Target:
-    """What `device` is."""
+    """Return the target that `device` is."""
     if device.type != "cuda":
         return Target("", 32, 2)
     properties = torch.cuda.get_device_properties(device)
@@ -36,15 +36,15 @@ def target(device: torch.device) -> Target:
 
 
 def on(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device: make it that of `tensor`."""
+    """Make the device of `tensor` the current one, where Triton launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def launch(kernel: Any, programs: int, arguments: dict[str, Any], warps: int, **more: Any) -> None:
-    """Start `programs` programs of `kernel`, if any, with those of the arguments that it names."""
+    """Start `programs` programs of `kernel`, if any, with the arguments that it names."""
     if programs:
         named = arguments | more
-        # left alone, ptxas stops at 168 for one or two warps, and spills what it could keep
+        # by default ptxas stops at 168 registers for one or two warps, and spills the rest
         limit = {"maxnreg": 255} if named["TARGET"] == "cuda" else {}
         kernel[(programs,)](
             **{name: named[name] for name in kernel.arg_names},
@@ -55,11 +55,12 @@ def launch(kernel: Any, programs: int, arguments: dict[str, Any], warps: int, **
 
 
 def precision(where: Target) -> str:
-    """How matrix products treat float32: in three parts on tensor cores, unless one is allowed."""
+    """Return how tl.dot treats float32: in three tf32 parts, or one where torch allows it."""
     if torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "tf32x3" if where.name == "cuda" else "ieee"
 
 
 def power_of_two(size: int) -> int:
+    """Return the least power of two that is at least `size`."""
     return triton.next_power_of_2(max(size, 1))

@@ -1,4 +1,4 @@
-"""Gradients of query, key and weight from those of the scores: how kernels/sweep.py is started."""
+"""Gradients of query, key and weight from those of the scores: launches of device/sweep.py."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Sums = tuple[Tensor, Tensor, Tensor]  # float32 (*L, n, d), (*L, m, d), (*L, d)
 
 
 def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], None]) -> Sums:
-    """Sweep through the gradients of the scores, a window of queries at a time.
+    """Sweep through the gradients of the scores, one window of queries at a time.
 
-    fill(ds, first) puts those of queries `first` and on where gradient_kernel does; total (*L) is
-    the sum of them all.
+    fill(ds, first) writes the gradients of the queries from `first` on as gradient_kernel does;
+    total (*L) is the sum over all pairs.
     """
     call, tile, lead = prepared.call, prepared.tile, prepared.call.lead
     key_rows = max(call.leads * prepared.key_tiles * tile.BJ, 1)
@@ -36,12 +36,16 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
     query_sums = call.new(key_parts, *lead, call.n if whole else width, call.d)
     grad_query = call.new(*lead, call.n, call.d) if not whole else None
     ds = call.new(key_rows, width)
+    # apart, so that they can be left unspecialised
+    query, key = prepared.arguments["query"], prepared.arguments["key"]
+    rows_apart = {"query_row": query.row, "key_row": key.row}
+    inputs = {"query": query._replace(row=None), "key": key._replace(row=None), **rows_apart}
     for first in range(0, rows, width):
         fill(ds, first)
         launch(
             sweep_kernel,
             weight_sums[..., 0].numel() * -(-call.d // call.target.lanes),
-            prepared.arguments,
+            prepared.arguments | inputs,
             warps=1,
             ds=ds,
             grad_query=query_sums,
@@ -69,7 +73,7 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
 
 
 def stepwise(call: Call, ds: Tensor) -> Sums:
-    """The same for a few queries, from ds (*L, n, m)."""
+    """Return the same sums for a few queries, from ds (*L, n, m)."""
     columns = -(-call.d // configs.STEP_UNITS)
     tiles = -(-call.m // configs.STEP_SWEEP_KEYS)
     parts = call.parts(call.leads * columns, configs.STEP_WARPS, tiles)
@@ -79,7 +83,7 @@ def stepwise(call: Call, ds: Tensor) -> Sums:
     launch(
         step_sweep_kernel,
         call.leads * parts * columns,
-        call.arguments | call.strides(),
+        call.arguments | call.inputs(),
         warps=configs.STEP_WARPS,
         ds=ds,
         grad_query=query_sums,
@@ -93,10 +97,10 @@ def stepwise(call: Call, ds: Tensor) -> Sums:
 
 
 def _parts(prepared: Prepared, width: int) -> tuple[int, int]:
-    """Into how many parts to cut queries and keys so that the sweep fills the device.
+    """Return (parts of the queries, parts of the keys) so that the sweep fills the device.
 
-    Each part of the queries has gradients of all the keys of its own, to be summed, and the other
-    way round: of the cuts that fill the device, the one that takes the least memory.
+    Each part of the queries has its own gradients of all keys, to be summed later, and the reverse:
+    of the cuts that fill the device, this one takes the least memory.
     """
     call = prepared.call
     items = call.leads * call.sequences * -(-call.d // call.target.lanes)
@@ -108,7 +112,7 @@ def _parts(prepared: Prepared, width: int) -> tuple[int, int]:
 
 
 def _longest_query(call: Call) -> int:
-    """Rows of the longest sequence. It is read back, unless a CUDA graph is being captured."""
+    """Return the rows of the longest sequence, read back unless a CUDA graph is being captured."""
     if not call.varlen or call.n == 0:
         return call.n
     if call.query.is_cuda and torch.cuda.is_current_stream_capturing():
