@@ -254,19 +254,21 @@ def test_refusals() -> None:
     images = image()
     at = torch.zeros(B, 2, dtype=F64)
     for name in ("classes", "channels", "size", "scales", "glimpses", "features", "hidden"):
-        with pytest.raises(ValueError, match=f"^{name} is 0"):
+        with pytest.raises(ValueError, match=f"^{name} must be an int of at least 1, got 0"):
             RecurrentAttentionModel(**({"classes": 2} | {name: 0}))
     for std in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="^std is"):
+        with pytest.raises(ValueError, match="^std must"):
             make(std=std)
-    with pytest.raises(ValueError, match=r"^images has shape .*\(B, 2, H, W\)"):
+    with pytest.raises(
+        ValueError, match=r"^images must have shape \(B, C, H, W\) = \(\*, 2, \*, \*\)"
+    ):
         make()(images[:, :1].float())
-    with pytest.raises(TypeError, match="^images is torch.int64"):
+    with pytest.raises(TypeError, match="^images must be floating, got torch.int64"):
         make()(images.long())
-    with pytest.raises(ValueError, match="^size is 0"):
+    with pytest.raises(ValueError, match="^size must be an int of at least 1, got 0"):
         glimpse(images, at, 0)
-    with pytest.raises(ValueError, match="^images has shape"):
+    with pytest.raises(ValueError, match="^images must have shape"):
         glimpse(images[0], at, 3)
-    for wrong in (at[:1], at.float()):
-        with pytest.raises(ValueError, match="^locations is"):
+    for wrong, error in ((at[:1], ValueError), (at.float(), TypeError)):
+        with pytest.raises(error, match="^locations must"):
             glimpse(images, wrong, 3)

@@ -187,26 +187,35 @@ def test_a_checkpoint_brings_it_back(tmp_path: Any) -> None:
 
 def test_refusals() -> None:
     network, source = make(), points()
-    with pytest.raises(ValueError, match="hidden_dim is 0"):
+    with pytest.raises(ValueError, match="hidden_dim must be an int of at least 1, got 0"):
         PointerNetwork(2, hidden_dim=0)
-    with pytest.raises(ValueError, match="last dimension must be features, 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"source must have shape \(B, m, features\) = \(\*, \*, 2\), got \(3, 6, 1\)",
+    ):
         network(source[..., :1], LENGTHS, TARGET)
-    with pytest.raises(ValueError, match=r"it must be \(B, m, features\)"):
+    with pytest.raises(ValueError, match=r"source must have shape .*, got \(6, 2\)"):
         network(source[0], LENGTHS, TARGET)
-    with pytest.raises(TypeError, match="source_lengths is torch.float32"):
+    with pytest.raises(TypeError, match="source_lengths must be int64, got torch.float32"):
         network(source, LENGTHS.float(), TARGET)
-    with pytest.raises(ValueError, match="source_lengths go from 0 to 7"):
+    with pytest.raises(
+        ValueError, match=r"source_lengths must lie in \[1, 6\] .*, got values from 0 to 7"
+    ):
         network(source, torch.tensor([0, 7, 1]), TARGET)
-    with pytest.raises(TypeError, match="target is torch.float64"):
+    with pytest.raises(TypeError, match="target must be int64, got torch.float64"):
         network(source, LENGTHS, TARGET.double())
-    with pytest.raises(ValueError, match="target has tokens from -1"):
+    with pytest.raises(
+        ValueError, match=r"target must have tokens in \[0, 7\), got tokens from -1"
+    ):
         network(source, LENGTHS, TARGET - 1)
-    with pytest.raises(ValueError, match="target has a batch of 2; source has 3"):
+    with pytest.raises(
+        ValueError, match=r"target must have shape \(B, T\) = \(3, \*\), got \(2, 6\)"
+    ):
         network(source, LENGTHS, TARGET[:2])
-    with pytest.raises(ValueError, match="target points beyond source_lengths"):
+    with pytest.raises(ValueError, match="target must point within source_lengths"):
         network(source, LENGTHS, TARGET.flip(0))
     network.distinct = True
-    with pytest.raises(ValueError, match="target points twice at a position"):
+    with pytest.raises(ValueError, match="target must be distinct positions"):
         network(source, LENGTHS, torch.tensor([[2, 5, 2]]).expand(B, -1).clamp(max=1))
-    with pytest.raises(ValueError, match="beams is 0"):
+    with pytest.raises(ValueError, match="beams must be an int of at least 1, got 0"):
         network.beam_search(source, LENGTHS, max_length=3, beams=0)

@@ -134,25 +134,31 @@ def wrong(model: RNNsearch, **changed: Any) -> Tensor:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match=r"end is 9; it must be a token in \[1, 9\)"):
+    with pytest.raises(ValueError, match=r"end must be a token in \[1, 9\), got 9"):
         make(end=9)
-    with pytest.raises(ValueError, match="dropout is -1"):
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got -1"):
         make(dropout=-1)
     model = make()
     source, lengths, target = pairs(3)
-    with pytest.raises(TypeError, match="source is list"):
+    with pytest.raises(TypeError, match="source must be a tensor .*, got list"):
         wrong(model, source=[[3]])
-    with pytest.raises(TypeError, match="target is torch.float32"):
+    with pytest.raises(TypeError, match="target must be int64, got torch.float32"):
         wrong(model, target=target.float())
-    with pytest.raises(ValueError, match=r"target has tokens from 0 to 50; .* in \[0, 9\)"):
+    with pytest.raises(
+        ValueError, match=r"target must have tokens in \[0, 9\), got tokens from 0 to 50"
+    ):
         wrong(model, target=target.masked_fill(target == 2, 50))
-    with pytest.raises(TypeError, match="source_lengths is torch.int32"):
+    with pytest.raises(TypeError, match="source_lengths must be int64, got torch.int32"):
         wrong(model, source_lengths=lengths.int())
-    with pytest.raises(ValueError, match=r"source_lengths go from 0 to 2; .* in \[1, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"source_lengths must lie in \[1, 5\] .*, got values from 0 to 2"
+    ):
         wrong(model, source_lengths=lengths - 1)
-    with pytest.raises(ValueError, match="target has a batch of 1; the source has one of 3"):
+    with pytest.raises(
+        ValueError, match=r"target must have shape \(B, T\) = \(3, \*\), got \(1, 6\)"
+    ):
         wrong(model, target=target[:1])
-    with pytest.raises(ValueError, match="beams is 0"):
+    with pytest.raises(ValueError, match="beams must be an int of at least 1, got 0"):
         model.beam_search(source, lengths, max_length=3, beams=0)
-    with pytest.raises(ValueError, match="max_length is 0"):
+    with pytest.raises(ValueError, match="max_length must be an int of at least 1, got 0"):
         model.greedy_search(source, lengths, max_length=0)

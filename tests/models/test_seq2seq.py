@@ -208,28 +208,34 @@ def test_dropout_in_training_only() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match=r"begin is 9; it must be a token in \[1, 9\)"):
+    with pytest.raises(ValueError, match=r"begin must be a token in \[1, 9\), got 9"):
         make(begin=9)
-    with pytest.raises(ValueError, match=r"end is 0; it must be a token in \[1, 9\)"):
+    with pytest.raises(ValueError, match=r"end must be a token in \[1, 9\), got 0"):
         make(end=0)
-    with pytest.raises(ValueError, match="dropout is 1.0"):
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1.0"):
         make(dropout=1.0)
     model = make()
     source, lengths, target = pairs(3)
-    with pytest.raises(TypeError, match="source is torch.float32"):
+    with pytest.raises(TypeError, match="source must be int64, got torch.float32"):
         model(source.float(), lengths, target)
-    with pytest.raises(TypeError, match="target is torch.int32"):
+    with pytest.raises(TypeError, match="target must be int64, got torch.int32"):
         model(source, lengths, target.int())
-    with pytest.raises(ValueError, match=r"source has shape \(15,\); it must be \(B, n\)"):
+    with pytest.raises(ValueError, match=r"source must have shape \(B, T\) .*, got \(15,\)"):
         model(source.flatten(), lengths, target)
-    with pytest.raises(ValueError, match=r"source has tokens from 0 to 99; .* in \[0, 7\)"):
+    with pytest.raises(
+        ValueError, match=r"source must have tokens in \[0, 7\), got tokens from 0 to 99"
+    ):
         model(source.masked_fill(source == source[0, 0], 99), lengths, target)
-    with pytest.raises(TypeError, match="source_lengths is list"):
+    with pytest.raises(TypeError, match="source_lengths must be a tensor .*, got list"):
         model(source, [1, 2, 3], target)
-    with pytest.raises(ValueError, match=r"source_lengths has shape \(2,\).*\(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"source_lengths must have shape \(B,\) = \(3,\), got \(2,\)"
+    ):
         model(source, lengths[:2], target)
     for wrong in (lengths - 1, lengths + 3):
-        with pytest.raises(ValueError, match=r"source_lengths go from .* in \[1, 5\]"):
+        with pytest.raises(ValueError, match=r"source_lengths must lie in \[1, 5\]"):
             model(source, wrong, target)
-    with pytest.raises(ValueError, match="target has a batch of 2; the source has one of 3"):
+    with pytest.raises(
+        ValueError, match=r"target must have shape \(B, T\) = \(3, \*\), got \(2, 6\)"
+    ):
         model(source, lengths, target[:2])

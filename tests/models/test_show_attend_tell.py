@@ -277,24 +277,32 @@ def test_half_of_the_images_get_expected_contexts_which_are_not_rewarded() -> No
 
 def test_errors() -> None:
     for wrong, sentence in (
-        ({"attention": "firm"}, "attention is 'firm'; it must be 'soft' or 'hard'"),
-        ({"begin": 0}, r"begin is 0; it must be a token, in \[1, 6\)"),
-        ({"end": 6}, r"end is 6; it must be a token, in \[1, 6\)"),
+        ({"attention": "firm"}, "attention must be one of 'soft', 'hard', got 'firm'"),
+        ({"begin": 0}, r"begin must be a token in \[1, 6\), got 0"),
+        ({"end": 6}, r"end must be a token in \[1, 6\), got 6"),
         ({"hidden_dim": 0}, "hidden_dim|query_dim"),
     ):
         with pytest.raises(ValueError, match=sentence):
             make(**wrong)
     model = make()
     images, captions, lengths, _ = patches(3, seed=0)
-    with pytest.raises(ValueError, match=r"images has shape \(3, 8, 24\); it must be \(B, chan"):
+    with pytest.raises(
+        ValueError, match=r"images must have shape \(B, channels, H, W\) .*, got \(3, 8, 24\)"
+    ):
         model(images[:, 0], captions)
-    with pytest.raises(ValueError, match=r"tokens has shape \(2, 4\); .* images, 3"):
+    with pytest.raises(
+        ValueError, match=r"tokens must have shape \(B, T\) = \(3, \*\), got \(2, 4\)"
+    ):
         model(images, captions[:2])
-    with pytest.raises(ValueError, match=r"lengths has shape \(2,\); it must be \(B,\), \(3,\)"):
+    with pytest.raises(ValueError, match=r"lengths must have shape \(B,\) = \(3,\), got \(2,\)"):
         model.loss(images, captions, lengths[:2])
-    with pytest.raises(ValueError, match=r"lengths lies in \[3, 9\]; it must lie in \[2, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"lengths must lie in \[2, 4\] .*, got values from 3 to 9"
+    ):
         model.loss(images, captions, torch.tensor([3, 9, 4]))
-    with pytest.raises(ValueError, match=r"encoder gave \(3, 16, 2, 6\); .* annotation_dim 20"):
+    with pytest.raises(
+        ValueError, match=r"encoder.s result must .* = \(3, 20, \*, \*\), got \(3, 16, 2, 6\)"
+    ):
         make(annotation_dim=20)(images, captions)
-    with pytest.raises(ValueError, match="beams is 0"):
+    with pytest.raises(ValueError, match="beams must be an int of at least 1, got 0"):
         model.caption(images, max_length=3, beams=0)

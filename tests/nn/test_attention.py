@@ -236,10 +236,10 @@ def test_compiles() -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"hidden_dim": 0}, "hidden_dim is 0"),
-        ({"query_dim": 2.0}, "query_dim is 2.0"),
-        ({"num_heads": 5}, "hidden_dim is 12; it must be a multiple of num_heads, 5"),
-        ({"dropout": 1.5}, "dropout is 1.5"),
+        ({"hidden_dim": 0}, "hidden_dim must be an int of at least 1, got 0"),
+        ({"query_dim": 2.0}, "query_dim must be an int of at least 1, got 2.0"),
+        ({"num_heads": 5}, "hidden_dim must be a multiple of num_heads, 5, got 12"),
+        ({"dropout": 1.5}, r"dropout must lie in \[0, 1\], got 1.5"),
         ({"activation": "gelu"}, "activation"),
         ({"scale": float("inf")}, "scale"),
         ({"negative_slope": -1.0}, "negative_slope"),
@@ -256,16 +256,36 @@ QUERIES, KEYS = torch.zeros(B, N, QUERY), torch.zeros(B, M, KEY)
 @pytest.mark.parametrize(
     "arguments, options, error, message",
     [
-        ((torch.zeros(B, N, 5), KEYS), {}, ValueError, "query has shape .*query_dim, 6"),
-        ((torch.zeros(2, N, QUERY), KEYS), {}, ValueError, "batch of the keys, 3"),
-        ((QUERIES, torch.zeros(B, M, 3)), {}, ValueError, "key_dim, 10"),
-        ((QUERIES, torch.zeros(M, KEY)), {}, ValueError, "key has shape"),
-        ((QUERIES, None), {}, TypeError, "key|value is a NoneType"),
-        ((QUERIES, KEYS, torch.zeros(B, 5, 4)), {}, ValueError, "value has shape"),
-        ((QUERIES, KEYS, torch.zeros(B, M, 3)), {}, ValueError, "multiple of num_heads, 2"),
-        ((QUERIES, KEYS), {"key_lengths": torch.ones(2)}, ValueError, "key_lengths has shape"),
-        ((QUERIES, KEYS), {"key_lengths": [1, 2, 3]}, TypeError, "key_lengths is a list"),
-        ((QUERIES, KEYS), {"attn_mask": torch.ones(9, 9)}, ValueError, "attn_mask"),
+        ((torch.zeros(B, N, 5), KEYS), {}, ValueError, r"query must .*query_dim\) = \(3, \*, 6\)"),
+        (
+            (torch.zeros(2, N, QUERY), KEYS),
+            {},
+            ValueError,
+            r"query must .* = \(3, \*, 6\), got \(2, 4, 6\)",
+        ),
+        ((QUERIES, torch.zeros(B, M, 3)), {}, ValueError, r"key must .* = \(\*, \*, 10\)"),
+        ((QUERIES, torch.zeros(M, KEY)), {}, ValueError, "key must have shape"),
+        ((QUERIES, None), {}, TypeError, "key must be a tensor .*, got NoneType"),
+        ((QUERIES, KEYS, torch.zeros(B, 5, 4)), {}, ValueError, "value must have shape"),
+        (
+            (QUERIES, KEYS, torch.zeros(B, M, 3)),
+            {},
+            ValueError,
+            "last dimension of value must be a multiple of num_heads, 2",
+        ),
+        (
+            (QUERIES, KEYS),
+            {"key_lengths": torch.tensor([1, 2])},
+            ValueError,
+            "key_lengths must have shape",
+        ),
+        (
+            (QUERIES, KEYS),
+            {"key_lengths": [1, 2, 3]},
+            TypeError,
+            "key_lengths must be a tensor .*, got list",
+        ),
+        ((QUERIES, KEYS), {"attn_mask": torch.ones(9, 9)}, ValueError, "attn_mask must broadcast"),
     ],
 )
 def test_refuses_arguments(
@@ -281,11 +301,11 @@ def test_other_refusals() -> None:
     with pytest.raises(TypeError, match="what prepare"):
         module.step(QUERIES, KEYS)  # type: ignore[arg-type]
     pointer = PointerHead(QUERY, KEY, HIDDEN)
-    with pytest.raises(TypeError, match="attn_mask is torch.int64"):
+    with pytest.raises(TypeError, match="attn_mask must be bool or .*, got torch.int64"):
         pointer(QUERIES, KEYS, attn_mask=torch.ones(N, M, dtype=torch.int64))
-    with pytest.raises(ValueError, match="attn_mask has shape"):
+    with pytest.raises(ValueError, match="attn_mask must broadcast"):
         pointer(QUERIES, KEYS, attn_mask=torch.ones(9, 9))
-    with pytest.raises(ValueError, match="key_dim is 10"):
+    with pytest.raises(ValueError, match="key_dim must be a multiple of num_heads, 3, got 10"):
         AttentionPooling(KEY, HIDDEN, num_heads=3)
 
 

@@ -354,32 +354,32 @@ def test_searches_start_from_a_state() -> None:
 def test_refusals() -> None:
     rnn, (inputs, memory) = make(), tensors()
     prepared = rnn.prepared(memory, LENGTHS)
-    with pytest.raises(TypeError, match="attention is a Linear"):
+    with pytest.raises(TypeError, match="attention must be an AdditiveAttention, got Linear"):
         AttentionRNN(nn.GRUCell(2, 2), nn.Linear(2, 2))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="cell is a int"):
+    with pytest.raises(TypeError, match="cell must be a module that is called, got int"):
         AttentionRNN(3, rnn.attention)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="inputs is"):
+    with pytest.raises(ValueError, match=r"inputs must have shape \(B, T, e\)"):
         rnn(inputs[0], memory)
-    with pytest.raises(ValueError, match="no steps"):
+    with pytest.raises(ValueError, match="inputs must have T of at least 1"):
         rnn(inputs[:, :0], memory)
-    with pytest.raises(ValueError, match="inputs has a batch of 6"):
+    with pytest.raises(ValueError, match=r"inputs must .* = \(3, \*, \*\), got \(6, 6, 4\)"):
         rnn(inputs.repeat(2, 1, 1), memory)
-    with pytest.raises(ValueError, match="multiple of the batch"):
+    with pytest.raises(ValueError, match=r"inputs must .* = \(3, \*, \*\), got \(2, 6, 4\)"):
         rnn(inputs[:2], memory)
-    with pytest.raises(ValueError, match="key_lengths is given"):
+    with pytest.raises(ValueError, match="key_lengths must be None for a prepared memory"):
         rnn(inputs, prepared, LENGTHS)
-    with pytest.raises(ValueError, match="steps is 0"):
+    with pytest.raises(ValueError, match="steps must be an int of at least 1, got 0"):
         rnn.free_running(inputs[:, 0], memory, 0, lambda output, context: output)
-    with pytest.raises(ValueError, match="multiple of the batch"):
+    with pytest.raises(ValueError, match="multiple of B = 3"):
         rnn.step(inputs[:2, 0], prepared, rnn.initial_state(prepared))
     with pytest.raises(TypeError, match="cell's state"):
         rnn(inputs, memory, state=DecoderState)
     speller = Speller()
     for options, message in (
-        ({"beams": 0}, "beams is 0"),
-        ({"max_length": 0}, "max_length is 0"),
-        ({"eos": 7}, "eos is 7"),
-        ({"readout": lambda output, context: output[0]}, "readout gave"),
+        ({"beams": 0}, "beams must be an int of at least 1, got 0"),
+        ({"max_length": 0}, "max_length must be an int of at least 1, got 0"),
+        ({"eos": 7}, "eos must be a token"),
+        ({"readout": lambda output, context: output[0]}, "readout must return logits"),
     ):
         with pytest.raises(ValueError, match=message):
             speller.search(beam_search, memory, **options)
