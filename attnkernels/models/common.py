@@ -18,7 +18,8 @@ class Translator(nn.Module):
     A subclass says in `_searched` what the searches go through.
 
     Args:
-        source_size, target_size, embedding_dim, dropout, begin, end: as in `RNNsearch`.
+        sizes: source_size and target_size.
+        embedding_dim, dropout, begin, end: and these as in `RNNsearch`.
 
     Raises:
         TypeError: ``dropout`` is not a number.
@@ -27,15 +28,10 @@ class Translator(nn.Module):
     """
 
     def __init__(
-        self,
-        source_size: int,
-        target_size: int,
-        embedding_dim: int,
-        dropout: float,
-        begin: int,
-        end: int,
+        self, sizes: tuple[int, int], embedding_dim: int, dropout: float, begin: int, end: int
     ) -> None:
         super().__init__()
+        source_size, target_size = sizes
         checks.number("dropout", dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")

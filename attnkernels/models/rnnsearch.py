@@ -67,7 +67,7 @@ class RNNsearch(Translator):
         end: int = 2,
         backend: str | None = None,
     ) -> None:
-        super().__init__(source_size, target_size, embedding_dim, dropout, begin, end)
+        super().__init__((source_size, target_size), embedding_dim, dropout, begin, end)
         self.encoder = nn.GRU(embedding_dim, encoder_dim, batch_first=True, bidirectional=True)
         self.initial = nn.Linear(encoder_dim, hidden_dim)
         annotation_dim = 2 * encoder_dim

@@ -28,20 +28,15 @@ class Seq2Seq(Translator):
     Cho et al. also give the readout e(y_{t-1}); here it reaches the readout through s_t alone.
 
     Args:
-        source_size, target_size: numbers of tokens; 0 is padding in both.
-        embedding_dim: features of e (Bahdanau et al.: 620).
+        source_size, target_size, embedding_dim, dropout, begin, end: as in `RNNsearch`.
         hidden_dim: features of h, c and s (1000).
         maxout_dim: maxout units (500).
-        dropout: in [0, 1), of the embeddings and of the maxout units, in training.
-        begin, end: the target token y_0, and the token that ends a sequence.
         reverse_source: read the source from its last token to its first.
         repeat_source: read the source twice, one copy after the other.
         backend: as in `attnkernels.additive_attention`; of `greedy_search` and `beam_search` only.
 
     Raises:
-        TypeError: a number or flag has the wrong type.
-        ValueError: begin or end is not a target token other than padding, or dropout is not in
-            [0, 1).
+        TypeError, ValueError: as `RNNsearch`; or a flag is not a bool.
     """
 
     def __init__(
@@ -59,7 +54,7 @@ class Seq2Seq(Translator):
         repeat_source: bool = False,
         backend: str | None = None,
     ) -> None:
-        super().__init__(source_size, target_size, embedding_dim, dropout, begin, end)
+        super().__init__((source_size, target_size), embedding_dim, dropout, begin, end)
         checks.flags(reverse_source=reverse_source, repeat_source=repeat_source)
         self.reverse_source, self.repeat_source = reverse_source, repeat_source
         self.encoder = nn.GRU(embedding_dim, hidden_dim, batch_first=True)

@@ -85,8 +85,7 @@ class StepwiseAttention(Projections):
         scale, backend: as in `attnkernels.additive_attention`.
 
     Raises:
-        TypeError: a number or flag has the wrong type.
-        ValueError: a size, number or name is out of range.
+        TypeError, ValueError: as `Projections`; or ``initial``, ``scale`` or ``backend`` is wrong.
     """
 
     def __init__(

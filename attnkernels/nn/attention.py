@@ -81,7 +81,8 @@ class AdditiveAttention(Projections):
 
     Raises:
         TypeError: a number or flag has the wrong type.
-        ValueError: a size, number or name is out of range.
+        ValueError: a size, ``dropout``, ``negative_slope`` or ``scale`` is out of range, or a name
+            is unknown.
     """
 
     def __init__(

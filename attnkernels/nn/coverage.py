@@ -29,8 +29,7 @@ class CoverageAttention(StepwiseAttention):
     follows the rule of every module.
 
     Raises:
-        TypeError: a number or flag has the wrong type.
-        ValueError: a size, number or name is out of range.
+        TypeError, ValueError: as `Projections`; or ``initial``, ``scale`` or ``backend`` is wrong.
     """
 
     def __init__(

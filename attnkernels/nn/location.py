@@ -39,8 +39,8 @@ class LocationSensitiveAttention(StepwiseAttention):
         location_proj: U, Linear(channels, hidden_dim) without a bias.
 
     Raises:
-        TypeError: a number or flag has the wrong type.
-        ValueError: a size, number or name is out of range, or ``kernel_size`` is even.
+        TypeError, ValueError: as `CoverageAttention`; or ``channels``, ``kernel_size``,
+            ``cumulative`` or ``detach_weights`` is wrong.
     """
 
     def __init__(

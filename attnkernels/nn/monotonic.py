@@ -58,8 +58,8 @@ class MonotonicAttention(Projections):
         score_bias: r, ().
 
     Raises:
-        TypeError: a number or flag has the wrong type.
-        ValueError: a size, number or name is out of range.
+        TypeError, ValueError: as `Projections`; or ``score_bias``, ``noise``, ``evaluation`` or
+            ``backend`` is wrong.
     """
 
     def __init__(

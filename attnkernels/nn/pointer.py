@@ -24,8 +24,7 @@ class PointerHead(Projections):
         backend: as in `attnkernels.additive_scores`.
 
     Raises:
-        TypeError: a number or flag has the wrong type.
-        ValueError: a size, number or name is out of range.
+        TypeError, ValueError: as `Projections`; or ``scale`` or ``backend`` is wrong.
     """
 
     def __init__(

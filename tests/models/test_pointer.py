@@ -1,4 +1,4 @@
-"""The pointer network: its searches against brute force, its gradients, and what it learns."""
+"""The pointer network: searches against brute force, gradients, and learning."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ def points(dtype: torch.dtype = F64, batch: int = B) -> Tensor:
 
 
 def hulls(count: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Points (count, n, 2) of the unit square, and hulls, against the clock from the first point of
-    lowest number (Vinyals et al., section 3.1), ended and padded."""
+    """Return points (count, n, 2) of the unit square and their convex hulls, ended and padded.
+
+    A hull runs counterclockwise from its point of lowest number (Vinyals et al., section 3.1).
+    """
     drawn = np.random.default_rng(seed).random((count, n, 2))
     target = torch.zeros(count, n + 1, dtype=torch.int64)
     for row, each in zip(target, drawn, strict=True):
@@ -46,14 +48,14 @@ def hulls(count: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def numbers(count: int, n: int) -> tuple[Tensor, Tensor]:
-    """Numbers (count, n, 1), and their positions in ascending order, ended."""
+    """Return numbers (count, n, 1) and their positions in ascending order, ended."""
     drawn = torch.rand(count, n, 1)
     order = drawn.squeeze(-1).argsort(1) + 1
     return drawn, torch.cat([order, torch.zeros(count, 1, dtype=torch.int64)], 1)
 
 
 def train(network: nn.Module, steps: int, batch: Any, rate: float) -> float:
-    """The loss of the last step."""
+    """Train, and return the loss of the last step."""
     optimizer = torch.optim.Adam(network.parameters(), rate)
     for _ in range(steps):
         source, target = batch()
@@ -83,7 +85,7 @@ def test_overfits_hulls() -> None:
 
 
 def test_the_distribution_is_that_of_the_formula() -> None:
-    """One source at a time, without padding, each step by hand."""
+    """Compute one source at a time, without padding, step by step."""
     network = make()
     source = points()
     found = network(source, LENGTHS, TARGET)
@@ -126,7 +128,7 @@ def test_padding_is_not_read() -> None:
     assert torch.equal(log_p, network(source, LENGTHS, TARGET))
     network.loss(spoilt, LENGTHS, TARGET).backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in network.parameters())
-    longer = torch.cat([TARGET, TARGET.new_zeros(B, 4)], 1)  # of targets neither
+    longer = torch.cat([TARGET, TARGET.new_zeros(B, 4)], 1)  # padding of targets is not read either
     assert_within_budget(
         network.loss(source, LENGTHS, longer), *[network.loss(source, LENGTHS, TARGET)] * 2
     )
@@ -134,7 +136,7 @@ def test_padding_is_not_read() -> None:
 
 @pytest.mark.parametrize("distinct", [False, True])
 def test_a_wide_beam_is_brute_force(distinct: bool) -> None:
-    """All outputs of up to three positions, in order of their teacher-forced probability."""
+    """Find all outputs of up to three positions, in order of their teacher-forced probability."""
     network, n, longest = make(distinct=distinct), 3, 3
     source, lengths = points(batch=2)[:, :n], torch.tensor([n, n])
     outputs = [

@@ -1,4 +1,4 @@
-"""Projections, AdditiveAttention, AttentionPooling, PointerHead against plain float64 twins."""
+"""Compare AdditiveAttention, AttentionPooling and PointerHead with plain float64 twins."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODULES: dict[str, dict[str, Any]] = {
 
 
 def twin_scores(module: Any, query: Tensor, key: Tensor) -> Tensor:
-    """(B, H, n, m), by the formula of the class and nothing of its code."""
+    """Return scores (B, H, n, m) by the formula of the class, without its code."""
     heads = module.num_heads
     hidden = nn.functional.linear(query, module.query_proj.weight, module.query_proj.bias)[
         :, :, None
@@ -108,7 +108,7 @@ def test_attention_against_a_twin(options: dict[str, Any], dtype: torch.dtype, m
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_one_query_and_prepared_steps_equal_a_plain_call(heads: int) -> None:
-    """Values default to the keys as given; a step at a time, and several beams a step."""
+    """Values default to the keys as given; steps take one query or several beams."""
     module = AdditiveAttention(QUERY, KEY, HIDDEN, num_heads=heads, dtype=F64)
     query, key = normal(B, N, QUERY, dtype=F64), normal(B, M, KEY, dtype=F64)
     lengths = torch.tensor([M, 3, 11])
@@ -156,7 +156,7 @@ def test_pooling_against_a_twin(heads: int) -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_pointer_against_a_twin(normalize: bool) -> None:
-    """Masked positions have -inf, and so has all of a row with nothing left; no gradient is NaN."""
+    """Masked positions have -inf, as has a whole row with nothing left; no gradient is NaN."""
     module = PointerHead(QUERY, KEY, HIDDEN, normalize=normalize, scale=2.0, dtype=F64)
     query, key = normal(B, N, QUERY, dtype=F64), normal(B, M, KEY, dtype=F64)
     taken = torch.rand(B, N, M) < 0.5
@@ -315,7 +315,7 @@ def test_other_refusals() -> None:
     ids=lambda module: type(module).__name__,
 )
 def test_padding_may_be_nan(module: nn.Module) -> None:
-    """Nothing of what lies beyond the length is seen, in the gradients of projections either."""
+    """Content beyond the length has no effect, nor on the gradients of projections."""
     key = normal(B, M, KEY, grad=False)
     key[1], key[2, 11:] = torch.nan, torch.nan
     query = [normal(B, N, QUERY, grad=False)] if isinstance(module, AdditiveAttention) else []

@@ -1,4 +1,4 @@
-"""AttentionRNN and its searches: against float64 twins, brute force, and each other."""
+"""Compare AttentionRNN and its searches with float64 twins, brute force, and each other."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def make(cell: str = "gru", dtype: torch.dtype = F64, **options: Any) -> Attenti
 
 
 def tensors(dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
-    """inputs (B, T, E) and memory (B, M, KEY)."""
+    """Return inputs (B, T, E) and a memory (B, M, KEY)."""
     return normal(B, T, E, dtype=dtype), normal(B, M, KEY, dtype=dtype)
 
 
 def twin(rnn: AttentionRNN, inputs: Tensor, memory: Tensor, state: Any) -> tuple[Tensor, ...]:
-    """The recurrence in plain PyTorch; one head."""
+    """Run the recurrence in plain PyTorch, with one head."""
     a = rnn.attention
 
     def attend(output: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,7 @@ def test_gradients_of_some_inputs_only(frozen: str) -> None:
 
 
 def test_several_backwards() -> None:
-    """One that stops short of the keys, some steps only, all of them twice, and none at all."""
+    """Stop short of the keys, take some steps only, all of them twice, and none at all."""
     rnn = make()
     inputs, memory = tensors()
     found, wanted = rnn(inputs, memory, LENGTHS)[:2], twin(rnn, inputs, memory, None)[:2]
@@ -216,7 +216,7 @@ def test_step_by_step_and_in_pieces_equals_teacher_forcing(cell: str) -> None:
 
 
 def test_free_running_feeds_itself() -> None:
-    """With gradients through what is fed, as teacher forcing of the very inputs it made."""
+    """Equal teacher forcing of the inputs it computed, with gradients through them."""
     rnn, feed = make(), nn.Linear(UNITS + KEY, E).to(F64)
     inputs, memory = tensors()
     fed = [inputs[:, 0]]
@@ -262,7 +262,7 @@ VOCABULARY, EOS, START = 3, 2, 0
 
 
 class Speller(nn.Module):
-    """An AttentionRNN with an embedding and a readout, of scores far enough apart to differ."""
+    """An AttentionRNN with an embedding and a readout whose scores are far apart."""
 
     def __init__(self, cell: str = "gru") -> None:
         super().__init__()
@@ -280,7 +280,7 @@ class Speller(nn.Module):
         return search(self.rnn, memory, LENGTHS, **(tokens | maps | {"max_length": 4} | options))
 
     def log_prob(self, tokens: tuple[int, ...], memory: Tensor) -> Tensor:
-        """(B,), by teacher forcing."""
+        """Return log p (B,) by teacher forcing."""
         given = torch.tensor([[START, *tokens[:-1]]]).expand(B, -1)
         outputs, contexts, _ = self.rnn(self.embedding(given), memory, LENGTHS)
         log_p = self.readout(outputs, contexts).log_softmax(-1)
@@ -290,7 +290,7 @@ class Speller(nn.Module):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("alpha", [0.0, 0.8])
 def test_a_wide_beam_is_brute_force(cell: str, alpha: float) -> None:
-    """All sequences that end in eos, or are cut off at max_length, in order of their scores."""
+    """Find all sequences, ended by eos or cut off at max_length, in order of their scores."""
     speller, memory, longest = Speller(cell), tensors()[1], 4
     sequences = [
         tokens
