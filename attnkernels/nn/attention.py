@@ -162,8 +162,7 @@ class AdditiveAttention(Projections):
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
         """
-        checks.flags(return_weights=return_weights)
-        key, value = inputs.memory(self, "key", key, value, key_lengths)
+        key, value = inputs.memory(self, "key", key, value, key_lengths, range_later=True)
         batch, m, _ = key.shape
         heads = {"H": self.num_heads} if self.num_heads > 1 else {}
         steps = inputs.query_or_queries(self, query, batch)
@@ -195,7 +194,7 @@ class AdditiveAttention(Projections):
         Raises:
             TypeError, ValueError: as `forward`.
         """
-        key, value = inputs.memory(self, "memory", memory, value, key_lengths)
+        key, value = inputs.memory(self, "memory", memory, value, key_lengths, range_later=True)
         prepared = prepare_keys(
             self._keys(key),
             split_heads(value, self.num_heads),

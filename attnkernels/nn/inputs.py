@@ -1,8 +1,8 @@
 """The arguments of modules: each is checked and normalised here, once.
 
-The operator checks its own arguments, which are projected queries and keys. The functions below
-check what the caller passed, and name it as the caller does: they raise TypeError for a wrong type
-or dtype, ValueError for a wrong shape, device or value.
+The functions below check what the caller passed, and name it as the caller does: they raise
+TypeError for a wrong type or dtype, ValueError for a wrong shape, device or value. What a module
+passes on to the operator as it is, such as a flag, the operator checks.
 """
 
 from __future__ import annotations
@@ -63,7 +63,13 @@ def features(name: str, x: Tensor, symbols: str, size: int) -> None:
 
 
 def memory(
-    module: HasKeys, name: str, key: Tensor, value: Tensor | None, lengths: Tensor | None
+    module: HasKeys,
+    name: str,
+    key: Tensor,
+    value: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    range_later: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Check what a module attends to, and return the keys and values.
 
@@ -73,28 +79,26 @@ def memory(
         key: (B, m, key_dim).
         value: (B, m, value_dim), value_dim a multiple of the module's heads; None stands for key.
         lengths: (B,), or None.
+        range_later: leave the range of the lengths to the operator, which gets them as they are.
 
     Returns:
-        key, with zeros beyond the lengths, and value, or key again where value is None.
+        key, with zeros beyond the lengths, and value, or key again if value is None.
     """
     checks.tensor(name, key, "(B, m, key_dim)", (None, None, module.key_dim))
     _parameters_dtype(name, key, module.key_proj)
     batch, m, _ = key.shape
     if value is not None:
         checks.tensor("value", value, "(B, m, value_dim)", (batch, m, None))
-    name, width = (name, module.key_dim) if value is None else ("value", value.shape[-1])
-    checks.multiple(f"the last dimension of {name}", width, "num_heads", module.num_heads)
+    if module.num_heads > 1:
+        name, width = (name, module.key_dim) if value is None else ("value", value.shape[-1])
+        checks.multiple(f"the last dimension of {name}", width, "num_heads", module.num_heads)
     if lengths is not None:
-        key_lengths(lengths, batch, m, key.device)
+        checks.integers("key_lengths", lengths, "(B,)", (batch,))
+        _same_device("key_lengths", lengths, key)
+        if not range_later:
+            checks.within("key_lengths", lengths, 0, m, "the number of keys")
         key = zero_padding(key, lengths)
     return key, key if value is None else value
-
-
-def key_lengths(lengths: Tensor, batch: int, m: int, device: torch.device) -> None:
-    """Check lengths (B,), int32 or int64, in [0, m]; the range on a CPU only."""
-    checks.integers("key_lengths", lengths, "(B,)", (batch,))
-    checks.on_device("key_lengths", lengths, device)
-    checks.within("key_lengths", lengths, 0, m, "the number of keys")
 
 
 def query(
@@ -132,8 +136,10 @@ def mask(attn_mask: Tensor | None, x: Tensor, **weights: int) -> Tensor | None:
         if _under_autocast(attn_mask) is not wanted:
             checks.mask("attn_mask", attn_mask, x.dtype)
         attn_mask = attn_mask.to(wanted)
-    checks.on_device("attn_mask", attn_mask, x.device)
+    _same_device("attn_mask", attn_mask, x)
     given, shape = attn_mask.shape, tuple(weights.values())
+    if given == shape[-len(given) :]:  # most masks, in a fraction of the time
+        return attn_mask
     if len(given) > len(shape) or any(
         size not in (1, wanted)
         for size, wanted in zip(reversed(given), reversed(shape), strict=False)
@@ -159,6 +165,11 @@ def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return x
     return torch.where(present(lengths, x.shape[1]).unsqueeze(-1), x, 0.0)
+
+
+def _same_device(name: str, x: Tensor, other: Tensor) -> None:
+    if not (x.is_cpu and other.is_cpu):  # a tenth of the time of asking for devices
+        checks.on_device(name, x, other.device)
 
 
 def _parameters_dtype(name: str, x: Tensor, layer: nn.Module) -> None:

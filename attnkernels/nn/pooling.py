@@ -103,8 +103,7 @@ class AttentionPooling(nn.Module):
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
         """
-        checks.flags(return_weights=return_weights)
-        key, _ = inputs.memory(self, "key", key, None, key_lengths)
+        key, _ = inputs.memory(self, "key", key, None, key_lengths, range_later=True)
         lengths = key_lengths
         if lengths is not None and self.num_heads > 1:
             lengths = lengths.unsqueeze(-1)

@@ -232,7 +232,6 @@ class AttentionRNN(nn.Module):
         """
         checks.instance("prepared", prepared, PreparedMemory, "what attention.prepare() returned")
         checks.instance("state", state, DecoderState, "a DecoderState")
-        checks.flags(return_weights=return_weights)
         attend = self._attend_beams(prepared, _beams(inputs, prepared.batch), return_weights)
         return _results(*self._step(inputs, attend, state))
 

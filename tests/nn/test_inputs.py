@@ -35,7 +35,7 @@ MASKED: dict[str, Make] = {
     "pointer": lambda **k: PointerHead(*SIZES, **k),
     "location": lambda **k: LocationSensitiveAttention(*SIZES, channels=2, kernel_size=3, **k),
     "coverage": lambda **k: CoverageAttention(*SIZES, **k),
-    "monotonic": lambda **k: MonotonicAttention(*SIZES, noise=0.0, **k),
+    "moving": lambda **k: MonotonicAttention(*SIZES, noise=0.0, **k),
     "hard": lambda **k: HardAttention(*SIZES, **k),
 }
 masked = pytest.mark.parametrize("make", MASKED.values(), ids=MASKED)

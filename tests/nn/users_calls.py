@@ -47,12 +47,12 @@ def additive(attention: AdditiveAttention, wanted: bool) -> None:
 
 
 def stepwise(
-    attention: LocationSensitiveAttention | CoverageAttention, monotonic: MonotonicAttention
+    attention: LocationSensitiveAttention | CoverageAttention, moving: MonotonicAttention
 ) -> None:
     assert_type(attention(x, x), Tensor)
     assert_type(attention(x, x, return_weights=True), Pair)
-    assert_type(monotonic(x, x, generator=None), Tensor)
-    assert_type(monotonic(x, x, generator=None, return_weights=True), Pair)
+    assert_type(moving(x, x, generator=None), Tensor)
+    assert_type(moving(x, x, generator=None, return_weights=True), Pair)
     assert_type(attention.step(x, attention.prepare(x)), tuple[Tensor, Tensor, AlignmentState])
 
 
