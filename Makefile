@@ -7,8 +7,9 @@ TRITON ?= triton==3.7.1
 SANITIZE_TESTS ?= tests/backends/test_native.py
 PYTEST_FLAGS ?=
 FILES = $(addprefix tests/$(1)/test_,$(addsuffix .py,$(2)))
-INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan)
-EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan memory_object func hypothesis)
+INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan unknown_activation)
+EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan unknown_activation \
+	memory_object func hypothesis)
 
 BIN := $(VENV)/bin
 SOURCES = $(shell find csrc tests benchmarks tools -name '*.cpp' -o -name '*.h' -o -name '*.cu')

@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..ops.signature import Options
+
 
 class Problem(NamedTuple):
     """All that the choice of a backend depends on."""
@@ -27,57 +29,15 @@ class Backend(Protocol):
     NAME: str
 
     def why_not(self, problem: Problem, /) -> str | None:
-        """None where the backend can do it, otherwise a sentence that says why not."""
+        """Return None where the backend can do it, otherwise a sentence that says why not."""
 
     def attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        weight: Tensor,
-        *,
-        attn_mask: Tensor | None,
-        key_lengths: Tensor | None,
-        is_causal: bool,
-        dropout_p: float,
-        seed: Tensor | None,
-        activation: str,
-        negative_slope: float,
-        scale: float,
-        return_weights: bool,
-        packed_key: Tensor | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(E1)-(E3): context (*L, n, dv), weights (*L, n, m) where asked for, lse (*L, n)."""
+        """Return (E1)-(E3): context (*L, n, dv), weights (*L, n, m) or None, lse (*L, n)."""
 
-    def attention_varlen(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        weight: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        *,
-        is_causal: bool,
-        dropout_p: float,
-        seed: Tensor | None,
-        activation: str,
-        negative_slope: float,
-        scale: float,
-    ) -> tuple[Tensor, Tensor]:
-        """The same for sequences packed one after another: context (*L, total_q, dv), lse."""
-
-    def scores(
-        self,
-        query: Tensor,
-        key: Tensor,
-        weight: Tensor,
-        *,
-        activation: str,
-        negative_slope: float,
-        scale: float,
-    ) -> Tensor:
-        """(E1): (*L, n, m)."""
+    def scores(self, query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
+        """Return (E1), (*L, n, m); of the options it reads those of a score."""
 
     def pack_keys(self, key: Tensor, *, activation: str) -> Tensor | None:
-        """What `packed_key` wants: (*lead of key, three more dimensions), or None for nothing."""
+        """Return `packed_key`, (*lead of key, three more dimensions), or None for nothing."""

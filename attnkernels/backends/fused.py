@@ -1,4 +1,4 @@
-"""The face of a backend with operators of its own: named arguments become places in a schema."""
+"""The functions of a backend that has operators of its own."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from torch import Tensor
 
 from ..ops.autograd import differentiable
 from ..ops.codes import ACTIVATIONS
+from ..ops.signature import Options
 
 
 class Fused:
-    """attention, attention_varlen and scores of `Backend`, by the operators of `ops.define`."""
+    """attention and scores of `Backend`, by the operators of `ops.schema.define`."""
 
     def __init__(self, ops: SimpleNamespace) -> None:
         self._forward, self._scores = differentiable(ops)
 
     def attention(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        weight: Tensor,
-        *,
-        attn_mask: Tensor | None,
-        key_lengths: Tensor | None,
-        is_causal: bool,
-        dropout_p: float,
-        seed: Tensor | None,
-        activation: str,
-        negative_slope: float,
-        scale: float,
-        return_weights: bool,
-        packed_key: Tensor | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(E1)-(E3) in one pass; see `Backend.attention`."""
+        """Return (E1)-(E3) in one pass; see `Backend.attention`."""
+        (
+            attn_mask,
+            key_lengths,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            packed_key,
+            seed,
+            dropout_p,
+            is_causal,
+            activation,
+            negative_slope,
+            scale,
+            return_weights,
+        ) = options
         context, lse, weights = self._forward(
             query,
             key,
@@ -42,8 +42,8 @@ class Fused:
             weight,
             attn_mask,
             key_lengths,
-            None,
-            None,
+            cu_seqlens_q,
+            cu_seqlens_k,
             packed_key,
             seed,
             dropout_p,
@@ -53,58 +53,15 @@ class Fused:
             scale,
             return_weights,
         )
-        return _rounded(context, query), _rounded(weights, query) if return_weights else None, lse
+        if context.dtype != query.dtype:
+            context = _rounded(context, query)
+        return context, _rounded(weights, query) if return_weights else None, lse
 
-    def attention_varlen(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        weight: Tensor,
-        cu_seqlens_q: Tensor,
-        cu_seqlens_k: Tensor,
-        *,
-        is_causal: bool,
-        dropout_p: float,
-        seed: Tensor | None,
-        activation: str,
-        negative_slope: float,
-        scale: float,
-    ) -> tuple[Tensor, Tensor]:
-        """The same for packed sequences; see `Backend.attention_varlen`."""
-        context, lse, _ = self._forward(
-            query,
-            key,
-            value,
-            weight,
-            None,
-            None,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            None,
-            seed,
-            dropout_p,
-            is_causal,
-            ACTIVATIONS[activation].code,
-            negative_slope,
-            scale,
-            False,
-        )
-        return _rounded(context, query), lse
-
-    def scores(
-        self,
-        query: Tensor,
-        key: Tensor,
-        weight: Tensor,
-        *,
-        activation: str,
-        negative_slope: float,
-        scale: float,
-    ) -> Tensor:
-        """(E1); see `Backend.scores`."""
-        code = ACTIVATIONS[activation].code
-        return _rounded(self._scores(query, key, weight, code, negative_slope, scale), query)
+    def scores(self, query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
+        """Return (E1); see `Backend.scores`."""
+        code = ACTIVATIONS[options.activation].code
+        scores = self._scores(query, key, weight, code, options.negative_slope, options.scale)
+        return _rounded(scores, query)
 
 
 def _rounded(result: Tensor, like: Tensor) -> Tensor:

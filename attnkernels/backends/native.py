@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from ..ops.codes import ACTIVATIONS
-from ..ops.schema import SCHEMAS, define
+from ..ops.schema import define
+from ..ops.signature import SIGNATURES
 from .base import Problem
 from .fused import Fused
 
 NAME = "native"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_FLOAT64 = torch.float64
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, _FLOAT64)
 
-_ops = define(NAME, *SCHEMAS)
+_ops = define(NAME, *SIGNATURES)
 _fused = Fused(_ops)
-attention, attention_varlen, scores = _fused.attention, _fused.attention_varlen, _fused.scores
+attention, scores = _fused.attention, _fused.scores
 
 
 def _load() -> str | None:
@@ -74,7 +76,7 @@ def why_not(problem: Problem) -> str | None:
         return f"it runs on cpu and cuda tensors, not on {device_type}"
     if dtype not in DTYPES:
         return f"it has no kernels for {dtype}"
-    if dtype is torch.float64 and (device_type == "cuda" or _emulated):
+    if dtype is _FLOAT64 and (device_type == "cuda" or _emulated):
         return "its CUDA kernels have no float64 (the reference backend has)"
     return None
 

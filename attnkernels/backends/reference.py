@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..ops.formula import attention as attention
-from ..ops.formula import attention_varlen as attention_varlen
 from ..ops.formula import scores as scores
 from .base import Problem
 

@@ -9,63 +9,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from itertools import chain
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
 
 from ..backends import select
-from . import arguments as checks
+from ..ops.codes import ActivationName
+from ..ops.signature import Options, scoring_options
+from . import arguments
 from .annotations import ranged
+from .autocast import follows_autocast
+from .results import Pair, Triple, results
+from .results import Result as Result
 
-Result: TypeAlias = Tensor | Any  # a tensor, or a tuple of them where more than one is asked for
-P = ParamSpec("P")
-R = TypeVar("R")
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-
-def follows_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Under autocast, call `function` with autocast off and its tensors cast as matmul's are."""
-
-    @wraps(function)
-    def call(*args: P.args, **options: P.kwargs) -> R:
-        if not torch._C._is_any_autocast_enabled():  # asking for one device takes 0.5 us more
-            return function(*args, **options)
-        tensors = (each for each in chain(args, options.values()) if isinstance(each, Tensor))
-        device_type = next((each.device.type for each in tensors), "meta")
-        if device_type == "meta" or not torch.is_autocast_enabled(device_type):
-            return function(*args, **options)
-        dtype = torch.get_autocast_dtype(device_type)
-        cast_args = [cast(each, dtype) for each in args]
-        cast_options = {name: cast(each, dtype) for name, each in options.items()}
-        with torch.autocast(device_type, enabled=False):
-            return function(*cast_args, **cast_options)
-
-    return call
-
-
-def cast(argument: Any, dtype: torch.dtype) -> Any:
-    """Autocast's rule: floating tensors take `dtype`, float64 and everything else is left alone."""
-    if isinstance(argument, Tensor):
-        eligible = argument.is_floating_point() and argument.dtype != torch.float64
-        return argument.to(dtype) if eligible else argument
-    return argument.autocast(dtype) if hasattr(argument, "autocast") else argument
+    from . import results as types
 
 
 def draw_seed(device: torch.device) -> Tensor:
-    """The seed of one call's dropout, from torch's generator: a 0-d int64 tensor."""
+    """Return the seed of one call's dropout, from torch's generator: a 0-d int64 tensor."""
     return torch.randint(0, 2**62, (), device=device)
 
 
-def results(context: Tensor, weights: Tensor | None, lse: Tensor | None) -> Result:
-    """context alone, or a tuple of all there are."""
-    if weights is None and lse is None:
-        return context
-    return tuple(each for each in (context, weights, lse) if each is not None)
-
-
+@overload
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    **options: Unpack[types.AttentionAlone],
+) -> Tensor: ...
+@overload
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    **options: Unpack[types.AttentionWeights],
+) -> Pair: ...
+@overload
+def additive_attention(
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.AttentionLse]
+) -> Pair: ...
+@overload
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    **options: Unpack[types.AttentionBoth],
+) -> Triple: ...
+@overload
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    **options: Unpack[types.AttentionUnknown],
+) -> Result: ...
 @follows_autocast
 def additive_attention(
     query: Tensor,
@@ -77,7 +81,7 @@ def additive_attention(
     key_lengths: Tensor | None = None,
     is_causal: bool = False,
     dropout_p: float = 0.0,
-    activation: str = "tanh",
+    activation: ActivationName = "tanh",
     negative_slope: float = 0.2,
     scale: float = 1.0,
     return_weights: bool = False,
@@ -127,37 +131,31 @@ def additive_attention(
         TypeError: an argument has the wrong type or dtype.
         ValueError: a shape, device, number or name does not fit, or no backend can do it.
     """
-    problem = checks.attention(
-        query,
-        key,
-        value,
-        weight,
-        attn_mask=attn_mask,
-        key_lengths=key_lengths,
-        is_causal=is_causal,
-        dropout_p=dropout_p,
-        activation=activation,
-        negative_slope=negative_slope,
-        scale=scale,
-        return_weights=return_weights,
-        return_lse=return_lse,
+    options = tuple.__new__(  # in half the time of Options(...)
+        Options,
+        (
+            attn_mask,
+            key_lengths,
+            None,
+            None,
+            None,
+            None,
+            dropout_p,
+            is_causal,
+            activation,
+            negative_slope,
+            scale,
+            return_weights,
+        ),
     )
+    problem = arguments.attention(query, key, value, weight, options, return_lse)
     chosen = select(problem, backend, (query, key, value, weight))
-    context, weights, lse = ranged("additive_attention", chosen.NAME, chosen.attention)(
-        query,
-        key,
-        value,
-        weight,
-        attn_mask=attn_mask,
-        key_lengths=key_lengths,
-        is_causal=is_causal,
-        dropout_p=dropout_p,
-        seed=draw_seed(query.device) if dropout_p else None,
-        activation=activation,
-        negative_slope=negative_slope,
-        scale=scale,
-        return_weights=return_weights,
-    )
+    if dropout_p:
+        options = options.seeded(draw_seed(query.device))
+    attention = ranged("additive_attention", chosen.NAME, chosen.attention)
+    context, weights, lse = attention(query, key, value, weight, options)
+    if not (return_weights or return_lse):
+        return context
     return results(context, weights, lse if return_lse else None)
 
 
@@ -167,7 +165,7 @@ def additive_scores(
     key: Tensor,
     weight: Tensor,
     *,
-    activation: str = "tanh",
+    activation: ActivationName = "tanh",
     negative_slope: float = 0.2,
     scale: float = 1.0,
     backend: str | None = None,
@@ -177,15 +175,42 @@ def additive_scores(
     Arguments, broadcasting, autocast, gradients and errors are those of `additive_attention`:
     query (..., n, d), key (..., m, d), weight (d,) or (..., d).
     """
-    problem = checks.scores(
-        query, key, weight, activation=activation, negative_slope=negative_slope, scale=scale
-    )
+    options = scoring_options(activation, negative_slope, scale)
+    problem = arguments.scores(query, key, weight, options)
     chosen = select(problem, backend, (query, key, weight))
-    return ranged("additive_scores", chosen.NAME, chosen.scores)(
-        query, key, weight, activation=activation, negative_slope=negative_slope, scale=scale
-    )
+    return ranged("additive_scores", chosen.NAME, chosen.scores)(query, key, weight, options)
 
 
+@overload
+def additive_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    **options: Unpack[types.VarlenAlone],
+) -> Tensor: ...
+@overload
+def additive_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    **options: Unpack[types.VarlenLse],
+) -> Pair: ...
+@overload
+def additive_attention_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    **options: Unpack[types.VarlenUnknown],
+) -> Tensor | Pair: ...
 @follows_autocast
 def additive_attention_varlen(
     query: Tensor,
@@ -197,7 +222,7 @@ def additive_attention_varlen(
     *,
     is_causal: bool = False,
     dropout_p: float = 0.0,
-    activation: str = "tanh",
+    activation: ActivationName = "tanh",
     negative_slope: float = 0.2,
     scale: float = 1.0,
     return_lse: bool = False,
@@ -226,34 +251,20 @@ def additive_attention_varlen(
     Raises:
         TypeError, ValueError: as there.
     """
-    problem = checks.varlen(
-        query,
-        key,
-        value,
-        weight,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        is_causal=is_causal,
+    options = Options(
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
         dropout_p=dropout_p,
+        is_causal=is_causal,
         activation=activation,
         negative_slope=negative_slope,
         scale=scale,
-        return_lse=return_lse,
     )
+    problem = arguments.varlen(query, key, value, weight, options, return_lse)
     # How many queries a sequence has is known to the device only.
     chosen = select(problem, backend, (query, key, value, weight), step=False)
-    context, lse = ranged("additive_attention_varlen", chosen.NAME, chosen.attention_varlen)(
-        query,
-        key,
-        value,
-        weight,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        is_causal=is_causal,
-        dropout_p=dropout_p,
-        seed=draw_seed(query.device) if dropout_p else None,
-        activation=activation,
-        negative_slope=negative_slope,
-        scale=scale,
-    )
+    if dropout_p:
+        options = options.seeded(draw_seed(query.device))
+    attention = ranged("additive_attention_varlen", chosen.NAME, chosen.attention)
+    context, _, lse = attention(query, key, value, weight, options)
     return results(context, None, lse if return_lse else None)

@@ -18,6 +18,7 @@ from ..ops.codes import ACTIVATIONS
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
+_ACTIVATIONS = tuple(ACTIVATIONS)
 _NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
 
 
@@ -61,7 +62,7 @@ def flags(**values: Any) -> None:
 
 def choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Raise ValueError unless `value` is one of `choices`."""
-    if not any(value is each or value == each for each in choices):
+    if value not in choices:
         names = ", ".join(map(repr, choices))
         raise ValueError(f"{name} must be one of {names}, got {value!r}")
 
@@ -170,7 +171,10 @@ def scoring(activation: Any, negative_slope: Any, scale: Any) -> None:
         TypeError: a number has the wrong type.
         ValueError: the activation is unknown, or a number is out of range.
     """
-    choice("activation", activation, ACTIVATIONS)
+    if type(activation) is str and type(negative_slope) is float and type(scale) is float:
+        if activation in ACTIVATIONS and 0 <= negative_slope <= 1 and -inf < scale < inf:
+            return  # in a third of the time
+    choice("activation", activation, _ACTIVATIONS)
     number("negative_slope", negative_slope, 0, 1)
     number("scale", scale)
 

@@ -51,8 +51,11 @@ class DeferredMemory:
     def attend(self, query: Tensor) -> tuple[Tensor, Tensor | None]:
         """Context (*lead, 1, dv) of query (*lead, 1, d), and weights (*lead, 1, m) or None."""
         self.progress.taken += 1
-        result = self.memory.attend(query, return_weights=self.return_weights)
-        context, weights = result if self.return_weights else (result, None)
+        weights: Tensor | None = None
+        if self.return_weights:
+            context, weights = self.memory.attend(query, return_weights=True)
+        else:
+            context = self.memory.attend(query)
         return _Step.apply(query, context, weights, *next(self.left))
 
 

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
 
 from ..backends import select
 from ..backends.base import Backend
-from . import arguments as checks
+from ..ops.codes import ActivationName
+from ..ops.signature import Options, scoring_options
+from . import arguments
 from .annotations import ranged
-from .attention import Result, cast, draw_seed, follows_autocast, results
+from .attention import draw_seed
+from .autocast import cast, follows_autocast
+from .results import Pair, Result, Triple, results
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from . import results as types
 
 
 @follows_autocast
@@ -23,12 +33,12 @@ def prepare_keys(
     weight: Tensor,
     *,
     key_lengths: Tensor | None = None,
-    activation: str = "tanh",
+    activation: ActivationName = "tanh",
     negative_slope: float = 0.2,
     scale: float = 1.0,
     backend: str | None = None,
 ) -> AdditiveMemory:
-    """Do once what every step of a decoder would do again with the same keys (E7).
+    """Prepare keys for `AdditiveMemory.attend`: what all steps of a decoder share, done once (E7).
 
     Args:
         key: (..., m, d), value (..., m, dv), weight (d,) or (..., d), key_lengths: as in
@@ -41,32 +51,14 @@ def prepare_keys(
     Raises:
         TypeError, ValueError: as there.
     """
-    problem, lead = checks.prepared(
-        key,
-        value,
-        weight,
-        key_lengths=key_lengths,
-        activation=activation,
-        negative_slope=negative_slope,
-        scale=scale,
-    )
+    options = scoring_options(activation, negative_slope, scale, key_lengths)
+    problem, lead = arguments.prepared(key, value, weight, options)
     chosen = select(problem, backend, (key, value, weight), step=True)
     with torch.no_grad():  # gradients reach the key itself
         pack_keys = ranged("prepare_keys", chosen.NAME, chosen.pack_keys)
         packed_key = pack_keys(key, activation=activation)
-    return AdditiveMemory(
-        key=key,
-        value=value,
-        weight=weight,
-        key_lengths=key_lengths,
-        activation=activation,
-        negative_slope=negative_slope,
-        scale=scale,
-        backend=backend,
-        packed_key=packed_key,
-        lead=lead,
-        chosen=chosen,
-    )
+    options = scoring_options(activation, negative_slope, scale, key_lengths, packed_key)
+    return AdditiveMemory(key, value, weight, options, backend, lead, chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,25 +66,55 @@ class AdditiveMemory:
     """Prepared keys and their values; made by `prepare_keys`. It never changes.
 
     Attributes:
-        key: (..., m, d); value (..., m, dv); weight (..., d); key_lengths: as they were given.
-        activation, negative_slope, scale, backend: as they were given.
-        packed_key: the keys in the layout of the backend, (*lead of key, three more dimensions), or
-            None. It belongs to this machine: pickling and copying leave it out and make it anew.
+        key: (..., m, d); value (..., m, dv); weight (..., d): as they were given.
+        key_lengths, activation, negative_slope, scale: as they were given.
+        packed_key: the keys in the backend's layout, (*lead of key, three more dimensions), or
+            None. They belong to this machine: pickling and copying leave them out and make them
+            anew.
+        options: the five before this.
+        backend: as it was given.
         lead: the leading shape that these broadcast to.
+        chosen: the backend that computes.
     """
 
     key: Tensor
     value: Tensor
     weight: Tensor
-    key_lengths: Tensor | None
-    activation: str
-    negative_slope: float
-    scale: float
+    options: Options = field(repr=False)
     backend: str | None
-    packed_key: Tensor | None = field(repr=False)
     lead: tuple[int, ...]
     chosen: Backend = field(repr=False)
 
+    @property
+    def key_lengths(self) -> Tensor | None:
+        return self.options.key_lengths
+
+    @property
+    def activation(self) -> ActivationName:
+        return self.options.activation
+
+    @property
+    def negative_slope(self) -> float:
+        return self.options.negative_slope
+
+    @property
+    def scale(self) -> float:
+        return self.options.scale
+
+    @property
+    def packed_key(self) -> Tensor | None:
+        return self.options.packed_key
+
+    @overload
+    def attend(self, query: Tensor, **options: Unpack[types.StepAlone]) -> Tensor: ...
+    @overload
+    def attend(self, query: Tensor, **options: Unpack[types.StepWeights]) -> Pair: ...
+    @overload
+    def attend(self, query: Tensor, **options: Unpack[types.StepLse]) -> Pair: ...
+    @overload
+    def attend(self, query: Tensor, **options: Unpack[types.StepBoth]) -> Triple: ...
+    @overload
+    def attend(self, query: Tensor, **options: Unpack[types.StepUnknown]) -> Result: ...
     @follows_autocast
     def attend(
         self,
@@ -112,43 +134,40 @@ class AdditiveMemory:
         Raises:
             TypeError, ValueError: as `additive_attention`.
         """
-        checks.step(
-            query,
-            self.key,
-            self.lead,
-            attn_mask=attn_mask,
-            dropout_p=dropout_p,
-            return_weights=return_weights,
-            return_lse=return_lse,
+        kept = self.options
+        options = tuple.__new__(  # in half the time of Options(...)
+            Options,
+            (
+                attn_mask,
+                kept.key_lengths,
+                None,
+                None,
+                kept.packed_key,
+                None,
+                dropout_p,
+                False,
+                kept.activation,
+                kept.negative_slope,
+                kept.scale,
+                return_weights,
+            ),
         )
+        arguments.step(query, self.key, self.lead, options, return_lse)
+        if dropout_p:
+            options = options.seeded(draw_seed(query.device))
         attention = ranged("AdditiveMemory.attend", self.chosen.NAME, self.chosen.attention)
-        context, weights, lse = attention(
-            query,
-            self.key,
-            self.value,
-            self.weight,
-            attn_mask=attn_mask,
-            key_lengths=self.key_lengths,
-            is_causal=False,
-            dropout_p=dropout_p,
-            seed=draw_seed(query.device) if dropout_p else None,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            scale=self.scale,
-            return_weights=return_weights,
-            packed_key=self.packed_key,
-        )
+        context, weights, lse = attention(query, self.key, self.value, self.weight, options)
         return results(context, weights, lse if return_lse else None)
 
     def autocast(self, dtype: torch.dtype) -> AdditiveMemory:
-        """This memory as autocast to `dtype` has it: prepared anew, unless it has that dtype."""
+        """Return this memory in `dtype`, prepared anew unless it has that dtype."""
         if self.key.dtype in (dtype, torch.float64):
             return self
         prepare, tensors = self.__reduce__()
         return prepare(*(cast(tensor, dtype) for tensor in tensors))
 
     def index_select(self, dim: int, index: Tensor) -> AdditiveMemory:
-        """A memory of the entries `index` of leading dimension `dim`: how a beam is reordered.
+        """Return a memory of the entries `index` of leading dimension `dim`, to reorder a beam.
 
         Args:
             dim: one of the dimensions of `lead`; negative ones count from the end of `lead`.
@@ -159,15 +178,17 @@ class AdditiveMemory:
             TypeError, ValueError: dim is no leading dimension, or index has the wrong type, shape
                 or range.
         """
-        from_end = checks.selection(dim, index, self.lead, self.key.device)
+        from_end = arguments.selection(dim, index, self.lead, self.key.device)
         lengths, packed = self.key_lengths, self.packed_key
         selected = replace(
             self,
             key=_select(self.key, from_end - 2, index),
             value=_select(self.value, from_end - 2, index),
             weight=_select(self.weight, from_end - 1, index),
-            key_lengths=None if lengths is None else _select(lengths, from_end, index),
-            packed_key=None if packed is None else _select(packed, from_end - 3, index),
+            options=self.options._replace(
+                key_lengths=None if lengths is None else _select(lengths, from_end, index),
+                packed_key=None if packed is None else _select(packed, from_end - 3, index),
+            ),
         )
         if self.lead[from_end] == 1:
             return selected

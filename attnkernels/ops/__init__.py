@@ -1,0 +1,17 @@
+"""The contract of the operators, and nothing above it.
+
+A module imports only modules that come before it:
+
+    codes      the table of activations; the numbers that Python and C++ share
+    signature  the arguments of every operator; the options of a call
+    shapes     leading shapes, dtypes of the arithmetic, masks
+    dropout    Philox, the counter-based generator of dropout's masks
+    formula    (E1)-(E3) in PyTorch's operations: the reference mathematics
+    fakes      shapes of the results, for tracing
+    vmap       rules of torch.func.vmap
+    schema     `define` makes a backend's operators; `implement` gives them Python functions
+    autograd   first and second derivatives
+
+A backend with kernels calls `schema.define` and `autograd.differentiable` (through
+`backends.fused`).
+"""

@@ -1,6 +1,6 @@
-"""First derivatives by the backward operators, second ones by differentiating the reference twice.
+"""First derivatives by the backward operators, second ones by differentiating the formula twice.
 
-The first cost what the forward costs, a few times over. The second cost the naive formula's memory.
+A first derivative costs a few times the forward; a second one costs the naive formula's memory.
 """
 
 from __future__ import annotations
@@ -10,57 +10,80 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _are_functorch_transforms_active
 
 from . import formula
-from .codes import ACTIVATIONS, DETERMINISTIC, KEY, MASK, QUERY, VALUE, WEIGHT
+from .codes import DETERMINISTIC, find_activation
 from .shapes import accumulate_dtype
+from .signature import BACKWARD, FORWARD, SCORES, SCORES_BACKWARD, Options, Signature
 
-NAMES = {f.code: f.name for f in ACTIVATIONS.values()}
+# The gradients that come in, and the outputs they belong to.
+_OUTER = {"grad_context": "context", "grad_lse": "lse", "grad_weights": "weights"}
 
 
 def differentiable(ops: SimpleNamespace) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """ops.forward and ops.scores, with derivatives where a gradient may be asked for.
+    """Return ops.forward and ops.scores, with derivatives where a gradient may be asked for.
 
     The derivatives stand outside the operators: registered with them, a call would take twice the
     time.
     """
-    backward = _function(ops.backward, 15, 15, _backward_gradient)
-    scores_backward = _function(ops.scores_backward, 4, 4, _scores_backward_gradient)
+    forward = _function(
+        ops.forward,
+        FORWARD,
+        len(FORWARD.leaves),
+        _forward_gradient(_function(ops.backward, BACKWARD, None, _backward_gradient)),
+        keep_outputs=True,
+    )
+    backward = _function(ops.scores_backward, SCORES_BACKWARD, None, _scores_backward_gradient)
+    scores = _function(ops.scores, SCORES, len(SCORES.leaves), _scores_gradient(backward))
+    return forward, scores
 
-    def forward_gradient(ctx: Any, dc: Any, dlse: Any, da: Any) -> Any:
-        *inputs, context, lse, weights = ctx.saved_tensors
-        *options, return_weights = ctx.options
+
+def _forward_gradient(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the derivative of ops.forward."""
+    options = FORWARD.names[len(FORWARD.tensors) :]
+    order = BACKWARD.places_in((*_OUTER, *FORWARD.tensors, *FORWARD.results, *options, "wanted"))
+    weights_exist, bits = options.index("return_weights"), _bits(FORWARD)
+
+    def gradient(ctx: Any, dc: Any, dlse: Any, da: Any) -> Any:
         if dc is None and dlse is None and da is None:
             return _nothing(ctx)
-        wanted = _wanted(ctx, (QUERY, KEY, VALUE, WEIGHT, MASK))
-        outer = (dc, dlse, da if return_weights else None)
-        grads = backward(*outer, *inputs[:8], inputs[9], context, lse, weights, *options, wanted)
-        return _fitted(ctx, grads, inputs)
+        saved, options = ctx.saved_tensors, ctx.options
+        da = da if options[weights_exist] else None
+        values = (dc, dlse, da, *saved, *options, _wanted(ctx, bits))
+        return _fitted(ctx, backward(*[values[place] for place in order]), saved)
 
-    def scores_gradient(ctx: Any, grad: Tensor | None) -> Any:
-        inputs = ctx.saved_tensors
+    return gradient
+
+
+def _scores_gradient(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the derivative of ops.scores."""
+    bits = _bits(SCORES)
+
+    def gradient(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return _nothing(ctx)
-        grads = scores_backward(grad, *inputs, *ctx.options, _wanted(ctx, (QUERY, KEY, WEIGHT)))
-        return _fitted(ctx, grads, inputs)
+        saved = ctx.saved_tensors  # backward has the arguments of ops.scores between two of its own
+        return _fitted(ctx, backward(grad, *saved, *ctx.options, _wanted(ctx, bits)), saved)
 
-    forward = _function(ops.forward, 10, 5, forward_gradient, keep_outputs=True)
-    return forward, _function(ops.scores, 3, 3, scores_gradient)
+    return gradient
 
 
 def _function(
     op: Callable[..., Any],
-    tensors: int,
-    leaves: int,
+    signature: Signature,
+    leaves: int | None,
     gradient: Callable[..., Any],
     keep_outputs: bool = False,
 ) -> Callable[..., Any]:
-    """`op`, with the derivative `gradient` where one may be asked for.
+    """Return `op` with the derivative `gradient`, taken where one may be asked for.
 
-    Its first `tensors` arguments are tensors or None, the first `leaves` of them may want a
-    gradient.
+    The first `leaves` arguments may want a gradient, or all tensors where that is None. Tensors are
+    saved, with the outputs if these are to be kept; the other arguments become ctx.options.
     """
+    tensors = len(signature.tensors)
+    leaves = tensors if leaves is None else leaves
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs[:tensors], *(output if keep_outputs else ()))
@@ -86,9 +109,9 @@ def _function(
             return op(*inputs)
 
     def apply(*inputs: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
+        if _are_functorch_transforms_active():
             return Transformable.apply(*inputs)
-        if torch.is_grad_enabled():
+        if is_grad_enabled():
             for x in inputs[:leaves]:
                 if x is not None and x.requires_grad:
                     return Plain.apply(*inputs)
@@ -97,18 +120,26 @@ def _function(
     return apply
 
 
+def _bits(signature: Signature) -> tuple[int, ...]:
+    """Return the bits of `wanted` by the positions of the arguments, which come first."""
+    return tuple(each.wanted for each in signature.leaves)
+
+
 def _wanted(ctx: Any, bits: tuple[int, ...]) -> int:
-    wanted = sum(bit for bit, need in zip(bits, ctx.needs_input_grad, strict=False) if need)
-    return wanted + DETERMINISTIC * torch.are_deterministic_algorithms_enabled()
+    wanted = DETERMINISTIC if torch.are_deterministic_algorithms_enabled() else 0
+    for bit, need in zip(bits, ctx.needs_input_grad, strict=False):
+        if need:
+            wanted |= bit
+    return wanted
 
 
 def _nothing(ctx: Any) -> tuple[None, ...]:
-    """The gradients where no output has one."""
+    """Return the gradients where no output has one."""
     return (None,) * len(ctx.needs_input_grad)
 
 
 def _fitted(ctx: Any, grads: tuple[Tensor, ...], inputs: Any) -> tuple[Tensor | None, ...]:
-    """Gradients of the broadcast shape as those of the inputs: summed, then rounded."""
+    """Return gradients of the broadcast shape as those of the inputs: summed, then rounded."""
     fitted = [_fit(g, x) for g, x in zip(grads, inputs, strict=False)]
     return *fitted, *(None,) * (len(ctx.needs_input_grad) - len(fitted))
 
@@ -122,85 +153,85 @@ def _fit(grad: Tensor, like: Tensor | None) -> Tensor | None:
 
 
 def _backward_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    outer, inner = ctx.saved_tensors[:3], ctx.saved_tensors[3:8]
-    lengths, cu_q, cu_k, seed, context, *_ = ctx.saved_tensors[8:]
-    dropout_p, is_causal, activation, slope, scale, _ = ctx.options
-    lead = context.shape[:-2]
-    options = {
-        "is_causal": is_causal,
-        "dropout_p": dropout_p,
-        "seed": seed,
-        "activation": NAMES[activation],
-        "negative_slope": slope,
-        "scale": scale,
-    }
+    """Return the derivative of ops.backward."""
+    call = SimpleNamespace(**BACKWARD.named((*ctx.saved_tensors, *ctx.options)))
+    cotangents = {name: g for name in _OUTER if (g := getattr(call, name)) is not None}
+    options = _options(call)._replace(return_weights="grad_weights" in cotangents)
 
-    def outputs(q: Tensor, k: Tensor, u: Tensor, w: Tensor, mask: Tensor | None = inner[4]) -> Any:
-        a = None
-        if cu_q is not None:
-            context, lse = formula.attention_varlen(q, k, u, w, cu_q, cu_k, **options)
-        else:
-            context, a, lse = formula.attention(
-                q,
-                k,
-                u,
-                w,
-                attn_mask=mask,
-                key_lengths=lengths,
-                return_weights=outer[2] is not None,
-                **options,
-            )
-        return tuple(y for y, g in zip((context, lse, a), outer, strict=True) if g is not None)
+    def outputs(
+        attn_mask: Tensor | None = options.attn_mask, **inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        masked = options._replace(attn_mask=attn_mask)
+        context, weights, lse = formula.attention(**inputs, options=masked)
+        found: dict[str, Any] = {"context": context, "weights": weights, "lse": lse}
+        return tuple(found[_OUTER[name]] for name in cotangents)
 
-    trailing = (2, 2, 2, 1)
-    acc = accumulate_dtype(inner[0].dtype)
-    primals = [
-        x.to(acc).expand(*lead, *x.shape[-t:]) for x, t in zip(inner, trailing, strict=False)
-    ]
-    if inner[4] is not None and inner[4].is_floating_point():
-        primals.append(inner[4].to(acc))
-    cotangents = [g for g in outer if g is not None]
+    primals = _primals(call, FORWARD, call.context.shape[:-2])
     second = _second_vjp(outputs, primals, cotangents, grads)
-    of_outer = iter(second[: len(cotangents)])
-    of_inner = [_fit(g, x) for g, x in zip(second[len(cotangents) :], inner, strict=False)]
-    found = [None if g is None else next(of_outer) for g in outer] + of_inner
-    return *found, *(None,) * (len(ctx.needs_input_grad) - len(found))
+    return tuple(_fitting(second, name, call) for name in BACKWARD.names)
 
 
 def _scores_backward_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    grad, query, key, weight = ctx.saved_tensors
-    activation, slope, scale, _ = ctx.options
-    lead, acc = grad.shape[:-2], accumulate_dtype(query.dtype)
+    """Return the derivative of ops.scores_backward."""
+    call = SimpleNamespace(**SCORES_BACKWARD.named((*ctx.saved_tensors, *ctx.options)))
+    options = _options(call)
 
-    def scores(q: Tensor, k: Tensor, w: Tensor) -> tuple[Tensor]:
-        name = NAMES[activation]
-        out = formula.scores(q, k, w, activation=name, negative_slope=slope, scale=scale)
-        return (out,)
+    def outputs(**inputs: Tensor) -> tuple[Tensor]:
+        return (formula.scores(**inputs, options=options),)
 
-    trailing = (2, 2, 1)
-    inner = (query, key, weight)
-    primals = [x.to(acc).expand(*lead, *x.shape[-t:]) for x, t in zip(inner, trailing, strict=True)]
-    second = _second_vjp(scores, primals, [grad], grads)
-    found = [_fit(g, x) for g, x in zip(second, (grad, *inner), strict=True)]
-    return *found, None, None, None, None
+    primals = _primals(call, SCORES, call.grad.shape[:-2])
+    second = _second_vjp(outputs, primals, {"grad": call.grad}, grads)
+    return tuple(_fitting(second, name, call) for name in SCORES_BACKWARD.names)
+
+
+def _options(call: SimpleNamespace) -> Options:
+    """Return the options of an operator's arguments."""
+    given = {name: getattr(call, name) for name in Options._fields if hasattr(call, name)}
+    return Options(**{**given, "activation": find_activation(call.activation).name})
+
+
+def _primals(
+    call: SimpleNamespace, signature: Signature, lead: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """Return the inputs that the formula is differentiated by, in the dtype of the arithmetic.
+
+    They are expanded to `lead`, but for attn_mask, whose gradient has its own shape.
+    """
+    acc = accumulate_dtype(call.query.dtype)
+    primals = {}
+    for each in signature.leaves:
+        x = getattr(call, each.name)
+        if each.name != "attn_mask":
+            trailing = x.shape[x.dim() - (each.trailing or 0) :]
+            primals[each.name] = x.to(acc).expand(*lead, *trailing)
+        elif x is not None and x.is_floating_point():
+            primals[each.name] = x.to(acc)
+    return primals
 
 
 def _second_vjp(
     outputs: Callable[..., tuple[Tensor, ...]],
-    primals: list[Tensor],
-    cotangents: list[Tensor],
+    primals: dict[str, Tensor],
+    cotangents: dict[str, Tensor],
     grads: tuple[Tensor, ...],
-) -> tuple[Tensor, ...]:
-    """Gradients of (*cotangents, *primals) through the first derivative of `outputs`."""
+) -> dict[str, Tensor]:
+    """Return gradients of cotangents and primals through the first derivative of `outputs`."""
     split = len(cotangents)
 
-    def first(*args: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.vjp(outputs, *args[split:])[1](args[:split])
+    def of_primals(*args: Tensor) -> tuple[Tensor, ...]:
+        return outputs(**dict(zip(primals, args, strict=True)))
 
-    found, pull, *_ = torch.func.vjp(first, *cotangents, *primals)
+    def first(*args: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.vjp(of_primals, *args[split:])[1](args[:split])
+
+    found, pull, *_ = torch.func.vjp(first, *cotangents.values(), *primals.values())
     # a gradient that was not computed has no elements, and nothing depends on it
     weights = tuple(
         g if g is not None and g.shape == y.shape else torch.zeros_like(y)
         for g, y in zip(grads, found, strict=False)
     )
-    return pull(weights)
+    return dict(zip((*cotangents, *primals), pull(weights), strict=True))
+
+
+def _fitting(grads: dict[str, Tensor], name: str, call: SimpleNamespace) -> Tensor | None:
+    return _fit(grads[name], getattr(call, name)) if name in grads else None

@@ -32,7 +32,7 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
         if result[i] == 1:
             result[i] = size
         elif size != 1 and size != result[i]:
-            raise ValueError(f"shapes {tuple(a)} and {tuple(b)} do not broadcast")
+            raise ValueError(f"shapes must broadcast, got {tuple(a)} and {tuple(b)}")
     return tuple(result)
 
 

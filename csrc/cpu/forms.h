@@ -2,25 +2,11 @@
 // one (query, key) pair a lane. What a and b hold (exponentials, or the inputs themselves) is set
 // by pack.h. They are always inlined: the operands of a call would go through memory.
 #pragma once
+#include "common/limits.h"
 #include "vec.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
-
-// How far exponents y = gain * x may go: four factors 1 + exp(y) multiply to a finite product while
-// y <= quad, two while y <= pair; one exponential of |y| < factored neither overflows nor
-// underflows. docs/math.md, "Ranges". From exp(quad) on, 1 / (1 + exp(y)) is 0 to the last bit of
-// the activation, so larger values are cut there.
-template <class T>
-struct Limits;
-template <>
-struct Limits<float> {
-  static constexpr float quad = 22.f, pair = 44.f, factored = 86.f, exp_quad = 3.5849128e9f;
-};
-template <>
-struct Limits<double> {
-  static constexpr double quad = 176., pair = 350., factored = 700., exp_quad = 2.7314e76;
-};
 
 // a = exp(y_query), b = exp(y_key): x = 1 + exp(y) is one multiply-add, (E7).
 struct Factored {

@@ -3,25 +3,11 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "common/dtype.h"
 #include "common/activation.h"
+#include "common/contract.h"
+#include "common/matrix.h"
 
 namespace attnkernels::cpu {
-
-// Keys are prepared 32 to a panel, on every ISA, so that a packed tensor has one shape.
-constexpr int64_t kPanel = 32;
-
-// A matrix of inputs as it lies in memory; a stride of 0 is a broadcast. Strides count elements.
-struct Matrix {
-  const void* data = nullptr;
-  int64_t row = 0, col = 0;
-  Dtype dtype = Dtype::f32;
-
-  Matrix at(int64_t i, int64_t j = 0) const {
-    auto* bytes = static_cast<const char*>(data) + (i * row + j * col) * element_size(dtype);
-    return {bytes, row, col, dtype};
-  }
-};
 
 // One attention: a leading index, or one sequence of a packed batch. The rest of a problem is a
 // list of these.
@@ -51,12 +37,6 @@ struct Problem {
   double negative_slope, scale;
   bool causal;
   Dropout dropout;
-};
-
-// Rows of a gradient in the dtype it is wanted in; data null: not wanted.
-struct Output {
-  void* data;
-  Dtype dtype;
 };
 
 // The threads and the memory a kernel works with; the operator provides both.
@@ -133,11 +113,6 @@ struct Kernels {
   Table<float> f32;
   Table<double> f64;
 };
-
-// Rows of a packed panel: d rounded to whole vectors, and one more for the range of the panel.
-constexpr int64_t kLane = 16;
-constexpr int64_t padded(int64_t d) { return (d + kLane - 1) / kLane * kLane; }
-constexpr int64_t packed_rows(int64_t d) { return padded(d) + 1; }
 
 const Kernels& kernels();  // those of this machine, or of ATEN_CPU_CAPABILITY
 

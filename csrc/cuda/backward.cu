@@ -19,8 +19,8 @@
 namespace attnkernels::cuda {
 namespace {
 
-constexpr int kPitch = kTile + 4;  // rows of a fragment lie in different banks
 constexpr int kHalves = kTile / kSweep;
+static_assert(kHalves * kSweep == kTile);
 
 // A block's part: which of the queries, of the keys, and of all parts of a leading index; its
 // tiles; and where the mask's gradient begins.
@@ -51,6 +51,7 @@ struct Job {
 // G, into ds: 16 queries a warp.
 __device__ __forceinline__ void outer_products(Shared& shared, const Problem& p, const float* dc,
                                                int rows, int columns, int jt) {
+  static_assert(kThreads / 32 * 16 == kTile);
   const int row0 = threadIdx.x / 32 * 16;
   const int64_t value_at = shared.at.value_at + int64_t{jt} * kTile * p.value.row;
   const int value_row = static_cast<int>(p.value.row), value_col = static_cast<int>(p.value.col);
@@ -98,9 +99,9 @@ __device__ __forceinline__ void add_value_gradient(const Shared& shared, const P
 }
 
 // dq, dk and dw of the tile: a warp has 32 hidden units and half of the queries at a time.
-template <bool logistic>
+template <class Act>
 __device__ __forceinline__ void add_gradients(const Shared& shared, const Problem& p,
-                                              const Job& job, int it, int jt) {
+                                              const Job& job, const Act& act, int it, int jt) {
   const Place& at = shared.at;
   const Part& part = shared.part;
   const int items = kHalves * static_cast<int>(ceil_div(p.d, 32));
@@ -114,28 +115,28 @@ __device__ __forceinline__ void add_gradients(const Shared& shared, const Proble
         job.weight.row(part.whole * kHalves + half, at.b),
     };
     const float* const ds = shared.ds + first;
-    if constexpr (logistic) {
+    if constexpr (Act::kLogistic) {
       const Ranges ranges(p, at.query_panel + it, at.key_panel + jt);
-      if (!(ranges.size <= kFactored))
-        sweep_unit<Sweep::direct>(p, at, it, jt, first, t, ds, kPitch, grad);
-      else if (ranges.sum <= kPair)
-        sweep_unit<Sweep::shared>(p, at, it, jt, first, t, ds, kPitch, grad);
+      if (!(ranges.size <= Limit::factored))
+        sweep_unit<Sweep::direct>(p, act, at, it, jt, first, t, ds, kPitch, grad);
+      else if (ranges.sum <= Limit::pair)
+        sweep_unit<Sweep::shared>(p, act, at, it, jt, first, t, ds, kPitch, grad);
       else
-        sweep_unit<Sweep::single>(p, at, it, jt, first, t, ds, kPitch, grad);
+        sweep_unit<Sweep::single>(p, act, at, it, jt, first, t, ds, kPitch, grad);
     } else {
-      sweep_unit<Sweep::rectified>(p, at, it, jt, first, t, ds, kPitch, grad);
+      sweep_unit<Sweep::pointwise>(p, act, at, it, jt, first, t, ds, kPitch, grad);
     }
   }
 }
 
 // ds and the weights after dropout of a tile, (E4).
-template <bool logistic>
+template <class Act>
 __device__ __forceinline__ void make_gradients(Shared& shared, const Problem& p, const Job& job,
-                                               const float* dc, int it, int jt) {
+                                               const Act& act, const float* dc, int it, int jt) {
   const Place& at = shared.at;
   const Backward& f = job.f;
   Scores x;
-  score_tile<logistic>(x, shared.stages, p, at, it, jt);
+  score_tile(x, shared.stages, p, act, at, it, jt);
   __syncthreads();  // the stages have been read, and G is there
   float total = 0;
   each_pair(it, jt, x, [&](int i, int j, float s) {
@@ -198,9 +199,10 @@ __device__ __forceinline__ void find_part(Shared& shared, const Problem& p, cons
 }
 
 // Block (b, sequence, part of its tiles of queries, part of its tiles of keys).
-template <bool logistic>
+template <class Act>
 __global__ void __launch_bounds__(kThreads, 3)
-    backward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Job job) {
+    backward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Job job,
+                    const __grid_constant__ Act act) {
   DYNAMIC_SHARED(Shared, shared_);
   Shared& shared = *shared_;
   const Place& at = shared.at;
@@ -220,12 +222,12 @@ __global__ void __launch_bounds__(kThreads, 3)
         const float* const dc =
             f.grad_context ? f.grad_context + (at.query_row + it * kTile) * p.dv : nullptr;
         if (dc) outer_products(shared, p, dc, rows, columns, jt);
-        make_gradients<logistic>(shared, p, job, dc, it, jt);
+        make_gradients(shared, p, job, act, dc, it, jt);
         __syncthreads();
         float* const grad_value = job.value.row(part.query, at.key_row + jt * kTile);
         if (grad_value && dc) add_value_gradient(shared, p, dc, grad_value, rows, columns);
       }
-      add_gradients<logistic>(shared, p, job, it, jt);
+      add_gradients(shared, p, job, act, it, jt);
       __syncthreads();  // ds and the weights have been read
     }
 
@@ -280,8 +282,10 @@ void backward(Problem p, const Owners& own, const Backward& f, const Host& host)
   job.value = sum_for(f.grad_value.data, key_copies, p.batch.count * p.m, p.dv, host);
   job.weight = sum_for(f.grad_weight, weight_copies, p.batch.count, p.d + 1, host);
   job.delta = make_delta(p, f, host);
-  launch("backward", p.logistic ? backward_kernel<true> : backward_kernel<false>,
-         items * job.query_parts * job.key_parts, kThreads, sizeof(Shared), host.stream, p, job);
+  by_activation(p, [&](auto act) {
+    launch("backward", backward_kernel<decltype(act)>, items * job.query_parts * job.key_parts,
+           kThreads, sizeof(Shared), host.stream, p, job, act);
+  });
   const float factor = gradient_factor(p);
   finish(job.query, p, f.grad_query, p.n, true, factor, host);
   finish(job.key, p, f.grad_key, p.m, true, factor, host);

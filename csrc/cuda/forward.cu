@@ -18,8 +18,6 @@
 namespace attnkernels::cuda {
 namespace {
 
-constexpr int kPitch = kTile + 4;  // rows of a fragment lie in different banks
-
 // A block's part: its tile of queries, how many of them there are, its tiles of keys, and its first
 // row of the context and of lse.
 struct Part {
@@ -38,6 +36,7 @@ struct Shared {
 
 // P of a tile of keys: exponentials of its scores, and how much less the context so far counts.
 __device__ __forceinline__ void soften(Shared& shared, const Problem& p, int jt) {
+  static_assert(kThreads == 2 * kTile && kTile / 2 % 4 == 0);
   const int row = threadIdx.x / 2, first = threadIdx.x % 2 * (kTile / 2);
   float* const x = shared.p + row * kPitch + first;
   const float before = shared.highest[row];
@@ -130,9 +129,10 @@ __device__ __forceinline__ void find_part(Shared& shared, const Problem& p, cons
 }
 
 // Block (b, tile of queries, split of the keys). n and m are all the rows there are, per b.
-template <bool logistic>
+template <class Act>
 __global__ void __launch_bounds__(kThreads, 4)
-    forward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Split out) {
+    forward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Split out,
+                   const __grid_constant__ Act act) {
   DYNAMIC_SHARED(Shared, shared_);
   Shared& shared = *shared_;
   const Place& at = shared.at;
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   for (int jt = part.first; jt < part.last; jt++) {
     if (!any_takes_part(p, at, part.it, jt)) continue;
     Scores x;
-    score_tile<logistic>(x, shared.stages, p, at, part.it, jt);
+    score_tile(x, shared.stages, p, act, at, part.it, jt);
     each_pair(part.it, jt, x, [&](int i, int j, float y) {
       float added;
       const bool taken = takes_part(p, at.mask_at, at.queries, at.keys, i, j, added);
@@ -225,8 +225,10 @@ void forward(Problem p, const Owners& own, const Forward& f, const Host& host) {
   if (step)
     step_forward(p, part, host);
   else
-    launch("forward", p.logistic ? forward_kernel<true> : forward_kernel<false>,
-           blocks * part.splits, kThreads, sizeof(Shared), host.stream, p, part);
+    by_activation(p, [&](auto act) {
+      launch("forward", forward_kernel<decltype(act)>, blocks * part.splits, kThreads,
+             sizeof(Shared), host.stream, p, part, act);
+    });
   if (part.splits > 1)
     launch("combine", combine_kernel, rows, kThreads, 0, host.stream, part, f.context, f.lse, rows,
            p.dv);

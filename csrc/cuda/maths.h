@@ -1,5 +1,8 @@
-// Arithmetic of one element, and the dtypes it is loaded from and stored to.
+// Arithmetic of one element: exponentials, activations, and loads and stores of each dtype.
 #pragma once
+#include <stdexcept>
+
+#include "common/limits.h"
 #include "cuda/stages.h"
 
 namespace attnkernels::cuda {
@@ -7,32 +10,64 @@ namespace attnkernels::cuda {
 constexpr float kInfinity = __builtin_huge_valf();
 constexpr unsigned kWarp = 0xffffffff;
 
-// How far exponents y = gain * x may go, docs/math.md, "Ranges": four factors 1 + exp(y) multiply
-// to a finite product while y <= kQuad, two while y <= kPair; exp(y) alone is a normal number while
-// |y| <= kFactored.
-constexpr float kQuad = 22, kExpQuad = 3.5849128e9f, kPair = 44, kFactored = 86;
+using Limit = Limits<float>;  // of exponents gain * x
 
 // log2(e), and what float32 leaves of it
 constexpr float kLog2e = 1.44269502162933349609375f, kLog2eLow = 1.925963033500011e-08f,
                 kLn2 = 0.6931471805599453f;
 
-// exp(y) to a few units in the last place while |y| <= kFactored: the hardware's 2^h, and what h
+// exp(y) to a few units in the last place while |y| <= Limit::factored: the hardware's 2^h, and what h
 // lost.
 __device__ __forceinline__ float exp_exact(float y) {
   const float h = y * kLog2e, low = fmaf(y, kLog2eLow, fmaf(y, kLog2e, -h)), e = exp2_approx(h);
   return fmaf(e, low * kLn2, e);
 }
 
-// exp(y) for the softmax, where y <= 0 and errors grow with what does not count.
+// exp(y) for the softmax, where y <= 0: the relative error grows with |y|, as the weight shrinks.
 __device__ __forceinline__ float exp_fast(float y) { return exp2_approx(y * kLog2e); }
 
-// f(x) of relu and leaky relu, and its derivative.
-__device__ __forceinline__ float rectified(float x, float slope, float floor) {
-  x = max_nan(x, floor);
-  return x > 0 ? x : x * slope;
-}
-__device__ __forceinline__ float rectified_slope(float x, float slope) {
-  return x > 0 ? 1.f : x == x ? slope : x;
+// The activations f of (E1). Kernels take one of these types as a template parameter, and a value
+// of it, made by by_activation(), as their last argument.
+
+// tanh and sigmoid: f(x) = 1 - span * r with r = 1 / (1 + exp(gain * x)), (E7).
+struct Logistic {
+  static constexpr bool kLogistic = true;
+  float gain, span;  // the gain times log2(e): the base is 2
+
+  __device__ __forceinline__ float exp(float x) const { return exp2_approx(x * gain); }
+  __device__ __forceinline__ float r(float x) const { return reciprocal(1.f + exp(x)); }
+  __device__ __forceinline__ float value(float x) const { return fmaf(-span, r(x), 1.f); }
+};
+
+// A pointwise activation computes f and f' from x = q + k. Both are NaN where x is, and f(0) is
+// finite: it pads tiles.
+
+// relu and leaky_relu, by one kernel: x above 0, `negative` times max(x, floor) below.
+struct Rectifier {
+  static constexpr bool kLogistic = false;
+  float negative, floor;
+
+  __device__ __forceinline__ float value(float x) const {
+    x = max_nan(x, floor);
+    return x > 0 ? x : x * negative;
+  }
+  __device__ __forceinline__ float slope(float x) const {
+    return x > 0 ? 1.f : x == x ? negative : x;
+  }
+};
+
+// Call run(activation of p), on the host: the one place that knows every activation.
+template <class F>
+void by_activation(const Problem& p, const F& run) {
+  const ActivationInfo& f = info(p.activation);
+  switch (p.activation) {
+    case Activation::tanh:
+    case Activation::sigmoid:
+      return run(Logistic{static_cast<float>(f.gain) * kLog2e, static_cast<float>(f.span)});
+    case Activation::relu: return run(Rectifier{0, 0});
+    case Activation::leaky_relu: return run(Rectifier{p.negative_slope, -kInfinity});
+  }
+  throw std::logic_error("attnkernels: an activation without a CUDA kernel");
 }
 
 __device__ __forceinline__ float from_bfloat16(uint16_t bits) {
@@ -44,13 +79,13 @@ __device__ __forceinline__ uint16_t to_bfloat16(float x) {  // to the nearest, t
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// How to load each dtype of the inputs.
+// The loads of each dtype of the inputs. kShort: tf32 holds every number.
 struct Float32 {
   using Element = float;
   static __device__ __forceinline__ float load(const void* p, int64_t i) {
     return static_cast<const float*>(p)[i];
   }
-  static constexpr bool kShort = false;  // whether tf32 holds every number
+  static constexpr bool kShort = false;
 };
 struct Bfloat16 {
   using Element = uint16_t;
@@ -99,7 +134,7 @@ __device__ __forceinline__ int64_t load_integer(const void* p, Dtype dtype, int6
                              : static_cast<const int64_t*>(p)[i];
 }
 
-// Sum and maximum over a warp; every lane gets it.
+// Sum and maximum over a warp, in every lane.
 __device__ __forceinline__ float warp_sum(float x) {
   for (int lanes = 16; lanes; lanes /= 2) x += __shfl_xor_sync(kWarp, x, lanes);
   return x;

@@ -5,7 +5,7 @@
 //
 // It holds exp(gain x), (E7), so that a score needs no exponential of its own: (n + m) d of them
 // instead of one for every tile that a row meets. Where exp has no place in float32, the range
-// beside the panel says so and scores go back to the inputs. For relu and leaky relu it holds x.
+// beside the panel says so and scores go back to the inputs. For a pointwise activation it holds x.
 //
 // A block of 128 threads makes one panel: a warp reads 4 rows of 8 quads, 128 bytes or 64 of each
 // row, and writes 64 bytes at a time. Bound by memory. Shared memory: 8 floats.
@@ -140,9 +140,9 @@ void prepare(Problem& p, const Owners& own, const Host& host) {
               p.sequences,
               p.d,
               p.padded,
-              p.logistic,
-              p.gain,
-              p.span,
+              is_logistic(p.activation),
+              static_cast<float>(info(p.activation).gain),
+              static_cast<float>(info(p.activation).span),
               p.scale};
   job.query.panels.tiles = tiles_of(p.query_ends, p.n, p.sequences);
   job.key.panels.tiles = tiles_of(p.key_ends, p.m, p.sequences);

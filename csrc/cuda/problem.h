@@ -2,12 +2,15 @@
 #pragma once
 #include <cstdint>
 
-#include "common/dtype.h"
 #include "common/activation.h"
+#include "common/contract.h"
+#include "common/dtype.h"
+#include "common/matrix.h"
 
 namespace attnkernels::cuda {
 
-constexpr int kRank = 8;  // leading dimensions, once neighbours are merged
+constexpr int kRank = 8;   // leading dimensions, once neighbours are merged
+constexpr int kTile = 64;  // queries, and keys, of a tile
 
 // Leading dimensions, the innermost first, and a tensor's strides over them: 0 where it is
 // broadcast.
@@ -21,11 +24,8 @@ struct Strides {
 };
 
 // A tensor of inputs as it lies in memory. Strides count elements.
-struct Matrix {
-  const void* data = nullptr;
-  int64_t row = 0, col = 0;
+struct Matrix : attnkernels::Matrix {
   Strides lead;
-  Dtype dtype = Dtype::f32;
 };
 
 // Tiles of rows prepared for scores: prepare.cu. Strides count tiles.
@@ -51,10 +51,8 @@ struct Problem {
   Sequences query_ends, key_ends;
   int sequences = 1;
   int n, m, d, dv;
-  bool logistic;     // tanh and sigmoid: (E7)
-  float gain, span;  // see formula.h
-  float slope;       // of leaky_relu; relu has 0,
-  float floor;       // and is 0 below this
+  Activation activation;
+  float negative_slope;  // of leaky_relu
   float scale;
   bool causal = false;
   const int64_t* seed = nullptr;  // null: no dropout
@@ -81,12 +79,6 @@ struct Forward {
   float* context;  // (batch, n, dv)
   float* lse;      // (batch, n)
   float* weights;  // (batch, n, m), or null
-};
-
-// A gradient in the dtype it is wanted in; data null: not wanted.
-struct Output {
-  void* data = nullptr;
-  Dtype dtype = Dtype::f32;
 };
 
 struct Backward {

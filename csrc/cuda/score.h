@@ -27,25 +27,25 @@ struct Stage {
   float4 a[kStageQuads * kTile], b[kStageQuads * kTile], w[kStageQuads];
 };
 
-enum class Form { factored, bounded, rectified };
+enum class Form { factored, bounded, pointwise };
 
 // s += sum_t w_t g_t of four hidden units.
-template <Form form>
+template <Form form, class Act>
 __device__ __forceinline__ float add_quad(float s, const float4& a, const float4& b,
-                                          const float4& w, float slope, float floor) {
-  if constexpr (form == Form::rectified) {
-    s = fmaf(w.x, rectified(a.x + b.x, slope, floor), s);
-    s = fmaf(w.y, rectified(a.y + b.y, slope, floor), s);
-    s = fmaf(w.z, rectified(a.z + b.z, slope, floor), s);
-    return fmaf(w.w, rectified(a.w + b.w, slope, floor), s);
+                                          const float4& w, const Act& act) {
+  if constexpr (form == Form::pointwise) {
+    s = fmaf(w.x, act.value(a.x + b.x), s);
+    s = fmaf(w.y, act.value(a.y + b.y), s);
+    s = fmaf(w.z, act.value(a.z + b.z), s);
+    return fmaf(w.w, act.value(a.w + b.w), s);
   } else {
     float x0 = fmaf(a.x, b.x, 1.f), x1 = fmaf(a.y, b.y, 1.f);
     float x2 = fmaf(a.z, b.z, 1.f), x3 = fmaf(a.w, b.w, 1.f);
     if constexpr (form == Form::bounded) {
-      x0 = fminf(x0, kExpQuad);
-      x1 = fminf(x1, kExpQuad);
-      x2 = fminf(x2, kExpQuad);
-      x3 = fminf(x3, kExpQuad);
+      x0 = fminf(x0, Limit::exp_quad);
+      x1 = fminf(x1, Limit::exp_quad);
+      x2 = fminf(x2, Limit::exp_quad);
+      x3 = fminf(x3, Limit::exp_quad);
     }
     const float d01 = x0 * x1, d23 = x2 * x3;
     const float n01 = fmaf(w.x, x1, w.y * x0), n23 = fmaf(w.z, x3, w.w * x2);
@@ -53,9 +53,9 @@ __device__ __forceinline__ float add_quad(float s, const float4& a, const float4
   }
 }
 
-template <Form form>
-__device__ __forceinline__ void add_stage(Scores& s, const Stage& from, int quads, float slope,
-                                          float floor) {
+template <Form form, class Act>
+__device__ __forceinline__ void add_stage(Scores& s, const Stage& from, int quads,
+                                          const Act& act) {
   const int ti = threadIdx.x / kTJ, tj = threadIdx.x % kTJ;
 #pragma unroll 1
   for (int quad = 0; quad < quads; quad++) {
@@ -67,7 +67,7 @@ __device__ __forceinline__ void add_stage(Scores& s, const Stage& from, int quad
     for (int r = 0; r < kRI; r++) {
       const float4 a = from.a[quad * kTile + ti + r * kTI];
 #pragma unroll
-      for (int c = 0; c < kRJ; c++) s[r][c] = add_quad<form>(s[r][c], a, b[c], w, slope, floor);
+      for (int c = 0; c < kRJ; c++) s[r][c] = add_quad<form>(s[r][c], a, b[c], w, act);
     }
   }
 }
@@ -82,9 +82,9 @@ __device__ __forceinline__ void copy_stage(Stage& to, const float4* a, const flo
 }
 
 // Ends with all threads past their last use of the stages.
-template <Form form>
+template <Form form, class Act>
 __device__ __forceinline__ void add_panels(Scores& s, Stage* stages, const Problem& p,
-                                           const Place& at, int it, int jt) {
+                                           const Act& act, const Place& at, int it, int jt) {
   const int quads = p.padded / 4;
   auto* a = reinterpret_cast<const float4*>(p.queries.data) + (at.query_panel + it) * quads * kTile;
   auto* b = reinterpret_cast<const float4*>(p.keys.data) + (at.key_panel + jt) * quads * kTile;
@@ -104,17 +104,16 @@ __device__ __forceinline__ void add_panels(Scores& s, Stage* stages, const Probl
     __syncthreads();
     const int left = quads - first;
     add_stage<form>(s, stages[first / kStageQuads % 2], left < kStageQuads ? left : kStageQuads,
-                    p.slope, p.floor);
+                    act);
     __syncthreads();
   }
   async_wait<0>();
 }
 
 // The same from the inputs, right whatever they are: x = 1 + exp(gain (q + k)) may be infinite.
-__device__ __forceinline__ void add_inputs(Scores& s, const Problem& p, const Place& at, int it,
-                                           int jt) {
+__device__ __forceinline__ void add_inputs(Scores& s, const Problem& p, const Logistic& act,
+                                           const Place& at, int it, int jt) {
   const int i0 = it * kTile + threadIdx.x / kTJ, j0 = jt * kTile + threadIdx.x % kTJ;
-  const float gain = p.gain * kLog2e;
 #pragma unroll 1
   for (int t = 0; t < p.d; t++) {
     const float w = at.weights[t];
@@ -131,7 +130,7 @@ __device__ __forceinline__ void add_inputs(Scores& s, const Problem& p, const Pl
           load(p.query.data, p.query.dtype, at.query_at + i * p.query.row + t * p.query.col);
 #pragma unroll
       for (int c = 0; c < kRJ; c++)
-        s[r][c] = fmaf(w, reciprocal(1.f + exp2_approx((q + k[c]) * gain)), s[r][c]);
+        s[r][c] = fmaf(w, act.r(q + k[c]), s[r][c]);
     }
   }
 }
@@ -149,23 +148,23 @@ struct Ranges {
 
 // Of queries ti + 16 r of tile `it` and keys tj + 8 c of tile `jt`; called by all threads of the
 // block.
-template <bool logistic>
+template <class Act>
 __device__ __forceinline__ void score_tile(Scores& s, Stage* stages, const Problem& p,
-                                           const Place& at, int it, int jt) {
+                                           const Act& act, const Place& at, int it, int jt) {
 #pragma unroll
   for (int r = 0; r < kRI; r++)
 #pragma unroll
     for (int c = 0; c < kRJ; c++) s[r][c] = 0;
-  if constexpr (logistic) {
+  if constexpr (Act::kLogistic) {
     const Ranges ranges(p, at.query_panel + it, at.key_panel + jt);
-    if (!(ranges.size <= kFactored))
-      add_inputs(s, p, at, it, jt);
-    else if (ranges.sum <= kQuad)
-      add_panels<Form::factored>(s, stages, p, at, it, jt);
+    if (!(ranges.size <= Limit::factored))
+      add_inputs(s, p, act, at, it, jt);
+    else if (ranges.sum <= Limit::quad)
+      add_panels<Form::factored>(s, stages, p, act, at, it, jt);
     else
-      add_panels<Form::bounded>(s, stages, p, at, it, jt);
+      add_panels<Form::bounded>(s, stages, p, act, at, it, jt);
   } else {
-    add_panels<Form::rectified>(s, stages, p, at, it, jt);
+    add_panels<Form::pointwise>(s, stages, p, act, at, it, jt);
   }
   const float base = at.weights[p.padded], unit = at.weights[p.padded + 1];
 #pragma unroll

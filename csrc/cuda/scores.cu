@@ -10,15 +10,16 @@ struct Shared {
   Place at;
 };
 
-template <bool logistic>
+template <class Act>
 __global__ void __launch_bounds__(kThreads, 4)
-    scores_kernel(const __grid_constant__ Problem p, float* out) {
+    scores_kernel(const __grid_constant__ Problem p, float* out,
+                  const __grid_constant__ Act act) {
   DYNAMIC_SHARED(Shared, shared);
   const int jt = blockIdx.x % p.keys.tiles, it = blockIdx.x / p.keys.tiles % p.queries.tiles;
   find(shared->at, p, blockIdx.x / p.keys.tiles / p.queries.tiles, 0);
   const int64_t first = shared->at.query_row;
   Scores x;
-  score_tile<logistic>(x, shared->stages, p, shared->at, it, jt);
+  score_tile(x, shared->stages, p, act, shared->at, it, jt);
   each_pair(it, jt, x, [&](int i, int j, float y) {
     if (i < p.n && j < p.m) out[(first + i) * p.m + j] = y;
   });
@@ -33,9 +34,11 @@ void scores(Problem p, const Owners& own, float* out, const Host& host) {
     return;
   }
   prepare(p, own, host);
-  launch("scores", p.logistic ? scores_kernel<true> : scores_kernel<false>,
-         p.batch.count * p.queries.tiles * p.keys.tiles, kThreads, sizeof(Shared), host.stream, p,
-         out);
+  by_activation(p, [&](auto act) {
+    launch("scores", scores_kernel<decltype(act)>,
+           p.batch.count * p.queries.tiles * p.keys.tiles, kThreads, sizeof(Shared), host.stream,
+           p, out, act);
+  });
 }
 
 }  // namespace attnkernels::cuda

@@ -7,10 +7,11 @@
 
 namespace attnkernels::cuda {
 
-constexpr int kTile = 64;      // queries, and keys, of a tile
-constexpr int kThreads = 128;  // of a block that works on tiles
-constexpr int kStep = 4;       // so few queries are a decoder's: step.cu,
-constexpr int kStepKeys = 64;  // whose blocks take so many keys at a time
+constexpr int kThreads = 128;      // of a block that works on tiles
+constexpr int kPitch = kTile + 4;  // floats from row to row in shared memory: rows of a fragment lie
+                                   // in different banks
+constexpr int kStep = kStepQueries;  // queries of a decoder step, step.cu,
+constexpr int kStepKeys = 64;        // and the keys that its blocks take at a time
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -63,9 +63,10 @@ __device__ __forceinline__ void add_values(float* context, const float* s, const
 }
 
 // Block (b, split of the keys).
-template <int N>
+template <int N, class Act>
 __global__ void __launch_bounds__(kBlock, 2)
-    step_kernel(const __grid_constant__ Problem p, const __grid_constant__ Split out) {
+    step_kernel(const __grid_constant__ Problem p, const __grid_constant__ Split out,
+                const __grid_constant__ Act act) {
   constexpr int K = kAtOnce<N>;
   SHARED_ARRAY(float, s, (N * kStepKeys));  // scores, then the weights that values get
   SHARED_ARRAY(float, alphas, N);
@@ -90,12 +91,12 @@ __global__ void __launch_bounds__(kBlock, 2)
     if (p.mask.data) {
       float added;
       const int i = threadIdx.x / kStepKeys, j = threadIdx.x % kStepKeys;
-      static_assert(kBlock >= kStep * kStepKeys);
+      static_assert(kBlock >= kStep * kStepKeys);  // every pair has a thread
       if (!__syncthreads_or(takes_part(p, mask_at, p.n, columns, i, j0 + j, added))) continue;
     }
     for (int e0 = warp * K; e0 < kStepKeys && j0 + e0 < end; e0 += kWarps * K) {
       Few<N, K> x;
-      few_scores<N, K>(x, p, query, key, weight, j0 + e0, columns);
+      few_scores<N, K>(x, p, act, query, key, weight, j0 + e0, columns);
       if (lane == 0)
 #pragma unroll
         for (int e = 0; e < K; e++)
@@ -104,6 +105,7 @@ __global__ void __launch_bounds__(kBlock, 2)
     }
     __syncthreads();
     if (warp < p.n) {
+      static_assert(kWarps >= kStep && kStepKeys == 2 * 32);  // a warp a query, two keys a lane
       float x[2], high = highest, sum = 0;
       for (int h = 0; h < 2; h++) {
         const int j = j0 + lane + 32 * h;
@@ -151,8 +153,11 @@ __global__ void __launch_bounds__(kBlock, 2)
 }  // namespace
 
 void step_forward(const Problem& p, const Split& out, const Host& host) {
-  launch("step", p.n == 1 ? step_kernel<1> : step_kernel<kStep>, p.batch.count * out.splits, kBlock,
-         0, host.stream, p, out);
+  by_activation(p, [&](auto act) {
+    using Act = decltype(act);
+    launch("step", p.n == 1 ? step_kernel<1, Act> : step_kernel<kStep, Act>,
+           p.batch.count * out.splits, kBlock, 0, host.stream, p, out, act);
+  });
 }
 
 }  // namespace attnkernels::cuda

@@ -40,16 +40,6 @@ struct Rows {
   }
 };
 
-// r = 1 / (1 + exp(gain x)), (E7), from x times `gain` of it and of base 2.
-__device__ __forceinline__ float logistic(float x, float gain) {
-  return reciprocal(1.f + exp2_approx(x * gain));
-}
-
-__device__ __forceinline__ float activation(const Problem& p, float x) {
-  return p.logistic ? fmaf(-p.span, logistic(x, p.gain * kLog2e), 1.f)
-                    : rectified(x, p.slope, p.floor);
-}
-
 __device__ __forceinline__ float dot(const float4& a, const float4& b) {
   return fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, a.w * b.w)));
 }
@@ -87,15 +77,15 @@ __device__ __forceinline__ void few_sums(Few<N, K>& out, const Rows& a, const Ro
 }
 
 // The scores of keys j .. j + K - 1, (E1).
-template <int N, int K>
-__device__ __forceinline__ void few_scores(Few<N, K>& out, const Problem& p, const Rows& query,
-                                           const Rows& key, const Rows& weight, int j,
-                                           int columns) {
+template <int N, int K, class Act>
+__device__ __forceinline__ void few_scores(Few<N, K>& out, const Problem& p, const Act& act,
+                                           const Rows& query, const Rows& key, const Rows& weight,
+                                           int j, int columns) {
   few_sums<N, K>(out, query, key, p.n, j, columns, p.d,
                  [&](const float4& q, const float4& k, int t) {
                    const float4 w = weight.four(0, t, p.d);
-                   return dot(w, make_float4(activation(p, q.x + k.x), activation(p, q.y + k.y),
-                                             activation(p, q.z + k.z), activation(p, q.w + k.w)));
+                   return dot(w, make_float4(act.value(q.x + k.x), act.value(q.y + k.y),
+                                             act.value(q.z + k.z), act.value(q.w + k.w)));
                  });
 #pragma unroll
   for (int e = 0; e < K; e++)

@@ -15,21 +15,23 @@ struct StepJob {
   const float* delta;
   Sum query, weight;
   int parts;
+  float factor;  // gradient_factor()
 };
 
 // ds of (E4), and the weights after dropout, of a warp's keys from j on; returns the sum of ds.
+template <class Act>
 __device__ __forceinline__ float few_gradients(float* ds, float* used, const Problem& p,
-                                               const StepJob& job, const Rows& query,
-                                               const Rows& key, const Rows& weight, int64_t b,
-                                               int j, int columns) {
+                                               const StepJob& job, const Act& act,
+                                               const Rows& query, const Rows& key,
+                                               const Rows& weight, int64_t b, int j, int columns) {
   const Backward& f = job.f;
   const int lane = threadIdx.x % 32;
   const int64_t mask_at = offset(p.batch, b, p.mask.lead);
   constexpr int K = kBackwardKeys / kWarps;
   Few<kStep, K> x, g;
-  if (!f.grad_scores) few_scores<kStep, K>(x, p, query, key, weight, j, columns);
+  if (!f.grad_scores) few_scores<kStep, K>(x, p, act, query, key, weight, j, columns);
   if (f.grad_context) {
-    const Matrix dc{f.grad_context, p.dv, 1, {}, Dtype::f32};
+    const Matrix dc{{f.grad_context, p.dv, 1, Dtype::f32}, {}};
     few_sums<kStep, K>(g, Rows(dc, b * p.n * p.dv, p.dv),
                        Rows(p.value, offset(p.batch, b, p.value.lead), p.dv), p.n, j, columns, p.dv,
                        [](const float4& c, const float4& u, int) { return dot(c, u); });
@@ -67,8 +69,10 @@ __device__ __forceinline__ float few_gradients(float* ds, float* used, const Pro
 }
 
 // Block (b, part of the keys): (E4)-(E6).
+template <class Act>
 __global__ void __launch_bounds__(kBlock)
-    step_backward_kernel(const __grid_constant__ Problem p, const __grid_constant__ StepJob job) {
+    step_backward_kernel(const __grid_constant__ Problem p, const __grid_constant__ StepJob job,
+                         const __grid_constant__ Act act) {
   SHARED_ARRAY(float, ds, kStep* kBackwardKeys);
   SHARED_ARRAY(float, used, kStep* kBackwardKeys);
   SHARED_ARRAY(float, totals, kWarps);
@@ -83,7 +87,6 @@ __global__ void __launch_bounds__(kBlock)
   const int64_t weight_at = offset(p.batch, b, p.weight.lead);
   const Rows query(p.query, query_at, p.d), key(p.key, key_at, p.d),
       weight(p.weight, weight_at, p.d);
-  const float gain = p.gain * kLog2e, factor = gradient_factor(p);
   float* const grad_query = job.query.row(part, b * p.n);
   float* const grad_weight = job.weight.row(part, b);
   float total = 0;
@@ -92,10 +95,10 @@ __global__ void __launch_bounds__(kBlock)
     const int j0 = jt * kBackwardKeys, e0 = warp * (kBackwardKeys / kWarps);
     const int there = min(kBackwardKeys, p.m - j0), count = min(there, columns - j0);
     if (j0 + e0 < columns)
-      total += few_gradients(ds + e0, used + e0, p, job, query, key, weight, b, j0 + e0, columns);
+      total += few_gradients(ds + e0, used + e0, p, job, act, query, key, weight, b, j0 + e0, columns);
     __syncthreads();
     for (int t = threadIdx.x; t < p.d; t += kBlock) {
-      const float w = factor * load(p.weight.data, p.weight.dtype, weight_at + t * p.weight.col);
+      const float w = job.factor * load(p.weight.data, p.weight.dtype, weight_at + t * p.weight.col);
       float q[kStep], dq[kStep], dw = 0;
 #pragma unroll
       for (int i = 0; i < kStep; i++) {
@@ -113,9 +116,15 @@ __global__ void __launch_bounds__(kBlock)
           for (int i = 0; i < kStep; i++)
             if (i < p.n) {
               const float x = q[i] + k, s = ds[i * kBackwardKeys + j];
-              const float r = p.logistic ? logistic(x, gain) : rectified(x, p.slope, p.floor);
-              const float g = p.logistic ? fmaf(-r, r, r) : rectified_slope(x, p.slope);
-              dw = fmaf(s, r, dw);
+              float f, g;
+              if constexpr (Act::kLogistic) {
+                f = act.r(x);
+                g = fmaf(-f, f, f);
+              } else {
+                f = act.value(x);
+                g = act.slope(x);
+              }
+              dw = fmaf(s, f, dw);
               dq[i] = fmaf(s, g, dq[i]);
               dk = fmaf(s, g, dk);
             }
@@ -153,14 +162,15 @@ __global__ void __launch_bounds__(kBlock)
 void step_backward(const Problem& p, const Backward& f, const Host& host) {
   const int parts = parts_for(p.batch.count, ceil_div(p.m, kBackwardKeys), host);
   const int copies = f.deterministic ? parts : 1;
-  StepJob job{f, nullptr, {}, {}, parts};
+  StepJob job{f, nullptr, {}, {}, parts, gradient_factor(p)};
   job.query = sum_for(f.grad_query.data, copies, p.batch.count * p.n, p.d, host);
   job.weight = sum_for(f.grad_weight, copies, p.batch.count, p.d + 1, host);
   job.delta = make_delta(p, f, host);
-  launch("step_backward", step_backward_kernel, p.batch.count * parts, kBlock, 0, host.stream, p,
-         job);
-  const float factor = gradient_factor(p);
-  finish(job.query, p, f.grad_query, p.n, true, factor, host);
+  by_activation(p, [&](auto act) {
+    launch("step_backward", step_backward_kernel<decltype(act)>, p.batch.count * parts, kBlock, 0,
+           host.stream, p, job, act);
+  });
+  finish(job.query, p, f.grad_query, p.n, true, job.factor, host);
   finish_weight(job.weight, p, f.grad_weight, host);
 }
 

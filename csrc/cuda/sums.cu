@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     finish_weight_kernel(const __grid_constant__ Sum sum, const __grid_constant__ Problem p,
-                         float* out) {
+                         float* out, bool logistic, float span) {
   const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x;
   if (id >= p.batch.count * p.d) return;
   const int64_t b = id / p.d, t = id % p.d;
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads)
     x += part[t];
     total += part[p.d];
   }
-  out[id] = p.scale * (p.logistic ? total - p.span * x : x);  // f = 1 - span r
+  out[id] = p.scale * (logistic ? total - span * x : x);  // f = 1 - span r
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -67,7 +67,8 @@ void finish(const Sum& sum, const Problem& p, const Output& out, int64_t rows_ea
 void finish_weight(const Sum& sum, const Problem& p, float* out, const Host& host) {
   if (out)
     launch("finish_weight", finish_weight_kernel, ceil_div(p.batch.count * p.d, kThreads), kThreads,
-           0, host.stream, sum, p, out);
+           0, host.stream, sum, p, out, is_logistic(p.activation),
+           static_cast<float>(info(p.activation).span));
 }
 
 const float* make_delta(const Problem& p, const Backward& f, const Host& host) {

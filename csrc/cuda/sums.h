@@ -36,9 +36,11 @@ void finish_weight(const Sum&, const Problem&, float* out, const Host&);
 // delta_i of (E4), (batch, n): all that a row subtracts. null for raw scores, which have none.
 const float* make_delta(const Problem&, const Backward&, const Host&);
 
-// What sums of ds g are multiplied by, beside w_t, to be gradients: f' = span gain (r - r^2), (E8).
-__host__ __device__ constexpr float gradient_factor(const Problem& p) {
-  return p.scale * (p.logistic ? p.span * p.gain : 1.f);
+// The factor, beside w_t, that makes gradients of sums of ds g: f' = span gain (r - r^2), (E8), or g
+// itself where the activation is pointwise.
+inline float gradient_factor(const Problem& p) {
+  const ActivationInfo& f = info(p.activation);
+  return p.scale * static_cast<float>(f.span * f.gain);
 }
 
 }  // namespace attnkernels::cuda

@@ -22,7 +22,7 @@ namespace attnkernels::cuda {
 constexpr int kSweep = 32;  // queries of a warp
 
 // What x = 1 + exp(gain (q + k)) comes from, and whether two may share a reciprocal.
-enum class Sweep { shared, single, direct, rectified };
+enum class Sweep { shared, single, direct, pointwise };
 
 // Where the gradients of a tile begin: rows of d, rows of d, and d; null: not wanted.
 struct Gradients {
@@ -34,19 +34,20 @@ __device__ __forceinline__ int in_panel(int row, int t) {
   return (t / 4 * kTile + row) * 4 + t % 4;
 }
 
-// r of (E7), or the activation itself, and what f' is a multiple of.
+// x = 1 + exp(gain (q + k)), from exponentials of q and k but in a direct sweep.
 template <Sweep way>
-__device__ __forceinline__ float denominator(float q, float k, float gain) {
-  return way == Sweep::direct ? 1.f + exp2_approx((q + k) * gain) : fmaf(q, k, 1.f);
+__device__ __forceinline__ float denominator(const Logistic& act, float q, float k) {
+  return way == Sweep::direct ? 1.f + act.exp(q + k) : fmaf(q, k, 1.f);
 }
 
-template <Sweep way>
-__device__ __forceinline__ void four(float (&f)[4], const float* q, float k, float gain) {
-  if constexpr (way == Sweep::rectified) {
+// r of (E7) for four queries; of a pointwise activation the sums q + k.
+template <Sweep way, class Act>
+__device__ __forceinline__ void four(float (&f)[4], const Act& act, const float* q, float k) {
+  if constexpr (way == Sweep::pointwise) {
 #pragma unroll
     for (int e = 0; e < 4; e++) f[e] = q[e] + k;
   } else {
-    const float x0 = denominator<way>(q[0], k, gain), x1 = denominator<way>(q[1], k, gain);
+    const float x0 = denominator<way>(act, q[0], k), x1 = denominator<way>(act, q[1], k);
     if constexpr (way == Sweep::shared) {
       const float both = reciprocal(x0 * x1);
       f[0] = x1 * both;
@@ -55,18 +56,17 @@ __device__ __forceinline__ void four(float (&f)[4], const float* q, float k, flo
       f[0] = reciprocal(x0);
       f[1] = reciprocal(x1);
     }
-    f[2] = reciprocal(denominator<way>(q[2], k, gain));
-    f[3] = reciprocal(denominator<way>(q[3], k, gain));
+    f[2] = reciprocal(denominator<way>(act, q[2], k));
+    f[3] = reciprocal(denominator<way>(act, q[3], k));
   }
 }
 
 // Hidden unit t of queries `first` .. first + 31 of tile `it`, against the keys of tile `jt`. ds:
 // the gradients of their scores, a row of `pitch` queries a key.
-template <Sweep way>
-__device__ __forceinline__ void sweep_unit(const Problem& p, const Place& at, int it, int jt,
-                                           int first, int t, const float* ds, int pitch,
-                                           const Gradients& grad) {
-  const float gain = p.gain * kLog2e;
+template <Sweep way, class Act>
+__device__ __forceinline__ void sweep_unit(const Problem& p, const Act& act, const Place& at,
+                                           int it, int jt, int first, int t, const float* ds,
+                                           int pitch, const Gradients& grad) {
   const int64_t panel = int64_t{kTile} * p.padded;
   const int rows = at.queries - it * kTile - first, columns = min(at.keys - jt * kTile, kTile);
   float q[kSweep], dq[kSweep], dw[4] = {};
@@ -104,13 +104,13 @@ __device__ __forceinline__ void sweep_unit(const Problem& p, const Place& at, in
       const float4 four_ds = row[i / 4];
       const float s[4] = {four_ds.x, four_ds.y, four_ds.z, four_ds.w};
       float f[4];
-      four<way>(f, q + i, k, gain);
+      four<way>(f, act, q + i, k);
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         float g;
-        if constexpr (way == Sweep::rectified) {
-          g = rectified_slope(f[e], p.slope);
-          f[e] = rectified(f[e], p.slope, p.floor);
+        if constexpr (way == Sweep::pointwise) {
+          g = act.slope(f[e]);
+          f[e] = act.value(f[e]);
         } else {
           g = fmaf(-f[e], f[e], f[e]);
         }

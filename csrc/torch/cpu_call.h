@@ -1,36 +1,32 @@
-// What an operator was called with, as the list of attentions the kernels work through.
+// The arguments of a call as the list of attentions that the CPU kernels work through.
 #pragma once
-#include <torch/csrc/stable/ops.h>
-
-#include <optional>
-
+#include "common/contract.h"
+#include "cpu/problem.h"
 #include "torch/leading.h"
+#include "torch/operators.h"
 
 namespace attnkernels {
 
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
-
-inline std::vector<int64_t> integers(const Tensor& t) {
-  using torch::headeronly::ScalarType;
-  const bool small = t.scalar_type() == ScalarType::Int;
-  STD_TORCH_CHECK(small || t.scalar_type() == ScalarType::Long,
-                  "attnkernels: lengths must be int32 or int64");
-  STD_TORCH_CHECK(t.dim() == 1 && t.stride(0) == 1,
-                  "attnkernels: cu_seqlens must be contiguous and 1-D");
-  std::vector<int64_t> out(t.numel());
-  for (size_t k = 0; k < out.size(); k++)
-    out[k] = small ? static_cast<const int32_t*>(t.const_data_ptr())[k]
-                   : static_cast<const int64_t*>(t.const_data_ptr())[k];
-  return out;
+// Element k of a tensor of int32 or int64.
+inline int64_t integer_at(const Tensor& t, int64_t k) {
+  return t.scalar_type() == ScalarType::Int ? static_cast<const int32_t*>(t.const_data_ptr())[k]
+                                            : static_cast<const int64_t*>(t.const_data_ptr())[k];
 }
 
-struct Inputs {
-  const Tensor &query, &key, &weight;
-  const Tensor* value = nullptr;
-  const Maybe *attn_mask = nullptr, *key_lengths = nullptr, *cu_seqlens_q = nullptr,
-              *cu_seqlens_k = nullptr, *packed_key = nullptr;
-};
+// Offsets of packed sequences, which rise from 0 to `total`.
+inline std::vector<int64_t> offsets(const Tensor& t, int64_t total, const char* name) {
+  check_offsets(t, name);
+  STD_TORCH_CHECK(t.numel() > 0, "attnkernels: ", name,
+                  " must have at least one element, got none");
+  std::vector<int64_t> out(t.numel());
+  for (size_t k = 0; k < out.size(); k++) {
+    out[k] = integer_at(t, static_cast<int64_t>(k));
+    const bool rises = k ? out[k - 1] <= out[k] : out[k] == 0;
+    STD_TORCH_CHECK(rises && (k + 1 < out.size() || out[k] == total), "attnkernels: ", name,
+                    " must rise from 0 to ", total, ", got ", out[k], " at index ", k);
+  }
+  return out;
+}
 
 class Call {
  public:
@@ -38,22 +34,21 @@ class Call {
   int64_t n, m, d, dv, sequences = 1;
   std::vector<cpu::Item> items;
 
-  explicit Call(const Inputs& in)
-      : n(in.query.size(in.query.dim() - 2)), m(in.key.size(in.key.dim() - 2)),
-        d(in.query.size(in.query.dim() - 1)),
-        dv(in.value ? in.value->size(in.value->dim() - 1) : 0) {
-    STD_TORCH_CHECK(in.key.size(in.key.dim() - 1) == d && in.weight.size(in.weight.dim() - 1) == d,
-                    "attnkernels: query, key and weight differ in their last dimension");
-    STD_TORCH_CHECK(!in.value || in.value->size(in.value->dim() - 2) == m,
-                    "attnkernels: key and value differ in length");
+  explicit Call(const Arguments& in)
+      : n(size_from_end(in.query, 2)), m(size_from_end(in.key, 2)), d(size_from_end(in.query, 1)),
+        dv(in.value ? size_from_end(*in.value, 1) : 0) {
+    check_width(in.key, d, "key");
+    check_width(in.weight, d, "weight");
+    if (in.value) check_value(*in.value, m);
+    if (in.attn_mask) check_mask(*in.attn_mask, n, m);
     leading.include(in.query, 2);
     leading.include(in.key, 2);
     leading.include(in.weight, 1);
     if (in.value) leading.include(*in.value, 2);
-    if (given(in.attn_mask)) leading.include(**in.attn_mask, 2);
-    if (given(in.key_lengths)) leading.include(**in.key_lengths, 0);
-    if (given(in.cu_seqlens_q))
-      list_sequences(in, integers(**in.cu_seqlens_q), integers(**in.cu_seqlens_k));
+    if (in.attn_mask) leading.include(*in.attn_mask, 2);
+    if (in.key_lengths) leading.include(*in.key_lengths, 0);
+    if (in.cu_seqlens_q)
+      list_sequences(in);
     else
       list_batch(in);
   }
@@ -65,75 +60,35 @@ class Call {
     return pairs * (d + dv);
   }
 
-  static bool given(const Maybe* t) { return t && t->has_value(); }
-
  private:
-  void list_batch(const Inputs& in) {
-    const int64_t count = leading.count();
-    items.assign(count, cpu::Item{});
-    fill(items, in.query, 2, &cpu::Item::query);
-    fill(items, in.key, 2, &cpu::Item::key);
-    fill(items, in.weight, 1, &cpu::Item::weight);
-    if (in.value) fill(items, *in.value, 2, &cpu::Item::value);
-    if (given(in.attn_mask)) {
-      const Tensor& mask = **in.attn_mask;
-      for (int64_t k = 1; k <= std::min<int64_t>(2, mask.dim()); k++) {
-        const int64_t size = mask.size(mask.dim() - k);
-        STD_TORCH_CHECK(size == 1 || size == (k == 1 ? m : n),
-                        "attnkernels: attn_mask does not broadcast to (n, m)");
-      }
-      fill(items, mask, std::min<int64_t>(2, mask.dim()), &cpu::Item::mask);
-    }
-    for (int64_t b = 0; b < count; b++) {
-      cpu::Item& item = items[b];
+  // One item per leading index.
+  void list_batch(const Arguments& in) {
+    items = whole_items(in);
+    for (size_t k = 0; k < items.size(); k++) {
+      cpu::Item& item = items[k];
+      const int64_t b = static_cast<int64_t>(k);
       item.n = n;
       item.m = item.key_rows = m;
       item.query_row = item.pair_row = b * n;
       item.key_row = b * m;
       item.counter = b;
     }
-    if (given(in.key_lengths)) {
-      const Tensor& lengths = **in.key_lengths;
-      const Slices at(lengths, 0, leading);
-      const bool small = lengths.scalar_type() == torch::headeronly::ScalarType::Int;
-      for (int64_t b = 0; b < count; b++) {
-        const int64_t k = at.offset(b);
-        const int64_t length = small ? static_cast<const int32_t*>(lengths.const_data_ptr())[k]
-                                     : static_cast<const int64_t*>(lengths.const_data_ptr())[k];
-        STD_TORCH_CHECK(0 <= length && length <= m,
-                        "attnkernels: key_lengths must lie between 0 and ", m, ", got ", length);
-        items[b].m = length;
-      }
-    }
-    if (given(in.packed_key)) {
-      const Tensor& packed = **in.packed_key;
-      const int64_t rank = packed.dim(), panels = (m + cpu::kPanel - 1) / cpu::kPanel,
-                    rows = cpu::packed_rows(d);
-      STD_TORCH_CHECK(rank >= 3 && packed.size(rank - 3) == panels &&
-                          packed.size(rank - 2) == rows && packed.size(rank - 1) == cpu::kPanel &&
-                          (dtype_of(packed) == Dtype::f64) == (dtype_of(in.query) == Dtype::f64) &&
-                          element_size(dtype_of(packed)) >= 4,
-                      "attnkernels: packed_key was not prepared from this key");
-      STD_TORCH_CHECK(packed.is_contiguous(), "attnkernels: packed_key must be contiguous");
-      const Slices at = slices(packed, 3, leading);
-      for (int64_t b = 0; b < count; b++) items[b].packed = at[b].data;
-    }
+    if (in.attn_mask) fill(items, *in.attn_mask, mask_rank(*in.attn_mask), &cpu::Item::mask);
+    if (in.key_lengths) shorten(*in.key_lengths);
+    if (in.packed_key) take_packed(*in.packed_key, in.query);
   }
 
-  // Sequence s of leading index h: rows cu_q[s] .. cu_q[s + 1] of the queries, and likewise of the
-  // keys.
-  void list_sequences(const Inputs& in, const std::vector<int64_t>& cu_q,
-                      const std::vector<int64_t>& cu_k) {
-    check_sequences(cu_q, n, "cu_seqlens_q");
-    check_sequences(cu_k, m, "cu_seqlens_k");
+  // One item per leading index h and sequence s: rows cu_q[s] .. cu_q[s + 1] of the queries, and
+  // likewise of the keys.
+  void list_sequences(const Arguments& in) {
+    STD_TORCH_CHECK(in.cu_seqlens_k, "attnkernels: cu_seqlens_k must be given with cu_seqlens_q");
+    const std::vector<int64_t> cu_q = offsets(*in.cu_seqlens_q, n, "cu_seqlens_q"),
+                               cu_k = offsets(*in.cu_seqlens_k, m, "cu_seqlens_k");
     STD_TORCH_CHECK(cu_q.size() == cu_k.size(),
-                    "attnkernels: cu_seqlens_q and cu_seqlens_k differ in length");
+                    "attnkernels: cu_seqlens_k must have as many elements as cu_seqlens_q, ",
+                    cu_q.size(), ", got ", cu_k.size());
     sequences = static_cast<int64_t>(cu_q.size()) - 1;
-    std::vector<cpu::Item> whole(leading.count(), cpu::Item{});
-    fill(whole, in.query, 2, &cpu::Item::query);
-    fill(whole, in.key, 2, &cpu::Item::key);
-    fill(whole, in.weight, 1, &cpu::Item::weight);
-    if (in.value) fill(whole, *in.value, 2, &cpu::Item::value);
+    const std::vector<cpu::Item> whole = whole_items(in);
     for (int64_t h = 0; h < leading.count(); h++)
       for (int64_t s = 0; s < sequences; s++) {
         cpu::Item item = whole[h];
@@ -149,14 +104,43 @@ class Call {
       }
   }
 
-  static void check_sequences(const std::vector<int64_t>& cu, int64_t total, const char* name) {
-    bool good = !cu.empty() && cu.front() == 0 && cu.back() == total;
-    for (size_t k = 1; k < cu.size(); k++) good = good && cu[k - 1] <= cu[k];
-    STD_TORCH_CHECK(good, "attnkernels: ", name, " must rise from 0 to ", total);
+  // One item per leading index, with the matrices that every call has.
+  std::vector<cpu::Item> whole_items(const Arguments& in) const {
+    std::vector<cpu::Item> out(leading.count(), cpu::Item{});
+    fill(out, in.query, 2, &cpu::Item::query);
+    fill(out, in.key, 2, &cpu::Item::key);
+    fill(out, in.weight, 1, &cpu::Item::weight);
+    if (in.value) fill(out, *in.value, 2, &cpu::Item::value);
+    return out;
+  }
+
+  void shorten(const Tensor& lengths) {
+    STD_TORCH_CHECK(is_integer(lengths), "attnkernels: key_lengths must be int32 or int64, got ",
+                    toString(lengths.scalar_type()));
+    const Slices at(lengths, 0, leading);
+    for (size_t b = 0; b < items.size(); b++) {
+      const int64_t length = integer_at(lengths, at.offset(static_cast<int64_t>(b)));
+      STD_TORCH_CHECK(0 <= length && length <= m, "attnkernels: key_lengths must be between 0 and ",
+                      m, ", got ", length);
+      items[b].m = length;
+    }
+  }
+
+  void take_packed(const Tensor& packed, const Tensor& query) {
+    const int64_t rank = packed.dim();
+    const bool fits = rank >= 3 && packed.size(rank - 3) == panel_count(m) &&
+                      packed.size(rank - 2) == packed_rows(d) && packed.size(rank - 1) == kPanel &&
+                      packed.scalar_type() == accumulator(query) && packed.is_contiguous();
+    STD_TORCH_CHECK(fits, "attnkernels: packed_key must be contiguous, of dtype ",
+                    toString(accumulator(query)), " and of shape (..., ", panel_count(m), ", ",
+                    packed_rows(d), ", ", kPanel, "), got ", toString(packed.scalar_type()),
+                    " of shape ", shape_of(packed));
+    const Slices at = slices(packed, 3, leading);
+    for (size_t b = 0; b < items.size(); b++) items[b].packed = at[static_cast<int64_t>(b)].data;
   }
 
   void fill(std::vector<cpu::Item>& out, const Tensor& t, int64_t trailing,
-            cpu::Matrix cpu::Item::* field) {
+            Matrix cpu::Item::* field) const {
     const Slices at = slices(t, trailing, leading);
     for (size_t b = 0; b < out.size(); b++) out[b].*field = at[static_cast<int64_t>(b)];
   }

@@ -5,15 +5,12 @@
 
 #include <climits>
 #include <initializer_list>
-#include <optional>
 
 #include "cuda/problem.h"
+#include "torch/checks.h"
 #include "torch/leading.h"
 
 namespace attnkernels {
-
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
 
 // A tensor's strides over the leading dimensions, and where to put them once these are merged.
 struct Along {
@@ -76,13 +73,8 @@ class CudaCall {
   CudaCall(const Tensor& query, const Tensor& key, const Tensor& weight, int64_t activation,
            double negative_slope, double scale)
       : query_(query), key_(key), weight_(weight) {
-    const auto kind = static_cast<Activation>(activation);
-    const ActivationInfo& constants = info(kind);
-    problem.logistic = is_logistic(kind);
-    problem.gain = static_cast<float>(constants.gain);
-    problem.span = static_cast<float>(constants.span);
-    problem.slope = kind == Activation::leaky_relu ? static_cast<float>(negative_slope) : 0.f;
-    problem.floor = kind == Activation::leaky_relu ? -__builtin_huge_valf() : 0.f;
+    problem.activation = activation_of(activation);
+    problem.negative_slope = static_cast<float>(negative_slope);
     problem.scale = static_cast<float>(scale);
     problem.n = size(query, 2, "query");
     problem.m = size(key, 2, "key");
@@ -143,20 +135,16 @@ class CudaCall {
   }
   void take(const Tensor& t, int64_t trailing, cuda::Matrix& matrix) {
     leading.include(t, trailing);
-    const cpu::Matrix first = Slices(t, trailing, leading).first();
-    matrix.data = first.data;
-    matrix.row = first.row;
-    matrix.col = first.col;
-    matrix.dtype = dtype_of(t);
+    static_cast<Matrix&>(matrix) = slices(t, trailing, leading).first();
     given_.push_back({&t, trailing, &matrix});
   }
   void take_value(const Tensor& value) {
     STD_TORCH_CHECK(value.size(value.dim() - 2) == problem.m,
                     "attnkernels: key and value differ in length");
     problem.dv = size(value, 1, "value");
-    // kernels count 32 bits inside a tile of 64 rows, which few strides exceed
+    // offsets inside a tile have 32 bits, which few strides exceed
     const int64_t span =
-        64 * value.stride(value.dim() - 2) + problem.dv * value.stride(value.dim() - 1);
+        cuda::kTile * value.stride(value.dim() - 2) + problem.dv * value.stride(value.dim() - 1);
     near_value_ = span <= INT_MAX ? value : torch::stable::contiguous(value);
     take(*near_value_, 2, problem.value);
   }

@@ -99,7 +99,7 @@ Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight, int6
   return out;
 }
 
-cuda::Output output(const Tensor& t) {
+Output output(const Tensor& t) {
   return {t.numel() ? t.mutable_data_ptr() : nullptr, dtype_of(t)};
 }
 

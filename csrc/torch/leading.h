@@ -1,37 +1,19 @@
 // Leading dimensions: how arguments broadcast against each other, and where each one's matrix lies
 // for an index.
 #pragma once
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <algorithm>
 #include <initializer_list>
-#include <vector>
+#include <utility>
 
-#include "cpu/problem.h"
+#include "common/matrix.h"
+#include "torch/types.h"
 
 namespace attnkernels {
-
-using Sizes = std::vector<int64_t>;
-
-inline Dtype dtype_of(const torch::stable::Tensor& t) {
-  using torch::headeronly::ScalarType;
-  switch (t.scalar_type()) {
-    case ScalarType::Float: return Dtype::f32;
-    case ScalarType::Double: return Dtype::f64;
-    case ScalarType::BFloat16: return Dtype::bf16;
-    case ScalarType::Half: return Dtype::f16;
-    case ScalarType::Bool: return Dtype::boolean;
-    case ScalarType::Int: return Dtype::i32;
-    case ScalarType::Long: return Dtype::i64;
-    default: STD_TORCH_CHECK(false, "attnkernels: unsupported dtype"); return {};
-  }
-}
 
 // The shape that all arguments broadcast to, without their last `trailing` dimensions.
 class Leading {
  public:
-  void include(const torch::stable::Tensor& t, int64_t trailing) {
+  void include(const Tensor& t, int64_t trailing) {
     const int64_t rank = t.dim() - trailing;
     if (rank > static_cast<int64_t>(sizes_.size()))
       sizes_.insert(sizes_.begin(), rank - sizes_.size(), 1);
@@ -64,7 +46,7 @@ class Leading {
 // no such dimension. `leading` outlives it.
 class Slices {
  public:
-  Slices(const torch::stable::Tensor& t, int64_t trailing, const Leading& leading)
+  Slices(const Tensor& t, int64_t trailing, const Leading& leading)
       : first_{t.const_data_ptr(), 0, 0, Dtype::f32}, sizes_(leading.sizes()),
         strides_(sizes_.size(), 0) {
     auto stride = [&](int64_t k) { return t.size(k) == 1 ? 0 : t.stride(k); };
@@ -77,7 +59,7 @@ class Slices {
     first_.dtype = dtype;
     return std::move(*this);
   }
-  const cpu::Matrix& first() const { return first_; }
+  const Matrix& first() const { return first_; }
   // Over the leading dimensions, the outermost first.
   const Sizes& strides() const { return strides_; }
   int64_t offset(int64_t index) const {
@@ -88,19 +70,19 @@ class Slices {
     }
     return out;
   }
-  cpu::Matrix operator[](int64_t index) const {
-    cpu::Matrix m = first_;
+  Matrix operator[](int64_t index) const {
+    Matrix m = first_;
     m.data = static_cast<const char*>(m.data) + offset(index) * element_size(m.dtype);
     return m;
   }
 
  private:
-  cpu::Matrix first_;
+  Matrix first_;
   const Sizes& sizes_;
   Sizes strides_;
 };
 
-inline Slices slices(const torch::stable::Tensor& t, int64_t trailing, const Leading& leading) {
+inline Slices slices(const Tensor& t, int64_t trailing, const Leading& leading) {
   return Slices(t, trailing, leading).as(dtype_of(t));
 }
 

@@ -4,18 +4,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
+#include "common/contract.h"
+#include "common/matrix.h"
 #include "torch/leading.h"
 
 namespace attnkernels {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-inline ScalarType accumulator(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
 
 // A contiguous tensor beside `on`, straight from the C interface: a small call feels the
 // microsecond that new_empty takes through the dispatcher.
@@ -63,15 +57,9 @@ T* data(const Tensor& t) {
   return t.numel() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
 }
 
-// Bits of `wanted`: which gradients to compute, and whether in the same order each time.
-enum Wanted : int64_t {
-  kQuery = 1,
-  kKey = 2,
-  kWeight = 4,
-  kValue = 8,
-  kMask = 16,
-  kDeterministic = 32
-};
+inline Output output_of(const Tensor& t) {
+  return {t.numel() ? t.mutable_data_ptr() : nullptr, dtype_of(t)};
+}
 
 // A gradient of shape (leading, rows of x): in x's dtype where that is all there is to it, in that
 // of the arithmetic where it is still to be summed over leading dimensions that x was broadcast

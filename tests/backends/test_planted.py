@@ -44,8 +44,8 @@ PLANTED = [
         "no barrier before a stage is written again",
         "forward.cu",
         "score.h",
-        "p.slope, p.floor);\n    __syncthreads();",
-        "p.slope, p.floor);",
+        "act);\n    __syncthreads();",
+        "act);",
     ),
     (
         "no barrier before the gradients are read",

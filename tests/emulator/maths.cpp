@@ -33,11 +33,12 @@ float4 four_of(const Array<float>& x, int64_t k) {
 // s + sum_t w_t g_t for every quad of a, b and w, each (quads, 4).
 template <Form form>
 Array<float> quads(const Array<float>& s, const Array<float>& a, const Array<float>& b,
-                   const Array<float>& w, float slope, float floor) {
+                   const Array<float>& w, float negative, float floor) {
   Array<float> out(s.size());
   for (int64_t k = 0; k < s.size(); k++)
     out.mutable_data()[k] =
-        add_quad<form>(s.data()[k], four_of(a, k), four_of(b, k), four_of(w, k), slope, floor);
+        add_quad<form>(s.data()[k], four_of(a, k), four_of(b, k), four_of(w, k),
+                       Rectifier{negative, floor});
   return out;
 }
 
@@ -47,7 +48,7 @@ Array<float> fours(const Array<float>& q, const Array<float>& k, float gain) {
   Array<float> out({k.size(), py::ssize_t{4}});
   for (int64_t j = 0; j < k.size(); j++) {
     float f[4];
-    four<way>(f, q.data() + 4 * j, k.data()[j], gain);
+    four<way>(f, Logistic{gain * kLog2e, 1}, q.data() + 4 * j, k.data()[j]);
     std::copy(f, f + 4, out.mutable_data() + 4 * j);
   }
   return out;
@@ -104,15 +105,15 @@ PYBIND11_MODULE(cuda_maths, m) {
       .value("i64", Dtype::i64);
   m.attr("rank") = kRank;
   m.attr("tile") = kTile;
-  m.def("limits", [] { return py::make_tuple(kQuad, kPair, kFactored, kExpQuad); });
+  m.def("limits", [] { return py::make_tuple(Limit::quad, Limit::pair, Limit::factored, Limit::exp_quad); });
 
   m.def("exp_exact", [](const Array<float>& y) { return map(y, exp_exact); });
   m.def("exp_fast", [](const Array<float>& y) { return map(y, exp_fast); });
-  m.def("rectified", [](const Array<float>& x, float slope, float floor) {
-    return map(x, [&](float v) { return rectified(v, slope, floor); });
+  m.def("rectified", [](const Array<float>& x, float negative, float floor) {
+    return map(x, [&](float v) { return Rectifier{negative, floor}.value(v); });
   });
-  m.def("rectified_slope", [](const Array<float>& x, float slope) {
-    return map(x, [&](float v) { return rectified_slope(v, slope); });
+  m.def("rectified_slope", [](const Array<float>& x, float negative) {
+    return map(x, [&](float v) { return Rectifier{negative, 0}.slope(v); });
   });
 
   m.def("from_bfloat16", [](const Array<uint16_t>& x) { return map(x, from_bfloat16); });
@@ -143,13 +144,11 @@ PYBIND11_MODULE(cuda_maths, m) {
 
   m.def("factored", quads<Form::factored>);
   m.def("bounded", quads<Form::bounded>);
-  m.def("rectified_quads", quads<Form::rectified>);
+  m.def("rectified_quads", quads<Form::pointwise>);
   m.def("shared", fours<Sweep::shared>);
   m.def("single", fours<Sweep::single>);
-  m.def("direct", [](const Array<float>& q, const Array<float>& k, float gain) {
-    return fours<Sweep::direct>(q, k, gain * kLog2e);  // as sweep_unit calls it
-  });
-  m.def("rectified_fours", fours<Sweep::rectified>);
+  m.def("direct", fours<Sweep::direct>);
+  m.def("rectified_fours", fours<Sweep::pointwise>);
 
   m.def("philox", [](uint64_t seed, const std::vector<uint32_t>& counter) {
     const Words w = philox(seed, {{counter.at(0), counter.at(1), counter.at(2), counter.at(3)}});

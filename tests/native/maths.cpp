@@ -7,6 +7,7 @@
 #include "cpu/score.h"
 
 namespace py = pybind11;
+using namespace attnkernels;
 using namespace attnkernels::cpu;
 
 template <class T>

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 # Inside ops and backends order matters as well: a module imports only modules that come before it.
-OPS = ("codes", "shapes", "dropout", "formula", "vmap", "schema", "autograd")
+OPS = ("codes", "signature", "shapes", "dropout", "formula", "fakes", "vmap", "schema", "autograd")
 BACKENDS = ("base", "reference", "fused", "native", "triton", "select", "__init__")
 
 
@@ -97,7 +97,7 @@ def test_every_backend_is_a_module_with_the_same_face() -> None:
 
     for backend in BACKENDS:
         assert isinstance(backend.NAME, str)
-        for part in ("why_not", "attention", "attention_varlen", "scores", "pack_keys"):
+        for part in ("why_not", "attention", "scores", "pack_keys"):
             assert callable(getattr(backend, part)), f"{backend.NAME} lacks {part}"
 
 

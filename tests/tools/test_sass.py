@@ -108,7 +108,7 @@ def test_what_holds_a_loop_up() -> None:
 def sass() -> Any:
     """The module, which imports triton."""
     pytest.importorskip("triton", reason="the package triton is not installed")
-    return import_module("tools.sass")
+    return import_module("tools.sass.run")
 
 
 def good(sass: Any) -> list[Any]:

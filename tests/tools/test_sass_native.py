@@ -89,7 +89,8 @@ SPACE = "_ZN11attnkernels4cuda41_GLOBAL__N__915970be_9_scores_cu_8f80d7a3"
     "symbol, name",
     [
         (f"{SPACE}13scores_kernelILb1EEEvNS0_7ProblemEPf", "scores_kernel<true>"),
-        (f"{SPACE}13scores_kernelILb0EEEvNS0_7ProblemEPf", "scores_kernel<false>"),
+        (f"{SPACE}13scores_kernelINS0_8LogisticEEEvNS0_7ProblemEPfT_", "scores_kernel<Logistic>"),
+        (f"{SPACE}11step_kernelILi4ENS0_9RectifierEEEvNS0_7ProblemE", "step_kernel<4, Rectifier>"),
         (f"{SPACE}12delta_kernelENS0_7ProblemENS0_8BackwardEPf", "delta_kernel"),
         ("_ZN1a6kernelILi64ELb0EEEvPf", "kernel<64, false>"),
         ("_Z6kernelPf", "kernel"),
@@ -187,23 +188,23 @@ WRONG: dict[str, tuple[Callable[[], list[Row]], str]] = {
         "prepare_kernel: STACK 8, LDL 2",
     ),
     "every inner loop": (
-        lambda: change("forward_kernel<true>", "direct", variant="quad"),
-        "forward_kernel<true>: no loop is direct",
+        lambda: change("forward_kernel<Logistic>", "direct", variant="quad"),
+        "forward_kernel<Logistic>: no loop is direct",
     ),
     "no SHFL and no BAR": (
-        lambda: change("backward_kernel<true>", "sweep: single", shuffles=5),
-        "backward_kernel<true>, sweep: single: 5 and 0",
+        lambda: change("backward_kernel<Logistic>", "sweep: single", shuffles=5),
+        "backward_kernel<Logistic>, sweep: single: 5 and 0",
     ),
     "at most 5 instructions": (
-        lambda: change("scores_kernel<true>", "bounded quad", issued=5.1),
-        "scores_kernel<true>, bounded quad: 5.10 and 0.25",
+        lambda: change("scores_kernel<Logistic>", "bounded quad", issued=5.1),
+        "scores_kernel<Logistic>, bounded quad: 5.10 and 0.25",
     ),
     "and 0.55 MUFU": (
-        lambda: change("forward_kernel<true>", "quad", mufu=0.6),
-        "forward_kernel<true>, quad: 4.00 and 0.60",
+        lambda: change("forward_kernel<Logistic>", "quad", mufu=0.6),
+        "forward_kernel<Logistic>, quad: 4.00 and 0.60",
     ),
     "at most 12 instructions": (
-        lambda: change("backward_kernel<true>", "sweep: shared", issued=8.1),
+        lambda: change("backward_kernel<Logistic>", "sweep: shared", issued=8.1),
         "12.10",
     ),
 }
@@ -213,7 +214,7 @@ WRONG: dict[str, tuple[Callable[[], list[Row]], str]] = {
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """The command for sm_90a, where the kernels are compiled to the rows that it is given."""
     pytest.importorskip("triton", reason="the package triton is not installed")
-    sass = import_module("tools.sass")
+    sass = import_module("tools.sass.run")
     toolkit = Toolkit(["nvcc"], {90}, [], [])
     monkeypatch.setattr(sass_native, "toolkit", lambda: toolkit)
     monkeypatch.setattr(sass_native, "builds", lambda *_: [Build("sm_90a", "a.cu", [])])
@@ -251,9 +252,9 @@ def test_a_failing_assertion_is_the_exit_status(
 
 
 def test_a_kernel_that_no_source_has_any_more_is_missed_in_its_loops() -> None:
-    checks = sass_native.checks("sm_80", without("scores_kernel<true>"), set())
+    checks = sass_native.checks("sm_80", without("scores_kernel<Logistic>"), set())
     (failed,) = [check for check in checks if check.failures]
-    assert failed.failures == [f"scores_kernel<true>: no loop is {x}" for x in sass_native.SCORES]
+    assert failed.failures == [f"scores_kernel<Logistic>: no loop is {x}" for x in sass_native.SCORES]
 
 
 def test_without_nvcc_a_sentence_says_so(
@@ -291,11 +292,11 @@ def test_a_source_that_nvcc_compiles(toolkit: Toolkit) -> None:
     builds = sass_native.builds(toolkit, ["sm_90a"])
     (build,) = [build for build in builds if build.source == "scores.cu"]
     rows = {row.kernel: row for row in sass_native.rows(build)}
-    assert set(rows) == {"scores_kernel<true>", "scores_kernel<false>"}
+    assert set(rows) == {"scores_kernel<Logistic>", "scores_kernel<Rectifier>"}
     assert {row.threads for row in rows.values()} == {128}
     assert all(16 < row.registers <= 128 and not row.spills for row in rows.values())
-    assert {loop.variant for loop in rows["scores_kernel<true>"].loops} == {*sass_native.SCORES}
-    assert not rows["scores_kernel<false>"].loops
+    assert {loop.variant for loop in rows["scores_kernel<Logistic>"].loops} == {*sass_native.SCORES}
+    assert not rows["scores_kernel<Rectifier>"].loops
 
 
 def test_what_nvcc_says_is_the_error(toolkit: Toolkit, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def attention(
     cu_seqlens is that of queries and keys.
     """
     inputs = (query, key, value, weight, attn_mask, key_lengths, cu_seqlens, cu_seqlens)
-    options = (dropout_p, is_causal, ACTIVATIONS[activation], 0.2, 1.0)
+    options = (dropout_p, is_causal, ACTIVATIONS[activation].code, 0.2, 1.0)
     results = forward.forward(*inputs, None, seed, *options, return_weights)
     context, lse, weights = results
     given = (
@@ -122,7 +122,7 @@ def attention(
 
 def scores(query: Tensor, key: Tensor, weight: Tensor, activation: str = "tanh") -> None:
     """The kernels of raw scores and of their gradients."""
-    options = (ACTIVATIONS[activation], 0.2, 1.0)
+    options = (ACTIVATIONS[activation].code, 0.2, 1.0)
     result = forward.scores(query, key, weight, *options)
     backward.scores_backward(
         torch.ones_like(result), query, key, weight, *options, QUERY | KEY | WEIGHT

@@ -63,16 +63,30 @@ def _threads(section: str) -> int | None:
 
 
 def readable(symbol: str) -> str:
-    """ "some_kernel<true>" of a mangled name: no namespaces, and of its arguments none."""
+    """Return "some_kernel<4, Logistic>" for a mangled name, without namespaces and parameters."""
     if not symbol.startswith("_Z"):
         return symbol
     name, rest = symbol, symbol[2:].removeprefix("N")
-    while length := re.match(r"\d+", rest):
-        end = length.end() + int(length[0])
-        name, rest = rest[length.end() : end], rest[end:]
-    given = re.match(r"I((?:L[a-z]\d+E)+)E", rest)
-    if given is None:
+    while rest[:1].isdigit():
+        name, rest = _word(rest)
+    if not rest.startswith("I"):
         return name
-    literals = re.findall(r"L([a-z])(\d+)E", given[1])
-    words = (("false", "true")[int(n)] if kind == "b" else n for kind, n in literals)
-    return f"{name}<{', '.join(words)}>"
+    rest, given = rest[1:], []
+    while not rest.startswith("E"):
+        if literal := re.match(r"L([a-z])(\d+)E", rest):
+            kind, number = literal.groups()
+            given.append(("false", "true")[int(number)] if kind == "b" else number)
+            rest = rest[literal.end() :]
+        else:  # a type in a namespace, which is S_ or S0_ where it came before
+            word, rest = _word(re.sub(r"^(N(S\d*_)?)?", "", rest))
+            given.append(word)
+            rest = rest.removeprefix("E")
+    return f"{name}<{', '.join(given)}>"
+
+
+def _word(mangled: str) -> tuple[str, str]:
+    """Split a name that its length precedes, such as 4cuda, from what follows it."""
+    length = re.match(r"\d+", mangled)
+    assert length is not None, mangled
+    end = length.end() + int(length[0])
+    return mangled[length.end() : end], mangled[end:]

@@ -35,9 +35,9 @@ QUADS = ("quad", "bounded quad")
 SCORES = (*QUADS, "direct")
 SWEEPS = ("sweep: shared", "sweep: single", "sweep: direct")
 VARIANTS = {  # the inner loops that there must be
-    "forward_kernel<true>": SCORES,
-    "scores_kernel<true>": SCORES,
-    "backward_kernel<true>": (*SCORES, *SWEEPS),
+    "forward_kernel<Logistic>": SCORES,
+    "scores_kernel<Logistic>": SCORES,
+    "backward_kernel<Logistic>": (*SCORES, *SWEEPS),
 }
 # What an element may cost there: by score.h the forward takes 3.75, by sweep.h the rest 7 more.
 COUNTED = "sm_90a"
@@ -201,7 +201,7 @@ def checks(target: str, found: list[Row], names: set[str]) -> list[Check]:
 
 def _issued(each: list[tuple[Row, Inner]], variant: str) -> float:
     """The instructions of a loop of the backward."""
-    mine = (loop for row, loop in each if row.kernel == "backward_kernel<true>")
+    mine = (loop for row, loop in each if row.kernel == "backward_kernel<Logistic>")
     return max((loop.issued for loop in mine if loop.variant == variant), default=math.inf)
 
 

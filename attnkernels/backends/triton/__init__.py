@@ -26,7 +26,7 @@ _MODULES = {
     "scores_backward": "host.backward",
 }
 _fused = Fused(define(NAME, *_MODULES))
-attention, attention_varlen, scores = _fused.attention, _fused.attention_varlen, _fused.scores
+attention, scores = _fused.attention, _fused.scores
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 _missing = find_spec("triton") is None
 

@@ -3,19 +3,19 @@
 import triton
 import triton.language as tl
 
-# ACTIVATION of a kernel is a code of attnkernels.ops.autograd.ACTIVATIONS. tanh and sigmoid are
-# f(x) = 1 - span * r with r = 1 / (1 + exp(gain * x)), (E7): one kernel serves both.
-TANH = tl.constexpr(0)
-SIGMOID = tl.constexpr(1)
-RELU = tl.constexpr(2)
+from ....ops import codes
 
-# How far exponents y = gain * x may go, docs/math.md, "Ranges": four factors 1 + exp(y) multiply to
-# a finite product while y <= QUAD, two while y <= PAIR; exp(y) alone is a normal number while
-# |y| <= FACTORED.
-QUAD = tl.constexpr(22.0)
-EXP_QUAD = tl.constexpr(3.5849128e9)
-PAIR = tl.constexpr(44.0)
-FACTORED = tl.constexpr(86.0)
+# ACTIVATION of a kernel is a code of this table, from which an unknown one raises when the kernel
+# is compiled. A global of a kernel must be a constexpr: Triton keeps compiled kernels by its value.
+_TABLE = tl.constexpr({f.code: f for f in codes.ACTIVATIONS.values()})
+RELU = tl.constexpr(codes.ACTIVATIONS["relu"].code)
+LEAKY_RELU = tl.constexpr(codes.ACTIVATIONS["leaky_relu"].code)
+
+# Limits of exponents y = gain * x: docs/math.md, "Ranges".
+QUAD = tl.constexpr(codes.QUAD)
+EXP_QUAD = tl.constexpr(codes.EXP_QUAD)
+PAIR = tl.constexpr(codes.PAIR)
+FACTORED = tl.constexpr(codes.FACTORED)
 
 # log2(e), and what float32 leaves of it
 _LOG2E = tl.constexpr(1.44269502162933349609375)
@@ -23,13 +23,23 @@ _LOG2E_LOW = tl.constexpr(1.925963033500011e-08)
 _LN2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
-def gain(ACTIVATION: tl.constexpr):
-    """2 for tanh; 1 where there is none, which changes nothing."""
-    if ACTIVATION == TANH:
-        return 2.0
-    else:
-        return 1.0
+@triton.constexpr_function
+def is_logistic(activation):
+    """Return True for f(x) = 1 - span * r with r = 1 / (1 + exp(gain * x)), (E7)."""
+    assert activation in _TABLE.value, "unknown activation"
+    return _TABLE.value[activation].family == "logistic"
+
+
+@triton.constexpr_function
+def gain(activation):
+    """Return the gain of a logistic activation, and 1 for a pointwise one."""
+    return _TABLE.value[activation].gain
+
+
+@triton.constexpr_function
+def span(activation):
+    """Return the span of a logistic activation, and 1 for a pointwise one."""
+    return _TABLE.value[activation].span
 
 
 @triton.jit
@@ -69,18 +79,25 @@ def at_most(x, limit: tl.constexpr):
 
 
 @triton.jit
-def rectified(x, slope, ACTIVATION: tl.constexpr):
-    """relu or leaky relu."""
+def pointwise(x, negative_slope, ACTIVATION: tl.constexpr):
+    """Return f(x) of a pointwise activation: NaN for NaN, and a finite f(0), which pads tiles."""
     if ACTIVATION == RELU:
         return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == LEAKY_RELU:
+        return tl.where(x > 0, x, x * negative_slope)
     else:
-        return tl.where(x > 0, x, x * slope)
+        tl.static_assert(False, "a pointwise activation without its value")
 
 
 @triton.jit
-def rectified_slope(x, slope):
-    """The derivative of `rectified`; the slope of relu is 0."""
-    return tl.where(x > 0, 1.0, tl.where(x == x, slope, x))
+def pointwise_slope(x, negative_slope, ACTIVATION: tl.constexpr):
+    """Return f'(x) of a pointwise activation: NaN for NaN."""
+    if ACTIVATION == RELU:
+        return tl.where(x > 0, 1.0, tl.where(x == x, 0.0, x))
+    elif ACTIVATION == LEAKY_RELU:
+        return tl.where(x > 0, 1.0, tl.where(x == x, negative_slope, x))
+    else:
+        tl.static_assert(False, "a pointwise activation without its slope")
 
 
 @triton.jit

@@ -3,13 +3,13 @@
 A panel is a tile of BLOCK rows, transposed: for every two hidden units, BLOCK pairs of float32, so
 that a thread reads two hidden units of a row with one 64-bit load, always the same distance on. It
 holds exp(gain * x), (E7). Where that has no place in float32, the range beside the panel says so
-and scores go back to the inputs. For relu and leaky relu it holds x.
+and scores go back to the inputs. For a pointwise activation it holds x.
 """
 
 import triton
 import triton.language as tl
 
-from .maths import SIGMOID, TANH, exp, gain
+from .maths import exp, gain, is_logistic, span
 from .rows import ANY, extent, lead_index, lead_offset, sequence_of, wide
 
 CHUNK = tl.constexpr(64)  # hidden units of one program
@@ -58,7 +58,7 @@ def _panel(
     x += lead_offset(b, sizes, strides)
     y = tl.load(x + at, mask=there, other=0.0).to(tl.float32)
     panel = wide(b) * tiles + tile
-    if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+    if is_logistic(ACTIVATION):
         y *= gain(ACTIVATION)
         tl.store(ranges + (panel * chunks + chunk) * 2, tl.max(y))
         # NaN counts as infinite: where queries share a reciprocal it would reach its neighbour
@@ -85,10 +85,8 @@ def _weights(
     largest = 0.0
     base = 0.0
     factor = scale
-    if ACTIVATION == TANH:
-        factor = scale * -2.0
-    if ACTIVATION == SIGMOID:
-        factor = scale * -1.0
+    if is_logistic(ACTIVATION):
+        factor = scale * -span(ACTIVATION)
     for t0 in range(0, d, CHUNK):
         t = t0 + tl.arange(0, CHUNK)
         w = tl.load(x + t.to(tl.int64) * unit_stride, mask=t < d, other=0.0).to(tl.float32)
@@ -99,7 +97,7 @@ def _weights(
         t = t0 + tl.arange(0, CHUNK)
         w = tl.load(x + t.to(tl.int64) * unit_stride, mask=t < d, other=0.0).to(tl.float32)
         tl.store(weights + t, w * factor / unit, mask=t < padded)
-    if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+    if is_logistic(ACTIVATION):
         tl.store(weights + padded, base)
     else:
         tl.store(weights + padded, 0.0)

@@ -12,12 +12,11 @@ from .maths import (
     EXP_QUAD,
     FACTORED,
     QUAD,
-    SIGMOID,
-    TANH,
     at_most,
     exp_sum,
+    is_logistic,
+    pointwise,
     reciprocal,
-    rectified,
     two,
 )
 from .prepare import CHUNK
@@ -81,14 +80,14 @@ def _direct(
 
 
 @triton.jit
-def _rectified(s, a, b, w, padded, slope, BI, BJ, ACTIVATION: tl.constexpr):
+def _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION: tl.constexpr):
     """sum_t w_t f(a_t + b_t)."""
     for pair in range(0, padded // 2):
         a0, a1 = two(a + pair * BI)
         b0, b1 = two(b + pair * BJ)
         w0, w1 = two(w + pair)
-        s += w0 * rectified(a0 + b0, slope, ACTIVATION)
-        s += w1 * rectified(a1 + b1, slope, ACTIVATION)
+        s += w0 * pointwise(a0 + b0, negative_slope, ACTIVATION)
+        s += w1 * pointwise(a1 + b1, negative_slope, ACTIVATION)
     return s
 
 
@@ -144,7 +143,7 @@ def score_tile(
     weights,
     d,
     padded,
-    slope,
+    negative_slope,
     ACTIVATION: tl.constexpr,
     RI: tl.constexpr,
     RJ: tl.constexpr,
@@ -162,7 +161,7 @@ def score_tile(
     b = (key_panels + key_panel * padded * BJ).to(word) + j
     w = weights.to(word)
     s = tl.zeros((RI, RJ, TI, TJ), tl.float32)
-    if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+    if is_logistic(ACTIVATION):
         query_high, query_size = row_ranges(query_ranges, query_panel, d, CHUNKS)
         key_high, key_size = row_ranges(key_ranges, key_panel, d, CHUNKS)
         if tl.maximum(query_size, key_size) <= FACTORED:
@@ -189,7 +188,7 @@ def score_tile(
                 TARGET,
             )
     else:
-        s = _rectified(s, a, b, w, padded, slope, BI, BJ, ACTIVATION)
+        s = _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION)
     base = tl.load(weights + padded)
     unit = tl.load(weights + padded + 1)
     return s * unit + base

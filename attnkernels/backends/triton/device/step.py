@@ -7,19 +7,25 @@ import triton
 import triton.language as tl
 
 from .mask import NONE, kept, taking_part
-from .maths import SIGMOID, TANH, exp_sum, gain, reciprocal, rectified, rectified_slope
+from .maths import (
+    exp_sum,
+    gain,
+    is_logistic,
+    pointwise,
+    pointwise_slope,
+    reciprocal,
+    span,
+)
 from .rows import ANY, lead_index, lead_offset, wide
 
 
 @triton.jit
-def _activation(x, slope, ACTIVATION: tl.constexpr, TARGET: tl.constexpr):
+def _activation(x, negative_slope, ACTIVATION: tl.constexpr, TARGET: tl.constexpr):
     """f of (E1)."""
-    if ACTIVATION == TANH:
-        return 1.0 - 2.0 * reciprocal(1.0 + exp_sum(x, ACTIVATION), TARGET)
-    elif ACTIVATION == SIGMOID:
-        return 1.0 - reciprocal(1.0 + exp_sum(x, ACTIVATION), TARGET)
+    if is_logistic(ACTIVATION):
+        return 1.0 - span(ACTIVATION) * reciprocal(1.0 + exp_sum(x, ACTIVATION), TARGET)
     else:
-        return rectified(x, slope, ACTIVATION)
+        return pointwise(x, negative_slope, ACTIVATION)
 
 
 @triton.jit
@@ -35,7 +41,7 @@ def _scores(
     m,
     d,
     scale,
-    slope,
+    negative_slope,
     ACTIVATION: tl.constexpr,
     BJ: tl.constexpr,
     BD: tl.constexpr,
@@ -52,7 +58,7 @@ def _scores(
         w = tl.load(weight + t.to(tl.int64) * weight_unit, mask=t < d, other=0.0).to(tl.float32)
         at = j[:, None] * key_row + t[None, :] * key_unit
         k = tl.load(key + at, mask=there, other=0.0).to(tl.float32)
-        s += w[None, :] * _activation(q[None, :] + k, slope, ACTIVATION, TARGET)
+        s += w[None, :] * _activation(q[None, :] + k, negative_slope, ACTIVATION, TARGET)
     return tl.sum(s, 1) * scale
 
 
@@ -93,7 +99,7 @@ def step_kernel(
     dv,
     splits,
     scale,
-    slope,
+    negative_slope,
     ACTIVATION: tl.constexpr,
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -144,7 +150,7 @@ def step_kernel(
                 end,
                 d,
                 scale,
-                slope,
+                negative_slope,
                 ACTIVATION,
                 BJ,
                 BD,
@@ -220,7 +226,7 @@ def step_gradient_kernel(
     d,
     dv,
     scale,
-    slope,
+    negative_slope,
     ACTIVATION: tl.constexpr,
     MASK: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -264,7 +270,7 @@ def step_gradient_kernel(
         end,
         d,
         scale,
-        slope,
+        negative_slope,
         ACTIVATION,
         BJ,
         BD,
@@ -319,7 +325,7 @@ def step_sweep_kernel(
     d,
     parts,
     scale,
-    slope,
+    negative_slope,
     ACTIVATION: tl.constexpr,
     LENGTHS: tl.constexpr,
     BJ: tl.constexpr,
@@ -360,13 +366,13 @@ def step_sweep_kernel(
             q = tl.load(query + wide(i) * query_row, mask=inside, other=0.0).to(tl.float32)
             x = q[None, :] + k
             s = tl.load(ds + (wide(b) * n + i) * m + j, mask=j < end, other=0.0)[:, None]
-            if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+            if is_logistic(ACTIVATION):
                 r = reciprocal(1.0 + exp_sum(x, ACTIVATION), TARGET)
-                f = 1.0 - gain(ACTIVATION) * r
-                g = gain(ACTIVATION) * gain(ACTIVATION) * (r - r * r)
+                f = 1.0 - span(ACTIVATION) * r
+                g = span(ACTIVATION) * gain(ACTIVATION) * (r - r * r)
             else:
-                f = rectified(x, slope, ACTIVATION)
-                g = rectified_slope(x, slope)
+                f = pointwise(x, negative_slope, ACTIVATION)
+                g = pointwise_slope(x, negative_slope, ACTIVATION)
             dk += s * g
             dw += tl.sum(s * f, 0)
             sum_at = grad_query + (place * n + i) * d + t

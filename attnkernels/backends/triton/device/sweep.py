@@ -14,14 +14,13 @@ import triton.language as tl
 from .maths import (
     FACTORED,
     PAIR,
-    SIGMOID,
-    TANH,
     exp,
     exp_sum,
     gain,
+    is_logistic,
+    pointwise,
+    pointwise_slope,
     reciprocal,
-    rectified,
-    rectified_slope,
     two,
 )
 from .rows import ANY, extent, lead_index, lead_offset, wide
@@ -70,7 +69,7 @@ def _sweep_tile(
     grad_weight,
     d,
     inside,
-    slope,
+    negative_slope,
     ACTIVATION: tl.constexpr,
     FROM_EXP: tl.constexpr,
     SHARED: tl.constexpr,
@@ -87,7 +86,7 @@ def _sweep_tile(
         s0, s1 = two(pairs)
         s2, s3 = two(pairs + RI)
         s = _four(s0, s1, s2, s3)
-        if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+        if is_logistic(ACTIVATION):
             if FROM_EXP:
                 b = exp(k * gain(ACTIVATION))
                 x0 = 1.0 + q0 * b
@@ -103,8 +102,8 @@ def _sweep_tile(
             g = f - f * f
         else:
             x = _four(q0, q1, q2, q3) + k
-            f = rectified(x, slope, ACTIVATION)
-            g = rectified_slope(x, slope)
+            f = pointwise(x, negative_slope, ACTIVATION)
+            g = pointwise_slope(x, negative_slope, ACTIVATION)
         grad_query += s * g
         grad_weight += tl.sum(s * f, 0)
         row = tl.load(grad_key, mask=inside, other=0.0) + factor * tl.sum(s * g, 0)
@@ -161,7 +160,7 @@ def sweep_kernel(
     width,
     query_parts,
     key_parts,
-    slope,
+    negative_slope,
     ACTIVATION: tl.constexpr,
     LENGTHS: tl.constexpr,
     VARLEN: tl.constexpr,
@@ -202,7 +201,7 @@ def sweep_kernel(
     key += t.to(tl.int64) * key_unit
     weights += lead_index(b, sizes, weight_strides)
     factor = tl.load(weights + t, mask=inside, other=0.0) * tl.load(weights + padded + 1)
-    if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+    if is_logistic(ACTIVATION):
         factor *= -gain(ACTIVATION)
     query_panel = lead_index(b, sizes, query_panel_strides) + first_q
     key_panel = lead_index(b, sizes, key_panel_strides) + first_k
@@ -213,7 +212,7 @@ def sweep_kernel(
     first_tile = key_part * tile_share
     last_tile = tl.minimum(first_tile + tile_share, tiles)
     key_size = 0.0
-    if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+    if is_logistic(ACTIVATION):
         for tile in range(first_tile, last_tile):
             _, size = row_ranges(key_ranges, key_panel + tile, d, CHUNKS)
             key_size = tl.maximum(key_size, size)
@@ -235,7 +234,7 @@ def sweep_kernel(
         q2 = _rows(q, 2 * r + 2 * RI, query_row, there, inside)
         q3 = _rows(q, 2 * r + 2 * RI + 1, query_row, there, inside)
         dq = tl.zeros((ROWS, LANES), tl.float32)
-        if ACTIVATION == TANH or ACTIVATION == SIGMOID:
+        if is_logistic(ACTIVATION):
             panel = query_panel + first // BI
             query_high, query_size = row_ranges(query_ranges, panel, d, CHUNKS)
             if tl.maximum(query_size, key_size) <= FACTORED:
@@ -248,27 +247,27 @@ def sweep_kernel(
                     if tl.max(query_high + key_high) <= PAIR:
                         dq, dw = _sweep_tile(
                             q0, q1, q2, q3, key, key_row, ds + block * ROWS, width, grad_key,
-                            factor, tile * BJ, count, dq, dw, d, inside, slope, ACTIVATION, True,
+                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, True,
                             True, RI, BJ, TARGET,
                         )  # fmt: skip
                     else:
                         dq, dw = _sweep_tile(
                             q0, q1, q2, q3, key, key_row, ds + block * ROWS, width, grad_key,
-                            factor, tile * BJ, count, dq, dw, d, inside, slope, ACTIVATION, True,
+                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, True,
                             False, RI, BJ, TARGET,
                         )  # fmt: skip
             else:
                 for tile in range(first_tile, last_tile):
                     dq, dw = _sweep_tile(
                         q0, q1, q2, q3, key, key_row, ds + block * ROWS, width, grad_key, factor,
-                        tile * BJ, count, dq, dw, d, inside, slope, ACTIVATION, False, False, RI,
+                        tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False, RI,
                         BJ, TARGET,
                     )  # fmt: skip
         else:
             for tile in range(first_tile, last_tile):
                 dq, dw = _sweep_tile(
                     q0, q1, q2, q3, key, key_row, ds + block * ROWS, width, grad_key, factor,
-                    tile * BJ, count, dq, dw, d, inside, slope, ACTIVATION, False, False, RI, BJ,
+                    tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False, RI, BJ,
                     TARGET,
                 )  # fmt: skip
         at = order[:, None] * d + t[None, :]

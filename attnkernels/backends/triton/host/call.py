@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....ops.codes import ACTIVATIONS
 from ....ops.shapes import leading_shape
 from ..device.prepare import CHUNK, WEIGHT_TAIL, prepare_kernel
 from . import configs
@@ -94,7 +93,7 @@ class Call:
             "d": self.d,
             "dv": self.dv,
             "scale": scale,
-            "slope": 0.0 if activation == ACTIVATIONS["relu"].code else negative_slope,
+            "negative_slope": negative_slope,
             "ACTIVATION": activation,
             "MASK": 0 if mask is None else 1 if mask.dtype == torch.bool else 2,
             "CAUSAL": is_causal,

@@ -8,13 +8,12 @@ from math import isqrt
 import torch
 from torch import Tensor
 
+from ..device.maths import is_logistic, span
 from ..device.step import step_sweep_kernel
 from ..device.sweep import sweep_kernel
 from . import configs
 from .call import Call, Prepared
 from .launch import launch
-
-SPAN = (2.0, 1.0)  # of tanh and sigmoid, by their codes: (E7)
 
 Sums = tuple[Tensor, Tensor, Tensor]  # float32 (*L, n, d), (*L, m, d), (*L, d)
 
@@ -64,8 +63,8 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
         grad_query = _sum(query_sums)
     grad_weight = weight_sums.sum(-2)
     activation = call.arguments["ACTIVATION"]
-    if activation < len(SPAN):  # sum ds f = sum ds - span sum ds r
-        grad_weight = total.unsqueeze(-1) - SPAN[activation] * grad_weight
+    if is_logistic(activation):  # sum ds f = sum ds - span sum ds r
+        grad_weight = total.unsqueeze(-1) - span(activation) * grad_weight
     return grad_query, _sum(key_sums), grad_weight * call.arguments["scale"]
 
 

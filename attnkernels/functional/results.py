@@ -1,0 +1,129 @@
+"""The results of a call, for type checkers: one tensor, or a tuple of as many as it was asked for.
+
+The overloads of a function differ in the flags that add results: one dictionary of keyword
+arguments for each number of results, below those that all overloads share.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
+
+from torch import Tensor
+
+from ..ops.codes import ActivationName
+
+if TYPE_CHECKING:
+    from typing_extensions import Required
+
+Pair: TypeAlias = tuple[Tensor, Tensor]
+Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]
+Result: TypeAlias = Tensor | Pair | Triple
+
+
+def results(context: Tensor, weights: Tensor | None, lse: Tensor | None) -> Result:
+    """Return context alone, or a tuple of all there are."""
+    if weights is None:
+        return context if lse is None else (context, lse)
+    return (context, weights) if lse is None else (context, weights, lse)
+
+
+class Alone(TypedDict, total=False):
+    """Flags of a call that returns context."""
+
+    return_weights: Literal[False]
+    return_lse: Literal[False]
+
+
+class Weights(TypedDict, total=False):
+    """Flags of a call that returns context and weights."""
+
+    return_weights: Required[Literal[True]]
+    return_lse: Literal[False]
+
+
+class Lse(TypedDict, total=False):
+    """Flags of a call that returns context and lse."""
+
+    return_weights: Literal[False]
+    return_lse: Required[Literal[True]]
+
+
+class Both(TypedDict):
+    """Flags of a call that returns context, weights and lse."""
+
+    return_weights: Literal[True]
+    return_lse: Literal[True]
+
+
+class Unknown(TypedDict, total=False):
+    """Flags whose values a type checker does not know."""
+
+    return_weights: bool
+    return_lse: bool
+
+
+class VarlenOptions(TypedDict, total=False):
+    """Options that all overloads of `additive_attention_varlen` share."""
+
+    is_causal: bool
+    dropout_p: float
+    activation: ActivationName
+    negative_slope: float
+    scale: float
+    backend: str | None
+
+
+class VarlenAlone(VarlenOptions, total=False):
+    return_lse: Literal[False]
+
+
+class VarlenLse(VarlenOptions):
+    return_lse: Literal[True]
+
+
+class VarlenUnknown(VarlenOptions, total=False):
+    return_lse: bool
+
+
+class AttentionOptions(VarlenOptions, total=False):
+    """Options that all overloads of `additive_attention` share."""
+
+    attn_mask: Tensor | None
+    key_lengths: Tensor | None
+
+
+class AttentionAlone(AttentionOptions, Alone): ...
+
+
+class AttentionWeights(AttentionOptions, Weights): ...
+
+
+class AttentionLse(AttentionOptions, Lse): ...
+
+
+class AttentionBoth(AttentionOptions, Both): ...
+
+
+class AttentionUnknown(AttentionOptions, Unknown): ...
+
+
+class StepOptions(TypedDict, total=False):
+    """Options that all overloads of `AdditiveMemory.attend` share."""
+
+    attn_mask: Tensor | None
+    dropout_p: float
+
+
+class StepAlone(StepOptions, Alone): ...
+
+
+class StepWeights(StepOptions, Weights): ...
+
+
+class StepLse(StepOptions, Lse): ...
+
+
+class StepBoth(StepOptions, Both): ...
+
+
+class StepUnknown(StepOptions, Unknown): ...

@@ -1,0 +1,120 @@
+"""Shapes and dtypes of the operators' results, for tracing and for meta tensors.
+
+Results are in the dtype of the arithmetic. A gradient has the leading shape L that the inputs
+broadcast to; it has the dtype of its input, or that of the arithmetic where it is still to be
+summed over L. What is not wanted has no elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .codes import KEY, LANE, MASK, PANEL, QUERY, VALUE, WEIGHT, find_activation
+from .shapes import accumulate_dtype, leading_shape
+from .signature import SIGNATURES
+
+
+def fake(name: str) -> Callable[..., Any]:
+    """Return the fake of operator `name`: it raises for an unknown activation, as kernels do."""
+    signature, compute = SIGNATURES[name], _FAKES[name]
+
+    def call(*args: Any) -> Any:
+        named = signature.named(args)
+        find_activation(named["activation"])
+        return compute(**named)
+
+    return call
+
+
+def _forward(
+    *, query: Tensor, key: Tensor, value: Tensor, return_weights: bool, **others: Any
+) -> tuple[Tensor, ...]:
+    lead = _attention_lead(query, key, value, **others)
+    n, m, dv = query.shape[-2], key.shape[-2], value.shape[-1]
+    weights = (*lead, n, m) if return_weights else (0,)
+    return _new(query, *lead, n, dv), _new(query, *lead, n), _new(query, *weights)
+
+
+def _backward(
+    *,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    attn_mask: Tensor | None,
+    wanted: int,
+    **others: Any,
+) -> tuple[Tensor, ...]:
+    lead = _attention_lead(query, key, value, weight, attn_mask, **others)
+    mask = attn_mask.shape if attn_mask is not None and wanted & MASK else (0,)
+    return (
+        _gradient(query, lead, 2, wanted & QUERY),
+        _gradient(key, lead, 2, wanted & KEY),
+        _gradient(value, lead, 2, wanted & VALUE),
+        _gradient(weight, lead, 1, wanted & WEIGHT),
+        _new(query, *mask),
+    )
+
+
+def _scores(*, query: Tensor, key: Tensor, weight: Tensor, **_: Any) -> Tensor:
+    return _new(query, *_lead(query, key, weight), query.shape[-2], key.shape[-2])
+
+
+def _scores_backward(
+    *, query: Tensor, key: Tensor, weight: Tensor, wanted: int, **_: Any
+) -> tuple[Tensor, ...]:
+    lead = _lead(query, key, weight)
+    return (
+        _gradient(query, lead, 2, wanted & QUERY),
+        _gradient(key, lead, 2, wanted & KEY),
+        _gradient(weight, lead, 1, wanted & WEIGHT),
+    )
+
+
+def _pack_keys(*, key: Tensor, **_: Any) -> Tensor:
+    m, d = key.shape[-2:]
+    panels, rows = (m + PANEL - 1) // PANEL, (d + LANE - 1) // LANE * LANE + 1
+    return _new(key, *key.shape[:-2], panels, rows, PANEL)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "forward": _forward,
+    "backward": _backward,
+    "scores": _scores,
+    "scores_backward": _scores_backward,
+    "pack_keys": _pack_keys,
+}
+
+
+def _new(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=accumulate_dtype(like.dtype))
+
+
+def _lead(query: Tensor, key: Tensor, weight: Tensor, *others: tuple[int, ...]) -> tuple[int, ...]:
+    return leading_shape(query.shape[:-2], key.shape[:-2], weight.shape[:-1], *others)
+
+
+def _attention_lead(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    attn_mask: Tensor | None,
+    key_lengths: Tensor | None,
+    **_: Any,
+) -> tuple[int, ...]:
+    mask_lead = () if attn_mask is None else attn_mask.shape[:-2]
+    lengths_lead = () if key_lengths is None else key_lengths.shape
+    return _lead(query, key, weight, value.shape[:-2], mask_lead, lengths_lead)
+
+
+def _gradient(x: Tensor, lead: tuple[int, ...], trailing: int, wanted: int) -> Tensor:
+    """Return the gradient of `x`: in its dtype, unless it is still to be summed over L."""
+    if not wanted:
+        return _new(x, 0)
+    shape = (*lead, *x.shape[x.dim() - trailing :])
+    summed = trailing < 2 or x.shape != shape
+    return _new(x, *shape) if summed else x.new_empty(shape)

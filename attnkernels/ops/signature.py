@@ -1,0 +1,176 @@
+"""The arguments of every operator, declared once.
+
+Each backend has the same five operators. From the declarations here follow the schemas and fakes
+(schema, fakes), the rules of torch.func.vmap (vmap) and what autograd keeps (autograd): those
+modules ask for an argument by its name. A new argument is one line here, and one in each function
+that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from . import codes
+
+
+class Options(NamedTuple):
+    """Everything that a call is given besides query, key, value and weight.
+
+    Functions in Python hand it on whole. Its order is that of the arguments of `FORWARD`, where the
+    activation is a code.
+
+    Attributes:
+        attn_mask, key_lengths: see `attnkernels.additive_attention`.
+        cu_seqlens_q, cu_seqlens_k: see `attnkernels.additive_attention_varlen`; both or neither.
+        packed_key: what the backend's `pack_keys` made of key.
+        seed: of dropout, 0-d int64; None for a call without.
+        dropout_p, is_causal, activation, negative_slope, scale, return_weights: see
+            `attnkernels.additive_attention`.
+    """
+
+    attn_mask: Tensor | None = None
+    key_lengths: Tensor | None = None
+    cu_seqlens_q: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+    packed_key: Tensor | None = None
+    seed: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    activation: codes.ActivationName = "tanh"
+    negative_slope: float = 0.2
+    scale: float = 1.0
+    return_weights: bool = False
+
+    def seeded(self, seed: Tensor) -> Options:
+        """Return these options with `seed`, in a third of the time that _replace takes."""
+        return tuple.__new__(Options, (*self[:5], seed, *self[6:]))
+
+
+def scoring_options(
+    activation: codes.ActivationName,
+    negative_slope: float,
+    scale: float,
+    key_lengths: Tensor | None = None,
+    packed_key: Tensor | None = None,
+) -> Options:
+    """Return the options of scores, or of prepared keys, in half the time of Options(...)."""
+    before = (None, key_lengths, None, None, packed_key, None, 0.0, False)
+    return tuple.__new__(Options, (*before, activation, negative_slope, scale, False))
+
+
+class Argument(NamedTuple):
+    """One argument of an operator.
+
+    Attributes:
+        name: as in the schema.
+        type: as a schema writes it: "Tensor", "Tensor?", "int", "float" or "bool".
+        trailing: for a tensor that broadcasts over the leading shape L, how many dimensions follow
+            the leading ones.
+        wanted: the bit of `wanted` that asks for its gradient; 0 for none.
+        whole: it has all of L, so that vmap must add the mapped dimension to it.
+        shared: it is the same for all of L, so that vmap cannot map over it.
+    """
+
+    name: str
+    type: str = "Tensor"
+    trailing: int | None = None
+    wanted: int = 0
+    whole: bool = False
+    shared: bool = False
+
+
+class Signature:
+    """The arguments of one operator, in their order, and the names of its results."""
+
+    def __init__(self, arguments: Sequence[Argument], results: Sequence[str]) -> None:
+        self.arguments, self.results = tuple(arguments), tuple(results)
+        self.names = tuple(each.name for each in arguments)
+        self.tensors = tuple(each.name for each in arguments if each.type.startswith("Tensor"))
+        self.leaves = tuple(each for each in arguments if each.wanted)
+        """The arguments that may want a gradient."""
+
+    def schema(self) -> str:
+        """Return the schema without the operator's name, as torch.library takes it."""
+        results = ", ".join(f"Tensor {name}" for name in self.results)
+        arguments = ", ".join(f"{each.type} {each.name}" for each in self.arguments)
+        return f"({arguments}) -> " + (f"({results})" if len(self.results) > 1 else "Tensor")
+
+    def place(self, name: str) -> int:
+        """Return the position of the argument `name`."""
+        return self.names.index(name)
+
+    def places(self, which: str) -> tuple[int, ...]:
+        """Return the positions of the arguments whose attribute `which` is set."""
+        return tuple(i for i, each in enumerate(self.arguments) if getattr(each, which))
+
+    def named(self, values: Iterable[Any]) -> dict[str, Any]:
+        """Return the values of all arguments by name."""
+        return dict(zip(self.names, values, strict=True))
+
+    def places_in(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Return the positions of the arguments among `names`, so that a call can do without."""
+        return tuple(list(names).index(name) for name in self.names)
+
+
+_QUERY = Argument("query", trailing=2, wanted=codes.QUERY)
+_KEY = Argument("key", trailing=2, wanted=codes.KEY)
+_VALUE = Argument("value", trailing=2, wanted=codes.VALUE)
+_WEIGHT = Argument("weight", trailing=1, wanted=codes.WEIGHT)
+_INPUTS = (
+    _QUERY,
+    _KEY,
+    _VALUE,
+    _WEIGHT,
+    Argument("attn_mask", "Tensor?", trailing=2, wanted=codes.MASK),
+    Argument("key_lengths", "Tensor?", trailing=0),
+    Argument("cu_seqlens_q", "Tensor?", shared=True),
+    Argument("cu_seqlens_k", "Tensor?", shared=True),
+)
+_SEED = Argument("seed", "Tensor?", shared=True)
+_ACTIVATION = Argument("activation", "int")  # a code of `codes.ACTIVATIONS`
+_SCORING = (_ACTIVATION, Argument("negative_slope", "float"), Argument("scale", "float"))
+_OPTIONS = (Argument("dropout_p", "float"), Argument("is_causal", "bool"), *_SCORING)
+_WANTED = Argument("wanted", "int")  # a sum of bits of `codes`
+
+FORWARD = Signature(
+    (
+        *_INPUTS,
+        Argument("packed_key", "Tensor?", trailing=3),
+        _SEED,
+        *_OPTIONS,
+        Argument("return_weights", "bool"),
+    ),
+    ("context", "lse", "weights"),
+)
+BACKWARD = Signature(
+    (
+        Argument("grad_context", "Tensor?", whole=True),
+        Argument("grad_lse", "Tensor?", whole=True),
+        Argument("grad_weights", "Tensor?", whole=True),
+        *_INPUTS,
+        _SEED,
+        Argument("context", whole=True),
+        Argument("lse", whole=True),
+        Argument("weights", whole=True),
+        *_OPTIONS,
+        _WANTED,
+    ),
+    [each.name for each in _INPUTS if each.wanted],
+)
+SCORES = Signature((_QUERY, _KEY, _WEIGHT, *_SCORING), ("scores",))
+SCORES_BACKWARD = Signature(
+    (Argument("grad", whole=True), _QUERY, _KEY, _WEIGHT, *_SCORING, _WANTED),
+    ("query", "key", "weight"),
+)
+PACK_KEYS = Signature((_KEY, _ACTIVATION), ("packed_key",))
+
+SIGNATURES = {
+    "forward": FORWARD,
+    "backward": BACKWARD,
+    "scores": SCORES,
+    "scores_backward": SCORES_BACKWARD,
+    "pack_keys": PACK_KEYS,
+}

@@ -1,0 +1,29 @@
+// The numbers of the operator's contract that Python and every kernel share.
+// attnkernels/ops/codes.py has the same for Python, and tests/ops/test_codes.py compares the two.
+#pragma once
+#include <cstdint>
+
+namespace attnkernels {
+
+// Bits of `wanted`: the gradients to compute, and whether every sum is taken in a fixed order.
+enum Wanted : int64_t {
+  kQuery = 1,
+  kKey = 2,
+  kWeight = 4,
+  kValue = 8,
+  kMask = 16,
+  kDeterministic = 32
+};
+
+// A call with at most this many queries is a decoder step.
+constexpr int64_t kStepQueries = 4;
+
+// Packed keys have one shape for every instruction set: panels of kPanel keys, with the hidden
+// units rounded up to a multiple of kLane and one more row for the range of the panel.
+constexpr int64_t kPanel = 32;
+constexpr int64_t kLane = 16;
+constexpr int64_t padded(int64_t d) { return (d + kLane - 1) / kLane * kLane; }
+constexpr int64_t packed_rows(int64_t d) { return padded(d) + 1; }
+constexpr int64_t panel_count(int64_t m) { return (m + kPanel - 1) / kPanel; }
+
+}  // namespace attnkernels

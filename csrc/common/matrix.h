@@ -1,0 +1,27 @@
+// Matrices as they lie in memory, without a type of torch.
+#pragma once
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace attnkernels {
+
+// A matrix of inputs. Strides count elements, and a stride of 0 is a broadcast.
+struct Matrix {
+  const void* data = nullptr;
+  int64_t row = 0, col = 0;
+  Dtype dtype = Dtype::f32;
+
+  Matrix at(int64_t i, int64_t j = 0) const {
+    auto* bytes = static_cast<const char*>(data) + (i * row + j * col) * element_size(dtype);
+    return {bytes, row, col, dtype};
+  }
+};
+
+// A contiguous gradient in the dtype that it is wanted in; data is null where it is not wanted.
+struct Output {
+  void* data = nullptr;
+  Dtype dtype = Dtype::f32;
+};
+
+}  // namespace attnkernels

@@ -1,0 +1,95 @@
+// The signatures of the operators, in the order of the schemas of attnkernels/ops/schema.py. They
+// are the same for every device: `Operators<Device>` hands named arguments to the functions of
+// `Device`.
+#pragma once
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "torch/checks.h"
+#include "torch/outputs.h"
+
+namespace attnkernels {
+
+// The inputs of an operator; raw scores have only the first six. Optional ones are null if absent.
+struct Arguments {
+  const Tensor &query, &key, &weight;
+  Activation activation;
+  double negative_slope, scale;
+  const Tensor *value = nullptr, *attn_mask = nullptr, *key_lengths = nullptr,
+               *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr, *packed_key = nullptr,
+               *seed = nullptr;
+  double dropout_p = 0;
+  bool is_causal = false;
+};
+
+// What the backward of the attention takes besides: gradients of the outputs, contiguous and null
+// if absent, and the outputs as the forward returned them.
+struct Outputs {
+  Maybe grad_context, grad_lse, grad_weights;
+  Tensor context, lse, weights;
+};
+
+using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
+using Tensors5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// Device::forward(arguments, return_weights), Device::scores(arguments),
+// Device::scores_backward(arguments, grad, wanted) and Device::backward(arguments, outputs,
+// wanted).
+template <class Device>
+struct Operators {
+  static Tensors3 forward(const Tensor& query, const Tensor& key, const Tensor& value,
+                          const Tensor& weight, const Maybe& attn_mask, const Maybe& key_lengths,
+                          const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k,
+                          const Maybe& packed_key, const Maybe& seed, double dropout_p,
+                          bool is_causal, int64_t activation, double negative_slope, double scale,
+                          bool return_weights) {
+    return Device::forward(
+        {query, key, weight, activation_of(activation), negative_slope, scale, &value,
+         given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k),
+         given(packed_key), given(seed), dropout_p, is_causal},
+        return_weights);
+  }
+
+  static Tensors5 backward(const Maybe& grad_context, const Maybe& grad_lse,
+                           const Maybe& grad_weights, const Tensor& query, const Tensor& key,
+                           const Tensor& value, const Tensor& weight, const Maybe& attn_mask,
+                           const Maybe& key_lengths, const Maybe& cu_seqlens_q,
+                           const Maybe& cu_seqlens_k, const Maybe& seed, const Tensor& context,
+                           const Tensor& lse, const Tensor& weights, double dropout_p,
+                           bool is_causal, int64_t activation, double negative_slope, double scale,
+                           int64_t wanted) {
+    auto whole = [](const Maybe& t) { return t ? Maybe(dense(*t)) : t; };
+    return Device::backward({query, key, weight, activation_of(activation), negative_slope, scale,
+                             &value, given(attn_mask), given(key_lengths), given(cu_seqlens_q),
+                             given(cu_seqlens_k), nullptr, given(seed), dropout_p, is_causal},
+                            {whole(grad_context), whole(grad_lse), whole(grad_weights),
+                             dense(context), dense(lse), dense(weights)},
+                            wanted);
+  }
+
+  static Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight,
+                       int64_t activation, double negative_slope, double scale) {
+    return Device::scores({query, key, weight, activation_of(activation), negative_slope, scale});
+  }
+
+  static Tensors3 scores_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
+                                  const Tensor& weight, int64_t activation, double negative_slope,
+                                  double scale, int64_t wanted) {
+    return Device::scores_backward(
+        {query, key, weight, activation_of(activation), negative_slope, scale}, dense(grad),
+        wanted);
+  }
+
+  static void implement(torch::stable::detail::StableLibrary& m) {
+    m.impl("native_forward", TORCH_BOX(&forward));
+    m.impl("native_backward", TORCH_BOX(&backward));
+    m.impl("native_scores", TORCH_BOX(&scores));
+    m.impl("native_scores_backward", TORCH_BOX(&scores_backward));
+  }
+
+ private:
+  static const Tensor* given(const Maybe& t) { return t ? &*t : nullptr; }
+};
+
+}  // namespace attnkernels

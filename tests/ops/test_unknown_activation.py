@@ -1,0 +1,69 @@
+"""A code that is not in the table of activations is an error in every operator, called directly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers.inputs import make
+
+from attnkernels.ops.codes import ACTIVATIONS, find_activation
+from attnkernels.ops.signature import SIGNATURES
+
+UNKNOWN = 17
+MESSAGE = f"activation must be one of .*tanh.*, got {UNKNOWN}"
+
+
+def arguments(operator: str, device: str = "cpu") -> dict[str, Any]:
+    """Return good arguments of an operator, but for the activation."""
+    batch, n, m, d, dv = shape = (2, 5, 4, 6, 3)  # more queries than a step has
+    query, key, value, weight = make(shape, grad=False)
+    outputs = {
+        "context": torch.zeros(batch, n, dv),
+        "lse": torch.zeros(batch, n),
+        "weights": torch.zeros(0),
+    }
+    given = {
+        **{"query": query, "key": key, "value": value, "weight": weight},
+        **outputs,
+        "grad_context": outputs["context"],
+        "grad": torch.zeros(batch, n, m),
+        **{"activation": UNKNOWN, "negative_slope": 0.2, "scale": 1.0},
+        **{"dropout_p": 0.0, "is_causal": False, "return_weights": False, "wanted": 1},
+    }
+    named = {name: given.get(name) for name in SIGNATURES[operator].names}
+    return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in named.items()}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("operator", SIGNATURES)
+def test_an_unknown_code_is_an_error(fused: str, operator: str, device: str) -> None:
+    name = f"{fused}_{operator}"
+    if not hasattr(torch.ops.attnkernels, name):
+        assert operator == "pack_keys"  # the backend takes keys as they are
+        return
+    given = arguments(operator, device)
+    key = device.upper()
+    if device == "cpu" and not torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"attnkernels::{name}", key
+    ):
+        assert operator == "pack_keys"  # so do the CUDA kernels
+        return
+    with pytest.raises(RuntimeError, match=MESSAGE):
+        getattr(torch.ops.attnkernels, name)(**given)
+
+
+@pytest.mark.parametrize("operator", SIGNATURES)
+def test_a_known_code_is_none(fused: str, operator: str) -> None:
+    """The arguments of the test above are good but for the code."""
+    for f in ACTIVATIONS.values():
+        given = arguments(operator, "meta") | {"activation": f.code}
+        if hasattr(torch.ops.attnkernels, f"{fused}_{operator}"):
+            getattr(torch.ops.attnkernels, f"{fused}_{operator}")(**given)
+
+
+def test_the_message_names_every_known_code() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        find_activation(UNKNOWN)
+    assert all(f"{f.code} ({f.name})" in str(caught.value) for f in ACTIVATIONS.values())
