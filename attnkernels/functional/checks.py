@@ -98,6 +98,8 @@ def tensor(
         raise TypeError(f"{name} must be a tensor{symbols and ' ' + symbols}, got {_kind(x)}")
     if x.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {x.layout}")
+    if x.is_nested:  # of strided layout, without a shape
+        raise TypeError(f"{name} must be a dense (strided) tensor, got a nested one")
     if dtype and x.dtype not in dtype:
         raise TypeError(f"{name} must be {_either(dtype)}, got {x.dtype}")
     if shape is not None and not _has(x, shape):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import checks
+from ..functional.results import Pair
 from ..nn import AdditiveAttention, AttentionRNN
 from .common import MaxoutReadout, Translator, lengths_on_cpu, read, tokens
 
@@ -84,11 +85,11 @@ class RNNsearch(Translator):
     @overload
     def forward(
         self, source: Tensor, source_lengths: Tensor, target: Tensor, **o: Unpack[WithWeights]
-    ) -> tuple[Tensor, Tensor]: ...
+    ) -> Pair: ...
     @overload
     def forward(
         self, source: Tensor, source_lengths: Tensor, target: Tensor, **o: Unpack[EitherWay]
-    ) -> Tensor | tuple[Tensor, Tensor]: ...
+    ) -> Tensor | Pair: ...
     def forward(
         self,
         source: Tensor,
@@ -96,7 +97,7 @@ class RNNsearch(Translator):
         target: Tensor,
         *,
         return_weights: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | Pair:
         """Return the logits of every target token, given those before it.
 
         Args:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..functional import checks
 from ..functional.attention import additive_attention
+from ..functional.results import Pair
 from . import inputs
 from .inputs import present, zero_padding
 from .projections import Projections
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from .overloads import MasksEitherWay, MasksNoWeights, MasksWithWeights, Unpack
 
 M = TypeVar("M", bound="ProjectedMemory")
-Pair = tuple[Tensor, Tensor]
 Initial = Literal["zeros", "uniform"]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..functional import checks
 from ..functional.attention import additive_attention
 from ..functional.memory import AdditiveMemory, prepare_keys
+from ..functional.results import Pair, Triple
 from ..ops.codes import ActivationName
 from . import inputs
 from .projections import Projections, merge_heads, split_heads
@@ -19,8 +20,8 @@ from .projections import Projections, merge_heads, split_heads
 if TYPE_CHECKING:
     from .overloads import MasksEitherWay, MasksNoWeights, MasksWithWeights, Unpack
 
-Pair = tuple[Tensor, Tensor]
-Attended = Tensor | tuple[Tensor, Tensor | None]  # contexts, with weights where wanted
+# A result of the operator, or of its deferred form: contexts, and weights if they are wanted.
+Attended = Tensor | tuple[Tensor, Tensor | None] | Triple
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +265,7 @@ class AdditiveAttention(Projections):
 
     def _merged(self, result: Attended, one: bool) -> tuple[Tensor, Tensor | None]:
         """Return the operator's result with its heads merged, without n for one query."""
-        context, weights = result if isinstance(result, tuple) else (result, None)
+        context, weights = contexts_and_weights(result)
         context = merge_heads(context, self.num_heads)
         if one:
             context = context.squeeze(-2)
@@ -293,6 +294,11 @@ class AdditiveAttention(Projections):
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+def contexts_and_weights(result: Attended) -> tuple[Tensor, Tensor | None]:
+    """Return contexts and weights, or None for weights that were not wanted."""
+    return (result, None) if isinstance(result, Tensor) else (result[0], result[1])
 
 
 def _results(context: Tensor, weights: Tensor | None) -> Tensor | Pair:

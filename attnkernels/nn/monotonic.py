@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from ..functional import checks
 from ..functional.attention import additive_scores
+from ..functional.results import Pair
 from . import inputs
 from .alignment import (
     AlignmentState,
-    Pair,
     accumulated,
     mask_of_step,
     masked_scores,

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ..functional import checks
 from ..functional.attention import additive_attention
+from ..functional.results import Pair
 from . import inputs
+from .attention import contexts_and_weights
 from .projections import split_heads
 
 if TYPE_CHECKING:
@@ -78,16 +80,12 @@ class AttentionPooling(nn.Module):
     @overload
     def forward(self, key: Tensor, **options: Unpack[LengthsNoWeights]) -> Tensor: ...
     @overload
-    def forward(
-        self, key: Tensor, **options: Unpack[LengthsWithWeights]
-    ) -> tuple[Tensor, Tensor]: ...
+    def forward(self, key: Tensor, **options: Unpack[LengthsWithWeights]) -> Pair: ...
     @overload
-    def forward(
-        self, key: Tensor, **options: Unpack[LengthsEitherWay]
-    ) -> Tensor | tuple[Tensor, Tensor]: ...
+    def forward(self, key: Tensor, **options: Unpack[LengthsEitherWay]) -> Tensor | Pair: ...
     def forward(
         self, key: Tensor, *, key_lengths: Tensor | None = None, return_weights: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | Pair:
         """Pool the rows of each sequence.
 
         Args:
@@ -117,7 +115,7 @@ class AttentionPooling(nn.Module):
             return_weights=return_weights,
             backend=self.backend,
         )
-        context, weights = result if isinstance(result, tuple) else (result, None)
+        context, weights = contexts_and_weights(result)
         pooled = context.flatten(1)
         return pooled if weights is None else (pooled, weights.squeeze(-2))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,10 @@ from attnkernels.nn import (
 B, N, M = 3, 4, 11
 SIZES = (6, 5, 8)  # of query, key, hidden
 LENGTHS = torch.tensor([5, M, 1])
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # a prototype
+    NESTED = torch.nested.nested_tensor([torch.zeros(2, 5)])
 
 Make = Callable[..., nn.Module]
 MASKED: dict[str, Make] = {
@@ -137,6 +142,11 @@ def test_a_floating_mask_has_a_gradient(make: Make) -> None:
             "key must have the dtype of the module",
         ),
         ({"key": torch.zeros(B, M, 5).to_sparse()}, TypeError, r"key must be a dense"),
+        (
+            {"key": torch.nested.nested_tensor([torch.zeros(2, 5)])},
+            TypeError,
+            "key must be a dense",
+        ),
         ({"key_lengths": torch.tensor([1, 2])}, ValueError, r"key_lengths must .* = \(3,\), got"),
         (
             {"key_lengths": torch.tensor([1, 2, 99])},
