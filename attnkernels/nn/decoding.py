@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ..functional import checks
 from . import inputs
 
 Embed = Callable[[Tensor], Tensor]  # tokens (R,), int64 -> inputs (R, e)
@@ -109,6 +110,7 @@ def beam_search(
         TypeError, ValueError: an argument does not fit; the message names it.
     """
     inputs.sizes(max_length=max_length, beams=beams)
+    checks.number("length_penalty", length_penalty)
     start, eos = inputs.index("start", start), inputs.index("eos", eos)
     prepared = rnn.prepared(memory, key_lengths)
     batch = prepared.batch

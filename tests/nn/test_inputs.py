@@ -47,7 +47,7 @@ masked = pytest.mark.parametrize("make", MASKED.values(), ids=MASKED)
 
 
 def call(module: nn.Module, mask: Any = None, dtype: torch.dtype = F32, **options: Any) -> Tensor:
-    """One result of any of these modules, on inputs that are the same for all of them."""
+    """Return one result of any of these modules, on the same inputs for all of them."""
     torch.manual_seed(1)
     key_dim = 8 if getattr(module, "num_heads", 1) > 1 else SIZES[1]
     key = normal(B, M, SIZES[1], dtype=dtype, grad=False)
@@ -66,7 +66,7 @@ def keep() -> Tensor:
 
 
 def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same mask as numbers to add."""
+    """Return the same mask as numbers to add."""
     return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf)
 
 
@@ -87,7 +87,7 @@ def test_a_mask_is_bool_or_of_the_dtype_of_the_query(make: Make, dtype: torch.dt
 
 @masked
 def test_autocast_casts_a_mask_with_the_query(make: Make) -> None:
-    """To the same dtype; float64 is not cast, and so refused."""
+    """Both take autocast's dtype; float64 is not cast, and therefore refused."""
     module, mask = make().eval(), keep()
     with torch.autocast("cpu", BF16):
         found = call(module, added(mask, F32))
@@ -97,6 +97,25 @@ def test_autocast_casts_a_mask_with_the_query(make: Make) -> None:
         for dtype in (F64, torch.int64):
             with pytest.raises(TypeError, match=rf"^attn_mask must .* got {dtype}"):
                 call(module, torch.ones(N, M, dtype=dtype))
+
+
+STEPPED = ("location", "coverage", "moving", "hard")
+
+
+@pytest.mark.parametrize("make", [MASKED[name] for name in STEPPED], ids=STEPPED)
+def test_masks_of_steps_follow_the_rule(make: Make) -> None:
+    module, mask = make().eval(), keep()[0]
+    query, key = normal(B, SIZES[0], grad=False), normal(B, M, SIZES[1], grad=False)
+
+    def step(mask: Tensor) -> Tensor:
+        return module.step(query, module.prepare(key), attn_mask=mask)[0]
+
+    torch.testing.assert_close(step(mask), step(added(mask, F32)))
+    for dtype in (BF16, F64, torch.uint8):
+        with pytest.raises(TypeError, match=rf"^attn_mask must .* of query, {F32}, got {dtype}"):
+            step(torch.ones(M, dtype=dtype))
+    with pytest.raises(ValueError, match=r"^attn_mask must broadcast to the weights, \(B, m\) ="):
+        step(torch.ones(N, M))
 
 
 @masked
@@ -165,7 +184,7 @@ def test_a_floating_mask_has_a_gradient(make: Make) -> None:
         ({"mask": torch.ones(N, M).to("meta")}, ValueError, "attn_mask must be on the device"),
         ({"mask": [True]}, TypeError, "attn_mask must be a tensor, got list"),
     ],
-    ids=lambda x: ", ".join(x) if isinstance(x, dict) else "",
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
 def test_each_argument_has_its_sentence(
     make: Make, options: dict[str, Any], error: type[Exception], sentence: str
