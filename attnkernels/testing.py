@@ -7,11 +7,12 @@ one of each of its terms in the dtype of the arithmetic (float32, or float64 for
 
     band = eps(dtype) * max |exact| + eps(arithmetic) * magnitude
 
-In float64 the reference is the oracle: its error, which cannot be seen, counts as one band.
+In float64 the reference is the oracle itself: its error is unknown and counts as one band.
 
 The magnitude is that of the terms, in float64: sums of absolute values, because it is not the
 backend's fault where terms cancel. Write S for that of a score, |scale| sum_t |w_t f| + |mask|,
-where f counts as 1 (tanh, sigmoid) or |q + k| (the others), and f' as its largest value.
+where |f| counts as 1 (logistic activations) or |q + k| (pointwise ones), and |f'| as its largest
+value.
 
     scores     S
     lse        max(S, |lse|)
@@ -20,9 +21,9 @@ where f counts as 1 (tanh, sigmoid) or |q + k| (the others), and f' as its large
     gradients  (E5), (E6) with |ds_ij| = a_ij (g_ij + sum_j a_ij g_ij + |dlse_i|),
                g_ij = sum |dc_i| |u_j| + |da_ij|
 
-What is linear in a carries the rounding of the scores along, for exp makes of their absolute error
-a relative one: weights, context and gradients are multiplied by 1 + max S. Dropout's 1 / (1 - p) is
-in them, its zeros are not.
+exp turns an absolute error of the scores into a relative error of a, and all that is linear in a
+takes it over: the magnitudes of weights, context and gradients are multiplied by 1 + max S. They
+include dropout's factor 1 / (1 - p), but not its zeros.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ import torch
 from torch import Tensor
 
 from .functional.attention import additive_attention, additive_attention_varlen, additive_scores
+from .ops import formula
+from .ops.codes import ACTIVATIONS
 from .ops.shapes import accumulate_dtype
+from .ops.signature import Options
 
 Tensors = dict[str, Tensor]
 _SEED = 20  # of dropout and of the gradients that come in
@@ -52,15 +56,15 @@ def assert_within_budget(
     """Assert that `actual` is within the budget of this module.
 
     Args:
-        actual: what is tested, of any floating dtype.
+        actual: the result under test, of any floating dtype.
         reference: the reference's result in the same dtype.
         exact: the float64 result, of the same shape.
         magnitude: of the terms that were summed; by default the largest entry of `exact`.
-        name: what to call it in a complaint.
+        name: of the result, for the message.
 
     Raises:
         AssertionError: the shape or dtype differs, NaN or infinities are not where `exact` has
-            them, or the error exceeds the budget; says where and by how much.
+            them, or the error exceeds the budget. The message says where and by how much.
     """
     found, wanted = (tuple(actual.shape), actual.dtype), (tuple(exact.shape), reference.dtype)
     assert found == wanted, f"{name} has shape and dtype {found}, not {wanted}"
@@ -80,7 +84,7 @@ def assert_within_budget(
     band = info.eps * (largest + info.tiny)  # with tiny: a rounding below the normal numbers
     band += torch.finfo(accumulate_dtype(actual.dtype)).eps * terms
     inexact = _largest(reference.double() - exact)
-    if actual.dtype == torch.float64:  # `exact` has an error too, which nothing here can see
+    if actual.dtype == torch.float64:  # `exact` has an unknown error as well
         inexact = max(inexact, band)
     allowed = 2 * (inexact + band)
     error = torch.where(finite, (actual.double() - exact).abs(), 0.0)
@@ -105,8 +109,8 @@ def check_attention(
 ) -> None:
     """Assert that `additive_attention` is within the budget: all outputs and all gradients.
 
-    Gradients are checked for the inputs that require them (attn_mask included), with a random
-    gradient coming in through each output of `through` that is asked for. Strides are kept.
+    Gradients are checked for the inputs that require them (attn_mask included). A random gradient
+    comes in through each output of `through` that the call returns. Strides are kept.
 
     Args:
         query, key, value, weight, options: as for `additive_attention`.
@@ -134,13 +138,13 @@ def check_varlen(
     through: tuple[str, ...] = ("context", "lse"),
     **options: Any,
 ) -> None:
-    """`check_attention` for `additive_attention_varlen`."""
+    """Assert the same of `additive_attention_varlen`; see `check_attention`."""
     inputs = {"query": query, "key": key, "value": value, "weight": weight}
     inputs |= {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     names = _outputs(**options)
 
     def magnitudes(inputs: Tensors, directions: Tensors) -> dict[str, float]:
-        """Those of one attention over all the rows, masked to pairs of one sequence."""
+        """Return those of one attention over all rows, masked to pairs of one sequence."""
         inputs, dense = dict(inputs), dict(options)
         (s, i), (r, j) = (
             _positions(inputs.pop(name), inputs[of].shape[-2])
@@ -162,11 +166,12 @@ def check_scores(
     backend: str | Callable[..., Any],
     **options: Any,
 ) -> None:
-    """`check_attention` for `additive_scores`."""
+    """Assert the same of `additive_scores`; see `check_attention`."""
     inputs = {"query": query, "key": key, "weight": weight}
 
     def magnitudes(inputs: Tensors, directions: Tensors) -> dict[str, float]:
-        s, leaves = _score_magnitudes(*inputs.values(), **options)
+        query, key, weight = inputs.values()
+        s, leaves = _score_magnitudes(query, key, weight, Options(**options))
         gradients = torch.autograd.grad(s, list(leaves.values()), directions["scores"].abs())
         return {"scores": _largest(s)} | _largest_gradients(leaves, gradients)
 
@@ -180,14 +185,15 @@ def oracle(
     names: tuple[str, ...],
     directions: Tensors,
 ) -> Tensors:
-    """Outputs and gradients of the reference in float64, on detached copies of the inputs.
+    """Return outputs and gradients of the reference in float64, for copies of the inputs.
 
     Args:
         function: additive_attention, additive_attention_varlen or additive_scores.
         inputs: its positional arguments, in order.
         options: its keyword arguments. Floating tensors in both are converted to float64.
-        names: what to call its outputs.
-        directions: the gradient that comes in through each output, by name; none for the others.
+        names: of its outputs.
+        directions: the gradient that comes in through each output, by name; outputs left out have
+            none.
 
     Returns:
         The outputs by name, and "gradient of query" and so on for the inputs that require one.
@@ -231,7 +237,7 @@ def _call(
     function: Callable[..., Any], inputs: Tensors, options: dict[str, Any], names: tuple[str, ...]
 ) -> Tensors:
     with torch.random.fork_rng():
-        torch.manual_seed(_SEED)  # the same dropout for all who are compared
+        torch.manual_seed(_SEED)  # all calls that are compared draw the same dropout
         outputs = function(*inputs.values(), **options)
     return dict(zip(names, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
 
@@ -251,18 +257,11 @@ def _gradients(outputs: Tensors, arguments: dict[str, Any], directions: Tensors)
 
 
 def _score_magnitudes(
-    query: Tensor,
-    key: Tensor,
-    weight: Tensor,
-    *,
-    attn_mask: Tensor | None = None,
-    activation: str = "tanh",
-    negative_slope: float = 0.2,
-    scale: float = 1.0,
+    query: Tensor, key: Tensor, weight: Tensor, options: Options
 ) -> tuple[Tensor, Tensors]:
-    """(S, leaves): S (*L, n, m), whose gradients for the leaves are (E5), (E6) in absolute terms.
+    """Return S (*L, n, m) and leaves, whose gradients are (E5), (E6) in absolute terms.
 
-    query and key enter through leaves of zeros, with the largest f' as their derivative.
+    query and key enter through leaves of zeros, with the largest |f'| as their derivative.
     """
     q, k, w = (_finite(x) for x in (query, key, weight))
     leaves = {
@@ -270,50 +269,36 @@ def _score_magnitudes(
         "key": torch.zeros_like(k).requires_grad_(),
         "weight": w.abs().requires_grad_(),
     }
-    f = (q.unsqueeze(-2) + k.unsqueeze(-3)).abs()
-    if activation in ("tanh", "sigmoid"):
-        f = torch.ones_like(f)
-    slope = 0.25 if activation == "sigmoid" else 1.0
+    f, slope = (q.unsqueeze(-2) + k.unsqueeze(-3)).abs(), 1.0
+    activation = ACTIVATIONS[options.activation]
+    if activation.family == "logistic":  # |f'| = span gain r (1 - r), (E8), and r (1 - r) <= 1/4
+        f, slope = torch.ones_like(f), activation.span * activation.gain / 4
     f = f + slope * (leaves["query"].unsqueeze(-2) + leaves["key"].unsqueeze(-3))
-    s = abs(scale) * torch.einsum("...ijt,...t->...ij", f, leaves["weight"])
-    if attn_mask is not None and attn_mask.is_floating_point():
-        leaves["attn_mask"] = _finite(attn_mask).abs().requires_grad_()
+    s = abs(options.scale) * torch.einsum("...ijt,...t->...ij", f, leaves["weight"])
+    mask = options.attn_mask
+    if mask is not None and mask.is_floating_point():
+        leaves["attn_mask"] = _finite(mask).abs().requires_grad_()
         s = s + leaves["attn_mask"]
     return s, leaves
 
 
 def _attention_magnitudes(
-    inputs: Tensors,
-    directions: Tensors,
-    *,
-    attn_mask: Tensor | None = None,
-    key_lengths: Tensor | None = None,
-    is_causal: bool = False,
-    dropout_p: float = 0.0,
-    return_weights: bool = False,
-    return_lse: bool = False,
-    **scoring: Any,
+    inputs: Tensors, directions: Tensors, *, return_lse: bool = False, **given: Any
 ) -> dict[str, float]:
+    """Return the magnitudes of the outputs and gradients of `additive_attention`, by name."""
     query, key, value, weight = inputs.values()
-    attn_mask = _to_double(attn_mask)
-    _, a, lse = additive_attention(
-        query,
-        key,
-        value,
-        weight,
-        attn_mask=attn_mask,
-        key_lengths=key_lengths,
-        is_causal=is_causal,
-        **scoring,
-        return_weights=True,
-        return_lse=True,
-        backend="reference",
+    options = Options(**given)
+    p = options.dropout_p
+    options = options._replace(
+        attn_mask=_to_double(options.attn_mask), dropout_p=0.0, return_weights=True
     )
-    a = _finite(a.detach())
-    s, leaves = _score_magnitudes(query, key, weight, attn_mask=attn_mask, **scoring)
+    _, weights, lse = formula.attention(query, key, value, weight, options)
+    assert weights is not None
+    a = _finite(weights.detach())
+    s, leaves = _score_magnitudes(query, key, weight, options)
     s = s.expand_as(a)
     leaves["value"] = _finite(value).abs().requires_grad_()
-    kept = 0.0 if dropout_p == 1 else 1 / (1 - dropout_p)
+    kept = 0.0 if p == 1 else 1 / (1 - p)
     context = kept * a @ leaves["value"]
 
     incoming = {"context": context, "weights": a, "lse": lse}
@@ -329,7 +314,7 @@ def _attention_magnitudes(
 
 
 def _positions(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """For each row, its sequence and where it is in it."""
+    """Return the sequence of each row, and its position in that sequence."""
     rows = torch.arange(total, device=cu_seqlens.device)
     sequence = torch.searchsorted(cu_seqlens[1:].long(), rows, right=True)
     return sequence, rows - cu_seqlens[sequence]

@@ -1,4 +1,4 @@
-"""The ways to compute additive attention, the preferred one first."""
+"""The backends that compute additive attention, in order of preference."""
 
 from __future__ import annotations
 

@@ -22,37 +22,14 @@ class Fused:
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return (E1)-(E3) in one pass; see `Backend.attention`."""
         (
-            attn_mask,
-            key_lengths,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            packed_key,
-            seed,
-            dropout_p,
-            is_causal,
-            activation,
-            negative_slope,
-            scale,
-            return_weights,
-        ) = options
+            attn_mask, key_lengths, cu_seqlens_q, cu_seqlens_k, packed_key, seed, dropout_p,
+            is_causal, activation, negative_slope, scale, return_weights,
+        ) = options  # fmt: skip
         context, lse, weights = self._forward(
-            query,
-            key,
-            value,
-            weight,
-            attn_mask,
-            key_lengths,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            packed_key,
-            seed,
-            dropout_p,
-            is_causal,
-            ACTIVATIONS[activation].code,
-            negative_slope,
-            scale,
-            return_weights,
-        )
+            query, key, value, weight, attn_mask, key_lengths, cu_seqlens_q, cu_seqlens_k,
+            packed_key, seed, dropout_p, is_causal, ACTIVATIONS[activation].code, negative_slope,
+            scale, return_weights,
+        )  # fmt: skip
         if context.dtype != query.dtype:
             context = _rounded(context, query)
         return context, _rounded(weights, query) if return_weights else None, lse

@@ -1,4 +1,4 @@
-"""The compiled kernels: csrc/, on a CPU, and on a GPU where they were built for CUDA."""
+"""The compiled kernels of csrc/: for CPUs, and for NVIDIA GPUs where they were built for CUDA."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ attention, scores = _fused.attention, _fused.scores
 
 
 def _load() -> str | None:
-    """Load the library; None, or a sentence that says why it could not be."""
+    """Load the library; return None, or a sentence that says why it did not load."""
     path = Path(os.environ.get("ATTNKERNELS_LIBRARY", Path(__file__).parents[1] / "_C.abi3.so"))
     if not path.exists():
         return (
@@ -42,7 +42,7 @@ _missing = _load()
 
 
 def _implemented(name: str, device: str) -> bool:
-    """Whether the library has operator `name` for "CPU" or "CUDA" tensors."""
+    """Return True if the library has operator `name` for `device`, "CPU" or "CUDA"."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"attnkernels::{NAME}_{name}", device)
 
 
@@ -57,7 +57,7 @@ def _why_not_cuda() -> str | None:
     return None
 
 
-# What the library is does not change after it was loaded, and a step counts microseconds.
+# Asked once, after the library was loaded: these calls take microseconds.
 _no_cuda = _why_not_cuda()
 # The tests run the CUDA kernels on CPU tensors.
 _emulated = _missing is None and torch.ops.attnkernels.native_isa() == "emulated CUDA"
@@ -65,7 +65,7 @@ _packs = {"cpu": _implemented("pack_keys", "CPU"), "cuda": _implemented("pack_ke
 
 
 def why_not(problem: Problem) -> str | None:
-    """None where the kernels can do it, otherwise a sentence."""
+    """Return None where the kernels can do it, otherwise a sentence that says why not."""
     if _missing:
         return _missing
     device_type, dtype = problem
@@ -82,7 +82,7 @@ def why_not(problem: Problem) -> str | None:
 
 
 def build_info() -> dict[str, str]:
-    """What is loaded: the library, the instruction set it uses here, whether it has CUDA's part."""
+    """Describe the library: its instruction set on this machine, with or without CUDA kernels."""
     if _missing:
         return {"library": _missing}
     return {
@@ -93,7 +93,7 @@ def build_info() -> dict[str, str]:
 
 
 def pack_keys(key: Tensor, *, activation: str) -> Tensor | None:
-    """exp(2 k) in panels of 32 keys, transposed (E7); None where the kernels want the keys."""
+    """Return exp(gain k) in transposed panels (E7), or None where kernels take plain keys."""
     if not _packs["cuda" if key.is_cuda else "cpu"]:
         return None
     return _ops.pack_keys(key, ACTIVATIONS[activation].code)

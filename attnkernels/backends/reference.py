@@ -1,4 +1,4 @@
-"""The backend that computes the formula as it stands, in plain PyTorch: any device and dtype."""
+"""The formula as it stands, in plain PyTorch: any device and dtype."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The choice of a backend: by device, dtype and size, never by a value."""
+"""Choose a backend by device, dtype and size, never by values."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from . import triton as triton
 from .base import Backend, Problem
 
 BACKENDS: tuple[Backend, ...] = (native, triton, reference)
-TRITON_FIRST: tuple[Backend, ...] = (triton, native, reference)
+TRITON_FIRST = (triton, *(backend for backend in BACKENDS if backend is not triton))
 
 
 class Preference(NamedTuple):
-    """The order in which backends are asked, and the measurement that says so."""
+    """An order of backends, and the measurement behind it."""
 
     order: tuple[Backend, ...]
     measured: str
 
 
-# On a GPU, where two backends have kernels: by direction (training: a gradient may be asked for)
-# and size. `python -m benchmarks.gpu` measures both in one run and sums up what belongs here.
+# Two backends have kernels for a GPU. The order depends on the direction (training: some input
+# requires a gradient) and on the size. `python -m benchmarks.gpu` measures what belongs here.
 ON_GPU = {
     ("inference", "step"): Preference(TRITON_FIRST, "not measured yet"),
     ("inference", "tiles"): Preference(TRITON_FIRST, "not measured yet"),
@@ -40,12 +40,19 @@ def select(
     tensors: tuple[Tensor, ...] = (),
     step: bool | None = None,
 ) -> Backend:
-    """The first backend that can do `problem`, or the one called `name`, which never falls back.
+    """Return the first backend that can do `problem`, or the one called `name`.
 
-    `tensors` are the query and what else may want a gradient; `step` says whether the call is one
-    where the query's rows do not. Only the choice on a GPU looks at them, and never at values.
+    Args:
+        problem: the device type and dtype of the call.
+        name: of a backend, which never falls back to another; None for the fastest that can do it.
+        tensors: the query first, then the other inputs that may require a gradient.
+        step: True for a decoder's step, False for tiles; by default the rows of the query tell.
 
-    ValueError with the reasons where there is none, and with the names where `name` is unknown.
+    `tensors` and `step` matter on a GPU only, and values never do.
+
+    Raises:
+        ValueError: no backend can do it (the message has every backend's reason), the named one
+            cannot, or there is none of that name.
     """
     if name is None:
         order = _fastest_first(tensors, step) if problem.device_type == "cuda" else BACKENDS
@@ -75,8 +82,8 @@ def _fastest_first(tensors: tuple[Tensor, ...], step: bool | None) -> tuple[Back
                 break
     if step is None and tensors:
         n = tensors[0].shape[-2]
-        # A comparison would bind a trace to its outcome, and fail where n is made inside it: a
-        # number that a trace leaves open counts as many.
+        # A comparison would bind a trace to its outcome, and fail where n is made inside the
+        # trace: a number that the trace leaves open counts as many.
         tracing = is_dynamo_compiling() or type(n) is not int
         step = _is_known_to_be_few(n) if tracing else n <= STEP_QUERIES
     return ON_GPU[direction, "step" if step else "tiles"].order

@@ -1,4 +1,4 @@
-"""The public contract: what additive attention means, whichever backend computes it."""
+"""The public functions: the meaning of additive attention, whichever backend computes it."""
 
 from .attention import additive_attention, additive_attention_varlen, additive_scores
 from .memory import AdditiveMemory, prepare_keys

@@ -1,4 +1,4 @@
-"""Calls by name in a profile: torch.profiler's where one runs, NVTX's where it is asked for."""
+"""Name public calls in a profile: in torch.profiler while it runs, in NVTX where requested."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SWITCH = "ATTNKERNELS_NVTX"
 
 
 def _nvtx_wanted() -> bool:
-    """Whether the environment asks for NVTX ranges, and this torch can make them."""
+    """Return True if the environment asks for NVTX ranges and this torch can make them."""
     if os.environ.get(SWITCH) != "1":
         return False
     if not torch.backends.cuda.is_built():
@@ -37,13 +37,13 @@ NVTX = _nvtx_wanted()
 
 
 def ranged(call: str, backend: str, function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, within a range named after the public call and the backend if anyone looks.
+    """Return `function` inside a range named after the public call and the backend.
 
-    Where nobody does it is `function` itself, for a decoder's step counts microseconds. What a
-    compiler traces has no range: it shows under the names of the operators.
+    Without a profiler it is `function` itself, since a decoder's step takes microseconds. Compiled
+    code has no range: a profile shows it under the names of the operators.
     """
-    # Dynamo is asked about first: a trace that never reads the profiler's state need not be made
-    # again when a profiler starts. torch.export without it is asked about last, for that is slower.
+    # Dynamo first: a trace that never reads the profiler's state stays valid when a profiler
+    # starts. torch.export without Dynamo last, because that check is slower.
     watched = not is_dynamo_compiling() and (NVTX or profiler._is_profiler_enabled)
     if not watched or is_compiling():
         return function

@@ -1,4 +1,4 @@
-"""The public contract: what additive attention means, whichever backend computes it.
+"""Additive attention as functions: the public contract, whichever backend computes it.
 
     (E1)  s_ij = scale * sum_t w_t f(q_it + k_jt)
     (E2)  a_ij = softmax_j(s_ij + mask_ij),  lse_i = log sum_j exp(s_ij + mask_ij)
@@ -103,51 +103,38 @@ def additive_attention(
         weight: (d,) or (..., d): w of (E1).
         attn_mask: broadcastable to (*L, n, m). bool: True takes part. Floating: added to the
             score after ``scale``, with a gradient; -inf excludes.
-        key_lengths: int32 or int64, broadcastable to L, in [0, m]: keys at and beyond the length
-            are never looked at, whatever they hold, and their gradients are 0. The range is
-            checked on a CPU only.
-        is_causal: key j takes part for query i when j <= i. All the masks combine by "and".
-        dropout_p: in [0, 1], the probability that a weight is dropped; those left are multiplied
-            by 1 / (1 - dropout_p). The mask follows torch's generator (same seed, same mask, on
-            any backend at any number of threads). Set it to 0 in evaluation.
-        activation: f of (E1): "tanh", "sigmoid", "relu" or "leaky_relu" (GATv2).
+        key_lengths: int32 or int64, broadcastable to L, in [0, m]. Keys at and beyond the length
+            are never read, and their gradients are 0. The range is checked on a CPU only.
+        is_causal: key j takes part for query i when j <= i. All masks combine by "and".
+        dropout_p: in [0, 1], the probability that a weight is dropped; the others are multiplied
+            by 1 / (1 - dropout_p). The mask follows torch's generator: the same seed gives the
+            same mask on any backend and at any number of threads. Set it to 0 in evaluation.
+        activation: f of (E1): "tanh" or another name in `attnkernels.ops.codes.ACTIVATIONS`, such
+            as "leaky_relu" (GATv2).
         negative_slope: in [0, 1], the slope of "leaky_relu" below 0.
-        scale: finite, multiplies the scores.
-        return_weights: also return the weights a, as they were used: after dropout.
+        scale: a finite factor of the scores.
+        return_weights: also return the weights a, after dropout.
         return_lse: also return lse of (E2), before dropout.
         backend: "native" (CPU and NVIDIA GPUs), "triton" (GPUs) or "reference"; None takes the
-            fastest that can do it. One asked for by name never falls back to another.
+            fastest that can do it. A named backend never falls back to another.
 
     Returns:
-        context (*L, n, dv) in query's dtype; where more is asked for, a tuple of context, weights
-        (*L, n, m) in query's dtype, lse (*L, n) in float32 (float64 for float64), in that order.
-        A row with nothing left has context 0, weights 0, lse -inf and zero gradients. NaN among
-        the inputs that take part gives NaN.
+        context (*L, n, dv) in query's dtype. With return_weights or return_lse, a tuple of context,
+        weights (*L, n, m) in query's dtype, and lse (*L, n) in float32 (float64 for float64
+        inputs), in that order. A row without any key has context 0, weights 0, lse -inf and zero
+        gradients. NaN in an input that takes part gives NaN.
 
-    All results have gradients for query, key, value, weight and a floating attn_mask, and these
-    can be differentiated again. Under autocast, inputs are cast as those of `torch.matmul` are.
+    All results have first and second derivatives for query, key, value, weight and a floating
+    attn_mask. Under autocast, inputs are cast as those of `torch.matmul` are.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: a shape, device, number or name does not fit, or no backend can do it.
+        ValueError: a shape, device, number or name is wrong, or no backend can do it.
     """
-    options = tuple.__new__(  # in half the time of Options(...)
-        Options,
-        (
-            attn_mask,
-            key_lengths,
-            None,
-            None,
-            None,
-            None,
-            dropout_p,
-            is_causal,
-            activation,
-            negative_slope,
-            scale,
-            return_weights,
-        ),
-    )
+    options = tuple.__new__(Options, (  # in half the time of Options(...)
+        attn_mask, key_lengths, None, None, None, None, dropout_p, is_causal, activation,
+        negative_slope, scale, return_weights,
+    ))  # fmt: skip
     problem = arguments.attention(query, key, value, weight, options, return_lse)
     chosen = select(problem, backend, (query, key, value, weight))
     if dropout_p:
@@ -170,10 +157,20 @@ def additive_scores(
     scale: float = 1.0,
     backend: str | None = None,
 ) -> Tensor:
-    """The raw scores of (E1), (*L, n, m) in query's dtype: pointer networks (1506.03134).
+    """Return the raw scores of (E1), as pointer networks use them (Vinyals et al., 1506.03134).
 
-    Arguments, broadcasting, autocast, gradients and errors are those of `additive_attention`:
-    query (..., n, d), key (..., m, d), weight (d,) or (..., d).
+    Args:
+        query: (..., n, d).
+        key: (..., m, d).
+        weight: (d,) or (..., d).
+        activation, negative_slope, scale, backend: as in `additive_attention`, and so are
+            broadcasting, autocast and gradients.
+
+    Returns:
+        scores (*L, n, m) in query's dtype.
+
+    Raises:
+        TypeError, ValueError: as `additive_attention`.
     """
     options = scoring_options(activation, negative_slope, scale)
     problem = arguments.scores(query, key, weight, options)
@@ -228,9 +225,9 @@ def additive_attention_varlen(
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Result:
-    """`additive_attention` of sequences that are packed one after another, without padding.
+    """Compute `additive_attention` of sequences packed one after another, without padding.
 
-    Queries of sequence s attend to keys of sequence s. Leading dimensions (heads) broadcast.
+    Queries of sequence s attend to the keys of sequence s. Leading dimensions (heads) broadcast.
 
     Args:
         query: (..., total_q, d).
@@ -238,30 +235,24 @@ def additive_attention_varlen(
         value: (..., total_k, dv).
         weight: (d,) or (..., d).
         cu_seqlens_q: int32 or int64, one more entry than there are sequences, from 0 to total_q
-            without decreasing: sequence s is the rows cu_seqlens_q[s] to cu_seqlens_q[s + 1]
+            without decreasing: sequence s has the rows cu_seqlens_q[s] to cu_seqlens_q[s + 1]
             (excluded) of query. The values are checked on a CPU only.
         cu_seqlens_k: the same for key and value.
         is_causal: j <= i, both counted from the start of their sequence.
-        dropout_p, activation, negative_slope, scale, return_lse, backend: as there.
+        dropout_p, activation, negative_slope, scale, return_lse, backend: as in
+            `additive_attention`.
 
     Returns:
         context (*L, total_q, dv), or a tuple of context and lse (*L, total_q). A sequence without
         keys has context 0 and lse -inf.
 
     Raises:
-        TypeError, ValueError: as there.
+        TypeError, ValueError: as `additive_attention`.
     """
-    options = Options(
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        activation=activation,
-        negative_slope=negative_slope,
-        scale=scale,
-    )
+    packed = (None, None, cu_seqlens_q, cu_seqlens_k, None, None, dropout_p, is_causal)
+    options = Options(*packed, activation, negative_slope, scale)
     problem = arguments.varlen(query, key, value, weight, options, return_lse)
-    # How many queries a sequence has is known to the device only.
+    # Only the device knows the number of queries per sequence.
     chosen = select(problem, backend, (query, key, value, weight), step=False)
     if dropout_p:
         options = options.seeded(draw_seed(query.device))

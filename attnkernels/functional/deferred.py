@@ -1,14 +1,14 @@
-"""The gradient of keys that many steps share, made once for all steps and not once a step.
+"""The gradient of keys that many steps share, computed once for all steps instead of per step.
 
-A step's gradient of the keys is a [B, m, d] tensor, for one query: written, added to the others,
-and thrown away. Here a step's backward makes the gradient of its query alone, and hands the query
-and the gradients of its results on to the node that the keys come from. That node runs after all
-the steps, when it has the backward of one attention of all queries: its cost is that of a tile,
-not of as many steps, and of [B, m, d] there is one.
+Each step's gradient of the keys is a [B, m, d] tensor for a single query, which is written, added
+to the others and freed. Here the backward of a step computes only the gradient of its query, and
+passes the query and the gradients of its results on to the node that the keys come from. That node
+runs after all steps and computes the backward of one attention of all queries: at the cost of a
+tile instead of many steps, with a single [B, m, d] tensor.
 
-Queries and gradients travel as gradients of placeholders, tensors without storage of which each
-step takes one. So autograd itself knows which steps took part in a backward, and there is no state
-that several backwards, or one that stops short of the keys, could find in the wrong place.
+Queries and gradients travel as the gradients of placeholders: tensors without storage, one per
+step. Autograd itself thereby knows which steps took part in a backward. No state is kept that
+several backwards, or one that stops before the keys, could corrupt.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Gradients = tuple[Tensor | None, ...]
 
 
 class DeferredMemory:
-    """`AdditiveMemory.attend` for up to `steps` single queries whose key gradients are made last.
+    """Call `AdditiveMemory.attend` for up to `steps` single queries; defer the keys' gradients.
 
-    Results and first derivatives are those of `memory.attend`; asking for second ones is an error.
+    Results and first derivatives are those of `memory.attend`. Second derivatives raise an error.
 
     Args:
-        memory: whose key, value and weight want gradients.
-        steps: how often `attend` may be called.
-        return_weights: whether `attend` returns the weights as well.
+        memory: a memory whose key, value or weight requires a gradient.
+        steps: the largest number of calls of `attend`.
+        return_weights: also return the weights from `attend`.
     """
 
     def __init__(self, memory: AdditiveMemory, steps: int, return_weights: bool) -> None:
@@ -49,7 +49,7 @@ class DeferredMemory:
         )
 
     def attend(self, query: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Context (*lead, 1, dv) of query (*lead, 1, d), and weights (*lead, 1, m) or None."""
+        """Return context (*lead, 1, dv) of query (*lead, 1, d), and weights or None."""
         self.progress.taken += 1
         weights: Tensor | None = None
         if self.return_weights:
@@ -60,10 +60,10 @@ class DeferredMemory:
 
 
 class RepeatedMemory:
-    """`AdditiveMemory.attend` for single queries, nobody knows how many, with deferred gradients.
+    """Call `AdditiveMemory.attend` for any number of single queries; defer the keys' gradients.
 
-    The first step makes its own, as there may be no other; those of later ones are made for up to
-    `MOST` steps at a time. After a backward it begins anew.
+    The first step computes its own, since it may be the only one. Those of later steps are computed
+    for up to `MOST` steps at a time. After a backward it starts again.
     """
 
     MOST = 64
@@ -73,7 +73,7 @@ class RepeatedMemory:
         self.deferred: DeferredMemory | None = None
 
     def attend(self, query: Tensor) -> Any:
-        """Context (*lead, 1, dv) of query (*lead, 1, d), and weights (*lead, 1, m)."""
+        """Return context (*lead, 1, dv) of query (*lead, 1, d), and weights (*lead, 1, m)."""
         if self.deferred is not None and self.deferred.progress.done:
             self.begun, self.deferred = False, None
         if not self.begun or not learns(self.memory):
@@ -86,20 +86,20 @@ class RepeatedMemory:
 
 @dataclass
 class _Progress:
-    """How many steps of a `DeferredMemory` were taken, and whether its gradients were made."""
+    """The progress of a `DeferredMemory`: steps taken, and True once gradients were computed."""
 
     taken: int = 0
     done: bool = False
 
 
 def learns(memory: AdditiveMemory) -> bool:
-    """Whether anything of it wants a gradient now."""
+    """Return True if some tensor of `memory` requires a gradient and gradients are enabled."""
     tensors = memory.key, memory.value, memory.weight
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 class _Keys(torch.autograd.Function):
-    """Placeholders of the queries, contexts and weights; their gradients are those of the keys."""
+    """Makes placeholders; their gradients become those of key, value and weight."""
 
     @staticmethod
     def forward(
@@ -145,7 +145,7 @@ class _Keys(torch.autograd.Function):
 
 
 class _Step(torch.autograd.Function):
-    """Hands a step's results through, and in backward the step to the placeholders."""
+    """Passes a step's results through; in backward, passes the step to the placeholders."""
 
     @staticmethod
     def forward(
@@ -158,11 +158,12 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
-        if torch.is_grad_enabled():  # the step's attention does not know that its keys want any
+        if torch.is_grad_enabled():  # to the step's attention its keys are constants
             raise RuntimeError(
-                "gradients were asked for with create_graph=True, and those of keys that are "
-                "deferred until after the steps have no second derivatives: make AttentionRNN with "
-                "defer_gradients=False, or leave this module out of replace_attention"
+                "create_graph must be False where the gradients of the keys are deferred until "
+                "after the steps, because these have no second derivatives, got True: make "
+                "AttentionRNN with defer_gradients=False, or leave this module out of "
+                "replace_attention"
             )
         if all(grad is None for grad in grads):
             return (None,) * (3 + ctx.places)

@@ -1,4 +1,4 @@
-"""What a decoder keeps between steps: keys prepared once, values, lengths."""
+"""A decoder's memory between steps: keys prepared once, values, lengths."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def prepare_keys(
 
     Args:
         key: (..., m, d), value (..., m, dv), weight (d,) or (..., d), key_lengths: as in
-            `additive_attention`. They are kept, not copied: change none of them in place.
-        activation, negative_slope, scale, backend: as there.
+            `additive_attention`. They are kept, not copied: do not change them in place.
+        activation, negative_slope, scale, backend: as in `additive_attention`.
 
     Returns:
-        An `AdditiveMemory`. Under autocast it holds, and was prepared in, autocast's dtype.
+        An `AdditiveMemory`; under autocast, in autocast's dtype.
 
     Raises:
-        TypeError, ValueError: as there.
+        TypeError, ValueError: as `additive_attention`.
     """
     options = scoring_options(activation, negative_slope, scale, key_lengths)
     problem, lead = arguments.prepared(key, value, weight, options)
@@ -63,7 +63,7 @@ def prepare_keys(
 
 @dataclass(frozen=True, eq=False)
 class AdditiveMemory:
-    """Prepared keys and their values; made by `prepare_keys`. It never changes.
+    """Prepared keys and their values, made by `prepare_keys`; immutable.
 
     Attributes:
         key: (..., m, d); value (..., m, dv); weight (..., d): as they were given.
@@ -125,33 +125,27 @@ class AdditiveMemory:
         return_weights: bool = False,
         return_lse: bool = False,
     ) -> Result:
-        """`additive_attention` of query (..., n, d) to these keys: the same results and gradients.
+        """Compute `additive_attention` of a query to these keys, with its results and gradients.
 
-        query has the dtype and device of the memory, and a leading shape that broadcasts with
-        `lead`. Under an autocast to another dtype than that of the memory, the memory is cast and
-        prepared anew in every call: prepare it there as well.
+        Under an autocast to another dtype than the memory's, every call casts the memory and
+        prepares it anew: call `prepare_keys` under the same autocast.
+
+        Args:
+            query: (..., n, d), of the memory's dtype and device, with a leading shape that
+                broadcasts with `lead`.
+            attn_mask, dropout_p, return_weights, return_lse: as in `additive_attention`.
+
+        Returns:
+            context (*L, n, dv), or a tuple of context, weights and lse as asked for.
 
         Raises:
             TypeError, ValueError: as `additive_attention`.
         """
         kept = self.options
-        options = tuple.__new__(  # in half the time of Options(...)
-            Options,
-            (
-                attn_mask,
-                kept.key_lengths,
-                None,
-                None,
-                kept.packed_key,
-                None,
-                dropout_p,
-                False,
-                kept.activation,
-                kept.negative_slope,
-                kept.scale,
-                return_weights,
-            ),
-        )
+        options = tuple.__new__(Options, (  # in half the time of Options(...)
+            attn_mask, kept.key_lengths, None, None, kept.packed_key, None, dropout_p, False,
+            kept.activation, kept.negative_slope, kept.scale, return_weights,
+        ))  # fmt: skip
         arguments.step(query, self.key, self.lead, options, return_lse)
         if dropout_p:
             options = options.seeded(draw_seed(query.device))

@@ -1,7 +1,7 @@
 """Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3; SC 2011), in torch.
 
-Counter-based: the bits of a pair depend on the seed and on where the pair is, and on nothing else,
-so that every backend, thread count and direction draws the same mask.
+The generator is counter-based: the bits of a pair depend only on the seed and on the position of
+the pair. Every backend draws the same mask, forward and backward, at any number of threads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ROUNDS = 10
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four words of 32 random bits a counter: int64 tensors that hold 32-bit words, broadcast."""
+    """Return four words of 32 random bits per counter; words are int64 tensors and broadcast."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -30,7 +30,7 @@ def philox(
 
 
 def keep_mask(seed: Tensor, dropout_p: float, batch: Tensor, n: int, m: int) -> Tensor:
-    """bool (*L, n, m): the pairs (b, i, j) that dropout keeps.
+    """Return bool (*L, n, m): True for the pairs (b, i, j) that dropout keeps.
 
     seed is a 0-d int64 tensor, batch int64 (*L) holds b. One counter serves four neighbouring keys:
     (j // 4, i, low word of b, high word of b), word j % 4.
@@ -44,10 +44,10 @@ def keep_mask(seed: Tensor, dropout_p: float, batch: Tensor, n: int, m: int) -> 
 
 
 def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """The high and the low word of a product of two words.
+    """Return the high and the low word of a product of two words.
 
-    By halves of `word`, so that int64 never overflows: torch.compile makes C++ of this, where an
-    overflow is undefined, and what the compiler makes of that was seen to be wrong.
+    It multiplies the halves of `word`, so that int64 never overflows: torch.compile generates C++,
+    where overflow is undefined and was seen to give wrong words.
     """
     lower = (word & 0xFFFF) * multiplier
     upper = (word >> 16) * multiplier + (lower >> 16)

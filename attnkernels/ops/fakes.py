@@ -48,7 +48,7 @@ def _backward(
     wanted: int,
     **others: Any,
 ) -> tuple[Tensor, ...]:
-    lead = _attention_lead(query, key, value, weight, attn_mask, **others)
+    lead = _attention_lead(query, key, value, weight, attn_mask=attn_mask, **others)
     mask = attn_mask.shape if attn_mask is not None and wanted & MASK else (0,)
     return (
         _gradient(query, lead, 2, wanted & QUERY),
@@ -98,14 +98,9 @@ def _lead(query: Tensor, key: Tensor, weight: Tensor, *others: tuple[int, ...]) 
 
 
 def _attention_lead(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    attn_mask: Tensor | None,
-    key_lengths: Tensor | None,
-    **_: Any,
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **others: Any
 ) -> tuple[int, ...]:
+    attn_mask, key_lengths = others["attn_mask"], others["key_lengths"]
     mask_lead = () if attn_mask is None else attn_mask.shape[:-2]
     lengths_lead = () if key_lengths is None else key_lengths.shape
     return _lead(query, key, weight, value.shape[:-2], mask_lead, lengths_lead)

@@ -1,4 +1,4 @@
-"""Shapes, dtypes and masks of a call: how its arguments broadcast and which pairs take part."""
+"""Shapes, dtypes and masks of a call: the leading shape, and the pairs that take part."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the arithmetic, and of lse."""
+    """Return the dtype of the arithmetic, and of lse."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def leading_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that `shapes` broadcast to; ValueError where they do not.
+    """Return the shape that `shapes` broadcast to; raise ValueError where they do not.
 
-    `torch.broadcast_shapes` for a step that counts microseconds: equal shapes cost a comparison.
+    Faster than `torch.broadcast_shapes` where it counts: equal shapes cost one comparison.
     """
     result = shapes[0]
     for shape in shapes[1:]:
@@ -37,7 +37,7 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def present_keys(key_lengths: Tensor, m: int) -> Tensor:
-    """bool (*lengths, m): the keys before the end of their sequence."""
+    """Return bool (*lengths, m): True for keys before the end of their sequence."""
     return torch.arange(m, device=key_lengths.device) < key_lengths.unsqueeze(-1)
 
 
@@ -48,9 +48,9 @@ def combine_masks(
     key_lengths: Tensor | None,
     is_causal: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(taking_part, bias) of (E2), each None or broadcastable to (*L, n, m).
+    """Return (taking_part, bias) of (E2), each None or broadcastable to (*L, n, m).
 
-    taking_part is bool: the pairs that nothing excludes. bias is floating: what is added to s.
+    taking_part is bool, True for the pairs that no mask excludes. bias is floating and added to s.
     """
     n, m = query.shape[-2], key.shape[-2]
     bias = None

@@ -40,6 +40,8 @@ def arguments(operator: str, device: str = "cpu") -> dict[str, Any]:
 @pytest.mark.parametrize("operator", SIGNATURES)
 def test_an_unknown_code_is_an_error(fused: str, operator: str, device: str) -> None:
     name = f"{fused}_{operator}"
+    if not hasattr(torch.ops.attnkernels, f"{fused}_forward"):
+        pytest.skip("it has no operators")
     if not hasattr(torch.ops.attnkernels, name):
         assert operator == "pack_keys"  # the backend takes keys as they are
         return
