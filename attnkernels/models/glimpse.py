@@ -1,31 +1,30 @@
-"""Recurrent visual attention: a few glimpses of an image, each chosen after those before it.
+"""Recurrent visual attention: a few glimpses of an image, each chosen after the earlier ones.
 
-Mnih et al., "Recurrent Models of Visual Attention" (1406.6247). Nothing attends to the whole image:
-the cost of a classification is that of its glimpses, whatever the size of the image.
+Mnih et al., "Recurrent Models of Visual Attention" (1406.6247). Nothing attends to the whole image,
+so the cost of a classification is that of its glimpses, whatever the size of the image.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..nn import score_function_loss
-from ..nn.projections import check_sizes
+from ..functional import checks
+from ..nn import inputs, score_function_loss
 
 
 class Glimpses(NamedTuple):
-    """What `RecurrentAttentionModel` saw and made of it, T being the number of glimpses.
+    """The result of `RecurrentAttentionModel`, T being the number of glimpses.
 
     Attributes:
         logits: (B, classes), after the last glimpse.
         locations: (B, T, 2), the centres of the glimpses as (x, y): (-1, -1) is the upper left
             corner of the image, (1, 1) the lower right one. The first is (0, 0).
-        log_prob: (B, T - 1), the log-density of each location that was chosen.
-        baseline: (B, T - 1), the reward that was expected before each choice.
+        log_prob: (B, T - 1), the log-density of each chosen location.
+        baseline: (B, T - 1), the reward expected before each choice.
     """
 
     logits: Tensor
@@ -35,31 +34,27 @@ class Glimpses(NamedTuple):
 
 
 def glimpse(images: Tensor, locations: Tensor, size: int, scales: int = 1) -> Tensor:
-    """The glimpse sensor (sections 3.1 and 4): square windows, the wider the more coarsely seen.
+    """Return square windows, the wider the coarser: the glimpse sensor (sections 3.1 and 4).
 
-    The window of scale k is ``size * 2**k`` pixels wide and pooled by the mean to ``size``. What
-    lies outside the image is 0. A window whose edges fall between pixels is interpolated
-    bilinearly. The result has gradients for images and locations; the paper uses none for these.
+    The window of scale k is ``size * 2**k`` pixels wide and mean-pooled to ``size``. Pixels outside
+    the image are 0. A window whose edges fall between pixels is interpolated bilinearly. The result
+    has gradients for images and locations; the paper does not use the latter.
 
     Args:
         images: (B, C, H, W), floating.
         locations: (B, 2), in images' dtype: the centre of the windows, as in `Glimpses`.
-        size: pixels of a side of the result, at least 1.
-        scales: how many windows, at least 1.
+        size: pixels per side of the result, at least 1.
+        scales: number of windows, at least 1.
 
     Returns:
         (B, scales, C, size, size), the finest scale first.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message says which and how.
+        TypeError, ValueError: an argument does not fit; the message names it.
     """
-    check_sizes(size=size, scales=scales)
+    inputs.sizes(size=size, scales=scales)
     check_images(images, None)
-    if locations.shape != (len(images), 2) or locations.dtype != images.dtype:
-        raise ValueError(
-            f"locations is {tuple(locations.shape)}, {locations.dtype}; it must be "
-            f"({len(images)}, 2), {images.dtype}, as images is"
-        )
+    checks.tensor("locations", locations, "(B, 2)", (len(images), 2), (images.dtype,))
     height, width = images.shape[-2:]
     seen = []
     for scale in (2**k for k in range(scales)):
@@ -74,30 +69,31 @@ def glimpse(images: Tensor, locations: Tensor, size: int, scales: int = 1) -> Te
 
 
 class RecurrentAttentionModel(nn.Module):
-    """A classifier that looks `glimpses` times (sections 3.1 and 4; their figure 1).
+    """A classifier that looks `glimpses` times (sections 3.1 and 4, figure 1).
 
         g_t = relu(W relu(W sensor(image, l_t)) + W relu(W l_t))     the glimpse network
         h_t = relu(W h_{t-1} + W g_t)                                the core
         l_{t+1} ~ Normal(tanh(W h_t), std)                           the location network
 
-    The class is a linear map of the last h, and all W have a bias. In training locations are drawn;
-    in `eval` mode they are the means. A location is a choice, through which no gradient goes: what
-    chose it learns by the score function (`hybrid_loss`), the location network and through h_t what
-    that was made of. What the paper leaves open: the first location is the centre of the image, and
-    tanh keeps means in it.
+    The logits are a linear map of the last h, and all W have a bias. In training locations are
+    drawn; in `eval` mode they are the means. No gradient passes through a location: the location
+    network, and through h_t the rest, learn from it by the score function (`hybrid_loss`). Two
+    choices that the paper leaves open: the first location is the centre of the image, and tanh
+    keeps the means inside it.
 
     Args:
-        classes: how many there are.
+        classes: number of classes.
         channels: of an image.
         size: of the finest window in pixels (in the paper 8 for 28x28 images, 12 for 60x60).
-        scales: how many windows a glimpse has (in the paper 1; 3 or 4 where digits are moved).
-        glimpses: how many, at least 1 (in the paper 2 to 8).
+        scales: windows per glimpse (in the paper 1; 3 or 4 for translated digits).
+        glimpses: number of glimpses, at least 1 (in the paper 2 to 8).
         features: of relu(W sensor) and of relu(W l); g_t has twice as many (in the paper 128).
-        hidden: of the core (in the paper 256).
-        std: of the policy, in units of half an image; positive.
+        hidden: features of the core (in the paper 256).
+        std: standard deviation of the policy, in units of half an image; positive and finite.
 
     Raises:
-        ValueError: a size is not a positive int, or ``std`` is not positive.
+        TypeError: ``std`` is not a number.
+        ValueError: a size is not a positive int, or ``std`` is not positive and finite.
     """
 
     def __init__(
@@ -113,10 +109,11 @@ class RecurrentAttentionModel(nn.Module):
         std: float = 0.15,
     ) -> None:
         super().__init__()
-        check_sizes(classes=classes, channels=channels, size=size, scales=scales)
-        check_sizes(glimpses=glimpses, features=features, hidden=hidden)
-        if not 0 < std < math.inf:
-            raise ValueError(f"std is {std!r}; it must be positive and finite")
+        inputs.sizes(classes=classes, channels=channels, size=size, scales=scales)
+        inputs.sizes(glimpses=glimpses, features=features, hidden=hidden)
+        checks.number("std", std)
+        if std <= 0:
+            raise ValueError(f"std must be positive, got {std}")
         self.channels, self.size, self.scales = channels, size, scales
         self.glimpses, self.std = glimpses, std
         self.what = nn.Linear(scales * channels * size**2, features)
@@ -130,8 +127,11 @@ class RecurrentAttentionModel(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew: He's for what a relu follows (1502.01852), the identity for the
-        core's recurrence (Le et al., 1504.00941), and small ones for the three heads."""
+        """Draw all parameters anew.
+
+        Layers before a relu are He's (1502.01852), the core's recurrence is the identity (Le et
+        al., 1504.00941), and the three heads are small.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -145,18 +145,18 @@ class RecurrentAttentionModel(nn.Module):
 
     @property
     def windows(self) -> list[int]:
-        """The width of each scale's window, in pixels."""
+        """Width of each scale's window, in pixels."""
         return [self.size * 2**k for k in range(self.scales)]
 
     def forward(self, images: Tensor, *, generator: torch.Generator | None = None) -> Glimpses:
-        """Look, and say the class.
+        """Look at images and classify them.
 
         Args:
             images: (B, channels, H, W), in the parameters' dtype.
-            generator: of the locations that are drawn in training; torch's own by default.
+            generator: of the locations drawn in training; torch's own by default.
 
         Raises:
-            TypeError, ValueError: images does not fit; the message says how.
+            TypeError, ValueError: images does not fit.
         """
         check_images(images, self.channels)
         location = images.new_zeros(len(images), 2)
@@ -184,26 +184,29 @@ class RecurrentAttentionModel(nn.Module):
         return Glimpses(logits, chosen, log_prob, torch.stack(baselines, 1))
 
     def glimpse_network(self, images: Tensor, location: Tensor) -> Tensor:
-        """g_t (B, 2 * features), of what is seen and of where."""
+        """Return g_t (B, 2 * features), which combines what is seen with where."""
         seen = glimpse(images, location, self.size, self.scales).flatten(1)
         what, where = self.what(seen).relu(), self.where(location).relu()
         return (self.glimpse_from_what(what) + self.glimpse_from_where(where)).relu()
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 def hybrid_loss(result: Glimpses, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three losses of section 3.2, each a mean over the batch; their sum is what trains.
+    """Return the three losses of section 3.2, each a mean over the batch; train with their sum.
 
-    The cross-entropy of the labels (their hybrid supervised loss) teaches classifier, core and
-    glimpse network. The score-function loss, summed over the choices, teaches locator, core and
-    glimpse network: the reward is 1 where the likeliest class is the label, else 0. The squared
-    error of the reward that was expected teaches the baseline alone.
+    The cross-entropy of the labels (the paper's hybrid supervised loss) teaches the classifier, the
+    core and the glimpse network. The score-function loss, summed over the choices, teaches the
+    locator, the core and the glimpse network: the reward is 1 if the likeliest class is the label,
+    otherwise 0. The squared error of the expected reward teaches the baseline alone.
 
     Args:
         result: of a model in training.
         labels: (B,), int64, the classes.
 
     Returns:
-        cross-entropy, score-function loss, squared error; each ().
+        The cross-entropy, the score-function loss and the squared error, each ().
     """
     reward = (result.logits.argmax(-1) == labels).to(result.logits.dtype).unsqueeze(-1)
     policy = score_function_loss(result.log_prob, reward, result.baseline).sum(-1).mean()
@@ -212,10 +215,7 @@ def hybrid_loss(result: Glimpses, labels: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def check_images(images: Tensor, channels: int | None) -> None:
-    """Complain of images that are not floating (B, C, H, W), or of other channels."""
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        given = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images is {given}; it must be a floating tensor")
-    if images.ndim != 4 or (channels is not None and images.shape[1] != channels):
-        wanted = "C" if channels is None else channels
-        raise ValueError(f"images has shape {tuple(images.shape)}; it must be (B, {wanted}, H, W)")
+    """Raise unless images is floating (B, C, H, W), with this number of channels if not None."""
+    checks.tensor("images", images, "(B, C, H, W)", (None, channels, None, None))
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating, got {images.dtype}")

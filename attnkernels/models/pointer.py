@@ -1,32 +1,32 @@
 """Pointer networks: the output is a sequence of positions of the input.
 
-Vinyals, Fortunato and Jaitly, "Pointer Networks" (1506.03134). An output vocabulary that grows with
-the input needs no embedding and no readout: attention's distribution over the input is the output.
+Vinyals, Fortunato and Jaitly, "Pointer Networks" (1506.03134). The output vocabulary grows with the
+input, so there is no embedding and no readout: attention's distribution over the input is the
+output.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ..nn import Decoded, PointerHead, beam_search, greedy_search
-from ..nn.projections import check_features, check_sizes
-from .seq2seq import check_lengths, check_tokens
+from ..functional import checks
+from ..nn import Decoded, PointerHead, beam_search, greedy_search, inputs
+from .common import lengths_on_cpu, read, tokens
 
-SYMBOL = 0  # as an input it begins, as an output it ends; positions are counted from 1
+SYMBOL = 0  # begins an input sequence and ends an output sequence; positions count from 1
 
 
 class Points(NamedTuple):
-    """A source as the decoder reads it: its positions from 1, before them the symbol.
+    """A source as the decoder reads it: the symbol, then the positions from 1.
 
     Attributes:
         source: (B, m + 1, features).
         key: (B, m + 1, hidden_dim).
-        key_lengths: (B,), the symbol included.
+        key_lengths: (B,), int64, the symbol included.
         state: h and c of the encoder after the last vector, (1, B, hidden_dim) each.
     """
 
@@ -37,33 +37,40 @@ class Points(NamedTuple):
 
     @property
     def batch(self) -> int:
+        """B, the number of sources."""
         return len(self.key)
 
     @property
     def device(self) -> torch.device:
+        """The device of the keys."""
         return self.key.device
 
 
 class PointerState(NamedTuple):
-    """What a step hands to the next: h and c (R, hidden_dim), and which positions are free."""
+    """The state that one step hands to the next.
+
+    Attributes:
+        h, c: (R, hidden_dim), of the decoder.
+        free: (R, m + 1), bool: True for positions that were not pointed at.
+    """
 
     h: Tensor
     c: Tensor
-    free: Tensor  # (R, m + 1), bool
+    free: Tensor
 
     def index_select(self, index: Tensor) -> PointerState:
-        """The rows `index`."""
+        """Return the rows `index` (1-D, int32 or int64)."""
         return PointerState(*(x.index_select(0, index) for x in self))
 
 
 class PointerNetwork(nn.Module):
-    """An LSTM reads vectors P_1 ... P_n, a second one points at them (section 2.3; figure 1b).
+    """One LSTM reads vectors P_1 ... P_n, a second one points at them (section 2.3; figure 1b).
 
         e_j = encoder(P_1 ... P_j)        d_i = decoder(d_{i-1}, P_{C_{i-1}}), from the last e
         u_ij = v . tanh(W_1 e_j + W_2 d_i)    p(C_i | C_1 ... C_{i-1}, P) = softmax_j(u_ij)
 
-    P_0 is the symbol that begins an output and e_0 that which ends it; both are learned. What was
-    pointed at goes into the decoder, but no context does: u is all that attention is for.
+    P_0 is the symbol that begins an output, e_0 the one that ends it; both are learned. The vector
+    pointed at is the next input of the decoder. There is no context: attention serves u alone.
 
     Args:
         features: of a vector P_j, 2 for points of a plane.
@@ -74,7 +81,8 @@ class PointerNetwork(nn.Module):
         backend: as in `attnkernels.additive_scores`.
 
     Raises:
-        ValueError: a size is not a positive int.
+        TypeError: ``distinct`` is not a bool.
+        ValueError: a size is not a positive int, or ``backend`` is not the name of a backend.
     """
 
     def __init__(
@@ -86,7 +94,8 @@ class PointerNetwork(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(features=features, hidden_dim=hidden_dim)
+        inputs.sizes(features=features, hidden_dim=hidden_dim)
+        checks.flags(distinct=distinct)
         self.features, self.distinct = features, distinct
         self.encoder = nn.LSTM(features, hidden_dim, batch_first=True)
         self.decoder = nn.LSTM(features, hidden_dim, batch_first=True)
@@ -95,7 +104,7 @@ class PointerNetwork(nn.Module):
         self.end = nn.Parameter(torch.empty(hidden_dim).uniform_(-0.08, 0.08))
 
     def forward(self, source: Tensor, source_lengths: Tensor, target: Tensor) -> Tensor:
-        """Log-probabilities of every position, given those before it (equation 3).
+        """Return the log-probabilities of every position, given those before it (equation 3).
 
         Args:
             source: (B, m, features), in the parameters' dtype: the vectors P.
@@ -103,18 +112,16 @@ class PointerNetwork(nn.Module):
             target: (B, T), int64: positions from 1, then 0 for the end, and as padding.
 
         Returns:
-            (B, T, m + 1): row t is of the distribution of ``target[:, t]``, the end first. What
-            cannot be pointed at has -inf. Rows of padding mean nothing.
+            (B, T, m + 1): row t is of the distribution of ``target[:, t]``, the end first.
+            Positions that cannot be pointed at have -inf. Rows of padding are meaningless.
 
         Raises:
-            TypeError, ValueError: an argument does not fit; the message says which and how.
+            TypeError, ValueError: an argument does not fit; the message names it.
         """
         points = self.encode(source, source_lengths)
-        check_tokens("target", target, points.key.shape[1])
-        if len(target) != points.batch:
-            raise ValueError(f"target has a batch of {len(target)}; source has {points.batch}")
+        tokens("target", target, points.key.shape[1], points.batch)
         if (target >= points.key_lengths.unsqueeze(1)).any():
-            raise ValueError("target points beyond source_lengths; it must point within")
+            raise ValueError("target must point within source_lengths, got a position beyond")
         before = F.pad(target[:, :-1], (1, 0))
         rows = torch.arange(points.batch, device=target.device).unsqueeze(1)
         d, _ = self.decoder(points.source[rows, before], points.state)
@@ -123,11 +130,14 @@ class PointerNetwork(nn.Module):
             free = F.one_hot(before, points.key.shape[1]).cumsum(1) == 0
             free[..., SYMBOL] = True
             if not free.gather(2, target.unsqueeze(-1)).all():
-                raise ValueError("target points twice at a position; distinct forbids it")
+                raise ValueError("target must be distinct positions, got one of them twice")
         return self.head(d, points.key, key_lengths=points.key_lengths, attn_mask=free)
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
     def loss(self, source: Tensor, source_lengths: Tensor, target: Tensor) -> Tensor:
-        """-log p of a position (equation 2): the mean over all of `target`, ends included.
+        """Return -log p of a position (equation 2): the mean over `target`, ends included.
 
         Arguments and errors are those of `forward`.
         """
@@ -137,7 +147,7 @@ class PointerNetwork(nn.Module):
         return F.nll_loss(log_p[counts], target[counts])
 
     def greedy_search(self, source: Tensor, source_lengths: Tensor, *, max_length: int) -> Decoded:
-        """`attnkernels.nn.greedy_search`: its tokens are those of a target.
+        """Run `attnkernels.nn.greedy_search`; its tokens are those of a target.
 
         Arguments and errors are those of `forward` and of that search.
         """
@@ -153,44 +163,36 @@ class PointerNetwork(nn.Module):
         beams: int = 4,
         length_penalty: float = 0.0,
     ) -> Decoded:
-        """`attnkernels.nn.beam_search`: its tokens are those of a target. As `greedy_search`."""
-        points = self.encode(source, source_lengths)
+        """Run `attnkernels.nn.beam_search`; otherwise as `greedy_search`."""
+        found = _searched(self.encode(source, source_lengths))
         return beam_search(
-            self,
-            **_searched(points),
-            max_length=max_length,
-            beams=beams,
-            length_penalty=length_penalty,
+            self, **found, max_length=max_length, beams=beams, length_penalty=length_penalty
         )
 
     def encode(self, source: Tensor, source_lengths: Tensor) -> Points:
-        """The source and what the encoder makes of it; arguments and errors as in `forward`."""
-        check_features("source", source, self.features, "features")
-        if source.ndim != 3:
-            raise ValueError(f"source has shape {tuple(source.shape)}; it must be (B, m, features)")
-        lengths = check_lengths(source[..., 0], source_lengths)
-        packed = pack_padded_sequence(source, lengths, batch_first=True, enforce_sorted=False)
-        e, state = self.encoder(packed)
-        e, _ = pad_packed_sequence(e, batch_first=True, total_length=source.shape[1])
+        """Return the source and its encoding; arguments and errors are those of `forward`."""
+        checks.tensor("source", source, "(B, m, features)", (None, None, self.features))
+        lengths = lengths_on_cpu("source_lengths", source_lengths, *source.shape[:2])
+        e, state = read(self.encoder, source, lengths)
         begin, end = (x.expand(len(source), 1, -1) for x in (self.begin, self.end))
         lengths = lengths.to(source.device)
         return Points(torch.cat([begin, source], 1), torch.cat([end, e], 1), lengths + 1, state)
 
-    # What the searches step through: a step takes tokens and gives log-probabilities.
+    # The methods of `attnkernels.nn.decoding.Steps`: a step maps tokens to log-probabilities.
 
     def prepared(self, memory: Points, key_lengths: Tensor | None = None) -> Points:
-        """The points, which are prepared."""
+        """Return the points, which need no preparation."""
         return memory
 
     def initial_state(self, prepared: Points, state: Any = None) -> PointerState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         h, c = prepared.state
         return PointerState(h[0], c[0], torch.ones_like(prepared.key[..., 0], dtype=torch.bool))
 
     def step(
         self, inputs: Tensor, prepared: Points, state: PointerState
     ) -> tuple[Tensor, None, PointerState]:
-        """Log-probabilities (R, m + 1) after the tokens inputs (R,), R / B beams of a source."""
+        """Return log-probabilities (R, m + 1) after tokens inputs (R,), R / B beams per source."""
         beams = len(inputs) // prepared.batch
         rows = torch.arange(prepared.batch, device=inputs.device).repeat_interleave(beams)
         free = state.free.scatter(1, inputs.unsqueeze(1), False)
@@ -207,7 +209,7 @@ class PointerNetwork(nn.Module):
 
 
 def _searched(points: Points) -> dict[str, Any]:
-    """What a search is told of a pointer network: tokens and log-probabilities are as they are."""
+    """Return the arguments of a search; its inputs are tokens, its logits log-probabilities."""
     return {
         "memory": points,
         "embed": lambda tokens: tokens,

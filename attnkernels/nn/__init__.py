@@ -1,4 +1,4 @@
-"""Modules of additive attention, on the functional API: projections, decoders, pointers."""
+"""Modules of additive attention: projections, decoders, pointers, pooling, and searches."""
 
 from .alignment import AlignmentState, ProjectedMemory
 from .attention import AdditiveAttention, PreparedMemory
@@ -10,7 +10,8 @@ from .monotonic import MonotonicAttention, expected_alignment
 from .pointer import PointerHead
 from .pooling import AttentionPooling
 from .projections import Projections
-from .rnn import AttentionRNN, DecoderState
+from .rnn import AttentionRNN
+from .state import DecoderState
 
 __all__ = [
     "AdditiveAttention",

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from ..functional.attention import Result, additive_attention
+from ..functional import checks
+from ..functional.attention import additive_attention
 from ..functional.memory import AdditiveMemory, prepare_keys
-from .projections import Projections, check_features, merge_heads, split_heads, zero_padding
+from ..functional.results import Pair, Triple
+from ..ops.codes import ActivationName
+from . import inputs
+from .projections import Projections, merge_heads, split_heads
+
+if TYPE_CHECKING:
+    from .overloads import MasksEitherWay, MasksNoWeights, MasksWithWeights, Unpack
+
+# A result of the operator, or of its deferred form: contexts, and weights if they are wanted.
+Attended = Tensor | tuple[Tensor, Tensor | None] | Triple
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedMemory:
-    """What a decoder keeps between steps; made by `AdditiveAttention.prepare`. It never changes.
+    """The keys and values that a decoder keeps between steps; immutable.
+
+    Made by `AdditiveAttention.prepare`.
 
     Attributes:
-        memory: the projected keys, values and score vector: `lead` is (B,), with heads (B, H).
+        memory: the projected keys, the values and the score vector; its `lead` is (B,), with heads
+            (B, H).
         num_heads: H.
     """
 
@@ -28,12 +41,12 @@ class PreparedMemory:
 
     @property
     def batch(self) -> int:
-        """B: how many sequences there are to attend to."""
+        """B, the number of sequences to attend to."""
         return self.memory.lead[0]
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """The device of the keys."""
         return self.memory.key.device
 
     @property
@@ -42,7 +55,7 @@ class PreparedMemory:
         return self.memory.value.shape[-1] * self.num_heads
 
     def index_select(self, index: Tensor) -> PreparedMemory:
-        """The sequences `index` (1-D, int32 or int64) of the batch: how beams are reordered.
+        """Return the sequences `index` (1-D, int32 or int64) of the batch: reorder beams.
 
         Raises:
             TypeError, ValueError: as `AdditiveMemory.index_select`.
@@ -56,10 +69,11 @@ class AdditiveAttention(Projections):
         s_ij = scale * w . f(W s_i + V h_j + b)    a_i = softmax_j(s_ij)    c_i = sum_j a_ij u_j
 
     With heads the hidden features and the values are split as in multi-head attention, and the
-    contexts of the heads are put one after another.
+    contexts of the heads are concatenated.
 
     Args:
-        query_dim, key_dim, hidden_dim, num_heads, bias, normalize, device, dtype: of `Projections`.
+        query_dim, key_dim, hidden_dim, num_heads, bias, normalize, device, dtype: as in
+            `Projections`.
         activation: f: "tanh", "sigmoid", "relu" or "leaky_relu" (GATv2).
         negative_slope: in [0, 1], of "leaky_relu".
         dropout: in [0, 1], the probability that a weight is dropped; in training only.
@@ -67,7 +81,9 @@ class AdditiveAttention(Projections):
         backend: as in `additive_attention`.
 
     Raises:
-        ValueError: a size, `dropout` or `activation` is not one of these; the message says which.
+        TypeError: a number or flag has the wrong type.
+        ValueError: a size, ``dropout``, ``negative_slope`` or ``scale`` is out of range, or a name
+            is unknown.
     """
 
     def __init__(
@@ -79,7 +95,7 @@ class AdditiveAttention(Projections):
         num_heads: int = 1,
         bias: bool = True,
         normalize: bool = False,
-        activation: str = "tanh",
+        activation: ActivationName = "tanh",
         negative_slope: float = 0.2,
         dropout: float = 0.0,
         scale: float = 1.0,
@@ -97,11 +113,24 @@ class AdditiveAttention(Projections):
             device=device,
             dtype=dtype,
         )
-        check_dropout(dropout)
-        check_scoring(activation, negative_slope, scale)
+        checks.number("dropout", dropout, 0, 1)
+        checks.scoring(activation, negative_slope, scale)
+        inputs.backend_name(backend)
         self.activation, self.negative_slope = activation, negative_slope
         self.dropout, self.scale, self.backend = dropout, scale, backend
 
+    @overload
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[MasksNoWeights]
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[MasksWithWeights]
+    ) -> Pair: ...
+    @overload
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[MasksEitherWay]
+    ) -> Tensor | Pair: ...
     def forward(
         self,
         query: Tensor,
@@ -111,77 +140,91 @@ class AdditiveAttention(Projections):
         key_lengths: Tensor | None = None,
         attn_mask: Tensor | None = None,
         return_weights: bool = False,
-    ) -> Result:
-        """Contexts of the queries.
+    ) -> Tensor | Pair:
+        """Return the contexts of the queries.
 
         Args:
-            query: (B, n, query_dim), or (B, query_dim) for one query a sequence.
-            key: (B, m, key_dim).
-            value: (B, m, value_dim), value_dim a multiple of num_heads; the keys as given, before
-                their projection, where it is None.
-            key_lengths: (B,), int32 or int64: how many keys of each sequence take part.
-            attn_mask: bool (True takes part) or floating (added to the scores), broadcastable to
-                the shape of the weights.
+            query: (B, n, query_dim), or (B, query_dim) for one query per sequence; of the dtype of
+                the parameters.
+            key: (B, m, key_dim), of the same dtype.
+            value: (B, m, value_dim), value_dim a multiple of num_heads; by default the keys as
+                given, before their projection.
+            key_lengths: (B,), int32 or int64, in [0, m]: how many keys of each sequence take part.
+                The range is checked on a CPU only.
+            attn_mask: broadcastable to the shape of the weights; bool (True takes part) or of
+                query's dtype (added to the score; -inf excludes). With heads a mask of each
+                sequence is (B, 1, n, m): the first dimension of (x, n, m) is that of the heads.
             return_weights: also return the weights, after dropout.
 
         Returns:
-            contexts (B, n, value_dim); with ``return_weights`` a tuple of them and the weights
-            (B, n, m), with heads (B, H, n, m). For one query a sequence, all of them without n.
+            The contexts (B, n, value_dim); with ``return_weights`` a tuple of them and the weights
+            (B, n, m), with heads (B, H, n, m). Both lack n for one query per sequence.
 
         Raises:
-            TypeError, ValueError: an argument does not fit; the message says which and how.
+            TypeError, ValueError: an argument does not fit; the message names it.
         """
-        check_features("key", key, self.key_dim, "key_dim")
-        check_memory("key", key, key if value is None else value, self.num_heads)
-        lengths = per_head(key_lengths, key.shape[0], self.num_heads)
-        key = zero_padding(key, key_lengths)
-        value = key if value is None else value
-        q = project_rows(self, query, key.shape[0])
-        one = query.ndim == 2
+        key, value = inputs.memory(self, "key", key, value, key_lengths, range_later=True)
+        batch, m, _ = key.shape
+        heads = {"H": self.num_heads} if self.num_heads > 1 else {}
+        steps = inputs.query_or_queries(self, query, batch)
+        attn_mask = inputs.mask(attn_mask, query, B=batch, **heads, **steps, m=m)
+        if attn_mask is not None and attn_mask.ndim and not steps:
+            attn_mask = attn_mask.unsqueeze(-2)
         result = additive_attention(
-            q,
-            self.project_key(key),
+            self._rows(query),
+            self._keys(key),
             split_heads(value, self.num_heads),
             self.score_weight(),
-            attn_mask=attn_mask.unsqueeze(-2) if one and attn_mask is not None else attn_mask,
-            key_lengths=lengths,
+            attn_mask=attn_mask,
+            key_lengths=self._per_head(key_lengths),
             dropout_p=self.dropout_now,
             return_weights=return_weights,
             **self._scoring(),
         )
-        return self._rows(result, one)
+        return _results(*self._merged(result, query.ndim == 2))
 
     def prepare(
         self, memory: Tensor, key_lengths: Tensor | None = None, value: Tensor | None = None
     ) -> PreparedMemory:
-        """Project and prepare keys once for the `step`s of a decoder; as in `forward`.
+        """Project and prepare keys once for every `step` of a decoder.
 
         Args:
-            memory: (B, m, key_dim), key_lengths (B,), value (B, m, value_dim) or None: as there.
+            memory: (B, m, key_dim), the key of `forward`.
+            key_lengths, value: as in `forward`.
 
         Raises:
-            TypeError, ValueError: as there.
+            TypeError, ValueError: as `forward`.
         """
-        check_features("memory", memory, self.key_dim, "key_dim")
-        check_memory("memory", memory, memory if value is None else value, self.num_heads)
-        lengths = per_head(key_lengths, memory.shape[0], self.num_heads)
-        memory = zero_padding(memory, key_lengths)
-        value = memory if value is None else value
+        key, value = inputs.memory(self, "memory", memory, value, key_lengths, range_later=True)
         prepared = prepare_keys(
-            self.project_key(memory),
+            self._keys(key),
             split_heads(value, self.num_heads),
             self.score_weight(),
-            key_lengths=lengths,
+            key_lengths=self._per_head(key_lengths),
             **self._scoring(),
         )
         return PreparedMemory(prepared, self.num_heads)
 
-    def step(self, query: Tensor, prepared: PreparedMemory, return_weights: bool = False) -> Result:
-        """`forward` to keys that are prepared.
+    @overload
+    def step(
+        self, query: Tensor, prepared: PreparedMemory, return_weights: Literal[False] = ...
+    ) -> Tensor: ...
+    @overload
+    def step(
+        self, query: Tensor, prepared: PreparedMemory, return_weights: Literal[True]
+    ) -> Pair: ...
+    @overload
+    def step(
+        self, query: Tensor, prepared: PreparedMemory, return_weights: bool
+    ) -> Tensor | Pair: ...
+    def step(
+        self, query: Tensor, prepared: PreparedMemory, return_weights: bool = False
+    ) -> Tensor | Pair:
+        """Attend to prepared keys: `forward` with its keys, values and lengths.
 
         Args:
-            query: (B, query_dim), or (B, n, query_dim): n beams of one sequence, say.
-            prepared: of `prepare`.
+            query: (B, query_dim), or (B, n, query_dim) for n beams per sequence, say.
+            prepared: from `prepare`.
             return_weights: also return the weights.
 
         Returns:
@@ -190,35 +233,50 @@ class AdditiveAttention(Projections):
         Raises:
             TypeError, ValueError: as `forward`.
         """
-        if not isinstance(prepared, PreparedMemory):
-            raise TypeError(
-                f"prepared is a {type(prepared).__name__}; it must be what prepare() returned"
-            )
-
-        def attend(q: Tensor) -> Result:
-            return prepared.memory.attend(
-                q, dropout_p=self.dropout_now, return_weights=return_weights
-            )
-
-        return self.step_by(query, prepared.batch, attend)
-
-    def step_by(self, query: Tensor, batch: int, attend: Callable[[Tensor], Result]) -> Result:
-        """`step` where ``attend`` takes projected queries (B, [H,] n, d) to the memory."""
-        return self._rows(attend(project_rows(self, query, batch)), query.ndim == 2)
+        checks.instance("prepared", prepared, PreparedMemory, "what prepare() returned")
+        inputs.query_or_queries(self, query, prepared.batch)
+        return _results(*self._attend_to(prepared, return_weights)(query))
 
     @property
     def dropout_now(self) -> float:
         """`dropout` in training, otherwise 0."""
         return self.dropout if self.training else 0.0
 
-    def _rows(self, result: Result, one: bool) -> Result:
-        """The operator's result in the shapes of this module: `one` query a sequence, or n."""
-        context, weights = result if isinstance(result, tuple) else (result, None)
+    def _attend_to(
+        self, prepared: PreparedMemory, return_weights: bool
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+        """Return `step` to this memory as a function of a query that is checked already."""
+        memory, dropout_p = prepared.memory, self.dropout_now
+
+        def attend(q: Tensor) -> Attended:
+            return memory.attend(q, dropout_p=dropout_p, return_weights=return_weights)
+
+        return lambda query: self._attend_by(query, attend)
+
+    def _attend_by(
+        self, query: Tensor, attend: Callable[[Tensor], Attended]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the contexts and weights of a query that is checked already."""
+        return self._merged(attend(self._rows(query)), query.ndim == 2)
+
+    def _rows(self, query: Tensor) -> Tensor:
+        """Return the projected query (B, [H,] n, d), with n = 1 if it has none."""
+        return self._queries(query.unsqueeze(-2) if query.ndim == 2 else query)
+
+    def _merged(self, result: Attended, one: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the operator's result with its heads merged, without n for one query."""
+        context, weights = contexts_and_weights(result)
         context = merge_heads(context, self.num_heads)
-        context = context.squeeze(-2) if one else context
-        if weights is None:
-            return context
-        return context, weights.squeeze(-2) if one else weights
+        if one:
+            context = context.squeeze(-2)
+            weights = None if weights is None else weights.squeeze(-2)
+        return context, weights
+
+    def _per_head(self, key_lengths: Tensor | None) -> Tensor | None:
+        """Return lengths (B,) as they broadcast to the operator's leading shape."""
+        if key_lengths is None or self.num_heads == 1:
+            return key_lengths
+        return key_lengths.unsqueeze(-1)
 
     def _scoring(self) -> dict[str, Any]:
         return {
@@ -234,58 +292,14 @@ class AdditiveAttention(Projections):
             f"scale={self.scale}"
         )
 
-
-def project_rows(projections: Projections, query: Tensor, batch: int) -> Tensor:
-    """The projected query (B, [H,] n, d) of one that is (B, n, query_dim) or (B, query_dim)."""
-    check_features("query", query, projections.query_dim, "query_dim")
-    if query.ndim > 3 or query.shape[0] != batch:
-        raise ValueError(
-            f"query has shape {tuple(query.shape)}; it must be (B, n, query_dim) or "
-            f"(B, query_dim) with the batch of the keys, {batch}"
-        )
-    return projections.project_query(query.unsqueeze(-2) if query.ndim == 2 else query)
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
-def check_memory(name: str, memory: Tensor, value: Tensor, num_heads: int) -> None:
-    """Complain of keys and values that are not (B, m, ...), or do not split into heads."""
-    for what, x in ((name, memory), ("value", value)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{what} is a {type(x).__name__}; it must be a tensor")
-        if x.ndim != 3 or x.shape[:2] != memory.shape[:2]:
-            raise ValueError(
-                f"{what} has shape {tuple(x.shape)}; it must be (B, m, features), with the B and "
-                f"m of {name}, {tuple(memory.shape[:2])}"
-            )
-    if value.shape[-1] % num_heads:
-        raise ValueError(
-            f"value has {value.shape[-1]} features; they must be a multiple of num_heads, "
-            f"{num_heads}"
-        )
+def contexts_and_weights(result: Attended) -> tuple[Tensor, Tensor | None]:
+    """Return contexts and weights, or None for weights that were not wanted."""
+    return (result, None) if isinstance(result, Tensor) else (result[0], result[1])
 
 
-def per_head(key_lengths: Tensor | None, batch: int, num_heads: int) -> Tensor | None:
-    """key_lengths (B,) as they broadcast to the leading shape, (B, H) where there are heads."""
-    if key_lengths is None:
-        return None
-    if not isinstance(key_lengths, Tensor):
-        raise TypeError(f"key_lengths is a {type(key_lengths).__name__}; it must be a tensor")
-    if key_lengths.shape != (batch,):
-        raise ValueError(
-            f"key_lengths has shape {tuple(key_lengths.shape)}; it must be (B,), ({batch},)"
-        )
-    return key_lengths if num_heads == 1 else key_lengths.unsqueeze(-1)
-
-
-def check_dropout(dropout: float) -> None:
-    """Complain of a probability that is none."""
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
-        raise ValueError(f"dropout is {dropout!r}; it must be in [0, 1]")
-
-
-def check_scoring(activation: str, negative_slope: float, scale: float) -> None:
-    """Complain when a module is made rather than when it is first called: of the same things."""
-    x = torch.zeros(1, 1)
-    additive_attention(
-        x, x, x, x[0], activation=activation, negative_slope=negative_slope, scale=scale,
-        backend="reference",
-    )  # fmt: skip
+def _results(context: Tensor, weights: Tensor | None) -> Tensor | Pair:
+    return context if weights is None else (context, weights)

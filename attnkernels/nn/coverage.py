@@ -1,11 +1,12 @@
-"""Coverage: how much attention a position has had takes part in the score, and in a loss."""
+"""Coverage: the attention that a position has had enters the score, and a loss."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from .alignment import AlignmentState, StepwiseAttention, accumulated
+from ..functional import checks
+from .alignment import AlignmentState, Initial, StepwiseAttention, accumulated
 
 
 class CoverageAttention(StepwiseAttention):
@@ -17,17 +18,18 @@ class CoverageAttention(StepwiseAttention):
         query_dim, key_dim, hidden_dim: features of query, memory and score.
         initial: the weights before the first step, "zeros" (See et al.) or "uniform" (ESPnet;
             1 / length each); they count in the coverage.
-        bias, normalize, device, dtype: as `Projections`.
+        bias, normalize, device, dtype: as in `Projections`.
         scale, backend: as in `attnkernels.additive_attention`.
 
     Attributes:
-        query_proj, key_proj, weight, gain, bias: W and b, V, w; as `Projections`.
+        query_proj, key_proj, weight, gain, bias: W and b, V, w; as in `Projections`.
         coverage_proj: w_c, Linear(1, hidden_dim) without a bias.
 
-    A state's ``cumulative`` is the coverage; `coverage_loss` is the loss of equation 12.
+    A state's ``cumulative`` is the coverage; `coverage_loss` is the loss of equation 12. A mask
+    follows the rule of every module.
 
     Raises:
-        ValueError: a size is not a positive int, or ``initial`` is none of its choices.
+        TypeError, ValueError: as `Projections`; or ``initial``, ``scale`` or ``backend`` is wrong.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class CoverageAttention(StepwiseAttention):
         key_dim: int,
         hidden_dim: int,
         *,
-        initial: str = "zeros",
+        initial: Initial = "zeros",
         bias: bool = True,
         normalize: bool = False,
         scale: float = 1.0,
@@ -60,33 +62,34 @@ class CoverageAttention(StepwiseAttention):
         self.coverage_proj = nn.Linear(1, hidden_dim, bias=False, device=device, dtype=dtype)
 
     def added_keys(self, state: AlignmentState) -> Tensor:
-        """w_c c of every position, (B, m, hidden_dim)."""
-        assert state.cumulative is not None  # `cumulates`
+        """Return w_c c of every position, (B, m, hidden_dim)."""
+        assert state.cumulative is not None  # cumulates=True
         coverage = state.cumulative.to(self.coverage_proj.weight.dtype)
         return self.coverage_proj(coverage.unsqueeze(-1))
 
 
 def coverage_loss(weights: Tensor, coverage: Tensor | None = None) -> Tensor:
-    """sum_j min(a_ij, c_ij) for every step i: See et al. (1704.04368), equation 12.
+    """Return sum_j min(a_ij, c_ij) for every step i: See et al. (1704.04368), equation 12.
 
     Args:
-        weights: (..., n, m), of n steps one after another.
-        coverage: (..., m), before the first of them; zeros by default. For a single step, its
-            weights with n = 1 and the ``cumulative`` of the state that it started from.
+        weights: (..., n, m), of n consecutive steps.
+        coverage: (..., m), before the first of them; zeros by default. For a single step pass its
+            weights with n = 1, and the ``cumulative`` of the state that it started from.
 
     Returns:
         (..., n), in float32 (float64 for float64). The first step of a sequence costs nothing.
 
     Raises:
+        TypeError: an argument is not a tensor.
         ValueError: weights has fewer than 2 dimensions, or coverage does not fit it.
     """
+    checks.tensor("weights", weights)
     if weights.ndim < 2:
-        raise ValueError(f"weights has shape {tuple(weights.shape)}; it must be (..., n, m)")
-    wanted = (*weights.shape[:-2], weights.shape[-1])
-    if coverage is not None and coverage.shape != wanted:
-        raise ValueError(f"coverage has shape {tuple(coverage.shape)}; it must be {wanted}")
+        raise ValueError(f"weights must have shape (..., n, m), got {tuple(weights.shape)}")
+    if coverage is not None:
+        checks.tensor("coverage", coverage, "(..., m)", (*weights.shape[:-2], weights.shape[-1]))
     a = weights.to(accumulated(weights.dtype))
     before = torch.zeros_like(a[..., :1, :]) if coverage is None else coverage.unsqueeze(-2)
-    # Not cumsum - a, in which the rounding of the difference would make a cost of its own.
+    # Not cumsum - a: the rounding of that difference would cost something itself.
     covered = torch.cat([before.to(a.dtype), a[..., :-1, :]], -2).cumsum(-2)
     return torch.minimum(a, covered[..., : a.shape[-2], :]).sum(-1)

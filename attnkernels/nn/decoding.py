@@ -1,40 +1,66 @@
-"""Sequences of tokens from a decoder: the best token each step, or the best beams."""
+"""Search for sequences of tokens with a decoder: the best token at each step, or the best beams."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from .projections import check_sizes
+from ..functional import checks
+from . import inputs
 
-Readout = Callable[[Tensor, Tensor], Tensor]  # output (R, hidden), context -> logits (R, V)
 Embed = Callable[[Tensor], Tensor]  # tokens (R,), int64 -> inputs (R, e)
 
 
-class Steps(Protocol):
-    """What a search steps through: an `AttentionRNN`, or a model that is one in these respects."""
+class Prepared(Protocol):
+    """A memory that is ready for all steps of a search."""
 
-    def prepared(self, memory: Any, key_lengths: Tensor | None = None) -> Any:
-        """The memory for all steps; it has a ``batch``, an int, and a ``device``."""
+    @property
+    def batch(self) -> int:
+        """B, the number of sequences."""
 
-    def initial_state(self, prepared: Any, state: Any = None) -> Any:
-        """The state before the first step; it has ``index_select(index)`` of its rows."""
+    @property
+    def device(self) -> torch.device:
+        """The device of the tokens."""
 
-    def step(self, inputs: Tensor, prepared: Any, state: Any) -> tuple[Any, ...]:
-        """Output and context, as the readout takes them, and the next state."""
+
+class State(Protocol):
+    """The state between two steps of a search, of one row per beam."""
+
+    def index_select(self: S, index: Tensor) -> S:
+        """Return the rows `index` (1-D, int64)."""
+
+
+S = TypeVar("S", bound=State)
+P = TypeVar("P", bound=Prepared)
+M = TypeVar("M", contravariant=True)  # memory
+C = TypeVar("C", covariant=True)  # context
+
+
+class Steps(Protocol[M, P, S, C]):
+    """A decoder that can be searched: an `AttentionRNN`, or any model with these methods."""
+
+    def prepared(self, memory: M, key_lengths: Tensor | None = None) -> P:
+        """Return the memory for all steps."""
+
+    def initial_state(self, prepared: P, state: Any = None) -> S:
+        """Return the state before the first step, of one row per sequence."""
+
+    def step(self, inputs: Tensor, prepared: P, state: S) -> tuple[Tensor, C, S]:
+        """Return the output and the context, which the readout takes, and the next state."""
 
 
 class Decoded(NamedTuple):
-    """What a search found, the best first.
+    """The sequences that a search found, best first.
 
     Attributes:
         tokens: (B, beams, L), int64, without the start; ``eos`` after the end.
-        lengths: (B, beams), int64: how many tokens there are, eos included.
-        log_probs: (B, beams): the sum of the log-probabilities of these tokens.
-        scores: (B, beams): log_probs divided by the length penalty, by which beams are ranked.
+        lengths: (B, beams), int64, the number of tokens, eos included.
+        log_probs: (B, beams), the sum of the log-probabilities of these tokens, in float32 (float64
+            for float64 logits).
+        scores: (B, beams), log_probs divided by the length penalty; beams are ranked by them.
     """
 
     tokens: Tensor
@@ -45,45 +71,47 @@ class Decoded(NamedTuple):
 
 @torch.no_grad()
 def beam_search(
-    rnn: Steps,
-    memory: Any,
+    rnn: Steps[M, P, S, C],
+    memory: M,
     key_lengths: Tensor | None = None,
     state: Any = None,
     *,
     embed: Embed,
-    readout: Readout,
+    readout: Callable[[Tensor, C], Tensor],
     start: int,
     eos: int,
     max_length: int,
     beams: int = 4,
     length_penalty: float = 0.0,
 ) -> Decoded:
-    """The best sequences that a beam of this width finds.
+    """Return the best sequences that a beam of this width finds.
 
-    At each step every beam is continued by every token, and the best ``beams`` of all these and of
-    the finished ones are kept. The beams of a sequence share its keys: none are copied. Dropout
-    follows the mode of the modules: call eval() before.
+    Each step extends every beam by every token, and keeps the best ``beams`` of these candidates
+    and the finished sequences. The beams of a sequence share its keys, without copies. Dropout
+    follows the mode of the modules: call eval() first.
 
     Args:
-        rnn: an `AttentionRNN`, or what has the same three methods.
+        rnn: an `AttentionRNN`, or any model with the methods of `Steps`.
         memory, key_lengths, state: as in `AttentionRNN.forward`.
         embed: tokens (R,) -> inputs (R, e), for R = B * beams rows.
         readout: (output (R, hidden), context (R, value_dim)) -> logits (R, V).
         start: the token whose embedding is the first input.
-        eos: the token that ends a sequence.
+        eos: the token that ends a sequence, in [0, V).
         max_length: the most tokens of a sequence, eos included; one that is cut off has no eos.
-        beams: how many are kept and returned. Where there are fewer sequences than beams, those
-            left over have log_probs of -inf.
-        length_penalty: alpha of GNMT (1609.08144, equation 14): the rank is by
-            log p / ((5 + length) / 6)^alpha. 0 is the log-probability itself.
+        beams: the number of sequences kept and returned. If fewer exist, the rest have log_probs of
+            -inf.
+        length_penalty: alpha of GNMT (1609.08144, equation 14): beams are ranked by
+            log p / ((5 + length) / 6)^alpha. 0 ranks by the log-probability itself.
 
     Returns:
         A `Decoded`.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message says which and how.
+        TypeError, ValueError: an argument does not fit; the message names it.
     """
-    check_sizes(max_length=max_length, beams=beams)
+    inputs.sizes(max_length=max_length, beams=beams)
+    checks.number("length_penalty", length_penalty)
+    start, eos = inputs.index("start", start), inputs.index("eos", eos)
     prepared = rnn.prepared(memory, key_lengths)
     batch = prepared.batch
     device = prepared.device
@@ -95,13 +123,13 @@ def beam_search(
     done = torch.zeros(batch, beams, dtype=torch.bool, device=device)
     lengths = torch.zeros(batch, beams, dtype=torch.int64, device=device)
     log_probs = torch.full((batch, beams), -torch.inf, device=device)
-    log_probs[:, 0] = 0.0  # all beams are the same before the first step: one of them counts
+    log_probs[:, 0] = 0.0  # all beams are equal before the first step: one of them counts
     for _ in range(max_length):
         output, context, now = rnn.step(embed(last), prepared, now)
         log_p = _log_probs(readout(output, context), batch * beams, eos)
         vocabulary = log_p.shape[-1]
         log_p = log_p.view(batch, beams, vocabulary)
-        finished = torch.full_like(log_p, -torch.inf)  # a finished beam goes on by a free eos only
+        finished = torch.full_like(log_p, -torch.inf)  # a finished beam continues by a free eos
         finished[..., eos] = 0.0
         log_p = torch.where(done.unsqueeze(-1), finished, log_p)
         candidates = log_probs.to(log_p.dtype).unsqueeze(-1) + log_p
@@ -126,22 +154,23 @@ def beam_search(
 
 
 def greedy_search(
-    rnn: Steps,
-    memory: Any,
+    rnn: Steps[M, P, S, C],
+    memory: M,
     key_lengths: Tensor | None = None,
     state: Any = None,
     *,
     embed: Embed,
-    readout: Readout,
+    readout: Callable[[Tensor, C], Tensor],
     start: int,
     eos: int,
     max_length: int,
 ) -> Decoded:
-    """The best token at every step: `beam_search` with one beam, without its bookkeeping.
+    """Return the sequences of the best token at every step: `beam_search` with one beam.
 
-    Arguments, results and errors are those of `beam_search`; beams is 1.
+    Arguments, results and errors are those of `beam_search`.
     """
-    check_sizes(max_length=max_length)
+    inputs.sizes(max_length=max_length)
+    start, eos = inputs.index("start", start), inputs.index("eos", eos)
     with torch.no_grad():
         prepared = rnn.prepared(memory, key_lengths)
         now = rnn.initial_state(prepared, state)
@@ -169,9 +198,9 @@ def greedy_search(
 def _log_probs(logits: Tensor, rows: int, eos: int) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"readout gave {given}; it must give logits ({rows}, V)")
+        raise ValueError(f"readout must return logits (B * beams, V) = ({rows}, *), got {given}")
     if not 0 <= eos < logits.shape[1]:
-        raise ValueError(f"eos is {eos}; it must be a token, in [0, {logits.shape[1]})")
+        raise ValueError(f"eos must be a token in [0, {logits.shape[1]}), got {eos}")
     wide = logits.dtype if logits.dtype == torch.float64 else torch.float32
     return logits.log_softmax(-1, dtype=wide)
 

@@ -1,36 +1,28 @@
-"""Hard attention: look at one position, drawn from the softmax, and learn by its score function."""
+"""Hard attention: look at one position drawn from the softmax, and learn by the score function."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..functional import checks
 from ..functional.attention import additive_scores
-from .alignment import (
-    ProjectedMemory,
-    broadcast_mask,
-    check_choice,
-    check_queries,
-    check_step,
-    masked_scores,
-    project_memory,
-)
+from . import inputs
+from .alignment import ProjectedMemory, mask_of_step, mask_of_steps, masked_scores, project_memory
 from .projections import Projections
 
 
 class HardChoice(NamedTuple):
-    """What `HardAttention` chose.
+    """The choice of `HardAttention`; for a single step all fields lack n.
 
     Attributes:
         context: (B, n, value_dim), the value of the chosen position (or the expected one).
-        positions: (B, n), int64, the chosen position; -1 where there is none to choose.
-        log_prob: (B, n), the log-probability of the choice, in float32 (float64 for float64); 0
-            where there is none to choose.
-        entropy: (B, n), that of the distribution that it was chosen from.
-
-    Results of one step have no n.
+        positions: (B, n), int64, the chosen position; -1 if there is none to choose.
+        log_prob: (B, n), the log-probability of the choice, in float32 (float64 for float64); 0 if
+            there is none to choose.
+        entropy: (B, n), that of the distribution of the choice, in the same dtype.
     """
 
     context: Tensor
@@ -42,19 +34,25 @@ class HardChoice(NamedTuple):
 class HardAttention(Projections):
     """The stochastic "hard" attention of Xu et al. (1502.03044), section 4.1.
 
-    In training a position is drawn from softmax(scores). The draw has no gradient: the context has
-    one for the value that was chosen, and what scores learns through `score_function_loss`, which
-    ``log_prob`` goes into; ``entropy`` is there for their regulariser.
+        e_ij = scale * w . tanh(W s_i + V h_j + b),    position_i ~ softmax_j(e_ij)
+
+    In training a position is drawn. The draw has no gradient: the context has one for the chosen
+    value alone, and the scores learn by `score_function_loss` of ``log_prob``. ``entropy`` is for
+    the paper's regulariser.
+
+    A mask follows the rule of every module: False and -inf are never chosen, other floating values
+    are added to e_ij.
 
     Args:
         query_dim, key_dim, hidden_dim: features of query, memory and score.
         evaluation: in `eval` mode, "argmax" takes the likeliest position and its value, "expected"
             the likeliest position with the expected value as context (soft attention).
-        bias, normalize, device, dtype: as `Projections`.
+        bias, normalize, device, dtype: as in `Projections`.
         scale, backend: as in `attnkernels.additive_scores`.
 
     Raises:
-        ValueError: a size is not a positive int, or ``evaluation`` is neither.
+        TypeError, ValueError: as `Projections`; or ``evaluation``, ``scale`` or ``backend`` is
+            wrong.
     """
 
     def __init__(
@@ -63,7 +61,7 @@ class HardAttention(Projections):
         key_dim: int,
         hidden_dim: int,
         *,
-        evaluation: str = "argmax",
+        evaluation: Literal["argmax", "expected"] = "argmax",
         bias: bool = True,
         normalize: bool = False,
         scale: float = 1.0,
@@ -71,33 +69,28 @@ class HardAttention(Projections):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            query_dim,
-            key_dim,
-            hidden_dim,
-            bias=bias,
-            normalize=normalize,
-            device=device,
-            dtype=dtype,
-        )
-        check_choice("evaluation", evaluation, ("argmax", "expected"))
+        sizes = query_dim, key_dim, hidden_dim
+        super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
+        checks.choice("evaluation", evaluation, ("argmax", "expected"))
+        checks.number("scale", scale)
+        inputs.backend_name(backend)
         self.evaluation, self.scale, self.backend = evaluation, scale, backend
 
     def prepare(
         self, memory: Tensor, key_lengths: Tensor | None = None, value: Tensor | None = None
     ) -> ProjectedMemory:
-        """What the steps of a decoder share; it stays as it is.
+        """Project a memory once for every `step` of a decoder; steps do not change it.
 
         Args:
-            memory: (B, m, key_dim).
+            memory: (B, m, key_dim), of the dtype of the parameters.
             key_lengths: (B,), int32 or int64, in [0, m]: positions at and beyond the length are
                 never chosen. The range is checked on a CPU only.
             value: (B, m, value_dim); by default the memory.
 
         Raises:
-            TypeError, ValueError: a shape, dtype or length does not fit.
+            TypeError, ValueError: an argument does not fit; the message names it.
         """
-        return project_memory(self, memory, key_lengths, value)
+        return project_memory(self, "memory", memory, key_lengths, value)
 
     def step(
         self,
@@ -107,14 +100,19 @@ class HardAttention(Projections):
         attn_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> HardChoice:
-        """Choose once: query (B, query_dim), attn_mask broadcastable to (B, m).
+        """Choose once.
+
+        Args:
+            query: (B, query_dim), of the dtype of the parameters.
+            prepared: from `prepare`.
+            attn_mask: broadcastable to (B, m); bool (True takes part) or of query's dtype (added
+                to the score; -inf excludes).
+            generator: of the draw; torch's own by default.
 
         Raises:
-            TypeError, ValueError: a shape or dtype does not fit.
+            TypeError, ValueError: an argument does not fit; the message names it.
         """
-        check_step(self, query, prepared)
-        if attn_mask is not None:
-            attn_mask = broadcast_mask(attn_mask, prepared.keys.shape[:2]).unsqueeze(1)
+        attn_mask = mask_of_step(self, query, prepared, attn_mask, "prepared")
         chosen = self._choose(query.unsqueeze(1), prepared, attn_mask, generator)
         return HardChoice(*(x.squeeze(1) for x in chosen))
 
@@ -128,26 +126,23 @@ class HardAttention(Projections):
         attn_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> HardChoice:
-        """Choose a position for every query, each for itself.
+        """Choose a position for every query, independently.
 
         Args:
             query: (B, n, query_dim).
-            key: (B, m, key_dim).
-            value: (B, m, value_dim); by default the key.
-            key_lengths: (B,), as in `prepare`.
-            attn_mask: broadcastable to (B, n, m); bool (True takes part) or floating (added).
+            key: (B, m, key_dim), the memory of `prepare`.
+            value, key_lengths: as in `prepare`.
+            attn_mask: broadcastable to (B, n, m), as in `step`.
             generator: of the draw; torch's own by default.
 
         Returns:
             A `HardChoice`. A query with nothing to choose has context 0 and zero gradients.
 
         Raises:
-            TypeError, ValueError: a shape or dtype does not fit.
+            TypeError, ValueError: an argument does not fit; the message names it.
         """
-        prepared = self.prepare(key, key_lengths, value)
-        check_queries(self, query, prepared)
-        if attn_mask is not None:
-            attn_mask = broadcast_mask(attn_mask, (*query.shape[:2], key.shape[1]))
+        prepared = project_memory(self, "key", key, key_lengths, value)
+        attn_mask = mask_of_steps(self, query, prepared, attn_mask)
         return self._choose(query, prepared, attn_mask, generator)
 
     def _choose(
@@ -158,16 +153,16 @@ class HardAttention(Projections):
         generator: torch.Generator | None,
     ) -> HardChoice:
         scores = additive_scores(
-            self.project_query(query),
+            self._queries(query),
             prepared.keys,
             prepared.weight,
             scale=self.scale,
             backend=self.backend,
         )
         scores = masked_scores(scores, prepared.key_lengths, attn_mask)
-        if not scores.shape[-1]:  # no column to draw; one that is masked changes nothing
+        if not scores.shape[-1]:  # nothing to draw from: add a masked column
             scores = scores.new_full((*scores.shape[:-1], 1), float("-inf"))
-        # A row with nothing left is drawn from as if it were level, and then replaced.
+        # Draw from a row with nothing left as if it were uniform, and replace the result.
         nothing = (scores == float("-inf")).all(-1)
         log_p = torch.where(nothing.unsqueeze(-1), 0.0, scores).log_softmax(-1)
         p = log_p.exp()
@@ -196,27 +191,29 @@ class HardAttention(Projections):
             entropy.masked_fill(nothing, 0.0),
         )
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 def score_function_loss(
     log_prob: Tensor, reward: Tensor | float, baseline: Tensor | float = 0.0
 ) -> Tensor:
-    """-(reward - baseline) * log_prob, whose gradient is that of -E[reward], without bias.
+    """Return -(reward - baseline) * log_prob, an unbiased estimate of -E[reward] in its gradient.
 
     The score-function estimator (REINFORCE; Xu et al., 1502.03044, equations 9 to 12). A baseline
-    that does not depend on the choice leaves the expectation as it is and takes variance away.
+    that does not depend on the choice leaves the expectation unchanged and reduces the variance.
 
     Args:
-        log_prob: that of `HardChoice`, (B, n); for a reward of a whole sequence, summed over n.
-        reward: what is to grow, broadcastable with log_prob. No gradient goes into it.
-        baseline: the same; a moving average of the reward, say, or what a critic expects.
+        log_prob: (B, n), as in `HardChoice`; for a reward of a whole sequence, summed over n.
+        reward: broadcastable with log_prob, to be maximised. It gets no gradient.
+        baseline: likewise; for example a moving average of the reward, or a critic's prediction.
 
     Returns:
-        What they broadcast to: not summed, for steps are summed and a batch averaged.
+        (B, n), or what the arguments broadcast to: sum it over steps and average it over a batch.
 
     Raises:
         TypeError: log_prob is not a tensor.
     """
-    if not isinstance(log_prob, Tensor):
-        raise TypeError(f"log_prob is a {type(log_prob).__name__}; it must be a tensor")
+    checks.tensor("log_prob", log_prob)
     advantage = torch.as_tensor(reward - baseline, device=log_prob.device).detach()
     return -advantage * log_prob

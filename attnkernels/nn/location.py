@@ -1,12 +1,15 @@
-"""Location-sensitive attention: earlier weights, through a convolution, take part in the score."""
+"""Location-sensitive attention: earlier weights enter the score through a convolution."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from .alignment import AlignmentState, StepwiseAttention, check_choice
-from .projections import check_sizes
+from ..functional import checks
+from . import inputs
+from .alignment import AlignmentState, Initial, StepwiseAttention
 
 
 class LocationSensitiveAttention(StepwiseAttention):
@@ -14,29 +17,30 @@ class LocationSensitiveAttention(StepwiseAttention):
 
         f_i = F * alpha,    e_ij = w . tanh(W s_i + V h_j + U f_ij + b)
 
-    alpha are the weights of the step before, their sum over all steps so far (Tacotron 2,
-    1712.05884, section 2.2), or both as two channels (NVIDIA's and torchaudio's Tacotron 2).
+    alpha is the weights of the last step, their sum over all steps so far (Tacotron 2, 1712.05884,
+    section 2.2), or both as two channels (NVIDIA's and torchaudio's Tacotron 2). A mask follows the
+    rule of every module.
 
     Args:
         query_dim, key_dim, hidden_dim: features of query, memory and score.
-        channels: of the convolution F.
+        channels: output channels of the convolution F.
         kernel_size: of F, odd, so that it looks as far back as ahead.
-        cumulative: what F sees: True the sum, False the step before, "both" the step before and
-            the sum, in this order.
+        cumulative: the input of F: True for the sum, False for the last step, "both" for the last
+            step and the sum, in this order.
         initial: the weights before the first step, "zeros" (Tacotron 2) or "uniform" (Chorowski et
             al., ESPnet; 1 / length each).
         detach_weights: cut the gradient through the earlier weights (SpeechBrain).
-        bias, normalize, device, dtype: as `Projections`.
+        bias, normalize, device, dtype: as in `Projections`.
         scale, backend: as in `attnkernels.additive_attention`.
 
     Attributes:
-        query_proj, key_proj, weight, gain, bias: W and b, V, w; as `Projections`.
+        query_proj, key_proj, weight, gain, bias: W and b, V, w; as in `Projections`.
         location_conv: F, Conv1d(1 or 2, channels, kernel_size) without a bias.
         location_proj: U, Linear(channels, hidden_dim) without a bias.
 
     Raises:
-        ValueError: a size is not a positive int, ``kernel_size`` is even, or ``cumulative`` or
-            ``initial`` is none of its choices.
+        TypeError, ValueError: as `CoverageAttention`; or ``channels``, ``kernel_size``,
+            ``cumulative`` or ``detach_weights`` is wrong.
     """
 
     def __init__(
@@ -47,8 +51,8 @@ class LocationSensitiveAttention(StepwiseAttention):
         *,
         channels: int = 32,
         kernel_size: int = 31,
-        cumulative: bool | str = True,
-        initial: str = "zeros",
+        cumulative: bool | Literal["both"] = True,
+        initial: Initial = "zeros",
         detach_weights: bool = False,
         bias: bool = True,
         normalize: bool = False,
@@ -57,10 +61,13 @@ class LocationSensitiveAttention(StepwiseAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_sizes(channels=channels, kernel_size=kernel_size)
-        check_choice("cumulative", cumulative, (True, False, "both"))
+        inputs.sizes(channels=channels, kernel_size=kernel_size)
+        checks.choice("cumulative", cumulative, (True, False, "both"))
+        if not isinstance(cumulative, str):
+            checks.flags(cumulative=cumulative)
+        checks.flags(detach_weights=detach_weights)
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}; it must be odd")
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         super().__init__(
             query_dim,
             key_dim,
@@ -87,7 +94,7 @@ class LocationSensitiveAttention(StepwiseAttention):
         self.location_proj = nn.Linear(channels, hidden_dim, bias=False, device=device, dtype=dtype)
 
     def added_keys(self, state: AlignmentState) -> Tensor:
-        """U f of every position, (B, m, hidden_dim)."""
+        """Return U f of every position, (B, m, hidden_dim)."""
         seen = [] if self.cumulative is True else [state.previous]
         seen += [] if state.cumulative is None else [state.cumulative]
         alpha = torch.stack([x.to(self.location_conv.weight.dtype) for x in seen], 1)

@@ -1,27 +1,30 @@
-"""Monotonic attention: it only moves on, stops where it likes, and looks at where it stopped."""
+"""Monotonic attention: scan the memory from where the last step stopped, and stop once."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..functional import checks
 from ..functional.attention import additive_scores
+from ..functional.results import Pair
+from . import inputs
 from .alignment import (
     AlignmentState,
     accumulated,
-    broadcast_mask,
-    check_choice,
-    check_queries,
-    check_step,
+    mask_of_step,
     masked_scores,
     masks_of_steps,
     project_memory,
 )
 from .projections import Projections
+
+if TYPE_CHECKING:
+    from .overloads import NoisyEitherWay, NoisyNoWeights, NoisyWithWeights, Unpack
 
 
 class MonotonicAttention(Projections):
@@ -29,29 +32,34 @@ class MonotonicAttention(Projections):
 
         e_ij = g w / |w| . tanh(W s_i + V h_j + b) + r,    p_ij = sigmoid(e_ij + noise)
 
-    At step i it starts where step i - 1 stopped, and at each position stops with probability p_ij
-    or goes on. In training the weights are those expected (`expected_alignment`); in evaluation
-    it stops at the first position with p_ij > 1/2 and looks there (algorithm 1). Whoever passes the
-    end without stopping looks at nothing, then and ever after: weights and context are 0.
+    Step i starts where step i - 1 stopped; at each position it stops with probability p_ij or moves
+    to the next. In training the weights are the expected ones (`expected_alignment`). In evaluation
+    a step stops at the first position with p_ij > 1/2 and looks there (algorithm 1). A step that
+    passes the end without stopping looks at nothing, and so do all later ones: weights and context
+    are 0.
+
+    A mask follows the rule of every module. False and -inf mean that a step never stops at the
+    position but still passes it; other floating values are added to e_ij, so that the expected
+    weights remain those of the process.
 
     Args:
         query_dim, key_dim, hidden_dim: features of query, memory and score.
-        score_bias: the initial value of r. Negative, so that at first it goes on more often than
-            it stops: about -log of how many positions it should pass.
-        noise: the standard deviation of the normal noise in training, which makes p_ij learn to be
-            close to 0 or 1.
+        score_bias: the initial value of r. A negative one makes steps move on more often than stop
+            at first; -log of the number of positions to pass is a good choice.
+        noise: the standard deviation of the normal noise in training, at least 0; it makes p_ij
+            learn to be close to 0 or 1.
         evaluation: in `eval` mode, "hard", or "expected" as in training but without noise.
         normalize: False for the plain score of Bahdanau et al. plus r.
-        bias, device, dtype: as `Projections`.
+        bias, device, dtype: as in `Projections`.
         backend: as in `attnkernels.additive_scores`.
 
     Attributes:
-        query_proj, key_proj, weight, gain, bias: W and b, V, w, g; as `Projections`.
+        query_proj, key_proj, weight, gain, bias: W and b, V, w, g; as in `Projections`.
         score_bias: r, ().
 
     Raises:
-        ValueError: a size is not a positive int, ``noise`` is negative, or ``evaluation`` is
-            neither.
+        TypeError, ValueError: as `Projections`; or ``score_bias``, ``noise``, ``evaluation`` or
+            ``backend`` is wrong.
     """
 
     def __init__(
@@ -62,25 +70,19 @@ class MonotonicAttention(Projections):
         *,
         score_bias: float = -4.0,
         noise: float = 1.0,
-        evaluation: str = "hard",
+        evaluation: Literal["hard", "expected"] = "hard",
         bias: bool = False,
         normalize: bool = True,
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        check_choice("evaluation", evaluation, ("hard", "expected"))
-        if not noise >= 0:
-            raise ValueError(f"noise is {noise!r}; it must be at least 0")
-        super().__init__(
-            query_dim,
-            key_dim,
-            hidden_dim,
-            bias=bias,
-            normalize=normalize,
-            device=device,
-            dtype=dtype,
-        )
+        checks.choice("evaluation", evaluation, ("hard", "expected"))
+        checks.number("score_bias", score_bias)
+        checks.number("noise", noise, 0)
+        inputs.backend_name(backend)
+        sizes = query_dim, key_dim, hidden_dim
+        super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
         self.initial_score_bias, self.noise = score_bias, noise
         self.evaluation, self.backend = evaluation, backend
         self.score_bias = nn.Parameter(torch.full((), score_bias, device=device, dtype=dtype))
@@ -94,22 +96,18 @@ class MonotonicAttention(Projections):
     def prepare(
         self, memory: Tensor, key_lengths: Tensor | None = None, value: Tensor | None = None
     ) -> AlignmentState:
-        """The state before the first step, which starts at position 0.
+        """Return the state before the first step, which starts at position 0.
 
         Args:
-            memory: (B, m, key_dim).
-            key_lengths: (B,), int32 or int64, in [0, m]: it never stops at or beyond the length.
+            memory: (B, m, key_dim), of the dtype of the parameters.
+            key_lengths: (B,), int32 or int64, in [0, m]: no step stops at or beyond the length.
                 The range is checked on a CPU only.
             value: (B, m, value_dim); by default the memory.
 
         Raises:
-            TypeError, ValueError: a shape, dtype or length does not fit.
+            TypeError, ValueError: an argument does not fit; the message names it.
         """
-        projected = project_memory(self, memory, key_lengths, value)
-        batch, m, _ = projected.keys.shape
-        first = torch.arange(m, device=memory.device) == 0
-        previous = first.to(accumulated(memory.dtype)).expand(batch, m)
-        return AlignmentState(**vars(projected), previous=previous, cumulative=None)
+        return self._begin("memory", memory, key_lengths, value)
 
     def step(
         self,
@@ -122,25 +120,35 @@ class MonotonicAttention(Projections):
         """Attend once.
 
         Args:
-            query: (B, query_dim).
-            state: from `prepare`, or from the step before.
-            attn_mask: broadcastable to (B, m); bool (where False it goes on) or floating (added
-                to the energy).
+            query: (B, query_dim), of the dtype of the parameters.
+            state: from `prepare`, or from the last step.
+            attn_mask: broadcastable to (B, m); bool (False: do not stop here) or of query's dtype
+                (added to the energy; -inf as False).
             generator: of the noise; torch's own by default.
 
         Returns:
-            context (B, value_dim), weights (B, m) and the state for the next step.
+            The context (B, value_dim), the weights (B, m) and the state for the next step.
 
         Raises:
-            TypeError, ValueError: a shape or dtype does not fit.
+            TypeError, ValueError: an argument does not fit; the message names it.
         """
-        check_step(self, query, state)
-        mask = None if attn_mask is None else broadcast_mask(attn_mask, state.previous.shape)
-        mask = None if mask is None else mask.unsqueeze(1)
-        state = self._align(self._energy(query.unsqueeze(1), state), state, mask, generator)
+        attn_mask = mask_of_step(self, query, state, attn_mask)
+        state = self._align(self._energy(query.unsqueeze(1), state), state, attn_mask, generator)
         weights = state.previous.to(state.value.dtype)
         return (weights.unsqueeze(1) @ state.value).squeeze(1), weights, state
 
+    @overload
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[NoisyNoWeights]
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[NoisyWithWeights]
+    ) -> Pair: ...
+    @overload
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[NoisyEitherWay]
+    ) -> Tensor | Pair: ...
     def forward(
         self,
         query: Tensor,
@@ -151,28 +159,27 @@ class MonotonicAttention(Projections):
         attn_mask: Tensor | None = None,
         return_weights: bool = False,
         generator: torch.Generator | None = None,
-    ) -> Any:
-        """All queries, one step after another; their energies in one call.
+    ) -> Tensor | Pair:
+        """Attend with all queries, one step after another; compute their energies in one call.
 
         Args:
             query: (B, n, query_dim).
-            key: (B, m, key_dim).
-            value: (B, m, value_dim); by default the key.
-            key_lengths: (B,), as in `prepare`.
+            key: (B, m, key_dim), the memory of `prepare`.
+            value, key_lengths: as in `prepare`.
             attn_mask: broadcastable to (B, n, m), as in `step`.
             return_weights: also return the weights.
             generator: of the noise; torch's own by default.
 
         Returns:
-            context (B, n, value_dim), or a tuple of it and weights (B, n, m).
+            The contexts (B, n, value_dim), or a tuple of them and the weights (B, n, m).
 
         Raises:
-            TypeError, ValueError: a shape or dtype does not fit.
+            TypeError, ValueError: an argument does not fit; the message names it.
         """
-        state = self.prepare(key, key_lengths, value)
-        check_queries(self, query, state)
-        masks = masks_of_steps(attn_mask, query, state)
-        # `split` once, not a slice a step, whose gradients would each be as large as all energies.
+        checks.flags(return_weights=return_weights)
+        state = self._begin("key", key, key_lengths, value)
+        masks = masks_of_steps(self, query, state, attn_mask)
+        # `split` once: slicing each step would give gradients as large as all energies.
         energy = self._energy(query, state).split(1, 1)
         alphas = []
         for row, mask in zip(energy, masks, strict=False):
@@ -183,9 +190,20 @@ class MonotonicAttention(Projections):
         context = weights @ state.value
         return (context, weights) if return_weights else context
 
+    def _begin(
+        self, name: str, memory: Tensor, key_lengths: Tensor | None, value: Tensor | None
+    ) -> AlignmentState:
+        """Run `prepare` on a memory that the caller knows by `name`."""
+        projected = project_memory(self, name, memory, key_lengths, value)
+        batch, m, _ = projected.keys.shape
+        first = torch.arange(m, device=memory.device) == 0
+        previous = first.to(accumulated(memory.dtype)).expand(batch, m)
+        return AlignmentState(**vars(projected), previous=previous, cumulative=None)
+
     def _energy(self, query: Tensor, state: AlignmentState) -> Tensor:
+        """Return e_ij without the noise, (B, n, m) in the dtype of sums."""
         scores = additive_scores(
-            self.project_query(query), state.keys, state.weight, backend=self.backend
+            self._queries(query), state.keys, state.weight, backend=self.backend
         )
         return scores.to(accumulated(scores.dtype)) + self.score_bias
 
@@ -196,45 +214,48 @@ class MonotonicAttention(Projections):
         attn_mask: Tensor | None,
         generator: torch.Generator | None,
     ) -> AlignmentState:
-        """The state after a step of energy (B, 1, m) and attn_mask (B, 1, m)."""
+        """Return the state after a step of energy (B, 1, m) and attn_mask (B, 1, m)."""
         if self.training and self.noise:
             energy = energy + self.noise * torch.randn(
                 energy.shape, generator=generator, dtype=energy.dtype, device=energy.device
             )
         energy = masked_scores(energy, state.key_lengths, attn_mask).squeeze(1)
         if not self.training and self.evaluation == "hard":
-            # Stopping for certain or not at all: the expectation is the choice.
+            # With p_ij of 0 or 1 the expectation is the choice itself.
             stops = torch.full_like(energy, float("inf"))
             energy = torch.where(energy > 0, stops, -stops)
         return replace(state, previous=expected_alignment(energy, state.previous))
 
+    if TYPE_CHECKING:
+        __call__ = forward
+
 
 def expected_alignment(energy: Tensor, previous: Tensor) -> Tensor:
-    """The probability of stopping at each position: Raffel et al. (1704.00784), section 2.3.
+    """Return the probability of stopping at each position: Raffel et al. (1704.00784), section 2.3.
 
         alpha_j = p_j q_j,    q_j = (1 - p_{j-1}) q_{j-1} + previous_j,    p = sigmoid(energy)
 
     Args:
         energy: (..., m), floating; -inf never stops, inf always does.
-        previous: (..., m), the alignment of the step before; (1, 0, ..., 0) before the first.
+        previous: (..., m), the alignment of the last step; (1, 0, ..., 0) before the first.
 
     Returns:
-        (..., m). It sums to at most that of previous: the rest goes past the end.
+        (..., m). Its sum is at most that of previous: the rest passes the end.
 
-    The recurrence is solved in log2(m) rounds, in each of which every position takes in the window
-    before its own: only products and sums of what is not negative, so that nothing cancels and an
-    underflow is as good as the zero that it becomes. The closed form with cumulative products
-    divides by them, and has to clip what underflows.
+    The recurrence is solved in log2(m) rounds, in each of which every position adds the window
+    before its own. All terms are products and sums of nonnegative numbers, so nothing cancels and
+    an underflow is a correct zero. The closed form with cumulative products divides by them, and
+    has to clip those that underflow.
 
     Raises:
         ValueError: the shapes differ.
     """
     if energy.shape != previous.shape:
         raise ValueError(
-            f"previous has shape {tuple(previous.shape)}; it must be that of energy, "
-            f"{tuple(energy.shape)}"
+            f"previous must have the shape of energy, {tuple(energy.shape)}, got "
+            f"{tuple(previous.shape)}"
         )
-    go_on = torch.sigmoid(-energy)  # not 1 - p, which has no bits left where p is close to 1
+    go_on = torch.sigmoid(-energy)  # not 1 - p, which loses all its bits near p = 1
     reached = previous
     carried = torch.cat([torch.zeros_like(go_on[..., :1]), go_on[..., :-1]], -1)
     window, m = 1, energy.shape[-1]

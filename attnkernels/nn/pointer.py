@@ -1,13 +1,16 @@
-"""Pointers: which position of the input comes next."""
+"""Pointers: a distribution over the positions of the input."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..functional import checks
 from ..functional.attention import additive_scores
-from .attention import check_memory, check_scoring, per_head, project_rows
-from .projections import Projections, check_features, present, zero_padding
+from . import inputs
+from .projections import Projections
 
 
 class PointerHead(Projections):
@@ -16,12 +19,12 @@ class PointerHead(Projections):
         log p(j | i) = log softmax_j(scale * w . tanh(W s_i + V h_j + b))
 
     Args:
-        query_dim, key_dim, hidden_dim, bias, normalize, device, dtype: of `Projections`.
+        query_dim, key_dim, hidden_dim, bias, normalize, device, dtype: as in `Projections`.
         scale: finite, multiplies the scores.
-        backend: as in `additive_scores`.
+        backend: as in `attnkernels.additive_scores`.
 
     Raises:
-        ValueError: a size or ``scale`` is not one of these; the message says which.
+        TypeError, ValueError: as `Projections`; or ``scale`` or ``backend`` is wrong.
     """
 
     def __init__(
@@ -37,16 +40,10 @@ class PointerHead(Projections):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            query_dim,
-            key_dim,
-            hidden_dim,
-            bias=bias,
-            normalize=normalize,
-            device=device,
-            dtype=dtype,
-        )
-        check_scoring("tanh", 0.2, scale)
+        sizes = query_dim, key_dim, hidden_dim
+        super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
+        checks.number("scale", scale)
+        inputs.backend_name(backend)
         self.scale, self.backend = scale, backend
 
     def forward(
@@ -57,57 +54,52 @@ class PointerHead(Projections):
         key_lengths: Tensor | None = None,
         attn_mask: Tensor | None = None,
     ) -> Tensor:
-        """Log-probabilities (B, n, m), or (B, m) for one query a sequence.
+        """Return the log-probabilities of the positions.
 
         Args:
-            query: (B, n, query_dim), or (B, query_dim).
-            key: (B, m, key_dim).
-            key_lengths: (B,), int32 or int64: positions at and beyond the length have -inf.
-            attn_mask: broadcastable to the result. bool: True may be pointed at, False has -inf (a
-                position that was already taken, say). Floating: added to the scores.
+            query: (B, n, query_dim), or (B, query_dim) for one query per sequence; of the dtype of
+                the parameters.
+            key: (B, m, key_dim), of the same dtype.
+            key_lengths: (B,), int32 or int64, in [0, m]: positions at and beyond the length have
+                -inf. The range is checked on a CPU only.
+            attn_mask: broadcastable to the result; bool (False has -inf: a position that is already
+                taken, say) or of query's dtype (added to the score; -inf stays -inf).
 
         Returns:
-            In query's dtype. A row with nothing left is -inf throughout, with zero gradients.
+            (B, n, m), or (B, m) for one query per sequence, in query's dtype (under autocast, in
+            that of `torch.log_softmax`). A row with nothing left is -inf throughout, with zero
+            gradients. Select the finite entries before multiplying: 0 times -inf is NaN.
 
         Raises:
-            TypeError, ValueError: an argument does not fit; the message says which and how.
+            TypeError, ValueError: an argument does not fit; the message names it.
         """
-        check_features("key", key, self.key_dim, "key_dim")
-        check_memory("key", key, key, 1)
-        lengths = per_head(key_lengths, key.shape[0], 1)
-        key = zero_padding(key, key_lengths)
-        q = project_rows(self, query, key.shape[0])
+        key, _ = inputs.memory(self, "key", key, None, key_lengths)
+        batch, m, _ = key.shape
+        steps = inputs.query_or_queries(self, query, batch)
+        one = not steps
+        mask = inputs.mask(attn_mask, query, B=batch, **steps, m=m)
         scores = additive_scores(
-            q, self.project_key(key), self.score_weight(), scale=self.scale, backend=self.backend
+            self._queries(query.unsqueeze(-2) if one else query),
+            self._keys(key),
+            self.score_weight(),
+            scale=self.scale,
+            backend=self.backend,
         )
         allowed = None
-        if lengths is not None:
-            allowed = present(lengths, key.shape[1]).unsqueeze(-2)
-        if attn_mask is not None:
-            one = query.ndim == 2 and attn_mask.ndim
-            mask = attn_mask.unsqueeze(-2) if one else attn_mask
-            check_mask(mask, scores)
+        if key_lengths is not None:
+            allowed = inputs.present(key_lengths, m).unsqueeze(-2)
+        if mask is not None:
+            mask = mask.unsqueeze(-2) if one and mask.ndim else mask
             if mask.is_floating_point():
                 scores = scores + mask
                 mask = mask != -torch.inf
             allowed = mask if allowed is None else allowed & mask
-        if allowed is not None:  # not -inf: the softmax of a row of them, and its gradient, are NaN
+        if allowed is not None:  # finite: softmax of a row of -inf, and its gradient, are NaN
             scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
         log_p = scores.log_softmax(-1)
         if allowed is not None:
             log_p = log_p.masked_fill(~allowed, -torch.inf)
-        return log_p.squeeze(-2) if query.ndim == 2 else log_p
+        return log_p.squeeze(-2) if one else log_p
 
-
-def check_mask(mask: Tensor, scores: Tensor) -> None:
-    """Complain of a mask that is not bool or floating, or does not broadcast to the scores."""
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise TypeError(f"attn_mask is {mask.dtype}; it must be bool or floating")
-    fits = mask.ndim <= scores.ndim and all(
-        size in (1, wanted)
-        for size, wanted in zip(reversed(mask.shape), reversed(scores.shape), strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"attn_mask has shape {tuple(mask.shape)}; it must broadcast to {tuple(scores.shape)}"
-        )
+    if TYPE_CHECKING:
+        __call__ = forward

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, overload
+
 import torch
 from torch import Tensor, nn
 
-from ..functional.attention import Result, additive_attention
-from .attention import check_dropout, check_memory, per_head
-from .projections import check_features, check_sizes, split_heads, zero_padding
+from ..functional import checks
+from ..functional.attention import additive_attention
+from ..functional.results import Pair
+from . import inputs
+from .attention import contexts_and_weights
+from .projections import split_heads
+
+if TYPE_CHECKING:
+    from .overloads import (
+        LengthsEitherWay,
+        LengthsNoWeights,
+        LengthsWithWeights,
+        Unpack,
+    )
 
 
 class AttentionPooling(nn.Module):
-    """A sequence as the sum of its rows, weighted by attention of a learned query.
+    """Pool a sequence into the sum of its rows, weighted by attention of a learned query.
 
         a_j = softmax_j(w . tanh(V h_j + query))    pooled = sum_j a_j h_j
 
-    The word and sentence attention of hierarchical attention networks (Yang et al., 2016, equations
-    5 to 7: their b is ``query``, their u_w is ``weight``). With heads the hidden features and the
-    rows are split as in multi-head attention.
+    This is the word and sentence attention of hierarchical attention networks (Yang et al., 2016,
+    equations 5 to 7: their b is ``query``, their u_w is ``weight``). With heads the hidden features
+    and the rows are split as in multi-head attention.
 
     Args:
         key_dim: features of a row, a multiple of ``num_heads``.
         hidden_dim: features of the score over all heads, a multiple of ``num_heads``.
-        num_heads: of the score.
+        num_heads: heads of the score.
         dropout: in [0, 1], the probability that a weight is dropped; in training only.
         backend: as in `additive_attention`.
         device, dtype: of the parameters.
 
     Raises:
-        ValueError: a size or ``dropout`` is not one of these; the message says which.
+        TypeError: ``dropout`` is not a number.
+        ValueError: a size, ``dropout`` or ``backend`` is out of range.
     """
 
     def __init__(
@@ -43,11 +57,11 @@ class AttentionPooling(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(key_dim=key_dim, hidden_dim=hidden_dim, num_heads=num_heads)
-        for name, size in (("key_dim", key_dim), ("hidden_dim", hidden_dim)):
-            if size % num_heads:
-                raise ValueError(f"{name} is {size}; it must be a multiple of num_heads")
-        check_dropout(dropout)
+        inputs.sizes(key_dim=key_dim, hidden_dim=hidden_dim, num_heads=num_heads)
+        checks.multiple("key_dim", key_dim, "num_heads", num_heads)
+        checks.multiple("hidden_dim", hidden_dim, "num_heads", num_heads)
+        checks.number("dropout", dropout, 0, 1)
+        inputs.backend_name(backend)
         self.key_dim, self.num_heads = key_dim, num_heads
         self.dropout, self.backend = dropout, backend
         self.key_proj = nn.Linear(key_dim, hidden_dim, bias=False, device=device, dtype=dtype)
@@ -63,24 +77,34 @@ class AttentionPooling(nn.Module):
         bound = self.weight.shape[-1] ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
 
+    @overload
+    def forward(self, key: Tensor, **options: Unpack[LengthsNoWeights]) -> Tensor: ...
+    @overload
+    def forward(self, key: Tensor, **options: Unpack[LengthsWithWeights]) -> Pair: ...
+    @overload
+    def forward(self, key: Tensor, **options: Unpack[LengthsEitherWay]) -> Tensor | Pair: ...
     def forward(
         self, key: Tensor, *, key_lengths: Tensor | None = None, return_weights: bool = False
-    ) -> Result:
-        """Pooled rows (B, key_dim) of key (B, m, key_dim).
+    ) -> Tensor | Pair:
+        """Pool the rows of each sequence.
 
         Args:
-            key: (B, m, key_dim).
-            key_lengths: (B,), int32 or int64: how many rows of each sequence take part. A sequence
-                of length 0 is pooled to zeros.
-            return_weights: also return the weights (B, m), with heads (B, H, m), after dropout.
+            key: (B, m, key_dim), of the dtype of the parameters.
+            key_lengths: (B,), int32 or int64, in [0, m]: how many rows of each sequence take part.
+                A sequence of length 0 is pooled to zeros. The range is checked on a CPU only.
+            return_weights: also return the weights, after dropout.
+
+        Returns:
+            (B, key_dim); with ``return_weights`` a tuple of it and the weights (B, m), with heads
+            (B, H, m).
 
         Raises:
-            TypeError, ValueError: an argument does not fit; the message says which and how.
+            TypeError, ValueError: an argument does not fit; the message names it.
         """
-        check_features("key", key, self.key_dim, "key_dim")
-        check_memory("key", key, key, self.num_heads)
-        lengths = per_head(key_lengths, key.shape[0], self.num_heads)
-        key = zero_padding(key, key_lengths)
+        key, _ = inputs.memory(self, "key", key, None, key_lengths, range_later=True)
+        lengths = key_lengths
+        if lengths is not None and self.num_heads > 1:
+            lengths = lengths.unsqueeze(-1)
         result = additive_attention(
             split_heads(self.query.unsqueeze(0), self.num_heads),
             split_heads(self.key_proj(key), self.num_heads),
@@ -91,9 +115,12 @@ class AttentionPooling(nn.Module):
             return_weights=return_weights,
             backend=self.backend,
         )
-        context, weights = result if return_weights else (result, None)
+        context, weights = contexts_and_weights(result)
         pooled = context.flatten(1)
         return pooled if weights is None else (pooled, weights.squeeze(-2))
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, dropout={self.dropout}"
+
+    if TYPE_CHECKING:
+        __call__ = forward

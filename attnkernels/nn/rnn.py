@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
 
-from ..functional.attention import Result
+from ..functional import checks
 from ..functional.deferred import DeferredMemory, learns
+from . import inputs as arguments
 from .attention import AdditiveAttention, PreparedMemory
+from .state import DecoderState, cell_output
+
+if TYPE_CHECKING:
+    from .overloads import EitherWay, NoWeights, Unpack, WithWeights
 
 Attend = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # output -> context, weights or None
-
-
-class DecoderState(NamedTuple):
-    """All that one step hands to the next.
-
-    Attributes:
-        cell: the cell's state: a tensor (B, hidden), or a tuple whose first element is one; None
-            stands for the cell's own zeros.
-        context: (B, value_dim), what was attended to last.
-    """
-
-    cell: Any
-    context: Tensor
-
-    def index_select(self, index: Tensor) -> DecoderState:
-        """The rows `index` of the batch."""
-        return DecoderState(_select(self.cell, index), self.context.index_select(0, index))
+Feed = Callable[[Tensor, Tensor], Tensor]  # output, context -> the next input
+Run: TypeAlias = tuple[Tensor, Tensor, DecoderState]  # outputs, contexts, last state
+RunWithWeights: TypeAlias = tuple[Tensor, Tensor, DecoderState, Tensor]
 
 
 class AttentionRNN(nn.Module):
@@ -37,38 +28,63 @@ class AttentionRNN(nn.Module):
 
         state_t = cell([input_t, c_{t-1}], state_{t-1})    c_t = attention(output(state_t), memory)
 
-    c_{-1} is zeros where no state is given (GNMT, 1609.08144; Tacotron 2, 1712.05884). Where the
-    cell's initial state is given it is attention of that state's output, so that with the inputs
-    each step reads what its previous state attends to (Bahdanau et al., 1409.0473).
+    If no state is given, c_{-1} is zeros (GNMT, 1609.08144; Tacotron 2, 1712.05884). If the initial
+    state of the cell is given, c_{-1} is the attention of that state's output, so that each step
+    reads, with its input, the context of its previous state (Bahdanau et al., 1409.0473).
 
-    In training the gradients of the prepared keys, of the values and of the score vector are made
-    once, after all steps, and not once a step (`deferred.py` says how); with dropout of the weights
-    they are made step by step.
+    In training the gradients of the prepared keys, the values and the score vector are computed
+    once, after all steps, instead of once per step (see `attnkernels.functional.deferred`); with
+    dropout of the weights they are computed step by step.
 
     Args:
-        cell: a module (input, state) -> state, as `torch.nn.GRUCell` (state: a tensor, which is the
-            output) or `torch.nn.LSTMCell` (a tuple, whose first element is the output). Its input
-            has the features of input_t and then those of a context.
+        cell: a module (input, state) -> state like `torch.nn.GRUCell` (the state is a tensor, and
+            the output) or `torch.nn.LSTMCell` (the state is a tuple that starts with the output).
+            Its input has the features of input_t followed by those of a context.
         attention: an `AdditiveAttention` whose query_dim is the size of the cell's output.
-        defer_gradients: False makes the gradients of the keys step by step, which is slower, and
-            needed for second derivatives (``create_graph=True``).
+        defer_gradients: False computes the gradients of the keys step by step. This is slower, and
+            required for second derivatives (``create_graph=True``) and `torch.func` transforms.
 
     Raises:
-        TypeError: cell cannot be called, or attention is no `AdditiveAttention`.
+        TypeError: cell is not callable, attention is not an `AdditiveAttention`, or
+            ``defer_gradients`` is not a bool.
     """
 
     def __init__(
         self, cell: nn.Module, attention: AdditiveAttention, *, defer_gradients: bool = True
     ) -> None:
         super().__init__()
-        if not callable(cell):
-            raise TypeError(f"cell is a {type(cell).__name__}; it must be a module that is called")
-        if not isinstance(attention, AdditiveAttention):
-            raise TypeError(
-                f"attention is a {type(attention).__name__}; it must be an AdditiveAttention"
-            )
+        checks.instance("cell", cell, Callable, "a module that is called")  # type: ignore[arg-type]
+        checks.instance("attention", attention, AdditiveAttention, "an AdditiveAttention")
+        checks.flags(defer_gradients=defer_gradients)
         self.cell, self.attention, self.defer_gradients = cell, attention, defer_gradients
 
+    @overload
+    def forward(
+        self,
+        inputs: Tensor,
+        memory: Tensor | PreparedMemory,
+        key_lengths: Tensor | None = ...,
+        state: Any = ...,
+        **o: Unpack[NoWeights],
+    ) -> Run: ...
+    @overload
+    def forward(
+        self,
+        inputs: Tensor,
+        memory: Tensor | PreparedMemory,
+        key_lengths: Tensor | None = ...,
+        state: Any = ...,
+        **o: Unpack[WithWeights],
+    ) -> RunWithWeights: ...
+    @overload
+    def forward(
+        self,
+        inputs: Tensor,
+        memory: Tensor | PreparedMemory,
+        key_lengths: Tensor | None = ...,
+        state: Any = ...,
+        **o: Unpack[EitherWay],
+    ) -> Run | RunWithWeights: ...
     def forward(
         self,
         inputs: Tensor,
@@ -77,54 +93,87 @@ class AttentionRNN(nn.Module):
         state: Any = None,
         *,
         return_weights: bool = False,
-    ) -> tuple[Any, ...]:
-        """All steps with their inputs given (teacher forcing).
+    ) -> Run | RunWithWeights:
+        """Run all steps with their inputs given (teacher forcing).
 
         Args:
-            inputs: (B, T, e).
+            inputs: (B, T, e), T at least 1.
             memory: (B, m, key_dim), or what ``attention.prepare`` returned.
-            key_lengths: (B,); belongs to `prepare` where memory is prepared.
-            state: None, the cell's initial state, or a `DecoderState` to go on from.
+            key_lengths: (B,), int32 or int64, in [0, m]: how many keys of each sequence take part.
+                For a prepared memory give them to ``attention.prepare`` instead.
+            state: None, the initial state of the cell, or a `DecoderState` to continue from.
             return_weights: also return the weights.
 
         Returns:
-            outputs (B, T, hidden), contexts (B, T, value_dim) and the last `DecoderState`; then the
-            weights (B, T, m), with heads (B, H, T, m), where they are asked for.
+            The outputs (B, T, hidden), the contexts (B, T, value_dim) and the last `DecoderState`;
+            with ``return_weights`` then the weights (B, T, m), with heads (B, H, T, m).
 
         Raises:
-            TypeError, ValueError: an argument does not fit; the message says which and how.
+            TypeError, ValueError: an argument does not fit; the message names it.
         """
-        if not isinstance(inputs, Tensor) or inputs.ndim != 3:
-            given = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise ValueError(f"inputs is {given}; it must be a tensor (B, T, features)")
+        prepared = self.prepared(memory, key_lengths)
+        checks.tensor("inputs", inputs, "(B, T, e)", (prepared.batch, None, None))
         if not inputs.shape[1]:
-            raise ValueError("inputs has no steps; T must be at least 1")
+            raise ValueError(f"inputs must have T of at least 1, got shape {tuple(inputs.shape)}")
         rows = inputs.unbind(1)
 
         def following(t: int, output: Tensor, context: Tensor) -> Tensor:
             return rows[t]
 
-        return self._run(rows[0], following, len(rows), memory, key_lengths, state, return_weights)
+        return self._run(rows[0], following, len(rows), prepared, state, return_weights)
 
+    @overload
     def free_running(
         self,
         first: Tensor,
         memory: Tensor | PreparedMemory,
         steps: int,
-        feed: Callable[[Tensor, Tensor], Tensor],
+        feed: Feed,
+        key_lengths: Tensor | None = ...,
+        state: Any = ...,
+        **o: Unpack[NoWeights],
+    ) -> Run: ...
+    @overload
+    def free_running(
+        self,
+        first: Tensor,
+        memory: Tensor | PreparedMemory,
+        steps: int,
+        feed: Feed,
+        key_lengths: Tensor | None = ...,
+        state: Any = ...,
+        **o: Unpack[WithWeights],
+    ) -> RunWithWeights: ...
+    @overload
+    def free_running(
+        self,
+        first: Tensor,
+        memory: Tensor | PreparedMemory,
+        steps: int,
+        feed: Feed,
+        key_lengths: Tensor | None = ...,
+        state: Any = ...,
+        **o: Unpack[EitherWay],
+    ) -> Run | RunWithWeights: ...
+    def free_running(
+        self,
+        first: Tensor,
+        memory: Tensor | PreparedMemory,
+        steps: int,
+        feed: Feed,
         key_lengths: Tensor | None = None,
         state: Any = None,
         *,
         return_weights: bool = False,
-    ) -> tuple[Any, ...]:
-        """Steps that make their own inputs, with gradients through them.
+    ) -> Run | RunWithWeights:
+        """Run steps that compute their own inputs, with gradients through them.
 
         Args:
             first: (B, e), the input of the first step.
             memory, key_lengths, state, return_weights: as in `forward`.
-            steps: how many, at least 1.
+            steps: the number of steps, at least 1.
             feed: (output (B, hidden), context (B, value_dim)) -> the next input (B, e): a readout
-                and an embedding, say. It is not asked after the last step.
+                and an embedding, say. It is not called after the last step.
 
         Returns:
             As `forward`.
@@ -132,14 +181,31 @@ class AttentionRNN(nn.Module):
         Raises:
             TypeError, ValueError: as `forward`.
         """
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps is {steps!r}; it must be an int of at least 1")
+        checks.positive_int("steps", steps)
+        prepared = self.prepared(memory, key_lengths)
+        checks.tensor("first", first, "(B, e)", (prepared.batch, None))
 
         def following(t: int, output: Tensor, context: Tensor) -> Tensor:
             return feed(output, context)
 
-        return self._run(first, following, steps, memory, key_lengths, state, return_weights)
+        return self._run(first, following, steps, prepared, state, return_weights)
 
+    @overload
+    def step(
+        self, inputs: Tensor, prepared: PreparedMemory, state: DecoderState, **o: Unpack[NoWeights]
+    ) -> Run: ...
+    @overload
+    def step(
+        self,
+        inputs: Tensor,
+        prepared: PreparedMemory,
+        state: DecoderState,
+        **o: Unpack[WithWeights],
+    ) -> RunWithWeights: ...
+    @overload
+    def step(
+        self, inputs: Tensor, prepared: PreparedMemory, state: DecoderState, **o: Unpack[EitherWay]
+    ) -> Run | RunWithWeights: ...
     def step(
         self,
         inputs: Tensor,
@@ -147,65 +213,72 @@ class AttentionRNN(nn.Module):
         state: DecoderState,
         *,
         return_weights: bool = False,
-    ) -> tuple[Any, ...]:
-        """One step, of one row a sequence or of several beams of it, which share its memory.
+    ) -> Run | RunWithWeights:
+        """Run one step of each sequence, or of several beams per sequence that share its memory.
 
         Args:
             inputs: (B * beams, e), the beams of a sequence one after another.
-            prepared: of ``attention.prepare``.
-            state: of `initial_state` or of the step before, with the rows of inputs.
+            prepared: from ``attention.prepare``.
+            state: from `initial_state` or the last step, with the rows of inputs.
             return_weights: also return the weights.
 
         Returns:
-            output (B * beams, hidden), context (B * beams, value_dim), the next `DecoderState`;
-            then the weights (B * beams, m), with heads (B * beams, H, m), where asked for.
+            The output (B * beams, hidden), the context (B * beams, value_dim) and the next
+            `DecoderState`; with ``return_weights`` then the weights (B * beams, m), with heads
+            (B * beams, H, m).
 
         Raises:
-            TypeError, ValueError: an argument does not fit; the message says which and how.
+            TypeError, ValueError: an argument does not fit; the message names it.
         """
-        _check_rows(inputs, prepared.batch)
-
-        def attend(output: Tensor) -> tuple[Tensor, Tensor | None]:
-            beams = output.unflatten(0, (prepared.batch, -1))
-            context, weights = _pair(self.attention.step(beams, prepared, return_weights))
-            if weights is not None:
-                weights = weights.movedim(-2, 1).flatten(0, 1)
-            return context.flatten(0, 1), weights
-
-        output, context, weights, now = self._step(inputs, attend, state)
-        return (output, context, now, weights) if return_weights else (output, context, now)
+        checks.instance("prepared", prepared, PreparedMemory, "what attention.prepare() returned")
+        checks.instance("state", state, DecoderState, "a DecoderState")
+        attend = self._attend_beams(prepared, _beams(inputs, prepared.batch), return_weights)
+        return _results(*self._step(inputs, attend, state))
 
     def initial_state(self, prepared: PreparedMemory, state: Any = None) -> DecoderState:
-        """The state before the first step, of None, a cell's state, or a `DecoderState`."""
+        """Return the state before the first step.
+
+        Args:
+            prepared: from ``attention.prepare``.
+            state: None, the initial state of the cell, or a `DecoderState`.
+
+        Raises:
+            TypeError, ValueError: the state has no output (B, query_dim).
+        """
         return self._initial(prepared, self._attend(prepared, 1, False), state)
 
     def prepared(
         self, memory: Tensor | PreparedMemory, key_lengths: Tensor | None = None
     ) -> PreparedMemory:
-        """The memory prepared, if it is not already."""
+        """Return the memory prepared; a prepared one is returned as it is.
+
+        Raises:
+            TypeError, ValueError: as `AdditiveAttention.prepare`; or lengths are given with a
+                prepared memory.
+        """
         if not isinstance(memory, PreparedMemory):
             return self.attention.prepare(memory, key_lengths)
         if key_lengths is not None:
-            raise ValueError("key_lengths is given with a prepared memory; give it to prepare()")
+            raise ValueError(
+                "key_lengths must be None for a prepared memory, got a "
+                f"{type(key_lengths).__name__}: give it to prepare()"
+            )
         return memory
 
     def _run(
         self,
         inputs: Tensor,
-        following: Callable[..., Tensor],
+        following: Callable[[int, Tensor, Tensor], Tensor],
         steps: int,
-        memory: Tensor | PreparedMemory,
-        key_lengths: Tensor | None,
+        prepared: PreparedMemory,
         state: Any,
         return_weights: bool,
-    ) -> tuple[Any, ...]:
-        """`following` makes the inputs of step t of what step t - 1 gave."""
-        prepared = self.prepared(memory, key_lengths)
-        _check_rows(inputs, prepared.batch)
-        if inputs.shape[0] != prepared.batch:
-            raise ValueError(
-                f"inputs has a batch of {inputs.shape[0]}; the memory has one of {prepared.batch}"
-            )
+    ) -> Run | RunWithWeights:
+        """Run `steps`; `following` makes the inputs of step t from the results of step t - 1."""
+        checks.flags(return_weights=return_weights)
+        if isinstance(state, DecoderState):
+            wanted = prepared.batch, prepared.value_dim
+            checks.tensor("state.context", state.context, "(B, value_dim)", wanted)
         attend = self._attend(prepared, steps + 1, return_weights)
         now = self._initial(prepared, attend, state)
         outputs: list[Tensor] = []
@@ -219,14 +292,14 @@ class AttentionRNN(nn.Module):
                 weights.append(a)
             if t + 1 < steps:
                 inputs = following(t + 1, output, context)
-        found = torch.stack(outputs, 1), torch.stack(contexts, 1), now
-        return (*found, torch.stack(weights, -2)) if return_weights else found
+        stacked = torch.stack(weights, -2) if return_weights else None
+        return _results(torch.stack(outputs, 1), torch.stack(contexts, 1), stacked, now)
 
     def _step(
         self, inputs: Tensor, attend: Attend, state: DecoderState
     ) -> tuple[Tensor, Tensor, Tensor | None, DecoderState]:
         cell = self.cell(torch.cat([inputs, state.context], -1), state.cell)
-        output = cell_output(cell)
+        output = self._output("the cell's output", cell, len(inputs))
         context, weights = attend(output)
         return output, context, weights, DecoderState(cell, context)
 
@@ -234,46 +307,54 @@ class AttentionRNN(nn.Module):
         if isinstance(state, DecoderState):
             return state
         if state is not None:
-            return DecoderState(state, attend(cell_output(state))[0])
+            output = self._output("the output in state", state, prepared.batch)
+            return DecoderState(state, attend(output)[0])
         value = prepared.memory.value
         return DecoderState(None, value.new_zeros(prepared.batch, prepared.value_dim))
 
+    def _output(self, name: str, state: Any, rows: int) -> Tensor:
+        """Return the output of a cell, which is the query of its attention."""
+        output = cell_output(state)
+        arguments.query(self.attention, output, rows, "", name)
+        return output
+
     def _attend(self, prepared: PreparedMemory, steps: int, return_weights: bool) -> Attend:
-        """Attention of one output a sequence, for up to `steps` of them."""
+        """Return the attention of one output per sequence, for up to `steps` of them."""
         attention, memory = self.attention, prepared.memory
         if not (self.defer_gradients and learns(memory)) or attention.dropout_now:
-            return lambda output: _pair(attention.step(output, prepared, return_weights))
+            return attention._attend_to(prepared, return_weights)
         deferred = DeferredMemory(memory, steps, return_weights)
-        return lambda output: _pair(attention.step_by(output, prepared.batch, deferred.attend))
+        return lambda output: attention._attend_by(output, deferred.attend)
+
+    def _attend_beams(self, prepared: PreparedMemory, beams: int, return_weights: bool) -> Attend:
+        """Return the attention of `step`, of `beams` outputs per sequence."""
+        attend_rows = self.attention._attend_to(prepared, return_weights)
+
+        def attend(output: Tensor) -> tuple[Tensor, Tensor | None]:
+            context, weights = attend_rows(output.unflatten(0, (prepared.batch, beams)))
+            if weights is not None:
+                weights = weights.movedim(-2, 1).flatten(0, 1)
+            return context.flatten(0, 1), weights
+
+        return attend
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
-def _pair(result: Result) -> tuple[Tensor, Tensor | None]:
-    return result if isinstance(result, tuple) else (result, None)
+def _results(
+    output: Tensor, context: Tensor, weights: Tensor | None, state: DecoderState
+) -> Run | RunWithWeights:
+    return (output, context, state) if weights is None else (output, context, state, weights)
 
 
-def _check_rows(inputs: Tensor, batch: int) -> None:
-    if inputs.ndim != 2 or inputs.shape[0] % max(batch, 1):
+def _beams(inputs: Tensor, batch: int) -> int:
+    """Return how many rows of `inputs` (rows, e) belong to each of the sequences."""
+    checks.tensor("inputs", inputs, "(B * beams, e)", (None, None))
+    rows = inputs.shape[0]
+    if rows % max(batch, 1) or (rows and not batch):
         raise ValueError(
-            f"inputs has shape {tuple(inputs.shape)}; it must be (rows, features), where the rows "
-            f"are a multiple of the batch of the memory, {batch}"
+            f"inputs must have shape (B * beams, e) with rows that are a multiple of B = {batch}, "
+            f"got {tuple(inputs.shape)}"
         )
-
-
-def cell_output(state: Any) -> Tensor:
-    """The output of a cell: its state, or the first element of it."""
-    output = state[0] if isinstance(state, (tuple, list)) else state
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        raise TypeError(
-            "the cell's state must be a tensor (B, hidden) or a tuple that starts with one, got "
-            f"{type(state).__name__}"
-        )
-    return output
-
-
-def _select(state: Any, index: Tensor) -> Any:
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        return state.index_select(0, index)
-    chosen = [_select(each, index) for each in state]
-    return type(state)(*chosen) if hasattr(state, "_fields") else type(state)(chosen)
+    return rows // max(batch, 1)

@@ -1,4 +1,4 @@
-"""Modules against plain PyTorch in float64: what they return and every gradient."""
+"""Compare modules with plain PyTorch in float64: their results and every gradient."""
 
 from __future__ import annotations
 
@@ -12,9 +12,27 @@ from torch import Tensor, nn
 
 from attnkernels.testing import assert_within_budget
 
+from .inputs import normal
+
 Formula = Callable[..., tuple[Tensor, ...]]
 GRADIENT_TERMS = 50
 COPIES = [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+
+
+def memory_and_query(
+    batch: int, n: int, m: int, query_dim: int, key_dim: int, value_dim: int = 7
+) -> dict[str, Tensor]:
+    """Return random query, key and value, by name."""
+    return {
+        "query": normal(batch, n, query_dim),
+        "key": normal(batch, m, key_dim),
+        "value": normal(batch, m, value_dim),
+    }
+
+
+def with_weights(module: nn.Module, *inputs: Tensor, **options: Any) -> tuple[Tensor, ...]:
+    """Call a module, and return the contexts and weights."""
+    return module(*inputs, **options, return_weights=True)
 
 
 def check_twin(
@@ -28,11 +46,11 @@ def check_twin(
     """Assert that a module is within the budget of its formula, as are its gradients.
 
     Args:
-        module: in float32; its copy in float64 is the oracle's.
+        module: in float32; its copy in float64 serves as the oracle.
         formula: (module, *inputs, **options) -> tensors, from the module's parameters and plain
             operations.
         inputs: floating leaves, by name.
-        call: the same of the module; by default module(*inputs, **options).
+        call: the same with the module; by default module(*inputs, **options).
     """
     call = call or (lambda module, *inputs, **options: module(*inputs, **options))
     doubles = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
@@ -42,7 +60,7 @@ def check_twin(
     exact = results(formula, twin, doubles, options)
     assert found.keys() == exact.keys()
     for name, x in exact.items():
-        # An output is of the size of 1; a gradient sums over steps and positions, and cancels.
+        # Outputs are about 1; a gradient is a sum over steps and positions, with cancellation.
         size = 1.0
         if not name.startswith("output"):
             size = GRADIENT_TERMS * max(1.0, x.abs().max().item())
@@ -52,7 +70,7 @@ def check_twin(
 def results(
     call: Formula, module: nn.Module, inputs: dict[str, Tensor], options: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """The outputs, and the gradients of a fixed sum of them by inputs and parameters."""
+    """Return the outputs, and the gradients of a fixed sum of them."""
     outputs = call(module, *inputs.values(), **options)
     generator = torch.Generator().manual_seed(3)
     total = sum(
@@ -66,20 +84,20 @@ def results(
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The vector that scores, normalised where there is a gain."""
+    """Return the vector that scores, normalised if there is a gain."""
     v = module.weight
     return v if module.gain is None else module.gain * v / v.square().sum().sqrt()
 
 
 def scores_of(module: nn.Module, query: Tensor, key: Tensor, added: Tensor | float = 0) -> Tensor:
-    """w . tanh(W q + V k + added + b) of query (B, n, .) and key (B, m, .): (B, n, m)."""
+    """Return w . tanh(W q + V k + added + b) of query (B, n, .) and key (B, m, .): (B, n, m)."""
     q, k = module.query_proj(query), key @ module.key_proj.weight.mT + added
     bias = 0 if module.bias is None else module.bias
     return torch.tanh(q.unsqueeze(2) + k.unsqueeze(1) + bias) @ weight_of(module)
 
 
 def present(lengths: Tensor | None, batch: int, m: int) -> Tensor:
-    """(B, m), True within the length."""
+    """Return bool (B, m), True within the length."""
     return torch.tensor(
         [[lengths is None or j < lengths[b] for j in range(m)] for b in range(batch)]
     )

@@ -1,4 +1,4 @@
-"""Recurrent visual attention: the sensor, the recurrence, and what learns from what."""
+"""Recurrent visual attention: the sensor, the recurrence, and which loss teaches what."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make(**options: Any) -> RecurrentAttentionModel:
 
 
 def moved(**options: Any) -> RecurrentAttentionModel:
-    """One whose locator looks elsewhere than at the centre, and whose biases are not 0."""
+    """Return a model that does not look at the centre, with biases other than 0."""
     model = make(**options)
     torch.nn.init.normal_(model.locator.weight)
     for name, parameter in model.named_parameters():
@@ -40,7 +40,7 @@ def image(dtype: torch.dtype = F64, grad: bool = False) -> Tensor:
 
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_windows_are_slices(size: int) -> None:
-    """Wherever the edges of a window lie on those of pixels, outside of the image included."""
+    """Compare all windows whose edges lie on pixel edges, outside the image included."""
     images, scales, around = image(), 3, 20
     padded = F.pad(images, [around] * 4)
     for top in range(-size, HEIGHT + 1):
@@ -53,7 +53,7 @@ def test_windows_are_slices(size: int) -> None:
                 side = size * 2**k
                 row, column = (round(c - side / 2) + around for c in (y, x))
                 if (c := x - side / 2) != round(c):
-                    continue  # a wider window of an odd size lies half a pixel off
+                    continue  # a wider window of odd size is half a pixel off
                 window = padded[..., row : row + side, column : column + side]
                 wanted = window.unflatten(-1, (size, -1)).unflatten(-3, (size, -1)).mean((-1, -3))
                 assert_within_budget(seen[:, k], wanted, wanted, magnitude=10.0 * WIDTH)
@@ -70,7 +70,7 @@ def test_each_image_has_its_own_window() -> None:
 
 
 def twin(model: RecurrentAttentionModel, images: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-    """The recurrence in plain operations, on locations drawn with this noise (T - 1, B, 2)."""
+    """Run the recurrence in plain operations, with this noise (T - 1, B, 2) in its locations."""
     location = images.new_zeros(len(images), 2)
     state = images.new_zeros(len(images), model.core.hidden_size)
     locations, log_probs, baselines = [location], [], []
@@ -113,7 +113,7 @@ def test_against_a_twin(training: bool) -> None:
 
 
 def looks_right(**options: Any) -> RecurrentAttentionModel:
-    """Says 1 where its last glimpse, a point, is brighter than 0.5, else 0."""
+    """Return a model that answers 1 if its last glimpse, a point, is brighter than 0.5, else 0."""
     model = RecurrentAttentionModel(2, size=1, scales=1, features=1, hidden=1, **options).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -127,7 +127,7 @@ def looks_right(**options: Any) -> RecurrentAttentionModel:
 
 @pytest.mark.parametrize("glimpses, baseline", [(2, 0.0), (2, 0.5), (4, 0.5)])
 def test_the_score_function_gradient_is_not_biased(glimpses: int, baseline: float) -> None:
-    """The image is bright on the right: the reward's expectation is Phi(mean_x / std)."""
+    """On an image that is bright on the right the expected reward is Phi(mean_x / std)."""
     model, rows, std = looks_right(glimpses=glimpses, std=0.1), 200_000, 0.1
     with torch.no_grad():
         model.baseline.bias.fill_(baseline)
@@ -144,7 +144,7 @@ def test_the_score_function_gradient_is_not_biased(glimpses: int, baseline: floa
     per_row = -(right - baseline).unsqueeze(-1) * per_row
     error = per_row.std(0) / math.sqrt(rows)
     assert ((gradient - wanted).abs() < 4 * error).all()
-    assert (error < 0.02 * phi).all()  # or the line above says little
+    assert (error < 0.02 * phi).all()  # otherwise the line above shows little
 
 
 def test_what_learns_from_what() -> None:
@@ -193,7 +193,9 @@ def test_overfits_a_small_batch() -> None:
 
 
 def stripes(batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """images (B, 1, 8, 24) with stripes at their left or right end; how they lie; -1 left, 1 right.
+    """Return images (B, 1, 8, 24) with stripes at one end, their direction, and the end.
+
+    The end is -1 for the left one and 1 for the right one.
 
     From the centre both kinds are the same: the finest window does not reach them, and those that
     do pool them.
@@ -208,7 +210,7 @@ def stripes(batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_learns_to_look_where_the_answer_is() -> None:
-    """One choice: the end that the coarsest window of the first glimpse has something at."""
+    """Learn one choice: the end where the coarsest window of the first glimpse sees stripes."""
     model = RecurrentAttentionModel(2, scales=3, glimpses=2, features=32, hidden=64)
     train(model, 300, lambda: stripes(64)[:2])
     images, labels, side = stripes(1000)
@@ -218,7 +220,7 @@ def test_learns_to_look_where_the_answer_is() -> None:
 
 
 def test_draws() -> None:
-    """Reproducible, of the given width, around the means; means only in eval mode."""
+    """Draws are reproducible, around the means with the given width; eval mode has no noise."""
     model, images = moved(std=0.3), image(torch.float32)[:1]
     many = images.expand(4000, *images.shape[1:])
     first, again = (model(many, generator=torch.Generator().manual_seed(5)) for _ in range(2))
@@ -254,19 +256,21 @@ def test_refusals() -> None:
     images = image()
     at = torch.zeros(B, 2, dtype=F64)
     for name in ("classes", "channels", "size", "scales", "glimpses", "features", "hidden"):
-        with pytest.raises(ValueError, match=f"^{name} is 0"):
+        with pytest.raises(ValueError, match=f"^{name} must be an int of at least 1, got 0"):
             RecurrentAttentionModel(**({"classes": 2} | {name: 0}))
     for std in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(ValueError, match="^std is"):
+        with pytest.raises(ValueError, match="^std must"):
             make(std=std)
-    with pytest.raises(ValueError, match=r"^images has shape .*\(B, 2, H, W\)"):
+    with pytest.raises(
+        ValueError, match=r"^images must have shape \(B, C, H, W\) = \(\*, 2, \*, \*\)"
+    ):
         make()(images[:, :1].float())
-    with pytest.raises(TypeError, match="^images is torch.int64"):
+    with pytest.raises(TypeError, match="^images must be floating, got torch.int64"):
         make()(images.long())
-    with pytest.raises(ValueError, match="^size is 0"):
+    with pytest.raises(ValueError, match="^size must be an int of at least 1, got 0"):
         glimpse(images, at, 0)
-    with pytest.raises(ValueError, match="^images has shape"):
+    with pytest.raises(ValueError, match="^images must have shape"):
         glimpse(images[0], at, 3)
-    for wrong in (at[:1], at.float()):
-        with pytest.raises(ValueError, match="^locations is"):
+    for wrong, error in ((at[:1], ValueError), (at.float(), TypeError)):
+        with pytest.raises(error, match="^locations must"):
             glimpse(images, wrong, 3)

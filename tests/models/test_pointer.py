@@ -1,4 +1,4 @@
-"""The pointer network: its searches against brute force, its gradients, and what it learns."""
+"""The pointer network: searches against brute force, gradients, and learning."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ def points(dtype: torch.dtype = F64, batch: int = B) -> Tensor:
 
 
 def hulls(count: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Points (count, n, 2) of the unit square, and hulls, against the clock from the first point of
-    lowest number (Vinyals et al., section 3.1), ended and padded."""
+    """Return points (count, n, 2) of the unit square and their convex hulls, ended and padded.
+
+    A hull runs counterclockwise from its point of lowest number (Vinyals et al., section 3.1).
+    """
     drawn = np.random.default_rng(seed).random((count, n, 2))
     target = torch.zeros(count, n + 1, dtype=torch.int64)
     for row, each in zip(target, drawn, strict=True):
@@ -46,14 +48,14 @@ def hulls(count: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def numbers(count: int, n: int) -> tuple[Tensor, Tensor]:
-    """Numbers (count, n, 1), and their positions in ascending order, ended."""
+    """Return numbers (count, n, 1) and their positions in ascending order, ended."""
     drawn = torch.rand(count, n, 1)
     order = drawn.squeeze(-1).argsort(1) + 1
     return drawn, torch.cat([order, torch.zeros(count, 1, dtype=torch.int64)], 1)
 
 
 def train(network: nn.Module, steps: int, batch: Any, rate: float) -> float:
-    """The loss of the last step."""
+    """Train, and return the loss of the last step."""
     optimizer = torch.optim.Adam(network.parameters(), rate)
     for _ in range(steps):
         source, target = batch()
@@ -83,7 +85,7 @@ def test_overfits_hulls() -> None:
 
 
 def test_the_distribution_is_that_of_the_formula() -> None:
-    """One source at a time, without padding, each step by hand."""
+    """Compute one source at a time, without padding, step by step."""
     network = make()
     source = points()
     found = network(source, LENGTHS, TARGET)
@@ -126,7 +128,7 @@ def test_padding_is_not_read() -> None:
     assert torch.equal(log_p, network(source, LENGTHS, TARGET))
     network.loss(spoilt, LENGTHS, TARGET).backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in network.parameters())
-    longer = torch.cat([TARGET, TARGET.new_zeros(B, 4)], 1)  # of targets neither
+    longer = torch.cat([TARGET, TARGET.new_zeros(B, 4)], 1)  # padding of targets is not read either
     assert_within_budget(
         network.loss(source, LENGTHS, longer), *[network.loss(source, LENGTHS, TARGET)] * 2
     )
@@ -134,7 +136,7 @@ def test_padding_is_not_read() -> None:
 
 @pytest.mark.parametrize("distinct", [False, True])
 def test_a_wide_beam_is_brute_force(distinct: bool) -> None:
-    """All outputs of up to three positions, in order of their teacher-forced probability."""
+    """Find all outputs of up to three positions, in order of their teacher-forced probability."""
     network, n, longest = make(distinct=distinct), 3, 3
     source, lengths = points(batch=2)[:, :n], torch.tensor([n, n])
     outputs = [
@@ -187,26 +189,35 @@ def test_a_checkpoint_brings_it_back(tmp_path: Any) -> None:
 
 def test_refusals() -> None:
     network, source = make(), points()
-    with pytest.raises(ValueError, match="hidden_dim is 0"):
+    with pytest.raises(ValueError, match="hidden_dim must be an int of at least 1, got 0"):
         PointerNetwork(2, hidden_dim=0)
-    with pytest.raises(ValueError, match="last dimension must be features, 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"source must have shape \(B, m, features\) = \(\*, \*, 2\), got \(3, 6, 1\)",
+    ):
         network(source[..., :1], LENGTHS, TARGET)
-    with pytest.raises(ValueError, match=r"it must be \(B, m, features\)"):
+    with pytest.raises(ValueError, match=r"source must have shape .*, got \(6, 2\)"):
         network(source[0], LENGTHS, TARGET)
-    with pytest.raises(TypeError, match="source_lengths is torch.float32"):
+    with pytest.raises(TypeError, match="source_lengths must be int64, got torch.float32"):
         network(source, LENGTHS.float(), TARGET)
-    with pytest.raises(ValueError, match="source_lengths go from 0 to 7"):
+    with pytest.raises(
+        ValueError, match=r"source_lengths must lie in \[1, 6\] .*, got values from 0 to 7"
+    ):
         network(source, torch.tensor([0, 7, 1]), TARGET)
-    with pytest.raises(TypeError, match="target is torch.float64"):
+    with pytest.raises(TypeError, match="target must be int64, got torch.float64"):
         network(source, LENGTHS, TARGET.double())
-    with pytest.raises(ValueError, match="target has tokens from -1"):
+    with pytest.raises(
+        ValueError, match=r"target must have tokens in \[0, 7\), got tokens from -1"
+    ):
         network(source, LENGTHS, TARGET - 1)
-    with pytest.raises(ValueError, match="target has a batch of 2; source has 3"):
+    with pytest.raises(
+        ValueError, match=r"target must have shape \(B, T\) = \(3, \*\), got \(2, 6\)"
+    ):
         network(source, LENGTHS, TARGET[:2])
-    with pytest.raises(ValueError, match="target points beyond source_lengths"):
+    with pytest.raises(ValueError, match="target must point within source_lengths"):
         network(source, LENGTHS, TARGET.flip(0))
     network.distinct = True
-    with pytest.raises(ValueError, match="target points twice at a position"):
+    with pytest.raises(ValueError, match="target must be distinct positions"):
         network(source, LENGTHS, torch.tensor([[2, 5, 2]]).expand(B, -1).clamp(max=1))
-    with pytest.raises(ValueError, match="beams is 0"):
+    with pytest.raises(ValueError, match="beams must be an int of at least 1, got 0"):
         network.beam_search(source, LENGTHS, max_length=3, beams=0)

@@ -1,14 +1,23 @@
-"""RNNsearch: it learns, its searches say what its teacher forcing does, and it aligns."""
+"""RNNsearch: learning, alignment, and searches against teacher forcing."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.inputs import F32, F64
-from models.test_seq2seq import learn, log_probs_of, loss_of, pairs, translated
+from models.test_seq2seq import (
+    check_checkpoint,
+    check_dropout,
+    check_searches,
+    learn,
+    loss_of,
+    pairs,
+    translated,
+)
 from torch import Tensor
 
 from attnkernels.models.rnnsearch import RNNsearch
@@ -33,7 +42,7 @@ def test_overfits_a_small_batch() -> None:
 
 
 def test_learns_to_translate_and_to_align() -> None:
-    """Sources that it has not seen, word by word: what it writes and where it looks meanwhile."""
+    """Check the words and the alignment of sources that it has not seen."""
     model = make()
     assert translated(model, *pairs(200)) < 0.1
     learn(model.train(), 300, 32)
@@ -47,7 +56,7 @@ def test_learns_to_translate_and_to_align() -> None:
 
 
 def test_gradients_are_the_references() -> None:
-    """In float32, of every parameter, against float64: the model's backend and the reference."""
+    """Compare every gradient in float32, of either backend, with the reference in float64."""
     model, given, results = make(), pairs(6), []
     for backend, dtype in ((None, F32), ("reference", F32), ("reference", F64)):
         each = copy.deepcopy(model).to(dtype)
@@ -66,7 +75,7 @@ def test_the_backend_is_passed_on() -> None:
 
 
 def test_a_batch_is_its_sources_one_by_one() -> None:
-    """Padding is neither read nor attended to, whatever it holds."""
+    """Padding is neither read nor attended to, whatever its content."""
     model = make().double().eval()
     source, lengths, target = pairs(6)
     logits, weights = model(
@@ -82,7 +91,7 @@ def test_a_batch_is_its_sources_one_by_one() -> None:
 
 
 def test_the_first_state_is_of_the_backward_encoder_at_the_first_word() -> None:
-    """Section A.2.2: s_0 = tanh(W_s h<-_1)."""
+    """Check section A.2.2: s_0 = tanh(W_s h<-_1)."""
     model = make().double()
     source, lengths, _ = pairs(6)
     annotations, state = model.encode(source, lengths)
@@ -96,36 +105,19 @@ def test_searches_say_what_teacher_forcing_does() -> None:
     learn(model, 20, 16)
     model.eval()
     source, lengths, _ = pairs(6)
-    greedy = model.greedy_search(source, lengths, max_length=7)
-    beam = model.beam_search(source, lengths, max_length=7, beams=1)
-    for x, y in zip(greedy, beam, strict=True):
-        torch.testing.assert_close(x, y)
-    found = model.beam_search(source, lengths, max_length=7, beams=4)
-    for rank in range(4):
-        wanted = log_probs_of(model, source, lengths, found.tokens[:, rank])
-        torch.testing.assert_close(found.log_probs[:, rank], wanted.detach())
+    found = check_searches(model, source, lengths)
     assert (found.log_probs.diff(dim=1) <= 0).all()
     penalised = model.beam_search(source, lengths, max_length=7, beams=4, length_penalty=1.0)
     wanted = penalised.log_probs / ((5 + penalised.lengths) / 6)
     torch.testing.assert_close(penalised.scores, wanted)
 
 
-def test_a_checkpoint_gives_the_same_model(tmp_path: Any) -> None:
-    model, other = make().eval(), make().eval()
-    given = pairs(6)
-    assert not torch.equal(model(*given), other(*given))
-    torch.save(model.state_dict(), tmp_path / "model.pt")
-    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
-    assert torch.equal(model(*given), other(*given))
-    found, wanted = (x.beam_search(*given[:2], max_length=5, beams=3) for x in (other, model))
-    assert torch.equal(found.tokens, wanted.tokens)
+def test_a_checkpoint_gives_the_same_model(tmp_path: Path) -> None:
+    check_checkpoint(make().eval(), make().eval(), tmp_path)
 
 
 def test_dropout_in_training_only() -> None:
-    model, given = make(dropout=0.5), pairs(6)
-    assert not torch.equal(model(*given), model(*given))
-    model.eval()
-    assert torch.equal(model(*given), model(*given))
+    check_dropout(make(dropout=0.5))
 
 
 def wrong(model: RNNsearch, **changed: Any) -> Tensor:
@@ -134,25 +126,31 @@ def wrong(model: RNNsearch, **changed: Any) -> Tensor:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match=r"end is 9; it must be a token in \[1, 9\)"):
+    with pytest.raises(ValueError, match=r"end must be a token in \[1, 9\), got 9"):
         make(end=9)
-    with pytest.raises(ValueError, match="dropout is -1"):
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got -1"):
         make(dropout=-1)
     model = make()
     source, lengths, target = pairs(3)
-    with pytest.raises(TypeError, match="source is list"):
+    with pytest.raises(TypeError, match="source must be a tensor .*, got list"):
         wrong(model, source=[[3]])
-    with pytest.raises(TypeError, match="target is torch.float32"):
+    with pytest.raises(TypeError, match="target must be int64, got torch.float32"):
         wrong(model, target=target.float())
-    with pytest.raises(ValueError, match=r"target has tokens from 0 to 50; .* in \[0, 9\)"):
+    with pytest.raises(
+        ValueError, match=r"target must have tokens in \[0, 9\), got tokens from 0 to 50"
+    ):
         wrong(model, target=target.masked_fill(target == 2, 50))
-    with pytest.raises(TypeError, match="source_lengths is torch.int32"):
+    with pytest.raises(TypeError, match="source_lengths must be int64, got torch.int32"):
         wrong(model, source_lengths=lengths.int())
-    with pytest.raises(ValueError, match=r"source_lengths go from 0 to 2; .* in \[1, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"source_lengths must lie in \[1, 5\] .*, got values from 0 to 2"
+    ):
         wrong(model, source_lengths=lengths - 1)
-    with pytest.raises(ValueError, match="target has a batch of 1; the source has one of 3"):
+    with pytest.raises(
+        ValueError, match=r"target must have shape \(B, T\) = \(3, \*\), got \(1, 6\)"
+    ):
         wrong(model, target=target[:1])
-    with pytest.raises(ValueError, match="beams is 0"):
+    with pytest.raises(ValueError, match="beams must be an int of at least 1, got 0"):
         model.beam_search(source, lengths, max_length=3, beams=0)
-    with pytest.raises(ValueError, match="max_length is 0"):
+    with pytest.raises(ValueError, match="max_length must be an int of at least 1, got 0"):
         model.greedy_search(source, lengths, max_length=0)

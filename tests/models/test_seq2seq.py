@@ -1,8 +1,9 @@
-"""Seq2Seq: it learns, its searches say what its teacher forcing does, and its options' orders."""
+"""Seq2Seq: learning, searches against teacher forcing, and the orders of the source."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from helpers.inputs import F32, F64
 from torch import Tensor, nn
 
 from attnkernels.models.seq2seq import Seq2Seq
+from attnkernels.nn import Decoded
 from attnkernels.testing import assert_within_budget
 
 SOURCE, TARGET = 7, 9  # tokens; 3 and up are words, in both
@@ -28,7 +30,7 @@ def make(**options: Any) -> Seq2Seq:
 
 
 def pairs(batch: int, longest: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """Random sources of all lengths and what they are in the other language: each token + 2."""
+    """Return random sources of all lengths, and their translations: each token + 2."""
     lengths = 1 + torch.arange(batch) % longest
     source = torch.randint(3, SOURCE, (batch, longest))
     source[torch.arange(longest) >= lengths[:, None]] = 0
@@ -44,7 +46,7 @@ def loss_of(model: nn.Module, source: Tensor, lengths: Tensor, target: Tensor) -
 
 
 def learn(model: nn.Module, steps: int, batch: int | None, lr: float = 0.01) -> float:
-    """The loss after training on one batch of eight, or on a new one a step."""
+    """Return the loss after training on one batch of eight, or on a new batch per step."""
     optimizer = torch.optim.Adam([x for x in model.parameters() if x.requires_grad], lr)
     given = pairs(8)
     loss = torch.tensor(torch.inf)
@@ -57,27 +59,40 @@ def learn(model: nn.Module, steps: int, batch: int | None, lr: float = 0.01) -> 
 
 
 def translated(model: Any, source: Tensor, lengths: Tensor, target: Tensor) -> float:
-    """The share of sources whose greedy translation is the target."""
+    """Return the share of sources whose greedy translation is the target."""
     tokens = model.eval().greedy_search(source, lengths, max_length=target.shape[1]).tokens[:, 0]
     wide = target.clone()
-    wide[wide == 0] = 2  # a search goes on with the end after the end
+    wide[wide == 0] = 2  # searches pad with the end
     tokens = nn.functional.pad(tokens, (0, target.shape[1] - tokens.shape[1]), value=2)
     return (tokens == wide).all(1).double().mean().item()
 
 
 def log_probs_of(model: Any, source: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
-    """(B,): of tokens (B, L) up to their first end, by teacher forcing."""
+    """Return log p (B,) of tokens (B, L) up to their first end, by teacher forcing."""
     log_p = model(source, lengths, tokens).log_softmax(-1)
     each = log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     ends = (tokens == model.end).long()
     return (each * (ends.cumsum(1) - ends == 0)).sum(1)
 
 
+def check_searches(model: Any, source: Tensor, lengths: Tensor) -> Decoded:
+    """Assert that searches report what teacher forcing does; return those of four beams."""
+    greedy = model.greedy_search(source, lengths, max_length=7)
+    beam = model.beam_search(source, lengths, max_length=7, beams=1)
+    for x, y in zip(greedy, beam, strict=True):
+        torch.testing.assert_close(x, y)
+    found = model.beam_search(source, lengths, max_length=7, beams=4)
+    for rank in range(4):
+        wanted = log_probs_of(model, source, lengths, found.tokens[:, rank])
+        torch.testing.assert_close(found.log_probs[:, rank], wanted.detach())
+    return found
+
+
 @pytest.mark.parametrize("name", OPTIONS)
 def test_overfits_a_small_batch(name: str) -> None:
     model = make(**OPTIONS[name])
     assert learn(model, 150, None) < 0.02
-    torch.manual_seed(0)  # other words than those it was trained on: it has learnt nothing else
+    torch.manual_seed(0)  # other words than those of its training
     assert translated(model, *pairs(200)) < 0.9
 
 
@@ -95,7 +110,7 @@ def test_learns_short_sentences_it_has_not_seen() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_what_is_read_in_which_order(name: str) -> None:
-    """As the plain model reads a source that was put into that order by hand."""
+    """The plain model reads a source put into that order by hand as the model does."""
     model, plain = make(**OPTIONS[name]).eval(), make().eval()
     plain.load_state_dict(model.state_dict())
     source, lengths, target = pairs(6)
@@ -120,7 +135,7 @@ def test_padding_is_not_read() -> None:
 
 
 def test_the_vector_is_the_only_way() -> None:
-    """The gradient of a source's embedding passes through c: with c cut off there is none."""
+    """The gradient of a source's embedding passes through c; without c there is none."""
     model = make()
     source, lengths, target = pairs(6)
     assert learn_gradient(model, source, lengths, target) > 0
@@ -136,7 +151,7 @@ def learn_gradient(model: Seq2Seq, *given: Tensor) -> float:
 
 
 def test_float32_is_within_the_budget_and_the_stepper_is_the_decoder() -> None:
-    """The GRU over all of the target against the steps of the searches, and their gradients."""
+    """Compare the GRU over the whole target with the steps of the searches, and gradients."""
     model = make().to(F32)
     source, lengths, target = pairs(6)
 
@@ -166,14 +181,8 @@ def test_searches_say_what_teacher_forcing_does(name: str) -> None:
     model = make(**OPTIONS[name]).double().eval()
     learn(model, 20, 16)
     source, lengths, _ = pairs(6)
+    found = check_searches(model, source, lengths)
     greedy = model.greedy_search(source, lengths, max_length=7)
-    beam = model.beam_search(source, lengths, max_length=7, beams=1)
-    for x, y in zip(greedy, beam, strict=True):
-        torch.testing.assert_close(x, y)
-    found = model.beam_search(source, lengths, max_length=7, beams=4)
-    for rank in range(4):
-        wanted = log_probs_of(model, source, lengths, found.tokens[:, rank])
-        torch.testing.assert_close(found.log_probs[:, rank], wanted.detach())
     assert (found.log_probs[:, 0] >= greedy.log_probs[:, 0] - 1e-9).all()
 
 
@@ -189,47 +198,64 @@ def test_begin_and_end_are_arguments() -> None:
     assert not torch.equal(model(source, lengths, target), other(source, lengths, target))
 
 
-def test_a_checkpoint_gives_the_same_model(tmp_path: Any) -> None:
-    model, other = make().eval(), make().eval()
+def check_checkpoint(model: Any, other: Any, path: Path) -> None:
+    """Assert that `other` is `model` after loading its checkpoint, and was not before."""
     given = pairs(6)
     assert not torch.equal(model(*given), other(*given))
-    torch.save(model.state_dict(), tmp_path / "model.pt")
-    other.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    torch.save(model.state_dict(), path / "model.pt")
+    other.load_state_dict(torch.load(path / "model.pt", weights_only=True))
     assert torch.equal(model(*given), other(*given))
+    found, wanted = (x.beam_search(*given[:2], max_length=5, beams=3) for x in (other, model))
+    assert torch.equal(found.tokens, wanted.tokens)
     found, wanted = (x.greedy_search(*given[:2], max_length=5) for x in (other, model))
     assert torch.equal(found.tokens, wanted.tokens)
 
 
-def test_dropout_in_training_only() -> None:
-    model, given = make(dropout=0.5), pairs(6)
+def check_dropout(model: Any) -> None:
+    """Assert that a model with dropout is random in training only."""
+    given = pairs(6)
     assert not torch.equal(model(*given), model(*given))
     model.eval()
     assert torch.equal(model(*given), model(*given))
 
 
+def test_a_checkpoint_gives_the_same_model(tmp_path: Path) -> None:
+    check_checkpoint(make().eval(), make().eval(), tmp_path)
+
+
+def test_dropout_in_training_only() -> None:
+    check_dropout(make(dropout=0.5))
+
+
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match=r"begin is 9; it must be a token in \[1, 9\)"):
+    with pytest.raises(ValueError, match=r"begin must be a token in \[1, 9\), got 9"):
         make(begin=9)
-    with pytest.raises(ValueError, match=r"end is 0; it must be a token in \[1, 9\)"):
+    with pytest.raises(ValueError, match=r"end must be a token in \[1, 9\), got 0"):
         make(end=0)
-    with pytest.raises(ValueError, match="dropout is 1.0"):
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1.0"):
         make(dropout=1.0)
     model = make()
     source, lengths, target = pairs(3)
-    with pytest.raises(TypeError, match="source is torch.float32"):
+    with pytest.raises(TypeError, match="source must be int64, got torch.float32"):
         model(source.float(), lengths, target)
-    with pytest.raises(TypeError, match="target is torch.int32"):
+    with pytest.raises(TypeError, match="target must be int64, got torch.int32"):
         model(source, lengths, target.int())
-    with pytest.raises(ValueError, match=r"source has shape \(15,\); it must be \(B, n\)"):
+    with pytest.raises(ValueError, match=r"source must have shape \(B, T\) .*, got \(15,\)"):
         model(source.flatten(), lengths, target)
-    with pytest.raises(ValueError, match=r"source has tokens from 0 to 99; .* in \[0, 7\)"):
+    with pytest.raises(
+        ValueError, match=r"source must have tokens in \[0, 7\), got tokens from 0 to 99"
+    ):
         model(source.masked_fill(source == source[0, 0], 99), lengths, target)
-    with pytest.raises(TypeError, match="source_lengths is list"):
+    with pytest.raises(TypeError, match="source_lengths must be a tensor .*, got list"):
         model(source, [1, 2, 3], target)
-    with pytest.raises(ValueError, match=r"source_lengths has shape \(2,\).*\(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"source_lengths must have shape \(B,\) = \(3,\), got \(2,\)"
+    ):
         model(source, lengths[:2], target)
     for wrong in (lengths - 1, lengths + 3):
-        with pytest.raises(ValueError, match=r"source_lengths go from .* in \[1, 5\]"):
+        with pytest.raises(ValueError, match=r"source_lengths must lie in \[1, 5\]"):
             model(source, wrong, target)
-    with pytest.raises(ValueError, match="target has a batch of 2; the source has one of 3"):
+    with pytest.raises(
+        ValueError, match=r"target must have shape \(B, T\) = \(3, \*\), got \(2, 6\)"
+    ):
         model(source, lengths, target[:2])

@@ -1,4 +1,4 @@
-"""Show, Attend and Tell: its equations written out, what it learns, and what it decodes."""
+"""Show, Attend and Tell: equations, learning and decoding."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ def make(attention: str = "soft", **options: Any) -> ShowAttendTell:
 
 
 def patches(batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images 8 x 24 with one or two coloured patches; their colours from left to right, lengths,
-    and the columns (B, 2) of the patches, in annotations."""
+    """Return images 8 x 24 with one or two coloured patches, and what a caption says of them.
+
+    That is the colours from left to right, the lengths, and the columns (B, 2) of the patches,
+    counted in annotations.
+    """
     generator = torch.Generator().manual_seed(seed)
     colours = torch.randint(COLOURS, (batch, 2), generator=generator)
     column = torch.stack(
@@ -47,7 +50,7 @@ def patches(batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def learn(model: ShowAttendTell, batches: int, steps: int) -> None:
-    """`steps` of Adam over the batches in turn, the first half of them with expected contexts."""
+    """Run Adam over the batches in turn; the first half of the steps has expected contexts."""
     torch.set_num_threads(1)  # too small to share
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     data = [patches(32, seed) for seed in range(batches)]
@@ -62,7 +65,7 @@ def learn(model: ShowAttendTell, batches: int, steps: int) -> None:
 
 
 def equations(module: ShowAttendTell, images: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-    """Logits, weights and hard attention's choice by equations 1 to 9, without kernels."""
+    """Return logits, weights and hard attention's choice by equations 1 to 9, without kernels."""
     decoder = module.decoder
     a = module.encoder(images).flatten(2).transpose(1, 2)
     h, c = module.first(a.mean(1)).chunk(2, 1)
@@ -108,7 +111,7 @@ def test_results_and_gradients_are_those_of_the_equations(kind: str, backend: st
 
 
 def test_annotations_are_of_12_by_12_pixels() -> None:
-    """Around the 4 x 4 that are the annotation's own."""
+    """The field of 12 x 12 lies around the annotation's own 4 x 4 pixels."""
     encoder = ConvEncoder(1, 16).eval()
     reached = torch.zeros(24, 32)
     for _ in range(20):
@@ -140,7 +143,7 @@ def test_learns_to_read_and_where_to_look(kind: str) -> None:
     _, weights, choice = model(images, captions[:, :-1])
     looked = weights.argmax(-1) if choice is None else choice.positions
     words = torch.arange(2) < lengths[:, None] - 2
-    near = ((looked % 6)[:, :2] - column).abs() <= 1  # fields overlap the next annotation's
+    near = ((looked % 6)[:, :2] - column).abs() <= 1  # neighbouring fields overlap
     assert near[words].double().mean() >= 0.8
 
 
@@ -204,7 +207,7 @@ def test_state_dicts_and_copies(kind: str) -> None:
 
 
 def test_the_doubly_stochastic_term() -> None:
-    """lambda * sum_i (1 - sum_t alpha_ti)^2 over the words that there are (equation 14)."""
+    """Check lambda * sum_i (1 - sum_t alpha_ti)^2 over the words, without padding (equation 14)."""
     model = make(doubly_stochastic=0.0)
     images, captions, lengths, _ = patches(8, seed=0)
     plain = model.loss(images, captions, lengths)
@@ -224,16 +227,16 @@ def test_padding_changes_nothing(kind: str) -> None:
     images, captions, lengths, _ = patches(8, seed=0)
     losses = []
     for given in (captions, nn.functional.pad(captions, (0, 3))):
-        torch.manual_seed(5)  # of hard attention's expected contexts
+        torch.manual_seed(5)  # draws the images with expected contexts
         losses.append(model.loss(images, given, lengths))
     torch.testing.assert_close(*losses)
 
 
 def test_the_learning_rule_of_hard_attention() -> None:
-    """Word by word: the log-probability, the entropy, and the reward of what is still to come."""
+    """Check word by word: log-probability, entropy, and the reward of the later words."""
     model = make("hard", reward_weight=0.7, entropy_weight=0.3)
     images, captions, lengths, _ = patches(8, seed=0)
-    model, images = model.double(), images.double()  # so that the order of sums says nothing
+    model, images = model.double(), images.double()  # the order of sums does not matter
     baseline = 0.0
     for step in range(3):
         torch.manual_seed(step)
@@ -277,24 +280,32 @@ def test_half_of_the_images_get_expected_contexts_which_are_not_rewarded() -> No
 
 def test_errors() -> None:
     for wrong, sentence in (
-        ({"attention": "firm"}, "attention is 'firm'; it must be 'soft' or 'hard'"),
-        ({"begin": 0}, r"begin is 0; it must be a token, in \[1, 6\)"),
-        ({"end": 6}, r"end is 6; it must be a token, in \[1, 6\)"),
+        ({"attention": "firm"}, "attention must be one of 'soft', 'hard', got 'firm'"),
+        ({"begin": 0}, r"begin must be a token in \[1, 6\), got 0"),
+        ({"end": 6}, r"end must be a token in \[1, 6\), got 6"),
         ({"hidden_dim": 0}, "hidden_dim|query_dim"),
     ):
         with pytest.raises(ValueError, match=sentence):
             make(**wrong)
     model = make()
     images, captions, lengths, _ = patches(3, seed=0)
-    with pytest.raises(ValueError, match=r"images has shape \(3, 8, 24\); it must be \(B, chan"):
+    with pytest.raises(
+        ValueError, match=r"images must have shape \(B, channels, H, W\) .*, got \(3, 8, 24\)"
+    ):
         model(images[:, 0], captions)
-    with pytest.raises(ValueError, match=r"tokens has shape \(2, 4\); .* images, 3"):
+    with pytest.raises(
+        ValueError, match=r"tokens must have shape \(B, T\) = \(3, \*\), got \(2, 4\)"
+    ):
         model(images, captions[:2])
-    with pytest.raises(ValueError, match=r"lengths has shape \(2,\); it must be \(B,\), \(3,\)"):
+    with pytest.raises(ValueError, match=r"lengths must have shape \(B,\) = \(3,\), got \(2,\)"):
         model.loss(images, captions, lengths[:2])
-    with pytest.raises(ValueError, match=r"lengths lies in \[3, 9\]; it must lie in \[2, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"lengths must lie in \[2, 4\] .*, got values from 3 to 9"
+    ):
         model.loss(images, captions, torch.tensor([3, 9, 4]))
-    with pytest.raises(ValueError, match=r"encoder gave \(3, 16, 2, 6\); .* annotation_dim 20"):
+    with pytest.raises(
+        ValueError, match=r"encoder.s result must .* = \(3, 20, \*, \*\), got \(3, 16, 2, 6\)"
+    ):
         make(annotation_dim=20)(images, captions)
-    with pytest.raises(ValueError, match="beams is 0"):
+    with pytest.raises(ValueError, match="beams must be an int of at least 1, got 0"):
         model.caption(images, max_length=3, beams=0)

@@ -1,4 +1,4 @@
-"""Projections, AdditiveAttention, AttentionPooling, PointerHead against plain float64 twins."""
+"""Compare AdditiveAttention, AttentionPooling and PointerHead with plain float64 twins."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODULES: dict[str, dict[str, Any]] = {
 
 
 def twin_scores(module: Any, query: Tensor, key: Tensor) -> Tensor:
-    """(B, H, n, m), by the formula of the class and nothing of its code."""
+    """Return scores (B, H, n, m) by the formula of the class, without its code."""
     heads = module.num_heads
     hidden = nn.functional.linear(query, module.query_proj.weight, module.query_proj.bias)[
         :, :, None
@@ -108,7 +108,7 @@ def test_attention_against_a_twin(options: dict[str, Any], dtype: torch.dtype, m
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_one_query_and_prepared_steps_equal_a_plain_call(heads: int) -> None:
-    """Values default to the keys as given; a step at a time, and several beams a step."""
+    """Values default to the keys as given; steps take one query or several beams."""
     module = AdditiveAttention(QUERY, KEY, HIDDEN, num_heads=heads, dtype=F64)
     query, key = normal(B, N, QUERY, dtype=F64), normal(B, M, KEY, dtype=F64)
     lengths = torch.tensor([M, 3, 11])
@@ -156,7 +156,7 @@ def test_pooling_against_a_twin(heads: int) -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_pointer_against_a_twin(normalize: bool) -> None:
-    """Masked positions have -inf, and so has all of a row with nothing left; no gradient is NaN."""
+    """Masked positions have -inf, as has a whole row with nothing left; no gradient is NaN."""
     module = PointerHead(QUERY, KEY, HIDDEN, normalize=normalize, scale=2.0, dtype=F64)
     query, key = normal(B, N, QUERY, dtype=F64), normal(B, M, KEY, dtype=F64)
     taken = torch.rand(B, N, M) < 0.5
@@ -236,10 +236,10 @@ def test_compiles() -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"hidden_dim": 0}, "hidden_dim is 0"),
-        ({"query_dim": 2.0}, "query_dim is 2.0"),
-        ({"num_heads": 5}, "hidden_dim is 12; it must be a multiple of num_heads, 5"),
-        ({"dropout": 1.5}, "dropout is 1.5"),
+        ({"hidden_dim": 0}, "hidden_dim must be an int of at least 1, got 0"),
+        ({"query_dim": 2.0}, "query_dim must be an int of at least 1, got 2.0"),
+        ({"num_heads": 5}, "hidden_dim must be a multiple of num_heads, 5, got 12"),
+        ({"dropout": 1.5}, r"dropout must lie in \[0, 1\], got 1.5"),
         ({"activation": "gelu"}, "activation"),
         ({"scale": float("inf")}, "scale"),
         ({"negative_slope": -1.0}, "negative_slope"),
@@ -256,16 +256,36 @@ QUERIES, KEYS = torch.zeros(B, N, QUERY), torch.zeros(B, M, KEY)
 @pytest.mark.parametrize(
     "arguments, options, error, message",
     [
-        ((torch.zeros(B, N, 5), KEYS), {}, ValueError, "query has shape .*query_dim, 6"),
-        ((torch.zeros(2, N, QUERY), KEYS), {}, ValueError, "batch of the keys, 3"),
-        ((QUERIES, torch.zeros(B, M, 3)), {}, ValueError, "key_dim, 10"),
-        ((QUERIES, torch.zeros(M, KEY)), {}, ValueError, "key has shape"),
-        ((QUERIES, None), {}, TypeError, "key|value is a NoneType"),
-        ((QUERIES, KEYS, torch.zeros(B, 5, 4)), {}, ValueError, "value has shape"),
-        ((QUERIES, KEYS, torch.zeros(B, M, 3)), {}, ValueError, "multiple of num_heads, 2"),
-        ((QUERIES, KEYS), {"key_lengths": torch.ones(2)}, ValueError, "key_lengths has shape"),
-        ((QUERIES, KEYS), {"key_lengths": [1, 2, 3]}, TypeError, "key_lengths is a list"),
-        ((QUERIES, KEYS), {"attn_mask": torch.ones(9, 9)}, ValueError, "attn_mask"),
+        ((torch.zeros(B, N, 5), KEYS), {}, ValueError, r"query must .*query_dim\) = \(3, \*, 6\)"),
+        (
+            (torch.zeros(2, N, QUERY), KEYS),
+            {},
+            ValueError,
+            r"query must .* = \(3, \*, 6\), got \(2, 4, 6\)",
+        ),
+        ((QUERIES, torch.zeros(B, M, 3)), {}, ValueError, r"key must .* = \(\*, \*, 10\)"),
+        ((QUERIES, torch.zeros(M, KEY)), {}, ValueError, "key must have shape"),
+        ((QUERIES, None), {}, TypeError, "key must be a tensor .*, got NoneType"),
+        ((QUERIES, KEYS, torch.zeros(B, 5, 4)), {}, ValueError, "value must have shape"),
+        (
+            (QUERIES, KEYS, torch.zeros(B, M, 3)),
+            {},
+            ValueError,
+            "last dimension of value must be a multiple of num_heads, 2",
+        ),
+        (
+            (QUERIES, KEYS),
+            {"key_lengths": torch.tensor([1, 2])},
+            ValueError,
+            "key_lengths must have shape",
+        ),
+        (
+            (QUERIES, KEYS),
+            {"key_lengths": [1, 2, 3]},
+            TypeError,
+            "key_lengths must be a tensor .*, got list",
+        ),
+        ((QUERIES, KEYS), {"attn_mask": torch.ones(9, 9)}, ValueError, "attn_mask must broadcast"),
     ],
 )
 def test_refuses_arguments(
@@ -281,11 +301,11 @@ def test_other_refusals() -> None:
     with pytest.raises(TypeError, match="what prepare"):
         module.step(QUERIES, KEYS)  # type: ignore[arg-type]
     pointer = PointerHead(QUERY, KEY, HIDDEN)
-    with pytest.raises(TypeError, match="attn_mask is torch.int64"):
+    with pytest.raises(TypeError, match="attn_mask must be bool or .*, got torch.int64"):
         pointer(QUERIES, KEYS, attn_mask=torch.ones(N, M, dtype=torch.int64))
-    with pytest.raises(ValueError, match="attn_mask has shape"):
+    with pytest.raises(ValueError, match="attn_mask must broadcast"):
         pointer(QUERIES, KEYS, attn_mask=torch.ones(9, 9))
-    with pytest.raises(ValueError, match="key_dim is 10"):
+    with pytest.raises(ValueError, match="key_dim must be a multiple of num_heads, 3, got 10"):
         AttentionPooling(KEY, HIDDEN, num_heads=3)
 
 
@@ -295,7 +315,7 @@ def test_other_refusals() -> None:
     ids=lambda module: type(module).__name__,
 )
 def test_padding_may_be_nan(module: nn.Module) -> None:
-    """Nothing of what lies beyond the length is seen, in the gradients of projections either."""
+    """Content beyond the length has no effect, nor on the gradients of projections."""
     key = normal(B, M, KEY, grad=False)
     key[1], key[2, 11:] = torch.nan, torch.nan
     query = [normal(B, N, QUERY, grad=False)] if isinstance(module, AdditiveAttention) else []

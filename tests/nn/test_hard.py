@@ -1,4 +1,4 @@
-"""Hard attention: one position is drawn, and the score function's gradient is not biased."""
+"""Hard attention: draw one position, with an unbiased score-function gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.inputs import BF16, F64, normal
-from helpers.nn_twins import COPIES, check_twin, present, scores_of
+from helpers.nn_twins import COPIES, check_twin, memory_and_query, present, scores_of
 from torch import Tensor, nn
 
 from attnkernels.nn import HardAttention, HardChoice, score_function_loss
@@ -27,11 +27,7 @@ def hard(**options: Any) -> HardAttention:
 
 
 def inputs() -> dict[str, Tensor]:
-    return {
-        "query": normal(B, N, SIZES[0]),
-        "key": normal(B, M, SIZES[1]),
-        "value": normal(B, M, 7),
-    }
+    return memory_and_query(B, N, M, *SIZES[:2])
 
 
 def log_probabilities(
@@ -55,7 +51,7 @@ def formula(
     positions: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, ...]:
-    """context, log-probability and entropy of the positions, of the likeliest by default."""
+    """Return context, log-probability and entropy of the positions, by default the likeliest."""
     log_p = log_probabilities(module, query, key, **options)
     at = log_p.argmax(-1) if positions is None else positions
     context = torch.stack([value[b, at[b]] for b in range(B)])
@@ -142,7 +138,7 @@ def test_the_score_function_gradient_is_not_biased(baseline: Any) -> None:
 
 
 def chosen(module: HardAttention, query: Tensor, key: Tensor, j: int) -> HardChoice:
-    """The module's choice, the draw being j wherever j is within the length."""
+    """Return the module's choice if the draw is j, or 0 where j is beyond the length."""
 
     def draw(rows: Tensor, *_: Any, **__: Any) -> Tensor:
         return torch.where(rows[:, j : j + 1] > 0, j, 0)
@@ -153,7 +149,7 @@ def chosen(module: HardAttention, query: Tensor, key: Tensor, j: int) -> HardCho
 
 
 def test_a_baseline_takes_variance_away() -> None:
-    """The gradient of a reward that is the same everywhere is 0, and with it as baseline always."""
+    """A constant reward has a gradient of 0; with it as the baseline, so has every sample."""
     log_prob = normal(B, N)
     assert not score_function_loss(log_prob, 3.0, 3.0).any()
     reward = torch.full((B, 1), 2.0, requires_grad=True)
@@ -251,7 +247,7 @@ def test_nothing_to_do(training: bool) -> None:
 REFUSED: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
     "evaluation": (ValueError, lambda: HardAttention(*SIZES, evaluation="mean")),
     "query": (ValueError, lambda: hard()(normal(B, N, 2), normal(B, M, SIZES[1]))),
-    "memory": (TypeError, lambda: hard()(normal(B, N, SIZES[0]), None)),
+    "key": (TypeError, lambda: hard()(normal(B, N, SIZES[0]), None)),
     "attn_mask": (
         ValueError,
         lambda: hard()(**inputs(), attn_mask=torch.ones(2, M, dtype=torch.bool)),
@@ -264,5 +260,5 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses(name: str) -> None:
     error, attempt = REFUSED[name]
-    with pytest.raises(error, match=f"^{name} (is|has|lies)"):
+    with pytest.raises(error, match=f"^{name} must"):
         attempt()

@@ -1,4 +1,4 @@
-"""Location-sensitive and coverage attention: earlier weights take part in the score."""
+"""Location-sensitive and coverage attention: earlier weights enter the score."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from helpers.inputs import BF16, normal
-from helpers.nn_twins import COPIES, check_twin, present, scores_of
+from helpers.nn_twins import (
+    COPIES,
+    check_twin,
+    memory_and_query,
+    present,
+    scores_of,
+    with_weights,
+)
 from torch import Tensor, nn
 
 from attnkernels.nn import CoverageAttention, LocationSensitiveAttention, coverage_loss
@@ -42,17 +49,13 @@ def location(name: str) -> LocationSensitiveAttention:
 
 
 def sharpen(module: nn.Module) -> None:
-    """Weights far from level, so that where it looked before matters."""
+    """Make weights far from uniform, so that earlier ones matter."""
     with torch.no_grad():
         module.weight.mul_(4)
 
 
-def inputs(value_dim: int = 7) -> dict[str, Tensor]:
-    return {
-        "query": normal(B, N, SIZES[0]),
-        "key": normal(B, M, SIZES[1]),
-        "value": normal(B, M, value_dim),
-    }
+def inputs() -> dict[str, Tensor]:
+    return memory_and_query(B, N, M, *SIZES[:2])
 
 
 def formula(
@@ -82,7 +85,7 @@ def formula(
 
 
 def added(module: nn.Module, previous: Tensor, total: Tensor) -> Tensor:
-    """The convolution written as a sum over its taps."""
+    """Return the added keys, with the convolution written as a sum over its taps."""
     if isinstance(module, CoverageAttention):
         return total.unsqueeze(-1) * module.coverage_proj.weight.squeeze(-1)
     seen = {True: [total], False: [previous], "both": [previous, total]}[module.cumulative]
@@ -95,10 +98,6 @@ def added(module: nn.Module, previous: Tensor, total: Tensor) -> Tensor:
         padded = nn.functional.pad(x, (half, half)).unfold(-1, taps.shape[-1], 1)
         features = features + padded @ taps[:, c].mT
     return features @ module.location_proj.weight.mT
-
-
-def with_weights(module: nn.Module, *inputs: Tensor, **options: Any) -> tuple[Tensor, ...]:
-    return module(*inputs, **options, return_weights=True)
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
@@ -161,7 +160,7 @@ def test_beams_are_reordered(make: Callable[[], nn.Module]) -> None:
 
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 def test_nothing_beyond_the_length_is_seen(make: Callable[[], nn.Module]) -> None:
-    """Not even a NaN; and a memory of no length gives zeros."""
+    """Not even a NaN has an effect; a memory of length 0 gives zeros."""
     module, lengths = make(), torch.tensor([5, 0, 13])
     query, key, value = inputs().values()
     with torch.no_grad():
@@ -246,8 +245,8 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
     "channels": (ValueError, lambda: LocationSensitiveAttention(*SIZES, channels=0)),
     "cumulative": (ValueError, lambda: LocationSensitiveAttention(*SIZES, cumulative="all")),
     "initial": (ValueError, lambda: CoverageAttention(*SIZES, initial="ones")),
-    "memory": (ValueError, lambda: call(key=normal(B, M, 4))),
-    "memory ": (ValueError, lambda: call(key=normal(M, SIZES[1]))),
+    "key": (ValueError, lambda: call(key=normal(B, M, 4))),
+    "key ": (ValueError, lambda: call(key=normal(M, SIZES[1]))),
     "value": (ValueError, lambda: call(value=normal(B, M + 1, 4))),
     "query": (ValueError, lambda: call(query=normal(B + 1, N, SIZES[0]))),
     "query ": (ValueError, lambda: call(query=normal(B, SIZES[0]))),
@@ -269,5 +268,5 @@ def call(**changes: Any) -> Tensor:
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses(name: str) -> None:
     error, attempt = REFUSED[name]
-    with pytest.raises(error, match=f"^{name.strip()} (is|has|lies)"):
+    with pytest.raises(error, match=f"^{name.strip()} must"):
         attempt()

@@ -1,4 +1,4 @@
-"""Attention that only moves on: expected alignment in training, the first stop in evaluation."""
+"""Monotonic attention: expected alignment in training, the first stop in evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from helpers.inputs import BF16, F32, F64, normal
-from helpers.nn_twins import COPIES, check_twin, present, results, scores_of
+from helpers.nn_twins import (
+    COPIES,
+    check_twin,
+    memory_and_query,
+    present,
+    results,
+    scores_of,
+    with_weights,
+)
 from torch import Tensor, nn
 
 from attnkernels.nn import MonotonicAttention, expected_alignment
@@ -30,15 +38,11 @@ def attention(**options: Any) -> MonotonicAttention:
 
 
 def inputs() -> dict[str, Tensor]:
-    return {
-        "query": normal(B, N, SIZES[0]),
-        "key": normal(B, M, SIZES[1]),
-        "value": normal(B, M, 7),
-    }
+    return memory_and_query(B, N, M, *SIZES[:2])
 
 
 def recurrence(energy: Tensor, previous: Tensor) -> Tensor:
-    """Section 2.3 as it is written, one position after another."""
+    """Return the alignment of section 2.3 as written, one position after another."""
     p, q, alpha = energy.sigmoid(), torch.zeros_like(previous[..., 0]), []
     for j in range(energy.shape[-1]):
         q = (1 - p[..., j - 1]) * q + previous[..., j] if j else previous[..., 0]
@@ -47,7 +51,7 @@ def recurrence(energy: Tensor, previous: Tensor) -> Tensor:
 
 
 def algorithm_1(energy: Tensor, previous: Tensor) -> Tensor:
-    """The first position from the previous one on with p > 1/2, in plain Python."""
+    """Return the first position with p > 1/2 from the previous one on, in plain Python."""
     alpha = torch.zeros_like(previous)
     for b in range(len(energy)):
         starts = previous[b].nonzero().flatten().tolist()
@@ -80,10 +84,6 @@ def formula(
     return weights @ value, weights
 
 
-def with_weights(module: nn.Module, *inputs: Tensor, **options: Any) -> tuple[Tensor, ...]:
-    return module(*inputs, **options, return_weights=True)
-
-
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_it_is_its_formula(options: dict[str, Any], training: bool, lengths: Ten
 
 @pytest.mark.parametrize("n, m", [(1, 1), (1, 5), (3, 1), (3, 4), (4, 5)])
 def test_expectation_is_that_over_all_paths(n: int, m: int) -> None:
-    """Paths t_1 <= ... <= t_n, each with its probability; those that pass the end add nothing."""
+    """Sum over paths t_1 <= ... <= t_n by probability; those that pass the end add nothing."""
     energy = normal(n, m, dtype=F64, size=1.5, grad=False)
     p = energy.sigmoid()
     wanted = torch.zeros(n, m, dtype=F64)
@@ -114,7 +114,7 @@ def test_expectation_is_that_over_all_paths(n: int, m: int) -> None:
 
 
 def test_draws_have_the_expected_alignment() -> None:
-    """The process itself: stop with probability p, or go on."""
+    """Simulate the process: stop with probability p, or move on."""
     draws, energy = 20_000, normal(3, 6, dtype=F64, grad=False)
     alpha = torch.eye(6, dtype=F64)[0]
     at, over = torch.zeros(draws, dtype=torch.long), 6
@@ -131,7 +131,7 @@ def test_draws_have_the_expected_alignment() -> None:
     "shift, spread", [(0.0, 1.0), (-12.0, 2.0), (12.0, 2.0), (0.0, 60.0), (-200.0, 1.0)]
 )
 def test_long_memories_and_certain_energies(shift: float, spread: float) -> None:
-    """Where cumulative products underflow, and where 1 - p has no bits left."""
+    """Cover energies where cumulative products underflow, or 1 - p loses all its bits."""
     energy = normal(2, 700, dtype=F64, size=spread, grad=False) + shift
     previous = torch.rand(2, 700, dtype=F64).softmax(-1)
     given = {"energy": energy.to(F32).requires_grad_(), "previous": previous.to(F32)}
@@ -141,7 +141,7 @@ def test_long_memories_and_certain_energies(shift: float, spread: float) -> None
         return (expected_alignment(*tensors),)
 
     def exact(_: nn.Module, energy: Tensor, previous: Tensor) -> tuple[Tensor, ...]:
-        """1 - p to the last bit, which float64 has to spare."""
+        """Compute 1 - p to the last bit, for which float64 has room."""
         p, go_on = energy.sigmoid(), (-energy).sigmoid()
         q, alpha = previous[:, 0], [p[:, 0] * previous[:, 0]]
         for j in range(1, energy.shape[-1]):
@@ -155,7 +155,7 @@ def test_long_memories_and_certain_energies(shift: float, spread: float) -> None
 
 
 def test_what_hardly_ever_goes_on_keeps_its_bits() -> None:
-    """Each position is reached with the last one's 6e-6: no error is lost in a larger number."""
+    """Each position is reached 6e-6 times as often as the last: no large number hides errors."""
     energy = torch.full((6,), 12.0)
     alpha = expected_alignment(energy, torch.eye(6)[0])
     exact = energy.double().neg().sigmoid().pow(torch.arange(6)) * energy.double().sigmoid()
@@ -191,7 +191,7 @@ def test_nothing_beyond_the_length_is_looked_at(training: bool) -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_hard_weights_move_on_only(training: bool) -> None:
-    """In evaluation one position a step, never before the last; in training some of each."""
+    """In evaluation a step takes one position, never before the last; in training, shares."""
     module = attention().train(training)
     _, weights = with_weights(module, *inputs().values())
     if training:
@@ -299,7 +299,7 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
     "noise": (ValueError, lambda: MonotonicAttention(*SIZES, noise=-1.0)),
     "previous": (ValueError, lambda: expected_alignment(torch.rand(2, 3), torch.rand(3))),
     "query": (ValueError, lambda: attention()(normal(B, N, 2), normal(B, M, SIZES[1]))),
-    "memory": (ValueError, lambda: attention()(normal(B, N, SIZES[0]), normal(B, M, 2))),
+    "key": (ValueError, lambda: attention()(normal(B, N, SIZES[0]), normal(B, M, 2))),
     "attn_mask": (TypeError, lambda: attention()(**inputs(), attn_mask=[True])),
     "key_lengths": (
         ValueError,
@@ -311,5 +311,5 @@ REFUSED: dict[str, tuple[type[Exception], Callable[[], Any]]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses(name: str) -> None:
     error, attempt = REFUSED[name]
-    with pytest.raises(error, match=f"^{name} (is|has|lies)"):
+    with pytest.raises(error, match=f"^{name} must"):
         attempt()

@@ -1,4 +1,4 @@
-"""AttentionRNN and its searches: against float64 twins, brute force, and each other."""
+"""Compare AttentionRNN and its searches with float64 twins, brute force, and each other."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def make(cell: str = "gru", dtype: torch.dtype = F64, **options: Any) -> Attenti
 
 
 def tensors(dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
-    """inputs (B, T, E) and memory (B, M, KEY)."""
+    """Return inputs (B, T, E) and a memory (B, M, KEY)."""
     return normal(B, T, E, dtype=dtype), normal(B, M, KEY, dtype=dtype)
 
 
 def twin(rnn: AttentionRNN, inputs: Tensor, memory: Tensor, state: Any) -> tuple[Tensor, ...]:
-    """The recurrence in plain PyTorch; one head."""
+    """Run the recurrence in plain PyTorch, with one head."""
     a = rnn.attention
 
     def attend(output: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,7 @@ def test_gradients_of_some_inputs_only(frozen: str) -> None:
 
 
 def test_several_backwards() -> None:
-    """One that stops short of the keys, some steps only, all of them twice, and none at all."""
+    """Stop short of the keys, take some steps only, all of them twice, and none at all."""
     rnn = make()
     inputs, memory = tensors()
     found, wanted = rnn(inputs, memory, LENGTHS)[:2], twin(rnn, inputs, memory, None)[:2]
@@ -216,7 +216,7 @@ def test_step_by_step_and_in_pieces_equals_teacher_forcing(cell: str) -> None:
 
 
 def test_free_running_feeds_itself() -> None:
-    """With gradients through what is fed, as teacher forcing of the very inputs it made."""
+    """Equal teacher forcing of the inputs it computed, with gradients through them."""
     rnn, feed = make(), nn.Linear(UNITS + KEY, E).to(F64)
     inputs, memory = tensors()
     fed = [inputs[:, 0]]
@@ -262,7 +262,7 @@ VOCABULARY, EOS, START = 3, 2, 0
 
 
 class Speller(nn.Module):
-    """An AttentionRNN with an embedding and a readout, of scores far enough apart to differ."""
+    """An AttentionRNN with an embedding and a readout whose scores are far apart."""
 
     def __init__(self, cell: str = "gru") -> None:
         super().__init__()
@@ -280,7 +280,7 @@ class Speller(nn.Module):
         return search(self.rnn, memory, LENGTHS, **(tokens | maps | {"max_length": 4} | options))
 
     def log_prob(self, tokens: tuple[int, ...], memory: Tensor) -> Tensor:
-        """(B,), by teacher forcing."""
+        """Return log p (B,) by teacher forcing."""
         given = torch.tensor([[START, *tokens[:-1]]]).expand(B, -1)
         outputs, contexts, _ = self.rnn(self.embedding(given), memory, LENGTHS)
         log_p = self.readout(outputs, contexts).log_softmax(-1)
@@ -290,7 +290,7 @@ class Speller(nn.Module):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("alpha", [0.0, 0.8])
 def test_a_wide_beam_is_brute_force(cell: str, alpha: float) -> None:
-    """All sequences that end in eos, or are cut off at max_length, in order of their scores."""
+    """Find all sequences, ended by eos or cut off at max_length, in order of their scores."""
     speller, memory, longest = Speller(cell), tensors()[1], 4
     sequences = [
         tokens
@@ -354,32 +354,32 @@ def test_searches_start_from_a_state() -> None:
 def test_refusals() -> None:
     rnn, (inputs, memory) = make(), tensors()
     prepared = rnn.prepared(memory, LENGTHS)
-    with pytest.raises(TypeError, match="attention is a Linear"):
+    with pytest.raises(TypeError, match="attention must be an AdditiveAttention, got Linear"):
         AttentionRNN(nn.GRUCell(2, 2), nn.Linear(2, 2))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="cell is a int"):
+    with pytest.raises(TypeError, match="cell must be a module that is called, got int"):
         AttentionRNN(3, rnn.attention)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="inputs is"):
+    with pytest.raises(ValueError, match=r"inputs must have shape \(B, T, e\)"):
         rnn(inputs[0], memory)
-    with pytest.raises(ValueError, match="no steps"):
+    with pytest.raises(ValueError, match="inputs must have T of at least 1"):
         rnn(inputs[:, :0], memory)
-    with pytest.raises(ValueError, match="inputs has a batch of 6"):
+    with pytest.raises(ValueError, match=r"inputs must .* = \(3, \*, \*\), got \(6, 6, 4\)"):
         rnn(inputs.repeat(2, 1, 1), memory)
-    with pytest.raises(ValueError, match="multiple of the batch"):
+    with pytest.raises(ValueError, match=r"inputs must .* = \(3, \*, \*\), got \(2, 6, 4\)"):
         rnn(inputs[:2], memory)
-    with pytest.raises(ValueError, match="key_lengths is given"):
+    with pytest.raises(ValueError, match="key_lengths must be None for a prepared memory"):
         rnn(inputs, prepared, LENGTHS)
-    with pytest.raises(ValueError, match="steps is 0"):
+    with pytest.raises(ValueError, match="steps must be an int of at least 1, got 0"):
         rnn.free_running(inputs[:, 0], memory, 0, lambda output, context: output)
-    with pytest.raises(ValueError, match="multiple of the batch"):
+    with pytest.raises(ValueError, match="multiple of B = 3"):
         rnn.step(inputs[:2, 0], prepared, rnn.initial_state(prepared))
     with pytest.raises(TypeError, match="cell's state"):
         rnn(inputs, memory, state=DecoderState)
     speller = Speller()
     for options, message in (
-        ({"beams": 0}, "beams is 0"),
-        ({"max_length": 0}, "max_length is 0"),
-        ({"eos": 7}, "eos is 7"),
-        ({"readout": lambda output, context: output[0]}, "readout gave"),
+        ({"beams": 0}, "beams must be an int of at least 1, got 0"),
+        ({"max_length": 0}, "max_length must be an int of at least 1, got 0"),
+        ({"eos": 7}, "eos must be a token"),
+        ({"readout": lambda output, context: output[0]}, "readout must return logits"),
     ):
         with pytest.raises(ValueError, match=message):
             speller.search(beam_search, memory, **options)

@@ -1,0 +1,133 @@
+"""The decoder of Show, Attend and Tell: an LSTM with soft or hard attention (1502.03044, 3.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...nn import (
+    AdditiveAttention,
+    AttentionRNN,
+    DecoderState,
+    HardAttention,
+    HardChoice,
+    PreparedMemory,
+    ProjectedMemory,
+)
+from ...nn.rnn import Attend
+
+
+class CaptionDecoder(AttentionRNN):
+    """The LSTM of equations 1 to 7: each step attends with its previous state, then reads.
+
+    The outputs (B, T, embed_dim) are the sums that the deep output layer maps to words (equation
+    7), the contexts are the gated ones (section 4.2.1). The first state, (h, c), must be given.
+    `forward` uses soft attention, `choose` hard attention, and `step`, for searches, the kind that
+    the decoder is made for.
+
+    Args:
+        embed_dim, annotation_dim, hidden_dim, attention_dim: sizes of a word's embedding (m in the
+            paper), of an annotation (D), of the LSTM (n) and of the score.
+        hard: also create a `HardAttention`, which shares the parameters of the soft one.
+        backend: of the attention.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        annotation_dim: int,
+        hidden_dim: int,
+        attention_dim: int,
+        *,
+        hard: bool,
+        backend: str | None,
+    ) -> None:
+        sizes = hidden_dim, annotation_dim, attention_dim
+        soft = AdditiveAttention(*sizes, backend=backend)
+        super().__init__(nn.LSTMCell(embed_dim + annotation_dim, hidden_dim), soft)
+        self.gate = nn.Linear(hidden_dim, 1)  # f_beta
+        self.from_hidden = nn.Linear(hidden_dim, embed_dim)  # L_h
+        self.from_context = nn.Linear(annotation_dim, embed_dim, bias=False)  # L_z
+        self.hard: HardAttention | None = None
+        if hard:
+            self.hard = HardAttention(*sizes, backend=backend)
+            self.hard.query_proj, self.hard.key_proj = soft.query_proj, soft.key_proj
+            self.hard.weight = soft.weight
+
+    def _initial(self, prepared: PreparedMemory, attend: Attend, state: Any) -> DecoderState:
+        """Return the first state without attending, which the first step does itself."""
+        self._output("the output in state", state, prepared.batch)
+        value = prepared.memory.value
+        return DecoderState(state, value.new_zeros(prepared.batch, prepared.value_dim))
+
+    def _step(
+        self, inputs: Tensor, attend: Attend, state: DecoderState
+    ) -> tuple[Tensor, Tensor, Tensor | None, DecoderState]:
+        before = state.cell[0]
+        context, weights = attend(before)  # equations 4 to 6
+        context = self.gate(before).sigmoid() * context
+        cell = self.cell(torch.cat([inputs, context], -1), state.cell)  # equations 1 to 3
+        output = inputs + self.from_hidden(cell[0]) + self.from_context(context)
+        return output, context, weights, DecoderState(cell, context)
+
+    def _attend_beams(self, prepared: PreparedMemory, beams: int, return_weights: bool) -> Attend:
+        """Return the attention of `step`; the weights of hard attention are 1 where it looks."""
+        if self.hard is None:
+            return super()._attend_beams(prepared, beams, return_weights)
+        rows = torch.arange(prepared.batch, device=prepared.device).repeat_interleave(beams)
+        own = prepared.index_select(rows)  # hard attention has one query per memory: one per beam
+        look, places = self._look(own), own.memory.key.shape[1]
+
+        def attend(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+            choice = look(hidden)
+            if not return_weights:
+                return choice.context, None
+            return choice.context, F.one_hot(choice.positions, places).to(choice.context)
+
+        return attend
+
+    def choose(
+        self, words: Tensor, annotations: Tensor, state: tuple[Tensor, ...], expected: Tensor
+    ) -> tuple[Tensor, Tensor, HardChoice]:
+        """Run `forward` with hard attention (equations 8 and 9).
+
+        Args:
+            words: (B, T, embed_dim), the embeddings.
+            annotations: (B, L, D).
+            state: the first (h, c), (B, hidden_dim) each.
+            expected: (B,), bool: True for images that get the expected context, that of soft
+                attention.
+
+        Returns:
+            The outputs (B, T, embed_dim), the weights (B, T, L) and the choices, whose
+            log-probability is 0 for images with expected contexts.
+        """
+        prepared = self.prepared(annotations)
+        soft, look = self._attend(prepared, words.shape[1], True), self._look(prepared)
+        choices: list[HardChoice] = []
+
+        def attend(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+            mean, weights = soft(hidden)
+            choice = look(hidden)
+            choices.append(choice._replace(log_prob=choice.log_prob.masked_fill(expected, 0.0)))
+            return torch.where(expected.unsqueeze(-1), mean, choice.context), weights
+
+        now = self._initial(prepared, attend, state)
+        found = []
+        for word in words.unbind(1):
+            output, _, weights, now = self._step(word, attend, now)
+            found.append((output, weights))
+        outputs, alphas = (torch.stack(x, 1) for x in zip(*found, strict=True))
+        return outputs, alphas, HardChoice(*(torch.stack(x, 1) for x in zip(*choices, strict=True)))
+
+    def _look(self, prepared: PreparedMemory) -> Callable[[Tensor], HardChoice]:
+        """Return hard attention to the prepared memory, which it shares with the soft one."""
+        assert self.hard is not None
+        memory = prepared.memory
+        projected = ProjectedMemory(memory.key, memory.value, memory.weight, memory.key_lengths)
+        return partial(self.hard.step, prepared=projected)

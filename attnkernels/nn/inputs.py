@@ -1,0 +1,193 @@
+"""The arguments of modules: each is checked and normalised here, once.
+
+The functions below check what the caller passed, and name it as the caller does: they raise
+TypeError for a wrong type or dtype, ValueError for a wrong shape, device or value. What a module
+passes on to the operator as it is, such as a flag, the operator checks.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..backends import BACKENDS
+from ..functional import checks
+
+
+class HasKeys(Protocol):
+    """A module that projects keys."""
+
+    key_dim: int
+    num_heads: int
+    key_proj: nn.Linear
+
+
+class HasQueries(Protocol):
+    """A module that projects queries."""
+
+    query_dim: int
+    query_proj: nn.Linear
+
+
+def sizes(**values: Any) -> None:
+    """Raise ValueError unless every one of the named `values` is an int of at least 1."""
+    for name, value in values.items():
+        checks.positive_int(name, value)
+
+
+def index(name: str, value: Any) -> int:
+    """Return `value` as an int; raise TypeError unless it is an integer, NumPy's included."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+
+
+def backend_name(name: str | None) -> None:
+    """Raise ValueError unless `name` is None or the name of a backend."""
+    if name is not None:
+        checks.choice("backend", name, (None, *(backend.NAME for backend in BACKENDS)))
+
+
+def features(name: str, x: Tensor, symbols: str, size: int) -> None:
+    """Check that `x` has two dimensions or more and `size` features, the last of `symbols`."""
+    checks.tensor(name, x)
+    if x.ndim < 2 or x.shape[-1] != size:
+        last = symbols.strip("()").split(", ")[-1]
+        raise ValueError(
+            f"{name} must have shape {symbols} with {last} = {size}, got {tuple(x.shape)}"
+        )
+
+
+def memory(
+    module: HasKeys,
+    name: str,
+    key: Tensor,
+    value: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    range_later: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Check what a module attends to, and return the keys and values.
+
+    Args:
+        module: the module, for the sizes and the dtype that it wants.
+        name: of the argument `key`.
+        key: (B, m, key_dim).
+        value: (B, m, value_dim), value_dim a multiple of the module's heads; None stands for key.
+        lengths: (B,), or None.
+        range_later: leave the range of the lengths to the operator, which gets them as they are.
+
+    Returns:
+        key, with zeros beyond the lengths, and value, or key again if value is None.
+    """
+    checks.tensor(name, key, "(B, m, key_dim)", (None, None, module.key_dim))
+    _parameters_dtype(name, key, module.key_proj)
+    batch, m, _ = key.shape
+    if value is not None:
+        checks.tensor("value", value, "(B, m, value_dim)", (batch, m, None))
+    if module.num_heads > 1:
+        name, width = (name, module.key_dim) if value is None else ("value", value.shape[-1])
+        checks.multiple(f"the last dimension of {name}", width, "num_heads", module.num_heads)
+    if lengths is not None:
+        checks.integers("key_lengths", lengths, "(B,)", (batch,))
+        _same_device("key_lengths", lengths, key)
+        if not range_later:
+            checks.within("key_lengths", lengths, 0, m, "the number of keys")
+        key = zero_padding(key, lengths)
+    return key, key if value is None else value
+
+
+def query(
+    module: HasQueries, x: Tensor, batch: int, n: Literal["n", ""] = "n", name: str = "query"
+) -> None:
+    """Check a query (B, n, query_dim) of a memory of `batch`; without n, (B, query_dim)."""
+    if n:
+        checks.tensor(name, x, "(B, n, query_dim)", (batch, None, module.query_dim))
+    else:
+        checks.tensor(name, x, "(B, query_dim)", (batch, module.query_dim))
+    _parameters_dtype(name, x, module.query_proj)
+
+
+def query_or_queries(module: HasQueries, x: Tensor, batch: int) -> dict[str, int]:
+    """Check a query (B, n, query_dim) or (B, query_dim); return {"n": n}, or {} without n."""
+    one = isinstance(x, Tensor) and x.ndim == 2
+    query(module, x, batch, "" if one else "n")
+    return {} if one else {"n": x.shape[1]}
+
+
+def mask(attn_mask: Tensor | None, x: Tensor, **weights: int) -> Tensor | None:
+    """Check the mask of any module by the operator's rule, and return it as autocast casts it.
+
+    Args:
+        attn_mask: bool (True takes part) or of the dtype of the query (added to the score; -inf
+            excludes). Under autocast both are cast first. Any other dtype is a TypeError.
+        x: the query.
+        weights: the shape of the weights, which the mask broadcasts to: B=3, n=4, m=37.
+    """
+    if attn_mask is None:
+        return None
+    checks.tensor("attn_mask", attn_mask)
+    if attn_mask.dtype is not torch.bool:
+        wanted = _under_autocast(x)
+        if _under_autocast(attn_mask) is not wanted:
+            checks.mask("attn_mask", attn_mask, x.dtype)
+        attn_mask = attn_mask.to(wanted)
+    _same_device("attn_mask", attn_mask, x)
+    given, shape = attn_mask.shape, tuple(weights.values())
+    if given == shape[-len(given) :]:  # most masks, in a fraction of the time
+        return attn_mask
+    if len(given) > len(shape) or any(
+        size not in (1, wanted)
+        for size, wanted in zip(reversed(given), reversed(shape), strict=False)
+    ):
+        raise ValueError(
+            f"attn_mask must broadcast to the weights, ({', '.join(weights)}) = {shape}, "
+            f"got shape {tuple(given)}"
+        )
+    return attn_mask
+
+
+def present(lengths: Tensor, m: int) -> Tensor:
+    """Return bool (B, m): True for positions within the length."""
+    return torch.arange(m, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return x (B, m, features) with zeros beyond the lengths (B,), if there are any.
+
+    The content of a padded row must not enter a projection: zero times NaN is NaN in the gradient
+    of its matrix.
+    """
+    if lengths is None:
+        return x
+    return torch.where(present(lengths, x.shape[1]).unsqueeze(-1), x, 0.0)
+
+
+def _same_device(name: str, x: Tensor, other: Tensor) -> None:
+    if not (x.is_cpu and other.is_cpu):  # a tenth of the time of asking for devices
+        checks.on_device(name, x, other.device)
+
+
+def _parameters_dtype(name: str, x: Tensor, layer: nn.Module) -> None:
+    # Not layer.weight: a parametrisation would compute it, and spectral_norm iterate once more. A
+    # quantised layer has no floating weight, and takes the dtypes that it likes.
+    weight = layer._parameters.get("weight")
+    if weight is None or weight.dtype is x.dtype or not weight.is_floating_point():
+        return
+    if _under_autocast(weight) is not _under_autocast(x):
+        raise TypeError(
+            f"{name} must have the dtype of the module's parameters, {weight.dtype}, got {x.dtype}"
+        )
+
+
+def _under_autocast(x: Tensor) -> torch.dtype:
+    """Return the dtype that x has in a matrix product: autocast leaves float64 and ints alone."""
+    kind = x.device.type
+    if x.is_floating_point() and x.dtype is not torch.float64 and kind != "meta":
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+    return x.dtype
