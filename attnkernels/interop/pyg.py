@@ -97,8 +97,8 @@ def _attend(
         negative_slope=module.negative_slope,
         return_weights=return_weights,
     )
-    context, weights = result if isinstance(result, tuple) else (result, None)
-    return context.transpose(0, 1), weights
+    context, *weights = result if isinstance(result, tuple) else (result,)
+    return context.transpose(0, 1), weights[0] if weights else None
 
 
 def _ends(module: Any, edge_index: Tensor) -> tuple[Tensor, Tensor]:
