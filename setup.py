@@ -150,7 +150,7 @@ def cuda_steps(toolkit: Toolkit) -> list[Step]:
     """Return the steps for the CUDA kernels, for every architecture each, and their binding."""
     sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
     flags = ["-c", "-O3", "-std=c++20", f"-I{ROOT / 'csrc'}"]
-    flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+    flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror=switch"]
     flags += [flag for name in architectures(toolkit.known) for flag in gencode(name)]
     other = ["--threads", str(max(1, jobs() // max(1, len(sources))))]
     if (
