@@ -26,7 +26,7 @@ from .results import Result as Result
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from . import results as types
+    from . import results as t
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -36,39 +36,23 @@ def draw_seed(device: torch.device) -> Tensor:
 
 @overload
 def additive_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    **options: Unpack[types.AttentionAlone],
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[t.AttentionAlone]
 ) -> Tensor: ...
 @overload
 def additive_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    **options: Unpack[types.AttentionWeights],
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[t.AttentionWeights]
 ) -> Pair: ...
 @overload
 def additive_attention(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.AttentionLse]
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[t.AttentionLse]
 ) -> Pair: ...
 @overload
 def additive_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    **options: Unpack[types.AttentionBoth],
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[t.AttentionBoth]
 ) -> Triple: ...
 @overload
 def additive_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    **options: Unpack[types.AttentionUnknown],
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[t.AttentionUnknown]
 ) -> Result: ...
 @follows_autocast
 def additive_attention(
@@ -186,7 +170,7 @@ def additive_attention_varlen(
     weight: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    **options: Unpack[types.VarlenAlone],
+    **options: Unpack[t.VarlenAlone],
 ) -> Tensor: ...
 @overload
 def additive_attention_varlen(
@@ -196,7 +180,7 @@ def additive_attention_varlen(
     weight: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    **options: Unpack[types.VarlenLse],
+    **options: Unpack[t.VarlenLse],
 ) -> Pair: ...
 @overload
 def additive_attention_varlen(
@@ -206,7 +190,7 @@ def additive_attention_varlen(
     weight: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    **options: Unpack[types.VarlenUnknown],
+    **options: Unpack[t.VarlenUnknown],
 ) -> Tensor | Pair: ...
 @follows_autocast
 def additive_attention_varlen(

@@ -21,6 +21,8 @@ Attend = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # output -> context, 
 Feed = Callable[[Tensor, Tensor], Tensor]  # output, context -> the next input
 Run: TypeAlias = tuple[Tensor, Tensor, DecoderState]  # outputs, contexts, last state
 RunWithWeights: TypeAlias = tuple[Tensor, Tensor, DecoderState, Tensor]
+Memory: TypeAlias = Tensor | PreparedMemory
+Lengths: TypeAlias = Tensor | None
 
 
 class AttentionRNN(nn.Module):
@@ -62,8 +64,8 @@ class AttentionRNN(nn.Module):
     def forward(
         self,
         inputs: Tensor,
-        memory: Tensor | PreparedMemory,
-        key_lengths: Tensor | None = ...,
+        memory: Memory,
+        key_lengths: Lengths = ...,
         state: Any = ...,
         **o: Unpack[NoWeights],
     ) -> Run: ...
@@ -71,8 +73,8 @@ class AttentionRNN(nn.Module):
     def forward(
         self,
         inputs: Tensor,
-        memory: Tensor | PreparedMemory,
-        key_lengths: Tensor | None = ...,
+        memory: Memory,
+        key_lengths: Lengths = ...,
         state: Any = ...,
         **o: Unpack[WithWeights],
     ) -> RunWithWeights: ...
@@ -80,16 +82,16 @@ class AttentionRNN(nn.Module):
     def forward(
         self,
         inputs: Tensor,
-        memory: Tensor | PreparedMemory,
-        key_lengths: Tensor | None = ...,
+        memory: Memory,
+        key_lengths: Lengths = ...,
         state: Any = ...,
         **o: Unpack[EitherWay],
     ) -> Run | RunWithWeights: ...
     def forward(
         self,
         inputs: Tensor,
-        memory: Tensor | PreparedMemory,
-        key_lengths: Tensor | None = None,
+        memory: Memory,
+        key_lengths: Lengths = None,
         state: Any = None,
         *,
         return_weights: bool = False,
@@ -126,10 +128,10 @@ class AttentionRNN(nn.Module):
     def free_running(
         self,
         first: Tensor,
-        memory: Tensor | PreparedMemory,
+        memory: Memory,
         steps: int,
         feed: Feed,
-        key_lengths: Tensor | None = ...,
+        key_lengths: Lengths = ...,
         state: Any = ...,
         **o: Unpack[NoWeights],
     ) -> Run: ...
@@ -137,10 +139,10 @@ class AttentionRNN(nn.Module):
     def free_running(
         self,
         first: Tensor,
-        memory: Tensor | PreparedMemory,
+        memory: Memory,
         steps: int,
         feed: Feed,
-        key_lengths: Tensor | None = ...,
+        key_lengths: Lengths = ...,
         state: Any = ...,
         **o: Unpack[WithWeights],
     ) -> RunWithWeights: ...
@@ -148,20 +150,20 @@ class AttentionRNN(nn.Module):
     def free_running(
         self,
         first: Tensor,
-        memory: Tensor | PreparedMemory,
+        memory: Memory,
         steps: int,
         feed: Feed,
-        key_lengths: Tensor | None = ...,
+        key_lengths: Lengths = ...,
         state: Any = ...,
         **o: Unpack[EitherWay],
     ) -> Run | RunWithWeights: ...
     def free_running(
         self,
         first: Tensor,
-        memory: Tensor | PreparedMemory,
+        memory: Memory,
         steps: int,
         feed: Feed,
-        key_lengths: Tensor | None = None,
+        key_lengths: Lengths = None,
         state: Any = None,
         *,
         return_weights: bool = False,
@@ -247,9 +249,7 @@ class AttentionRNN(nn.Module):
         """
         return self._initial(prepared, self._attend(prepared, 1, False), state)
 
-    def prepared(
-        self, memory: Tensor | PreparedMemory, key_lengths: Tensor | None = None
-    ) -> PreparedMemory:
+    def prepared(self, memory: Memory, key_lengths: Lengths = None) -> PreparedMemory:
         """Return the memory prepared; a prepared one is returned as it is.
 
         Raises:
