@@ -68,6 +68,14 @@ def additive_attention(
     key: Tensor,
     value: Tensor,
     weight: Tensor,
+    **options: Unpack[types.AttentionMaybeWeights],
+) -> Tensor | Pair: ...
+@overload
+def additive_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
     **options: Unpack[types.AttentionUnknown],
 ) -> Result: ...
 @follows_autocast

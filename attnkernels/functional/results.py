@@ -55,6 +55,13 @@ class Both(TypedDict):
     return_lse: Literal[True]
 
 
+class MaybeWeights(TypedDict, total=False):
+    """Flags of a call that returns context, with or without weights."""
+
+    return_weights: bool
+    return_lse: Literal[False]
+
+
 class Unknown(TypedDict, total=False):
     """Flags whose values a type checker does not know."""
 
@@ -104,6 +111,9 @@ class AttentionLse(AttentionOptions, Lse): ...
 class AttentionBoth(AttentionOptions, Both): ...
 
 
+class AttentionMaybeWeights(AttentionOptions, MaybeWeights): ...
+
+
 class AttentionUnknown(AttentionOptions, Unknown): ...
 
 
@@ -124,6 +134,9 @@ class StepLse(StepOptions, Lse): ...
 
 
 class StepBoth(StepOptions, Both): ...
+
+
+class StepMaybeWeights(StepOptions, MaybeWeights): ...
 
 
 class StepUnknown(StepOptions, Unknown): ...

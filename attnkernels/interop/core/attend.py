@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...functional.attention import additive_attention
 from ...functional.deferred import RepeatedMemory
 from ...functional.memory import prepare_keys
+from ...ops.codes import ActivationName
 from .live import KEPT
 
 
@@ -22,7 +23,7 @@ def attend(
     *,
     taking_part: Tensor | None = None,
     scale: float = 1.0,
-    activation: str = "tanh",
+    activation: ActivationName = "tanh",
 ) -> tuple[Tensor, Tensor]:
     """Return the context (B, dv) and weights (B, m) of one query per sequence.
 
