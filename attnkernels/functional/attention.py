@@ -36,47 +36,27 @@ def draw_seed(device: torch.device) -> Tensor:
 
 @overload
 def additive_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    **options: Unpack[types.AttentionAlone],
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.DenseAlone]
 ) -> Tensor: ...
 @overload
 def additive_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    **options: Unpack[types.AttentionWeights],
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.DenseWeights]
 ) -> Pair: ...
 @overload
 def additive_attention(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.AttentionLse]
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.DenseLse]
 ) -> Pair: ...
 @overload
 def additive_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    **options: Unpack[types.AttentionBoth],
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.DenseBoth]
 ) -> Triple: ...
 @overload
 def additive_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    **options: Unpack[types.AttentionMaybeWeights],
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.DenseEither]
 ) -> Tensor | Pair: ...
 @overload
 def additive_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    **options: Unpack[types.AttentionUnknown],
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.DenseUnknown]
 ) -> Result: ...
 @follows_autocast
 def additive_attention(
