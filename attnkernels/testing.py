@@ -73,12 +73,7 @@ def assert_within_budget(
     actual, reference, exact = (x.detach().cpu() for x in (actual, reference, exact))
     rounded = exact.to(actual.dtype)
     finite = rounded.isfinite()
-    same = torch.where(finite, actual.isfinite(), actual == rounded) | (
-        actual.isnan() & rounded.isnan()
-    )
-    if not same.all():
-        at = tuple(torch.nonzero(~same)[0].tolist())
-        raise AssertionError(f"{name} is {actual[at]} at {at}, where float64 gives {exact[at]}")
+    _assert_same_places(actual, rounded, exact, name)
 
     info = torch.finfo(actual.dtype)
     largest = _largest(exact)
@@ -97,6 +92,16 @@ def assert_within_budget(
             f"{exact[at]}. Allowed is {allowed:.3g}, twice the reference's {inexact:.3g} and the "
             f"band {band:.3g} (largest entry {largest:.3g}, magnitude {terms:.3g})"
         )
+
+
+def _assert_same_places(actual: Tensor, rounded: Tensor, exact: Tensor, name: str) -> None:
+    """Assert that NaN and infinities are in the same places."""
+    same = torch.where(rounded.isfinite(), actual.isfinite(), actual == rounded) | (
+        actual.isnan() & rounded.isnan()
+    )
+    if not same.all():
+        at = tuple(torch.nonzero(~same)[0].tolist())
+        raise AssertionError(f"{name} is {actual[at]} at {at}, where float64 gives {exact[at]}")
 
 
 def check_attention(

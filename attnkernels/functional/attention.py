@@ -26,7 +26,7 @@ from .results import Result as Result
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from . import results as t
+    from . import results as types
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -36,23 +36,27 @@ def draw_seed(device: torch.device) -> Tensor:
 
 @overload
 def additive_attention(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[t.AttentionAlone]
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.DenseAlone]
 ) -> Tensor: ...
 @overload
 def additive_attention(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[t.AttentionWeights]
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.DenseWeights]
 ) -> Pair: ...
 @overload
 def additive_attention(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[t.AttentionLse]
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.DenseLse]
 ) -> Pair: ...
 @overload
 def additive_attention(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[t.AttentionBoth]
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.DenseBoth]
 ) -> Triple: ...
 @overload
 def additive_attention(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[t.AttentionUnknown]
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.DenseEither]
+) -> Tensor | Pair: ...
+@overload
+def additive_attention(
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Unpack[types.DenseUnknown]
 ) -> Result: ...
 @follows_autocast
 def additive_attention(
@@ -170,7 +174,7 @@ def additive_attention_varlen(
     weight: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    **options: Unpack[t.VarlenAlone],
+    **options: Unpack[types.VarlenAlone],
 ) -> Tensor: ...
 @overload
 def additive_attention_varlen(
@@ -180,7 +184,7 @@ def additive_attention_varlen(
     weight: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    **options: Unpack[t.VarlenLse],
+    **options: Unpack[types.VarlenLse],
 ) -> Pair: ...
 @overload
 def additive_attention_varlen(
@@ -190,7 +194,7 @@ def additive_attention_varlen(
     weight: Tensor,
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
-    **options: Unpack[t.VarlenUnknown],
+    **options: Unpack[types.VarlenUnknown],
 ) -> Tensor | Pair: ...
 @follows_autocast
 def additive_attention_varlen(

@@ -55,6 +55,13 @@ class Both(TypedDict):
     return_lse: Literal[True]
 
 
+class Either(TypedDict, total=False):
+    """Flags of a call that returns context, with or without weights."""
+
+    return_weights: bool
+    return_lse: Literal[False]
+
+
 class Unknown(TypedDict, total=False):
     """Flags whose values a type checker does not know."""
 
@@ -85,26 +92,29 @@ class VarlenUnknown(VarlenOptions, total=False):
     return_lse: bool
 
 
-class AttentionOptions(VarlenOptions, total=False):
+class DenseOptions(VarlenOptions, total=False):
     """Options that all overloads of `additive_attention` share."""
 
     attn_mask: Tensor | None
     key_lengths: Tensor | None
 
 
-class AttentionAlone(AttentionOptions, Alone): ...
+class DenseAlone(DenseOptions, Alone): ...
 
 
-class AttentionWeights(AttentionOptions, Weights): ...
+class DenseWeights(DenseOptions, Weights): ...
 
 
-class AttentionLse(AttentionOptions, Lse): ...
+class DenseLse(DenseOptions, Lse): ...
 
 
-class AttentionBoth(AttentionOptions, Both): ...
+class DenseBoth(DenseOptions, Both): ...
 
 
-class AttentionUnknown(AttentionOptions, Unknown): ...
+class DenseEither(DenseOptions, Either): ...
+
+
+class DenseUnknown(DenseOptions, Unknown): ...
 
 
 class StepOptions(TypedDict, total=False):
@@ -124,6 +134,9 @@ class StepLse(StepOptions, Lse): ...
 
 
 class StepBoth(StepOptions, Both): ...
+
+
+class StepEither(StepOptions, Either): ...
 
 
 class StepUnknown(StepOptions, Unknown): ...

@@ -53,10 +53,10 @@ class Additive(Fused):
             dropout_p=self.dropout if training else 0.0,
             return_weights=return_attention_scores,
         )
-        context, *weights = result if isinstance(result, tuple) else (result,)
+        context, weights = result if isinstance(result, tuple) else (result, None)
         if query_mask is not None:
             context = torch.where(query_mask.bool().unsqueeze(-1), context, 0.0)
-        return (context, weights[0]) if weights else context
+        return context if weights is None else (context, weights)
 
 
 def _trial(layer: Any, draw: Draw) -> Results:

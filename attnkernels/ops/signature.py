@@ -1,9 +1,8 @@
 """The arguments of every operator, declared once.
 
-Each backend has the same five operators. From the declarations here follow the schemas and fakes
-(schema, fakes), the rules of torch.func.vmap (vmap) and what autograd keeps (autograd): those
-modules ask for an argument by its name. A new argument is one line here, and one in each function
-that reads it.
+Every backend has the same five operators. schema, fakes, vmap and autograd derive from these
+declarations and ask for an argument by its name. A new argument takes one line here, and one in
+each function that reads it.
 """
 
 from __future__ import annotations
@@ -15,21 +14,20 @@ from torch import Tensor
 
 from . import codes
 
-Operator: TypeAlias = Callable[..., Any]  # one of torch.ops.attnkernels, or what stands for it
-Values: TypeAlias = tuple[Any, ...]  # of an operator's arguments, in their order
+Operator: TypeAlias = Callable[..., Any]  # of torch.ops.attnkernels, or a function in its place
+Values: TypeAlias = tuple[Any, ...]  # the arguments of an operator, in order
 
 
 class Options(NamedTuple):
     """Everything that a call is given besides query, key, value and weight.
 
-    Functions in Python hand it on whole. Its order is that of the arguments of `FORWARD`, where the
-    activation is a code.
+    Its order is that of the arguments of `FORWARD`, where the activation is a code.
 
     Attributes:
         attn_mask, key_lengths: see `attnkernels.additive_attention`.
         cu_seqlens_q, cu_seqlens_k: see `attnkernels.additive_attention_varlen`; both or neither.
-        packed_key: what the backend's `pack_keys` made of key.
-        seed: of dropout, 0-d int64; None for a call without.
+        packed_key: the keys as the backend's `pack_keys` returned them.
+        seed: of dropout, 0-d int64; None without dropout.
         dropout_p, is_causal, activation, negative_slope, scale, return_weights: see
             `attnkernels.additive_attention`.
     """
@@ -49,7 +47,7 @@ class Options(NamedTuple):
 
     def seeded(self, seed: Tensor) -> Options:
         """Return these options with `seed`, in a third of the time that _replace takes."""
-        return tuple.__new__(Options, (*self[:5], seed, *self[6:]))
+        return tuple.__new__(Options, self[:5] + (seed,) + self[6:])
 
 
 def scoring_options(
@@ -70,11 +68,11 @@ class Argument(NamedTuple):
     Attributes:
         name: as in the schema.
         type: as a schema writes it: "Tensor", "Tensor?", "int", "float" or "bool".
-        trailing: for a tensor that broadcasts over the leading shape L, how many dimensions follow
-            the leading ones.
-        wanted: the bit of `wanted` that asks for its gradient; 0 for none.
-        whole: it has all of L, so that vmap must add the mapped dimension to it.
-        shared: it is the same for all of L, so that vmap cannot map over it.
+        trailing: of a tensor that broadcasts over the leading shape L, the number of dimensions
+            after the leading ones.
+        wanted: the bit of `wanted` that requests its gradient; 0 for none.
+        whole: True if it has the whole shape L, so that vmap must add the mapped dimension.
+        shared: True if it is the same for all of L, so that vmap cannot map over it.
     """
 
     name: str

@@ -15,6 +15,7 @@ from helpers.inputs import (
     F16,
     F32,
     F64,
+    Altered,
     Shape,
     batch_last,
     make,
@@ -202,19 +203,6 @@ def test_without_determinism(backend: str, shape: Shape) -> None:
     check_attention(*make(shape), attn_mask=normal(*shape[1:3]), backend=backend)
 
 
-class Relaid(torch.autograd.Function):
-    """The identity; its gradient comes back in another layout."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layout: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.layout = layout
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.layout(gradient), None
-
-
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(2, 6, 40, 19, 7), (2, 1, 40, 19, 16)], ids=str)
@@ -223,7 +211,7 @@ def test_layouts_of_incoming_gradients(
 ) -> None:
     def call(*inputs: Tensor, **options: Any) -> Any:
         outputs = additive_attention(*inputs, backend=backend, **options)
-        return tuple(Relaid.apply(x, LAYOUTS[layout]) for x in outputs)
+        return tuple(Altered.apply(x, LAYOUTS[layout]) for x in outputs)
 
     check_attention(*make(shape, dtype), return_weights=True, return_lse=True, backend=call)
 

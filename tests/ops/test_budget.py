@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.inputs import BF16, F32, F64, cumulative, make, normal
+from helpers.inputs import BF16, F32, F64, Altered, cumulative, make, normal
 from torch import Tensor
 
 from attnkernels import additive_attention, additive_attention_varlen, additive_scores
@@ -22,25 +22,14 @@ SHAPE = (2, 5, 40, 19, 7)
 EVERYTHING = {"return_weights": True, "return_lse": True}
 
 
-class Bent(torch.autograd.Function):
-    """The identity with a wrong gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bend: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.bend = bend
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.bend(gradient), None
-
-
 def spoiled(place: int, bend: Callable[[Tensor], Tensor], *, input: bool) -> Callable[..., Any]:
     """Return the reference with a wrong output, or a wrong gradient of one input."""
 
     def call(*inputs: Tensor, **options: Any) -> Any:
         if input:
-            inputs = tuple(Bent.apply(x, bend) if i == place else x for i, x in enumerate(inputs))
+            inputs = tuple(
+                Altered.apply(x, bend) if i == place else x for i, x in enumerate(inputs)
+            )
         outputs = additive_attention(*inputs, backend="reference", **options)
         return (
             outputs if input else tuple(bend(x) if i == place else x for i, x in enumerate(outputs))

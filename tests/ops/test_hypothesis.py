@@ -81,6 +81,13 @@ class Draw:
         return [x.requires_grad_(self.data.draw(st.booleans())) for x in tensors]
 
 
+def begin(backend: str, data: Any, dtype: torch.dtype) -> tuple[Draw, tuple[int, ...]]:
+    """Return what draws tensors, and a leading shape."""
+    assume(supports(backend, dtype))
+    torch.manual_seed(0)
+    return Draw(data, dtype), tuple(data.draw(st.lists(st.integers(1, 3), max_size=2)))
+
+
 @FEW
 @given(
     data=st.data(), n=small, m=keys, d=width, dv=value_width, dtype=dtypes, activation=activations
@@ -88,10 +95,7 @@ class Draw:
 def test_attention(
     backend: str, data: Any, n: int, m: int, d: int, dv: int, dtype: torch.dtype, activation: str
 ) -> None:
-    assume(supports(backend, dtype))
-    torch.manual_seed(0)
-    draw = Draw(data, dtype)
-    lead = tuple(data.draw(st.lists(st.integers(1, 3), max_size=2)))
+    draw, lead = begin(backend, data, dtype)
     inputs = draw.some_gradients(
         draw.tensor(*draw.broadcast(lead), n, d),
         draw.tensor(*draw.broadcast(lead), m, d),
@@ -122,10 +126,7 @@ def test_attention(
 def test_scores(
     backend: str, data: Any, n: int, m: int, d: int, dtype: torch.dtype, activation: str
 ) -> None:
-    assume(supports(backend, dtype))
-    torch.manual_seed(0)
-    draw = Draw(data, dtype)
-    lead = tuple(data.draw(st.lists(st.integers(1, 3), max_size=2)))
+    draw, lead = begin(backend, data, dtype)
     inputs = draw.some_gradients(
         draw.tensor(*draw.broadcast(lead), n, d),
         draw.tensor(*draw.broadcast(lead), m, d),

@@ -26,7 +26,8 @@ def dense(q: Tensor, k: Tensor, v: Tensor, w: Tensor, flag: bool) -> None:
     assert_type(additive_attention(q, k, v, w, return_lse=True, dropout_p=0.1), Pair)
     assert_type(additive_attention(q, k, v, w, return_weights=False, return_lse=True), Pair)
     assert_type(additive_attention(q, k, v, w, return_weights=True, return_lse=True), Triple)
-    assert_type(additive_attention(q, k, v, w, return_weights=flag), Tensor | Pair | Triple)
+    assert_type(additive_attention(q, k, v, w, return_weights=flag), Tensor | Pair)
+    assert_type(additive_attention(q, k, v, w, return_lse=flag), Tensor | Pair | Triple)
     context, weights = additive_attention(q, k, v, w, activation="relu", return_weights=True)
     assert_type(context @ weights, Tensor)
     additive_attention(q, k, v, w, activation="nonesuch")  # type: ignore[call-overload]
@@ -56,6 +57,7 @@ def decoder(q: Tensor, k: Tensor, v: Tensor, w: Tensor, flag: bool) -> None:
     assert_type(memory.attend(q, return_weights=True), Pair)
     assert_type(memory.attend(q, return_lse=True), Pair)
     assert_type(memory.attend(q, return_weights=True, return_lse=True), Triple)
+    assert_type(memory.attend(q, return_weights=flag), Tensor | Pair)
     assert_type(memory.attend(q, return_lse=flag), Tensor | Pair | Triple)
     assert_type(memory.index_select(0, q), AdditiveMemory)
     memory.attend(q, is_causal=True)  # type: ignore[call-overload]
