@@ -18,7 +18,7 @@ from emulator import build
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]  # tests, whose folders are packages
 RANDOM = np.random.default_rng(0)
 HALVES = np.arange(1 << 16, dtype=np.uint16)
 
