@@ -170,7 +170,7 @@ def _ceilings(run: Run) -> None:
             try:
                 known |= gpu_ceiling.program_rates()
             except subprocess.CalledProcessError as error:
-                why = f"gpu_ceiling.cu: {error.stderr.strip()}"
+                why = f"gpu.cu: {error.stderr.strip()}"
         if why:
             run.note(why)
     run.save()

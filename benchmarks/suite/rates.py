@@ -63,7 +63,7 @@ def about(result: Result) -> str:
         return ""
     if result["device"] == "cpu":
         return (
-            "The ceiling is that of `benchmarks/ceiling.cpp` on every thread; one core does "
+            "The ceiling is that of `benchmarks/ceiling/cpu.cpp` on every thread; one core does "
             f"{known['scores_g']:.1f} G elements/s forward, {known['gradients_g']:.1f} in the "
             "backward's sweep."
         )
@@ -74,7 +74,7 @@ def about(result: Result) -> str:
     )
     if "scores" in known:
         said += (
-            " The ceiling is that of `benchmarks/gpu_ceiling.cu`: "
+            " The ceiling is that of `benchmarks/ceiling/gpu.cu`: "
             f"{known['scores']:.1f} elements/clk/SM forward, {known['tanh_scores']:.1f} by the "
             "tanh of the hardware."
         )

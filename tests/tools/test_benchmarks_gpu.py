@@ -347,7 +347,7 @@ def test_a_ceiling_that_does_not_compile_is_a_note(
     gpu._ceilings(everything)
     saved = json.loads((out / "results.json").read_text())["ceiling"]
     assert saved == {"sms": 132, "max_mhz": 1980.0, "torch_copy_gb": 1}
-    assert everything.notes == ["gpu_ceiling.cu: no such architecture"]
+    assert everything.notes == ["gpu.cu: no such architecture"]
 
 
 def test_torch_measures_a_copy_and_a_launch_anywhere() -> None:
