@@ -198,8 +198,8 @@ def oracle(
         function: additive_attention, additive_attention_varlen or additive_scores.
         inputs: its positional arguments, in order.
         options: its keyword arguments. Floating tensors in both are converted to float64.
-        names: the names of its outputs. directions: the incoming gradient of each output, by name;
-            outputs left out have none.
+        names: the names of its outputs.
+        directions: the incoming gradient of each output, by name; outputs left out have none.
 
     Returns:
         The outputs by name, and "gradient of query" and so on for the inputs that require one.

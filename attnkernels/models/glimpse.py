@@ -127,7 +127,7 @@ class RecurrentAttentionModel(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew.
+        """Reset all parameters.
 
         Layers before a relu are He's (1502.01852), the core's recurrence is the identity (Le et
         al., 1504.00941), and the three heads are small.

@@ -112,7 +112,7 @@ class PointerNetwork(nn.Module):
             target: (B, T), int64: positions from 1, then 0 for the end, and as padding.
 
         Returns:
-            (B, T, m + 1): row t is of the distribution of ``target[:, t]``, the end first.
+            (B, T, m + 1): row t is the distribution of ``target[:, t]``, the end first.
             Positions that cannot be pointed at have -inf. Rows of padding are meaningless.
 
         Raises:

@@ -1,7 +1,7 @@
 """The arguments of every operator, declared once.
 
 Every backend has the same five operators. schema, fakes, vmap and autograd derive from these
-declarations and ask for an argument by its name. A new argument takes one line here, and one in
+declarations and look up arguments by name. A new argument takes one line here, and one in
 each function that reads it.
 """
 
@@ -19,7 +19,7 @@ Values: TypeAlias = tuple[Any, ...]  # the arguments of an operator, in order
 
 
 class Options(NamedTuple):
-    """Everything that a call is given besides query, key, value and weight.
+    """All arguments of a call besides query, key, value and weight.
 
     Its order is that of the arguments of `FORWARD`, where the activation is a code.
 
@@ -112,7 +112,7 @@ class Signature:
         return dict(zip(self.names, values, strict=True))
 
     def places_in(self, names: Sequence[str]) -> tuple[int, ...]:
-        """Return the positions of the arguments among `names`, so that a call can do without."""
+        """Return the positions of the arguments among `names`, so that calls need no names."""
         return tuple(list(names).index(name) for name in self.names)
 
 

@@ -15,10 +15,10 @@ from .fonts import as_given, visible
 
 LARGE, SMALL = 0.3, 0.1  # inches per token, with few tokens and with many
 SIDE = 9.0  # inches per side, between those two
-MOST_LABELS = 400  # per side; of more tokens every second is labelled, or every third, ...
+MOST_LABELS = 400  # per side; beyond that every second token is labelled, or every third, ...
 BAR = 0.18  # width of the colour bar in inches
 FONT = 10.0  # points, at most
-UPRIGHT = 2  # columns of a label that is not turned by a right angle
+UPRIGHT = 2  # columns of a label that is not rotated
 
 
 def plot_alignment(

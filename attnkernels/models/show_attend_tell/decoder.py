@@ -60,7 +60,7 @@ class CaptionDecoder(AttentionRNN):
             self.hard.weight = soft.weight
 
     def _initial(self, prepared: PreparedMemory, attend: Attend, state: Any) -> DecoderState:
-        """Return the first state without attending, which the first step does itself."""
+        """Return the first state without attending; the first step attends itself."""
         self._output("the output in state", state, prepared.batch)
         value = prepared.memory.value
         return DecoderState(state, value.new_zeros(prepared.batch, prepared.value_dim))

@@ -27,7 +27,7 @@ class Target(NamedTuple):
 
 @cache
 def target(device: torch.device) -> Target:
-    """Return the target that `device` is."""
+    """Return the target of `device`."""
     if device.type != "cuda":
         return Target("", 32, 2)
     properties = torch.cuda.get_device_properties(device)
