@@ -165,7 +165,7 @@ class Heads(Fused):
 
 
 def _step(module: Any, enc_hs_pad: Tensor, enc_hs_len: Lengths, dec_z: Tensor | None) -> Tensor:
-    """Set the keys at the first step after ``reset``, in han_mode at every step; return the query."""
+    """Set the keys at the first step after ``reset``, or at each in han_mode; return the query."""
     if module.pre_compute_enc_h is None or module.han_mode:
         module.enc_h, module.h_length = enc_hs_pad, enc_hs_pad.size(1)
         module.pre_compute_enc_h = module.mlp_enc(enc_hs_pad)
