@@ -1,4 +1,4 @@
-"""Run several small trainings at a time, which uses a processor better than threads for one."""
+"""Run several small trainings at a time, which uses a processor better than threads within one."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ ABOUT = (
 
 
 def tables(result: Result) -> list[Table]:
-    """Format one table per dtype: times, ratio, rates, and for a step the time of its launch."""
+    """Format one table per dtype: times, ratio, rates, and for a step its launch time."""
     measured = _pairs(result)
     made = []
     for dtype in dict.fromkeys(dtype for dtype, _, _ in measured):
@@ -66,7 +66,7 @@ def preferences(result: Result) -> str:
 def launch_us(result: Result, direction: str) -> float | None:
     """Return the time of one empty kernel: until its end is known, or until the next can begin.
 
-    It is that of `gpu.cu`, or else that of PyTorch's smallest kernel.
+    Use the time from `gpu.cu`, or else that of PyTorch's smallest kernel.
     """
     known, name = result["ceiling"], "wait_us" if direction == LATENCY else "launch_us"
     return known.get(name) or known.get(f"torch_{name}")

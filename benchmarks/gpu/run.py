@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _begin(options: argparse.Namespace) -> Result:
-    """Return the result in DIR, or a new one; raise ValueError if it is of another setup."""
+    """Return the result in DIR, or a new one; raise ValueError if it is from another setup."""
     new = head(options.device, {})
     new["commit"] = options.commit or new["commit"]
     path = options.out / "results.json"
