@@ -112,7 +112,7 @@ def _compare(options: argparse.Namespace, chosen: list[jobs.Job]) -> int:
     if verdicts["unclear"]:
         console.print(
             f"unclear: a change of {report.LIMIT}x is within the spread; --seconds narrows it, and "
-            "so does a machine that does nothing else"
+            "so does an idle machine"
         )
     return int(verdicts["slower"] + verdicts["fails"] > 0)
 

@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options, device, text, size, kept)
     except KeyboardInterrupt:
-        print("Interrupted. The same command with --resume goes on.")
+        print("Interrupted. The same command with --resume continues.")
         return INTERRUPTED
 
 

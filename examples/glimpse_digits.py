@@ -146,7 +146,7 @@ def nets(size: Size, seed: int) -> dict[str, nn.Module]:
 
 
 def as_large(make: Callable[[int], nn.Module], wanted: int) -> nn.Module:
-    """Return make(width), He-initialised, of the smallest width with at least as many parameters."""
+    """Return make(width) of the least width with at least `wanted` parameters, He-initialised."""
     with torch.device("meta"):  # allocates nothing and draws no numbers
         width = next(width for width in count(1) if parameters(make(width)) >= wanted)
     made = make(width)

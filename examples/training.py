@@ -99,7 +99,7 @@ def train(
         if watch.stopped():
             print(
                 f"{label}: interrupted after step {done} of {steps}. "
-                "The same command with --resume goes on."
+                "The same command with --resume continues."
             )
             raise SystemExit(INTERRUPTED)
     return seconds

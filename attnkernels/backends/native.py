@@ -28,7 +28,7 @@ def _load() -> str | None:
     path = Path(os.environ.get("ATTNKERNELS_LIBRARY", Path(__file__).parents[1] / "_C.abi3.so"))
     if not path.exists():
         return (
-            f"the compiled library {path} is missing: install with a C++ compiler at hand"
+            f"the compiled library {path} is missing: install with a C++ compiler available"
             " (see docs/install.md)"
         )
     try:

@@ -69,8 +69,8 @@ class AdditiveMemory:
         key: (..., m, d); value (..., m, dv); weight (..., d): as they were given.
         key_lengths, activation, negative_slope, scale: as they were given.
         packed_key: the keys in the backend's layout, (*lead of key, three more dimensions), or
-            None. They are specific to this machine, so pickles and copies leave them out and make
-            them anew.
+            None. They are specific to this machine, so pickles and copies leave them out and
+            rebuild them.
         options: the five attributes before this one.
         backend: as it was given.
         lead: the leading shape that these tensors broadcast to.

@@ -19,8 +19,8 @@ from benchmarks.suite.table import OURS
 Pair = dict[str, Row]  # rows of one measurement, by backend
 
 ABOUT = (
-    "`latency` is the forward of an idle device and the waiting for it. `launch` is one empty "
-    "kernel's time: with the waiting in a `latency`, or else until the next one can begin."
+    "`latency` is a forward on an idle device, including the wait for it. `launch` is the time of "
+    "one empty kernel: for `latency` including the wait, otherwise until the next one can begin."
 )
 
 

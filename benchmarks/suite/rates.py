@@ -63,18 +63,18 @@ def about(result: Result) -> str:
         return ""
     if result["device"] == "cpu":
         return (
-            "The ceiling is that of `benchmarks/ceiling.cpp` on every thread; one core does "
+            "The ceiling is that of `benchmarks/ceiling/cpu.cpp` on every thread; one core does "
             f"{known['scores_g']:.1f} G elements/s forward, {known['gradients_g']:.1f} in the "
             "backward's sweep."
         )
     said = (
-        "`graph` is the forward replayed from a CUDA graph. Elements, B n m d of them whatever the "
-        f"pass, are counted a clock at {known['max_mhz']:.0f} MHz and each of {known['sms']} SMs; "
-        f"a step's bytes are against those of a copy, {copy_gb(known):.0f} GB/s."
+        "`graph` is the forward replayed from a CUDA graph. Elements, B n m d of them in either "
+        f"pass, are counted per clock at {known['max_mhz']:.0f} MHz and per SM, of {known['sms']}; "
+        f"a step is compared with a copy of as many bytes, at {copy_gb(known):.0f} GB/s."
     )
     if "scores" in known:
         said += (
-            " The ceiling is that of `benchmarks/gpu_ceiling.cu`: "
+            " The ceiling is that of `benchmarks/ceiling/gpu.cu`: "
             f"{known['scores']:.1f} elements/clk/SM forward, {known['tanh_scores']:.1f} by the "
             "tanh of the hardware."
         )

@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
             if file is not None:
                 console.print(f"{kind}: {file.resolve()}", soft_wrap=True, highlight=False)
     if interrupted:
-        console.print("Interrupted: this is what was measured until then.")
+        console.print("Interrupted: these are the measurements so far.")
     return INTERRUPTED if interrupted else 0
 
 

@@ -75,7 +75,7 @@ def test_interrupted_it_keeps_what_is_done_and_measures_only_the_rest(
     """Ctrl-C comes at the fused operator, at the second of three lengths of the second pass."""
     measured.append(-10)
     assert run(tmp_path) == 130
-    assert "--resume goes on" in capsys.readouterr().out
+    assert "--resume continues" in capsys.readouterr().out
     assert not (tmp_path / "results.json").exists()
     kept = {
         name: json.loads((tmp_path / f"rows_{name}.json").read_text())["rows"]

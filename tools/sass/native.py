@@ -44,7 +44,7 @@ COUNTED = "sm_90a"
 QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 12.0
 
 ABOUT = (
-    "CUDA C++: shared leaves out dynamic memory, and from sm_90 on has 1024 bytes of the system;"
+    "CUDA C++: shared excludes dynamic memory, and from sm_90 on includes 1024 bytes of the system;"
     " all branches of a loop count, such as those for each dtype in a direct one."
 )
 

@@ -247,8 +247,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.sass")
     parser.add_argument("--kernels", choices=("triton", "native"), help="default: both")
-    parser.add_argument("--targets", help="separated by commas; default: all that there are")
-    parser.add_argument("--json", type=Path, help="where to write what the tables show")
+    parser.add_argument("--targets", help="separated by commas; default: all")
+    parser.add_argument("--json", type=Path, help="where to write the contents of the tables")
     options = parser.parse_args(arguments)
     of_triton, of_native = _targets(parser, options)
     toolkit = sass_native.toolkit() if of_native else None
