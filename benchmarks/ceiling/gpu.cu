@@ -1,6 +1,7 @@
 // The ceiling of one GPU: the rate at which its multiprocessors (SMs) issue the operations that
-// docs/math.md counts, and the rate of the inner loop of the scores with nothing around it: operands
-// already in shared memory, no masks, softmax or tails. Kernels are compared with these rates.
+// docs/math.md counts, and the rate of the inner loop of the scores with nothing around it:
+// operands already in shared memory, no masks, softmax or tails. Kernels are compared with these
+// rates.
 //   nvcc -O3 -std=c++17 -arch=native gpu.cu -o gpu_ceiling && ./gpu_ceiling
 // or python -m benchmarks.ceiling.gpu.
 // Rates are per clock and SM, so they do not depend on the clock. Prints one JSON object.
