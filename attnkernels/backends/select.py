@@ -44,7 +44,7 @@ def select(
 
     Args:
         problem: the device type and dtype of the call.
-        name: of a backend, which never falls back to another; None for the fastest that can.
+        name: the name of a backend, which never falls back; None for the fastest that can.
         tensors: the query first, then the other inputs that may require a gradient.
         step: True for a decoder's step, False for tiles; by default, the query's rows decide.
 

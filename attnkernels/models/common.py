@@ -85,7 +85,7 @@ class MaxoutReadout(nn.Module):
         input_dim: features of s and c together.
         maxout_dim: maxout units.
         target_size: number of logits.
-        dropout: of the maxout units, in training.
+        dropout: dropout probability of the maxout units, in training.
     """
 
     def __init__(self, input_dim: int, maxout_dim: int, target_size: int, dropout: float) -> None:
@@ -109,7 +109,7 @@ def read(encoder: nn.RNNBase, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, 
     Args:
         encoder: with batch_first.
         inputs: (B, m, features).
-        lengths: (B,), on the CPU, each in [1, m]; what lies beyond is not read.
+        lengths: (B,), on the CPU, each in [1, m]; positions beyond are not read.
 
     Returns:
         The outputs (B, m, features), zeros beyond the lengths, and the last state of the encoder.

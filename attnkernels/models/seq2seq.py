@@ -72,7 +72,7 @@ class Seq2Seq(Translator):
 
         Args:
             source: (B, m), int64.
-            source_lengths: (B,), int64, each in [1, m]; what lies beyond is not read.
+            source_lengths: (B,), int64, each in [1, m]; tokens beyond are not read.
             target: (B, T), int64, without ``begin``: ends with ``end``, then padding.
 
         Returns:

@@ -119,7 +119,7 @@ class StepwiseAttention(Projections):
                 layer.reset_parameters()  # type: ignore[operator]
 
     def added_keys(self, state: AlignmentState) -> Tensor:
-        """Return what is added to the keys, (B, m, hidden_dim)."""
+        """Return the term added to the keys, (B, m, hidden_dim)."""
         raise NotImplementedError
 
     def prepare(

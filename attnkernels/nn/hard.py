@@ -107,7 +107,7 @@ class HardAttention(Projections):
             prepared: from `prepare`.
             attn_mask: broadcastable to (B, m); bool (True takes part) or of query's dtype (added
                 to the score; -inf excludes).
-            generator: of the draw; torch's own by default.
+            generator: the generator of the draw; torch's own by default.
 
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
@@ -133,7 +133,7 @@ class HardAttention(Projections):
             key: (B, m, key_dim), the memory of `prepare`.
             value, key_lengths: as in `prepare`.
             attn_mask: broadcastable to (B, n, m), as in `step`.
-            generator: of the draw; torch's own by default.
+            generator: the generator of the draw; torch's own by default.
 
         Returns:
             A `HardChoice`. A query with nothing to choose has context 0 and zero gradients.

@@ -24,7 +24,7 @@ class LocationSensitiveAttention(StepwiseAttention):
     Args:
         query_dim, key_dim, hidden_dim: features of query, memory and score.
         channels: output channels of the convolution F.
-        kernel_size: of F; odd, to look equally far back and ahead.
+        kernel_size: width of F; odd, to look equally far back and ahead.
         cumulative: the input of F: True for the sum, False for the last step, "both" for the last
             step and the sum, in this order.
         initial: the weights before the first step, "zeros" (Tacotron 2) or "uniform" (Chorowski et

@@ -124,7 +124,7 @@ class MonotonicAttention(Projections):
             state: from `prepare`, or from the last step.
             attn_mask: broadcastable to (B, m); bool (False: do not stop here) or of query's dtype
                 (added to the energy; -inf as False).
-            generator: of the noise; torch's own by default.
+            generator: the generator of the noise; torch's own by default.
 
         Returns:
             The context (B, value_dim), the weights (B, m) and the state for the next step.
@@ -168,7 +168,7 @@ class MonotonicAttention(Projections):
             value, key_lengths: as in `prepare`.
             attn_mask: broadcastable to (B, n, m), as in `step`.
             return_weights: also return the weights.
-            generator: of the noise; torch's own by default.
+            generator: the generator of the noise; torch's own by default.
 
         Returns:
             The contexts (B, n, value_dim), or a tuple of them and the weights (B, n, m).

@@ -38,7 +38,7 @@ class AttentionPooling(nn.Module):
         num_heads: heads of the score.
         dropout: in [0, 1], the probability that a weight is dropped; in training only.
         backend: as in `additive_attention`.
-        device, dtype: of the parameters.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
         TypeError: ``dropout`` is not a number.

@@ -23,7 +23,7 @@ class Projections(nn.Module):
         num_heads: heads of the score, each with hidden_dim // num_heads of the features.
         bias: give ``query_proj`` a bias. One bias is enough for the sum.
         normalize: also learn ``gain`` (initially 1 / sqrt(hidden_dim)) and ``bias`` (initially 0).
-        device, dtype: of the parameters, as in `torch.nn.Linear`.
+        device, dtype: device and dtype of the parameters, as in `torch.nn.Linear`.
 
     Attributes:
         query_proj: Linear(query_dim, hidden_dim).

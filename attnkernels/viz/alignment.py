@@ -39,7 +39,7 @@ def plot_alignment(
         queries: n tokens (words or characters of any script): the output, from top to bottom.
         keys: m tokens: the input, from left to right. A space is shown as "␣".
         ax: axes to draw into, which keep their size; by default those of a new figure.
-        title: of the figure.
+        title: the title of the figure.
 
     Returns:
         The new figure, or the figure of `ax`.

@@ -41,7 +41,7 @@ def spec_of(module: str) -> ModuleSpec:
 
 @cache
 def help_of(module: str) -> str:
-    """Return what a command prints for --help."""
+    """Return the output of a command for --help."""
     found = spec_of(module)
     name = f"{module}.__main__" if found.submodule_search_locations else module
     printed = io.StringIO()

@@ -303,7 +303,7 @@ class Machine {
     return released;
   }
 
-  // Return the reason why lane l waits in vain.
+  // Return the reason why lane l would wait forever.
   [[noreturn]] void explain(size_t first, size_t l) const {
     const Request& r = *threads_[first + l]->request;
     size_t other = 0;

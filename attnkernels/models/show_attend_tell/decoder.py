@@ -34,7 +34,7 @@ class CaptionDecoder(AttentionRNN):
         embed_dim, annotation_dim, hidden_dim, attention_dim: sizes of a word's embedding (m in the
             paper), of an annotation (D), of the LSTM (n) and of the score.
         hard: also create a `HardAttention`, which shares the parameters of the soft one.
-        backend: of the attention.
+        backend: backend of the attention.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ def launch(kernel: Any, programs: int, arguments: dict[str, Any], warps: int, **
 
 
 def precision(where: Target) -> str:
-    """Return how tl.dot treats float32: in three tf32 parts, or one where torch allows it."""
+    """Return how tl.dot treats float32: in three tf32 parts, or one if torch allows it."""
     if torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "tf32x3" if where.name == "cuda" else "ieee"
