@@ -87,7 +87,7 @@ class RecurrentAttentionModel(nn.Module):
         size: width of the finest window in pixels (in the paper 8 for 28x28 images, 12 for 60x60).
         scales: windows per glimpse (in the paper 1; 3 or 4 for translated digits).
         glimpses: number of glimpses, at least 1 (in the paper 2 to 8).
-        features: features of relu(W sensor) and of relu(W l); g_t has twice as many (in the paper 128).
+        features: width of relu(W sensor) and of relu(W l); g_t is twice as wide (in the paper 128).
         hidden: features of the core (in the paper 256).
         std: standard deviation of the policy, in units of half an image; positive and finite.
 

@@ -92,7 +92,7 @@ void make_context(Context& context, char* stack, size_t bytes, void (*entry)()) 
 }
 #endif
 
-// A stack that is reused from block to block, with a guard page below it.
+// A stack that is reused from block to block, with a guard region below it.
 class Fiber {
  public:
   explicit Fiber(size_t index) : bytes_(kStack - index * 320 % 8192) {  // not all in one cache set

@@ -34,7 +34,7 @@ def rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows with every measurement; a number at its head is the point of Ctrl-C."""
+    """A list that grows with every measurement; a number at its head marks the point of Ctrl-C."""
     calls: list[int] = []
 
     def counting(call: Any) -> memory.Measured:
