@@ -74,7 +74,7 @@ def memory(
     """Check the memory that a module attends to, and return the keys and values.
 
     Args:
-        module: the module, for the sizes and the dtype that it wants.
+        module: the module, which sets the sizes and the dtype.
         name: the name of the argument `key`.
         key: (B, m, key_dim).
         value: (B, m, value_dim), value_dim a multiple of the module's heads; None stands for key.
