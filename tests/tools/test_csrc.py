@@ -30,7 +30,7 @@ def name(path: Path) -> str:
 def rooms(path: Path) -> set[str]:
     """Return the folders that a file may include."""
     fitting = [start for start in MAY_INCLUDE if name(path).startswith(start)]
-    assert fitting, f"{name(path)} is in no folder of the table: decide where it stands"
+    assert fitting, f"{name(path)} is in no listed folder: decide where it stands"
     return MAY_INCLUDE[max(fitting, key=len)]
 
 
