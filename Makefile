@@ -1,5 +1,5 @@
-# Everything runs in $(VENV), which the first target that needs it makes. Variables: make VAR=value.
-# TRITON is the one that TORCH is made for; the CPU build of torch does not bring it.
+# Everything runs in $(VENV), which the first target that needs it creates. Set variables with make
+# VAR=value. TRITON is the version that TORCH is made for; the CPU build of torch does not include it.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -26,7 +26,7 @@ help: ## this list
 
 $(VENV)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	@echo "Installing $(TORCH) and building attnkernels: a minute or two, and some more where there is nvcc"
+	@echo "Installing $(TORCH) and building attnkernels: a minute or two, longer with nvcc"
 	$(BIN)/pip install -q "setuptools>=77" "$(TORCH)"
 	$(BIN)/pip install -q --no-build-isolation -e ".[profile]"
 	touch $@
@@ -36,9 +36,9 @@ $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/pip install -q --no-build-isolation -e ".[test,dev]"
 	touch $@
 
-venv: $(VENV)/.dev ## the virtual environment, with what tests and checks need
+venv: $(VENV)/.dev ## the virtual environment, with the tools of tests and checks
 
-build: $(VENV)/.run ## the C++ and CUDA library, what has changed of it
+build: $(VENV)/.run ## the C++ and CUDA library, only what has changed
 	$(BIN)/python setup.py -q build_ext --inplace
 
 profile: build ## the main job: attention over real text, time and memory against the formula
@@ -56,7 +56,7 @@ test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interprete
 	ATTNKERNELS_LIBRARY=$$($(BIN)/python tests/emulator/library.py) \
 	$(BIN)/python -m pytest -q -n 2 --require native $(PYTEST_FLAGS) $(EMULATED)
 
-peers: $(VENV)/.dev build ## swapped modules against the libraries that they are of, installed for it
+peers: $(VENV)/.dev build ## tests of swapped modules against the real libraries, which it installs
 	$(BIN)/pip install -q --no-build-isolation -e ".[peers]"
 	$(BIN)/pip install -q --no-deps speechbrain OpenNMT-py
 	KERAS_BACKEND=torch $(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/interop
@@ -67,7 +67,7 @@ bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
 gpu: $(VENV)/.dev build ## tests and benchmarks of a GPU, under nine minutes, into build/gpu
 	$(BIN)/python -m benchmarks.gpu --out build/gpu
 
-sass: $(VENV)/.dev ## what the GPU kernels are compiled to, for every architecture
+sass: $(VENV)/.dev ## the machine code of the GPU kernels, for every architecture
 	$(BIN)/python -m tools.sass
 
 sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan, the CUDA kernels' emulated
@@ -77,7 +77,7 @@ sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan, t
 	LIBRARY=$$(ATTNKERNELS_SANITIZE=1 $(BIN)/python tests/emulator/library.py) && \
 	$(SANITIZER) ATTNKERNELS_LIBRARY=$$LIBRARY $(BIN)/python -m pytest -q -n 2 $(PYTEST_FLAGS) $(EMULATED)
 
-docs: $(VENV)/.dev build ## the site, strictly, into build/site, and the tests of its code
+docs: $(VENV)/.dev build ## the site in build/site, built strictly, and the tests of its code
 	$(BIN)/pip install -q --no-build-isolation -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/docs
@@ -97,6 +97,6 @@ wheel: $(VENV)/.run ## dist/*.whl
 	rm -rf build/lib.* dist
 	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w dist .
 
-clean: ## what the targets above made, but not the virtual environment
+clean: ## remove what the targets above made, except the virtual environment
 	rm -rf build dist *.egg-info attnkernels/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find attnkernels benchmarks examples tests tools -name __pycache__ -exec rm -rf {} +

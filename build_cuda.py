@@ -18,7 +18,7 @@ from setuptools.errors import SetupError
 # that one alone. The last is compiled to PTX as well, which the driver compiles for newer GPUs.
 ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0a", "10.0", "12.0"]
 OLDEST = 80  # 8.0, which the kernels need
-USUAL_HOME = "/usr/local/cuda"  # where toolkits are installed, often without an entry in PATH
+USUAL_HOME = "/usr/local/cuda"  # the usual place of toolkits, often not on PATH
 
 
 class Toolkit(NamedTuple):
@@ -92,7 +92,7 @@ def architectures(known: Container[int]) -> list[str]:
                 f"TORCH_CUDA_ARCH_LIST has {name!r}, which nvcc does not know;"
                 " entries are like those of '8.0;9.0a;12.0+PTX'"
             )
-    if names:  # a list made for other packages may name GPUs that are too old for the kernels
+    if names:  # a list made for other packages may name GPUs too old for the kernels
         names = [name for name in names if capability(name) >= OLDEST]
         if not names:
             raise SetupError("TORCH_CUDA_ARCH_LIST has nothing from 8.0 on, which kernels need")
@@ -102,7 +102,7 @@ def architectures(known: Container[int]) -> list[str]:
 
 
 def gencode(architecture: str) -> list[str]:
-    """Return nvcc's options for an architecture: its code, and PTX where the name has +PTX."""
+    """Return nvcc's options for an architecture: its code, and PTX if the name has +PTX."""
     name, ptx, _ = architecture.replace(".", "").partition("+")
     code = f"[sm_{name},compute_{name}]" if ptx else f"sm_{name}"
     return ["-gencode", f"arch=compute_{name},code={code}"]

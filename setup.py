@@ -2,7 +2,7 @@
 
 The library has no Python symbols and uses only torch's stable ABI, so plain compiler runs build it.
 Each kernel is compiled once per instruction set, in parallel, and only when something it depends on
-has changed. Where nvcc is found, the CUDA kernels are included. They need no header of torch, so a
+has changed. If nvcc is found, the CUDA kernels are included. They need no header of torch, so a
 torch without CUDA is enough to build them.
 
 Environment: CXX, CXXFLAGS, MAX_JOBS, ATTNKERNELS_CUDA (auto, 0 or 1), the variables of
@@ -29,7 +29,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, SetupError
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))  # pip and runpy leave it out
+sys.path.insert(0, str(ROOT))  # pip and runpy do not put it on the path
 from build_cuda import Toolkit, architectures, find_toolkit, gencode  # noqa: E402
 
 SANITIZE = os.environ.get("ATTNKERNELS_SANITIZE", "0") == "1"
@@ -79,7 +79,7 @@ def compiler() -> list[str] | None:
 
 
 def jobs() -> int:
-    """Return the number of compilers that may run at a time."""
+    """Return the number of compilers that may run in parallel."""
     return int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
 
 
@@ -147,7 +147,7 @@ def cuda_toolkit() -> Toolkit | None:
 
 
 def cuda_steps(toolkit: Toolkit) -> list[Step]:
-    """Return the steps for the CUDA kernels, for every architecture each, and their binding."""
+    """Return the steps for the CUDA kernels, each for every architecture, and their binding."""
     sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
     flags = ["-c", "-O3", "-std=c++20", f"-I{ROOT / 'csrc'}"]
     flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror=switch"]
@@ -172,8 +172,8 @@ def cuda_steps(toolkit: Toolkit) -> list[Step]:
 def cuda_libraries(toolkit: Toolkit) -> list[str]:
     """Return the linker's options for CUDA: its static runtime, and libtorch.
 
-    Where torch has CUDA, libtorch defines the weak symbol through which the binding asks for the
-    stream. A weak symbol alone would not make the linker keep libtorch.
+    If torch has CUDA, libtorch defines the weak symbol through which the binding gets the stream. A
+    weak symbol alone would not make the linker keep libtorch.
     """
     folders = [f"-L{folder}" for folder in toolkit.libraries]
     runtime = ["-lcudart_static", "-lrt", "-ldl", "-lpthread"]

@@ -1,4 +1,4 @@
-"""Additive attention for PyTorch, in memory that grows with n + m and not with n * m * d."""
+"""Additive attention for PyTorch, with memory that grows with n + m instead of n * m * d."""
 
 from .functional.attention import additive_attention, additive_attention_varlen, additive_scores
 from .functional.memory import AdditiveMemory, prepare_keys

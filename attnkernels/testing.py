@@ -9,10 +9,10 @@ one of each of its terms in the dtype of the arithmetic (float32, or float64 for
 
 In float64 the reference is the oracle itself: its error is unknown and counts as one band.
 
-The magnitude is that of the terms, in float64: sums of absolute values, because it is not the
-backend's fault where terms cancel. Write S for that of a score, |scale| sum_t |w_t f| + |mask|,
-where |f| counts as 1 (logistic activations) or |q + k| (pointwise ones), and |f'| as its largest
-value.
+The magnitude is that of the terms, in float64: sums of absolute values, because cancellation
+between terms is not the backend's fault. Write S for that of a score, |scale| sum_t |w_t f| +
+|mask|, where |f| counts as 1 (logistic activations) or |q + k| (pointwise ones), and |f'| as its
+largest value.
 
     scores     S
     lse        max(S, |lse|)
@@ -21,9 +21,9 @@ value.
     gradients  (E5), (E6) with |ds_ij| = a_ij (g_ij + sum_j a_ij g_ij + |dlse_i|),
                g_ij = sum |dc_i| |u_j| + |da_ij|
 
-exp turns an absolute error of the scores into a relative error of a, and all that is linear in a
-takes it over: the magnitudes of weights, context and gradients are multiplied by 1 + max S. They
-include dropout's factor 1 / (1 - p), but not its zeros.
+exp turns an absolute error of the scores into a relative error of a, which everything linear in a
+inherits: the magnitudes of weights, context and gradients are multiplied by 1 + max S. They include
+dropout's factor 1 / (1 - p), but not its zeros.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .ops.signature import Options
 Tensors = dict[str, Tensor]
 Function = Callable[..., Any]  # additive_attention, or a function with its signature
 Given = dict[str, Any]  # keyword arguments
-_SEED = 20  # of dropout and of the gradients that come in
+_SEED = 20  # of dropout and of the incoming gradients
 
 
 def assert_within_budget(
@@ -61,8 +61,8 @@ def assert_within_budget(
         actual: the result under test, of any floating dtype.
         reference: the reference's result in the same dtype.
         exact: the float64 result, of the same shape.
-        magnitude: of the terms that were summed; by default the largest entry of `exact`.
-        name: of the result, for the message.
+        magnitude: that of the terms summed; by default the largest entry of `exact`.
+        name: the name of the result, for the message.
 
     Raises:
         AssertionError: the shape or dtype differs, NaN or infinities are not where `exact` has
@@ -117,7 +117,7 @@ def check_attention(
     """Assert that `additive_attention` is within the budget: all outputs and all gradients.
 
     Gradients are checked for the inputs that require them (attn_mask included). A random gradient
-    comes in through each output of `through` that the call returns. Strides are kept.
+    enters through each output of `through` that the call returns. Strides are kept.
 
     Args:
         query, key, value, weight, options: as for `additive_attention`.
@@ -145,13 +145,13 @@ def check_varlen(
     through: tuple[str, ...] = ("context", "lse"),
     **options: Any,
 ) -> None:
-    """Assert the same of `additive_attention_varlen`; see `check_attention`."""
+    """Assert that `additive_attention_varlen` is within the budget; see `check_attention`."""
     inputs = {"query": query, "key": key, "value": value, "weight": weight}
     inputs |= {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     names = _outputs(**options)
 
     def magnitudes(inputs: Tensors, directions: Tensors) -> dict[str, float]:
-        """Return those of one attention over all rows, masked to pairs of one sequence."""
+        """Return the magnitudes of one attention over all rows, masked to pairs of one sequence."""
         inputs, dense = dict(inputs), dict(options)
         (s, i), (r, j) = (
             _positions(inputs.pop(name), inputs[of].shape[-2])
@@ -173,7 +173,7 @@ def check_scores(
     backend: str | Function,
     **options: Any,
 ) -> None:
-    """Assert the same of `additive_scores`; see `check_attention`."""
+    """Assert that `additive_scores` is within the budget; see `check_attention`."""
     inputs = {"query": query, "key": key, "weight": weight}
 
     def magnitudes(inputs: Tensors, directions: Tensors) -> dict[str, float]:
@@ -198,9 +198,8 @@ def oracle(
         function: additive_attention, additive_attention_varlen or additive_scores.
         inputs: its positional arguments, in order.
         options: its keyword arguments. Floating tensors in both are converted to float64.
-        names: of its outputs.
-        directions: the gradient that comes in through each output, by name; outputs left out have
-            none.
+        names: the names of its outputs.
+        directions: the incoming gradient of each output, by name; outputs left out have none.
 
     Returns:
         The outputs by name, and "gradient of query" and so on for the inputs that require one.
@@ -242,7 +241,7 @@ def _check(
 
 def _call(function: Function, inputs: Tensors, options: Given, names: tuple[str, ...]) -> Tensors:
     with torch.random.fork_rng():
-        torch.manual_seed(_SEED)  # all calls that are compared draw the same dropout
+        torch.manual_seed(_SEED)  # all compared calls draw the same dropout
         outputs = function(*inputs.values(), **options)
     return dict(zip(names, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
 

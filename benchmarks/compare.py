@@ -3,9 +3,9 @@
     python -m benchmarks.compare --base REF [--head REF|worktree] [--cases NAME,...]
                                  [--seconds S] [--threads N] [--json FILE] [--clean]
 
-A case is slower if the whole interval of its ratio lies above 1.03, and still does when new
-processes have measured it again; the exit status is then 1.
-A commit against itself (`--base REF --head REF`) shows what this machine can tell apart.
+A case is slower if the whole interval of its ratio lies above 1.03, and still does after new
+processes have measured it again; the exit status is then 1. A commit against itself (`--base REF
+--head REF`) shows the smallest difference that this machine can detect.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _compare(options: argparse.Namespace, chosen: list[jobs.Job]) -> int:
             progress=status.update,
         )
         measured = run(chosen)
-        # Among so many cases chance alone may find one, which new processes then contradict.
+        # Among so many cases one may look slower by chance, which new processes then refute.
         suspects = [job for job in chosen if report.is_slower(measured.bursts[job])]
         for job, pairs in (run(suspects) if suspects else Measured({}, {})).bursts.items():
             measured.bursts[job] += pairs
@@ -112,7 +112,7 @@ def _compare(options: argparse.Namespace, chosen: list[jobs.Job]) -> int:
     if verdicts["unclear"]:
         console.print(
             f"unclear: a change of {report.LIMIT}x is within the spread; --seconds narrows it, and "
-            "so does a machine that does nothing else"
+            "so does an idle machine"
         )
     return int(verdicts["slower"] + verdicts["fails"] > 0)
 

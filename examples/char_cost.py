@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options, device, text, size, kept)
     except KeyboardInterrupt:
-        print("Interrupted. The same command with --resume goes on.")
+        print("Interrupted. The same command with --resume continues.")
         return INTERRUPTED
 
 
@@ -102,7 +102,7 @@ def run(
                     write_json(file(options, name), head(options, text), rows)
                 for method, row in zip(todo, done, strict=True):
                     if row.ms is not None:
-                        method.last = row  # the estimate is based on that
+                        method.last = row  # the basis of the estimate
 
     words, characters, *_ = passages.lengths
     print(
@@ -210,7 +210,7 @@ def cost(row: Row) -> str:
 def picture(
     passages: Passages, cells: dict[str, Cells], field: str, unit: float, ylabel: str
 ) -> Figure:
-    """Draw a line per method and pass, with a point per run that took a measurable time."""
+    """Draw one line per method and pass, with one point per run that took a measurable time."""
     series = {
         f"{method}, {name}": [
             (getattr(cells[name][length, method], field) or 0) / unit or None

@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     batches = data.Batches(words.train, size.batch, given.seed, given.device)
     if not given.resume:
-        for name in MODELS:  # so that a later --resume does not take them for this run's
+        for name in MODELS:  # so that a later --resume does not mistake them for this run's
             _checkpoint(given, name).unlink(missing_ok=True)
 
     if given.device == "cpu" and torch.get_num_threads() > 1 and not given.tiny:

@@ -34,7 +34,7 @@ def load(seed: int, *, held_out: int, validation: int, train: int | None = None)
     """Load the dictionary without stress marks and split its words at random into three parts.
 
     Args:
-        seed: of the split.
+        seed: seed of the split.
         held_out, validation: number of words in the test and validation parts.
         train: number of training words; None takes all others.
     """
@@ -53,8 +53,8 @@ class Batches:
     Args:
         words: words with their pronunciations; each pronunciation is one pair.
         batch: pairs per batch.
-        seed: of the order.
-        device: of the batches.
+        seed: seed of the order.
+        device: device of the batches.
     """
 
     def __init__(

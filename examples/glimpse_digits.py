@@ -36,7 +36,7 @@ with needs("examples"):
 BRIGHTNESS = 3.0  # scales the pixels of a canvas, most of them 0, to a deviation of about 1
 FRAGMENT = SIDE // 2
 LEARNING_RATE = 1e-3
-OF_LOCATOR = 0.03  # lower: chance drives it into a corner for good at first
+OF_LOCATOR = 0.03  # lower: otherwise chance drives it into a corner early on, for good
 SHOWN = 8  # the first canvases, in the figure
 
 
@@ -121,7 +121,7 @@ def cluttered(source: Digits, batch: int, size: Size, generator: torch.Generator
 
 
 def nets(size: Size, seed: int) -> dict[str, nn.Module]:
-    """Make the three models, the last two as wide as gives them the parameters of the first."""
+    """Make the three models, the last two wide enough to match the parameters of the first."""
     torch.manual_seed(seed)
     glimpses = RecurrentAttentionModel(10, size=SIDE, glimpses=size.glimpses, std=size.std)
     pooled = size.canvas // 4
@@ -146,8 +146,8 @@ def nets(size: Size, seed: int) -> dict[str, nn.Module]:
 
 
 def as_large(make: Callable[[int], nn.Module], wanted: int) -> nn.Module:
-    """Return make(width) for the least width with at least as many parameters, He-initialised."""
-    with torch.device("meta"):  # which allocates nothing and draws no numbers
+    """Return make(width) of the least width with at least `wanted` parameters, He-initialised."""
+    with torch.device("meta"):  # allocates nothing and draws no numbers
         width = next(width for width in count(1) if parameters(make(width)) >= wanted)
     made = make(width)
     for layer in made:

@@ -13,8 +13,8 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("build/examples") / name, help="default: %(default)s")
     add("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
     add("--device", default="cpu", help="default: %(default)s")
-    add("--resume", action="store_true", help="go on from the checkpoints in --out")
+    add("--resume", action="store_true", help="continue from the checkpoints in --out")
     size = made.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", help="the size for a GPU")
-    size.add_argument("--tiny", action="store_true", help="a size that only shows that it runs")
+    size.add_argument("--tiny", action="store_true", help="a tiny size, to check that it runs")
     return made

@@ -33,7 +33,7 @@ def write(
     Args:
         out: the folder, created if missing.
         options: the arguments of the command.
-        columns, rows: of the table.
+        columns, rows: columns and rows of the table.
         figures: maps file names without suffix to figures.
         record: the values of the table as numbers, and other facts of the run.
     """

@@ -1,4 +1,4 @@
-"""Run several small trainings at a time, which uses a processor better than threads for one."""
+"""Run several small trainings at a time, which uses a processor better than threads within one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def side_by_side(jobs: Mapping[str, Job], processes: int) -> None:
                     process.join()
                     failed += [name] if process.exitcode not in (0, INTERRUPTED) else []
     if failed:
-        raise RuntimeError(f"the training of {' and '.join(failed)} failed, as said above")
+        raise RuntimeError(f"the training of {' and '.join(failed)} failed, as shown above")
     if interrupted:
         raise SystemExit(INTERRUPTED)
 

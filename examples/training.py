@@ -62,12 +62,12 @@ def train(
     On interruption, the current step finishes, the checkpoint is written, and the program exits.
 
     Args:
-        label: of the progress bar.
+        label: label of the progress bar.
         step: trains one batch.
         steps: number of steps.
         parts: everything that training changes.
         checkpoint: the file, written every minute and at the end.
-        seed: of torch's default generator, set before the first step.
+        seed: seed of torch's default generator, set before the first step.
         resume: continue from the checkpoint if there is one; after the last step nothing is done.
         watch: shows the progress and interrupts; by default a progress bar and SIGINT.
 
@@ -99,7 +99,7 @@ def train(
         if watch.stopped():
             print(
                 f"{label}: interrupted after step {done} of {steps}. "
-                "The same command with --resume goes on."
+                "The same command with --resume continues."
             )
             raise SystemExit(INTERRUPTED)
     return seconds

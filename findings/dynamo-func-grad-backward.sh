@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torch 2.13.0 (pytorch/pytorch#193279): where torch.func.grad is compiled by torch.compile, the
+# torch 2.13.0 (pytorch/pytorch#193279): if torch.func.grad is compiled by torch.compile, the
 # backward of an autograd.Function is not called: Dynamo traces its forward and differentiates that.
 # No error and no warning. Here forward returns its input and backward reverses the gradient, as in
 # training against an adversary. Seen: eager -1, compiled 1.

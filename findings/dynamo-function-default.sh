@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# torch 2.13.0: torch.compile of a call of an autograd.Function with setup_context raises where no
-# input wants a gradient and the call leaves a default argument out, or forward takes *inputs. The
+# torch 2.13.0: torch.compile of a call of an autograd.Function with setup_context raises if no
+# input requires a gradient and the call leaves out a default argument, or forward takes *inputs. The
 # eager call returns. Dynamo calls forward with its context in front of the inputs, and these
-# signatures have room for one argument more, so that x holds the context.
+# signatures have room for one more argument, so x holds the context.
 # Seen: TypeError, unsupported operand type(s) for *: 'Function' and 'int'.
-# The project applies its functions only where an input wants a gradient, and passes every argument.
+# The project applies its functions only if an input requires a gradient, and passes every argument.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # torchao 0.18.0, torch 2.13.0: a Linear quantized with Int8DynamicActivationInt8WeightConfig gives a
 # result that requires a gradient, and a backward that leaves the gradient of its input None. With
-# float weights, or Int8WeightOnlyConfig, the input has a gradient. Layers below are thus not trained,
-# without an error. Seen: dynamic int8 None.
+# float weights, or Int8WeightOnlyConfig, the input has a gradient. Layers below are then silently not
+# trained. Seen: dynamic int8 None.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

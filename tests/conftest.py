@@ -20,7 +20,7 @@ from attnkernels.backends.base import Problem
 
 NAMES = [backend.NAME for backend in BACKENDS]
 
-# With TRITON_INTERPRET=1 the suite tests the triton backend, as far as an interpreter is able to.
+# With TRITON_INTERPRET=1 the suite tests the triton backend, as far as an interpreter can.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INTERPRETED_ELEMENTS = 12_000
 
@@ -60,7 +60,7 @@ def _worth_interpreting(item: pytest.Item) -> bool:
     }:
         return False  # loaded like bfloat16 and int64; test_aot compiles them
     if parameters.get("seam", 0.0) < 0:
-        return False  # all of them meet in one tile in test_every_seam_in_one_tile
+        return False  # test_every_seam_in_one_tile has them all in one tile
     shapes = [x for x in parameters.values() if isinstance(x, tuple) and len(x) == 5]
     return item.get_closest_marker("large") is None and all(
         prod(shape[:4]) <= INTERPRETED_ELEMENTS for shape in shapes

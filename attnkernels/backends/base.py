@@ -1,4 +1,4 @@
-"""The face that every backend shows: the problem it is asked about, and the functions it has."""
+"""The interface of every backend: the problem it is asked about, and the functions it has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Backend(Protocol):
     NAME: str
 
     def why_not(self, problem: Problem, /) -> str | None:
-        """Return None where the backend can do it, otherwise a sentence that says why not."""
+        """Return None if the backend can compute it, otherwise a sentence that says why not."""
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
@@ -37,7 +37,7 @@ class Backend(Protocol):
         """Return (E1)-(E3): context (*L, n, dv), weights (*L, n, m) or None, lse (*L, n)."""
 
     def scores(self, query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
-        """Return (E1), (*L, n, m); of the options it reads those of a score."""
+        """Return (E1), (*L, n, m); only the options of a score are read."""
 
     def pack_keys(self, key: Tensor, *, activation: str) -> Tensor | None:
-        """Return `packed_key`, (*lead of key, three more dimensions), or None for nothing."""
+        """Return `packed_key`, (*lead of key, three more dimensions), or None to pack nothing."""

@@ -12,7 +12,7 @@ from ..ops.signature import Options
 
 
 class Fused:
-    """attention and scores of `Backend`, by the operators of `ops.schema.define`."""
+    """attention and scores of `Backend`, made from the operators of `ops.schema.define`."""
 
     def __init__(self, ops: SimpleNamespace) -> None:
         self._forward, self._scores = differentiable(ops)
@@ -42,5 +42,5 @@ class Fused:
 
 
 def _rounded(result: Tensor, like: Tensor) -> Tensor:
-    # a dtype by name is understood half a microsecond sooner
+    # passing the dtype by name saves half a microsecond
     return result if result.dtype == like.dtype else result.to(dtype=like.dtype)

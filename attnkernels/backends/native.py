@@ -1,4 +1,4 @@
-"""The compiled kernels of csrc/: for CPUs, and for NVIDIA GPUs where they were built for CUDA."""
+"""The compiled kernels of csrc/: for CPUs, and for NVIDIA GPUs if built with CUDA."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _load() -> str | None:
     path = Path(os.environ.get("ATTNKERNELS_LIBRARY", Path(__file__).parents[1] / "_C.abi3.so"))
     if not path.exists():
         return (
-            f"the compiled library {path} is missing: install with a C++ compiler at hand"
+            f"the compiled library {path} is missing: install with a C++ compiler available"
             " (see docs/install.md)"
         )
     try:
@@ -65,7 +65,7 @@ _packs = {"cpu": _implemented("pack_keys", "CPU"), "cuda": _implemented("pack_ke
 
 
 def why_not(problem: Problem) -> str | None:
-    """Return None where the kernels can do it, otherwise a sentence that says why not."""
+    """Return None if the kernels can compute it, otherwise a sentence that says why not."""
     if _missing:
         return _missing
     device_type, dtype = problem
@@ -93,7 +93,7 @@ def build_info() -> dict[str, str]:
 
 
 def pack_keys(key: Tensor, *, activation: str) -> Tensor | None:
-    """Return exp(gain k) in transposed panels (E7), or None where kernels take plain keys."""
+    """Return exp(gain k) in transposed panels (E7), or None if the kernels take plain keys."""
     if not _packs["cuda" if key.is_cuda else "cpu"]:
         return None
     return _ops.pack_keys(key, ACTIVATIONS[activation].code)

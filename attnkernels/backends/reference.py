@@ -1,4 +1,4 @@
-"""The formula as it stands, in plain PyTorch: any device and dtype."""
+"""The plain formula in PyTorch: any device and dtype."""
 
 from __future__ import annotations
 

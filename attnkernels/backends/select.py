@@ -40,19 +40,19 @@ def select(
     tensors: tuple[Tensor, ...] = (),
     step: bool | None = None,
 ) -> Backend:
-    """Return the first backend that can do `problem`, or the one called `name`.
+    """Return the first backend that can compute `problem`, or the one called `name`.
 
     Args:
         problem: the device type and dtype of the call.
-        name: of a backend, which never falls back to another; None for the fastest that can do it.
+        name: the name of a backend, which never falls back; None for the fastest that can.
         tensors: the query first, then the other inputs that may require a gradient.
-        step: True for a decoder's step, False for tiles; by default the rows of the query tell.
+        step: True for a decoder's step, False for tiles; by default, the query's rows decide.
 
     `tensors` and `step` matter on a GPU only, and values never do.
 
     Raises:
-        ValueError: no backend can do it (the message has every backend's reason), the named one
-            cannot, or there is none of that name.
+        ValueError: no backend can compute it (the message has every backend's reason), the named
+            one cannot, or no backend has that name.
     """
     if name is None:
         order = _fastest_first(tensors, step) if problem.device_type == "cuda" else BACKENDS
@@ -82,8 +82,8 @@ def _fastest_first(tensors: tuple[Tensor, ...], step: bool | None) -> tuple[Back
                 break
     if step is None and tensors:
         n = tensors[0].shape[-2]
-        # A comparison would bind a trace to its outcome, and fail where n is made inside the
-        # trace: a number that the trace leaves open counts as many.
+        # A comparison would bind a trace to its outcome, and fail if n is computed inside the
+        # trace: a number that the trace leaves open counts as large.
         tracing = is_dynamo_compiling() or type(n) is not int
         step = _is_known_to_be_few(n) if tracing else n <= STEP_QUERIES
     return ON_GPU[direction, "step" if step else "tiles"].order

@@ -39,11 +39,11 @@ NVTX = _nvtx_wanted()
 def ranged(call: str, backend: str, function: Callable[P, R]) -> Callable[P, R]:
     """Return `function` inside a range named after the public call and the backend.
 
-    Without a profiler it is `function` itself, since a decoder's step takes microseconds. Compiled
-    code has no range: a profile shows it under the names of the operators.
+    Without a profiler, `function` is called directly, since a decoder's step takes microseconds.
+    Compiled code has no range: a profile shows it under the names of the operators.
     """
-    # Dynamo first: a trace that never reads the profiler's state stays valid when a profiler
-    # starts. torch.export without Dynamo last, because that check is slower.
+    # Check for Dynamo first: a trace that never reads the profiler's state stays valid when a
+    # profiler starts. Check for torch.export without Dynamo last, because that is slower.
     watched = not is_dynamo_compiling() and (NVTX or profiler._is_profiler_enabled)
     if not watched or is_compiling():
         return function

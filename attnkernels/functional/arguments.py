@@ -1,7 +1,7 @@
-"""The check of each public function's arguments, made of the checks of single ones.
+"""Check the arguments of each public function, with the checks of single arguments.
 
-A check returns what the caller wants to know of its arguments. The way through without a complaint
-counts microseconds: it makes no strings.
+A check returns what the caller needs to know about the arguments. The path of valid arguments
+counts microseconds, so it makes no strings.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def attention(
 
 def scores(query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Problem:
     """Check the arguments of `additive_scores`."""
-    problem = _plain(query, key, key, weight)  # without values: any that fit the keys
+    problem = _plain(query, key, key, weight)  # the key stands in for a value
     if problem is None:
         problem = _same_kind({"query": query, "key": key, "weight": weight})
         _leading(_pairs(query, key, weight))
@@ -101,7 +101,7 @@ def prepared(
     checks.scoring(options.activation, options.negative_slope, options.scale)
     key_lengths = options.key_lengths
     if key_lengths is None:
-        problem = _plain(key, key, value, weight)  # without queries: any that fit the keys
+        problem = _plain(key, key, value, weight)  # the key stands in for a query
         if problem is not None:
             return problem, tuple(key.shape[:-2])
     problem = _same_kind({"key": key, "value": value, "weight": weight})
@@ -150,13 +150,13 @@ def selection(dim: int, index: Tensor, lead: tuple[int, ...], device: torch.devi
     checks.on_device("index", index, device)
     if index.ndim != 1:
         raise ValueError(f"index must be 1-D, got shape {tuple(index.shape)}")
-    if lead[dim] != 1:  # 1 broadcasts: whichever entry is asked for, it is there
+    if lead[dim] != 1:  # size 1 broadcasts, so every entry exists
         checks.within("index", index, 0, lead[dim] - 1, f"the size {lead[dim]} of dim {dim}")
     return dim
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem | None:
-    """Return the problem of the usual call in half the time; None: it takes a closer look."""
+    """Return the problem of a usual call in half the time, or None if it needs a closer look."""
     for x in (query, key, value, weight):
         if not (isinstance(x, Tensor) and x.is_cpu and x.layout is _STRIDED):
             return None
@@ -176,7 +176,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem
 
 
 def _plain_step(query: Tensor, key: Tensor, lead: tuple[int, ...]) -> bool:
-    """Return True for the usual step, in half the time; False: it takes a closer look."""
+    """Return True for a usual step, in half the time, or False if it needs a closer look."""
     if not (isinstance(query, Tensor) and query.is_cpu and query.layout is _STRIDED):
         return False
     if not (key.is_cpu and query.dtype is key.dtype):

@@ -86,7 +86,8 @@ def additive_attention(
     Args:
         query: (..., n, d), float32, bfloat16, float16 or float64. Arithmetic is in float32, for
             float64 inputs in float64.
-        key: (..., m, d), of query's dtype and device, as value, weight and a floating attn_mask.
+        key: (..., m, d), of query's dtype and device, as are value, weight and a floating
+            attn_mask.
         value: (..., m, dv).
         weight: (d,) or (..., d): w of (E1).
         attn_mask: broadcastable to (*L, n, m). bool: True takes part. Floating: added to the
@@ -104,7 +105,7 @@ def additive_attention(
         return_weights: also return the weights a, after dropout.
         return_lse: also return lse of (E2), before dropout.
         backend: "native" (CPU and NVIDIA GPUs), "triton" (GPUs) or "reference"; None takes the
-            fastest that can do it. A named backend never falls back to another.
+            fastest that supports the call. A named backend never falls back to another.
 
     Returns:
         context (*L, n, dv) in query's dtype. With return_weights or return_lse, a tuple of context,
@@ -113,11 +114,11 @@ def additive_attention(
         gradients. NaN in an input that takes part gives NaN.
 
     All results have first and second derivatives for query, key, value, weight and a floating
-    attn_mask. Under autocast, inputs are cast as those of `torch.matmul` are.
+    attn_mask. Under autocast, inputs are cast as for `torch.matmul`.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: a shape, device, number or name is wrong, or no backend can do it.
+        ValueError: a shape, device, number or name is wrong, or no backend supports the call.
     """
     options = tuple.__new__(Options, (  # in half the time of Options(...)
         attn_mask, key_lengths, None, None, None, None, dropout_p, is_causal, activation,
@@ -222,9 +223,9 @@ def additive_attention_varlen(
         key: (..., total_k, d).
         value: (..., total_k, dv).
         weight: (d,) or (..., d).
-        cu_seqlens_q: int32 or int64, one more entry than there are sequences, from 0 to total_q
-            without decreasing: sequence s has the rows cu_seqlens_q[s] to cu_seqlens_q[s + 1]
-            (excluded) of query. The values are checked on a CPU only.
+        cu_seqlens_q: int32 or int64, one entry more than the number of sequences, non-decreasing
+            from 0 to total_q: sequence s has the rows cu_seqlens_q[s] to cu_seqlens_q[s + 1]
+            (exclusive) of query. The values are checked on a CPU only.
         cu_seqlens_k: the same for key and value.
         is_causal: j <= i, both counted from the start of their sequence.
         dropout_p, activation, negative_slope, scale, return_lse, backend: as in

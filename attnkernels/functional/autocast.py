@@ -1,4 +1,4 @@
-"""Autocast: the public functions take the dtype that it has for `torch.matmul`."""
+"""Autocast: the public functions use the dtype that it chooses for `torch.matmul`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def follows_autocast(function: Callable[P, R]) -> Callable[P, R]:
-    """Return `function` with its tensors cast under autocast, as those of `torch.matmul` are.
+    """Return `function` with its tensors cast under autocast as for `torch.matmul`.
 
     It runs with autocast off. An argument with a method `autocast` is cast by that method.
     """
@@ -39,7 +39,7 @@ def follows_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def cast(argument: Any, dtype: torch.dtype) -> Any:
-    """Return a floating tensor in `dtype`; float64 and everything else as it is."""
+    """Return a floating tensor in `dtype`; return float64 and everything else unchanged."""
     if isinstance(argument, Tensor):
         eligible = argument.is_floating_point() and argument.dtype != torch.float64
         return argument.to(dtype) if eligible else argument

@@ -1,8 +1,8 @@
-"""The checks of single arguments, in one dialect: NAME must be WANTED, got GIVEN.
+"""The checks of single arguments, with one form of message: NAME must be WANTED, got GIVEN.
 
 Every module above raises its TypeError and ValueError through these functions, so that a message
-always names the argument, what is wanted and what was given. `arguments` puts them together, one
-check for each public function.
+always names the argument, what is wanted and what was given. `arguments` combines them into one
+check per public function.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
 
 
 def number(name: str, value: Any, low: float = -inf, high: float = inf) -> None:
-    """Raise unless `value` is a finite number in [low, high]; a bool is none.
+    """Raise unless `value` is a finite number in [low, high]; a bool is not a number.
 
     Raises:
         TypeError: it is not a number.
@@ -42,13 +42,13 @@ def _range(low: float, high: float) -> str:
 
 
 def positive_int(name: str, value: object) -> None:
-    """Raise ValueError unless `value` is an int of at least 1; a bool is none."""
+    """Raise ValueError unless `value` is an int of at least 1; a bool is not an int."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
 
 
 def multiple(name: str, value: int, of: str, divisor: int) -> None:
-    """Raise ValueError unless `value` is a multiple of the argument `of`, which is `divisor`."""
+    """Raise ValueError unless `value` is a multiple of `divisor`, the argument `of`."""
     if value % divisor:
         raise ValueError(f"{name} must be a multiple of {of}, {divisor}, got {value}")
 
@@ -84,9 +84,9 @@ def tensor(
     """Raise unless `x` is a dense tensor of that shape and of one of those dtypes.
 
     Args:
-        name: of the argument, for the message.
-        x: what was given.
-        symbols: the shape as the documentation writes it, "(B, m, key_dim)".
+        name: the name of the argument, for the message.
+        x: the argument.
+        symbols: the shape as the documentation writes it, such as "(B, m, key_dim)".
         shape: the sizes wanted; None stands for any size. Any shape by default.
         dtype: the dtypes accepted. Any dtype by default.
 
@@ -100,7 +100,7 @@ def tensor(
         )
     if x.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {x.layout}")
-    if x.is_nested:  # of strided layout, without a shape
+    if x.is_nested:  # its layout is strided too, but it has no shape
         raise TypeError(f"{name} must be a dense (strided) tensor, got a nested one")
     if dtype and x.dtype not in dtype:
         raise TypeError(f"{name} must be {_either(dtype)}, got {x.dtype}")
@@ -134,7 +134,7 @@ def integers(
 
 
 def mask(name: str, x: Tensor, floating: torch.dtype | None = None) -> None:
-    """Raise TypeError unless `x` is a bool or floating tensor; of the dtype `floating` if given."""
+    """Raise TypeError unless `x` is a bool tensor, or floating (of dtype `floating` if given)."""
     tensor(name, x)
     if x.dtype is torch.bool or x.dtype is floating:
         return
@@ -147,7 +147,7 @@ def mask(name: str, x: Tensor, floating: torch.dtype | None = None) -> None:
 
 
 def within(name: str, x: Tensor, low: int, high: int, why: str) -> None:
-    """Raise ValueError unless the entries of `x` lie in [low, high]; skipped unless on a CPU."""
+    """Raise ValueError unless the entries of `x` lie in [low, high]; check on a CPU only."""
     values = readable(x)
     if values and not (low <= min(values) and max(values) <= high):
         raise ValueError(
@@ -165,7 +165,7 @@ def on_device(name: str, x: Tensor, device: torch.device) -> None:
 
 
 def scoring(activation: object, negative_slope: object, scale: object) -> None:
-    """Raise unless these are options of a score, (E1); modules check them when they are made.
+    """Raise unless these are valid options of a score, (E1); modules check them on construction.
 
     Raises:
         TypeError: a number has the wrong type.
@@ -180,7 +180,7 @@ def scoring(activation: object, negative_slope: object, scale: object) -> None:
 
 
 def readable(x: Tensor) -> list[int] | None:
-    """Return the values, or None where reading them waits for a device or breaks a trace."""
+    """Return the values, or None if reading them would wait for a device or break a trace."""
     if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cpu:
         return None
     try:

@@ -63,8 +63,8 @@ class DeferredMemory:
 class RepeatedMemory:
     """Call `AdditiveMemory.attend` for any number of single queries; defer the keys' gradients.
 
-    The first step computes its own, since it may be the only one. Those of later steps are computed
-    for up to `MOST` steps at a time. After a backward it starts again.
+    The first step computes its own gradient, since it may be the only one. The gradients of later
+    steps are computed for up to `MOST` steps at a time. A backward starts this over.
     """
 
     MOST = 64
@@ -102,7 +102,7 @@ def learns(memory: AdditiveMemory) -> bool:
 
 
 class _Keys(torch.autograd.Function):
-    """Makes placeholders; their gradients become those of key, value and weight."""
+    """Make placeholders, whose gradients become those of key, value and weight."""
 
     @staticmethod
     def forward(
@@ -148,7 +148,7 @@ class _Keys(torch.autograd.Function):
 
 
 class _Step(torch.autograd.Function):
-    """Passes a step's results through; in backward, passes the step to the placeholders."""
+    """Pass a step's results through; in the backward, pass the step to the placeholders."""
 
     @staticmethod
     def forward(
@@ -161,7 +161,7 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Gradients:
-        if torch.is_grad_enabled():  # to the step's attention its keys are constants
+        if torch.is_grad_enabled():  # the keys are constants for the step's attention
             raise RuntimeError(
                 "create_graph must be False where the gradients of the keys are deferred until "
                 "after the steps, because these have no second derivatives, got True: make "
@@ -174,5 +174,5 @@ class _Step(torch.autograd.Function):
 
 
 def _rows(steps: Tensor) -> Tensor:
-    """(steps, *lead, 1, size) -> (*lead, steps, size)."""
+    """Return (steps, *lead, 1, size) as (*lead, steps, size)."""
     return steps.squeeze(-2).movedim(0, -2)

@@ -38,7 +38,7 @@ def prepare_keys(
     scale: float = 1.0,
     backend: str | None = None,
 ) -> AdditiveMemory:
-    """Prepare keys for `AdditiveMemory.attend`: what all steps of a decoder share, done once (E7).
+    """Prepare keys for `AdditiveMemory.attend`: compute what a decoder's steps share (E7).
 
     Args:
         key: (..., m, d), value (..., m, dv), weight (d,) or (..., d), key_lengths: as in
@@ -69,11 +69,11 @@ class AdditiveMemory:
         key: (..., m, d); value (..., m, dv); weight (..., d): as they were given.
         key_lengths, activation, negative_slope, scale: as they were given.
         packed_key: the keys in the backend's layout, (*lead of key, three more dimensions), or
-            None. They belong to this machine: pickling and copying leave them out and make them
-            anew.
-        options: the five before this.
+            None. They are specific to this machine, so pickles and copies leave them out and
+            rebuild them.
+        options: the five attributes before this one.
         backend: as it was given.
-        lead: the leading shape that these broadcast to.
+        lead: the leading shape that these tensors broadcast to.
         chosen: the backend that computes.
     """
 

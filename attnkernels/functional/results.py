@@ -1,4 +1,4 @@
-"""The results of a call, for type checkers: one tensor, or a tuple of as many as it was asked for.
+"""The results of a call, for type checkers: one tensor, or a tuple of those requested.
 
 The overloads of a function differ in the flags that add results: one dictionary of keyword
 arguments for each number of results, below those that all overloads share.
@@ -21,7 +21,7 @@ Result: TypeAlias = Tensor | Pair | Triple
 
 
 def results(context: Tensor, weights: Tensor | None, lse: Tensor | None) -> Result:
-    """Return context alone, or a tuple of all there are."""
+    """Return context alone, or a tuple if there are more results."""
     if weights is None:
         return context if lse is None else (context, lse)
     return (context, weights) if lse is None else (context, weights, lse)

@@ -1,4 +1,4 @@
-"""Attention of the captioning tutorial of Show, Attend and Tell, which scores by ReLU."""
+"""Attention of the captioning tutorial of Show, Attend and Tell, which scores with ReLU."""
 
 from __future__ import annotations
 

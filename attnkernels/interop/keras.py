@@ -26,7 +26,7 @@ CONVENTIONS = {
 
 
 class Additive(Fused):
-    """AdditiveAttention of Keras: contexts, and the weights if they are asked for."""
+    """AdditiveAttention of Keras: contexts, and the weights if requested."""
 
     def call(
         self,

@@ -1,4 +1,4 @@
-"""PyTorch Geometric's GATv2Conv on dense graphs: additive attention by LeakyReLU.
+"""PyTorch Geometric's GATv2Conv on dense graphs: additive attention with LeakyReLU.
 
     alpha_ij = softmax_j(att . LeakyReLU(lin_r x_i + lin_l x_j)),    x'_i = sum_j alpha_ij lin_l x_j
 
@@ -145,7 +145,7 @@ def _watched(module: Any) -> bool:
 
 
 def _trial(module: Any, draw: Draw) -> Results:
-    module.dropout = 0.0  # the two would drop different weights
+    module.dropout = 0.0  # the two classes would drop different weights
     x: Any = draw(4, module.lin_l.weight.shape[1])
     if isinstance(module.in_channels, tuple):
         x = x, draw(4, module.lin_r.weight.shape[1])

@@ -4,7 +4,7 @@ The memory of a call is the growth of the process's resident set at its peak. Th
 returns its free pages to the system (malloc_trim), and the kernel's high-water mark is reset
 (writing 5 to /proc/self/clear_refs). Then the call runs, and VmHWM minus the earlier VmRSS is its
 memory, whoever allocated it: PyTorch, a C++ std::vector, or a generated kernel. The result of the
-call counts, its inputs do not. Nothing is slowed down, so the same run can be timed, and the figure
+call counts; its inputs do not. Nothing is slowed down, so the same run can be timed, and the figure
 is exact to a few pages. The waste of an allocator counts (glibc leaves holes between blocks below
 32 MiB). A buffer that a library keeps from an earlier call, and a page that is never touched, do
 not count.

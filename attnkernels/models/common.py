@@ -15,11 +15,11 @@ from ..nn import Decoded, beam_search, greedy_search
 class Translator(nn.Module):
     """The base of models from source tokens to target tokens: embeddings of both, and searches.
 
-    A subclass says in `_searched` what the searches go through.
+    A subclass defines the arguments of the searches in `_searched`.
 
     Args:
         sizes: source_size and target_size.
-        embedding_dim, dropout, begin, end: and these as in `RNNsearch`.
+        embedding_dim, dropout, begin, end: as in `RNNsearch`.
 
     Raises:
         TypeError: ``dropout`` is not a number.
@@ -62,7 +62,7 @@ class Translator(nn.Module):
         )
 
     def _searched(self, source: Tensor, source_lengths: Tensor) -> dict[str, Any]:
-        """Return the arguments of `attnkernels.nn.beam_search` that are this model's."""
+        """Return this model's arguments for `attnkernels.nn.beam_search`."""
         raise NotImplementedError
 
     def _embedded(self, source: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class MaxoutReadout(nn.Module):
         input_dim: features of s and c together.
         maxout_dim: maxout units.
         target_size: number of logits.
-        dropout: of the maxout units, in training.
+        dropout: dropout probability of the maxout units, in training.
     """
 
     def __init__(self, input_dim: int, maxout_dim: int, target_size: int, dropout: float) -> None:
@@ -109,7 +109,7 @@ def read(encoder: nn.RNNBase, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, 
     Args:
         encoder: with batch_first.
         inputs: (B, m, features).
-        lengths: (B,), on the CPU, each in [1, m]; what lies beyond is not read.
+        lengths: (B,), on the CPU, each in [1, m]; positions beyond are not read.
 
     Returns:
         The outputs (B, m, features), zeros beyond the lengths, and the last state of the encoder.
@@ -127,7 +127,7 @@ def token(name: str, value: int, size: int) -> None:
 
 
 def tokens(name: str, x: Tensor, size: int, batch: int | None = None) -> None:
-    """Check tokens (B, T), int64, in [0, size), at least one; of a given batch, if one is given.
+    """Check tokens (B, T): int64, in [0, size), at least one, and of `batch` rows if given.
 
     Raises:
         TypeError: it is not an int64 tensor.

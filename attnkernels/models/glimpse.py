@@ -83,11 +83,11 @@ class RecurrentAttentionModel(nn.Module):
 
     Args:
         classes: number of classes.
-        channels: of an image.
-        size: of the finest window in pixels (in the paper 8 for 28x28 images, 12 for 60x60).
+        channels: channels of an image.
+        size: width of the finest window in pixels (in the paper 8 for 28x28 images, 12 for 60x60).
         scales: windows per glimpse (in the paper 1; 3 or 4 for translated digits).
         glimpses: number of glimpses, at least 1 (in the paper 2 to 8).
-        features: of relu(W sensor) and of relu(W l); g_t has twice as many (in the paper 128).
+        features: width of relu(W sensor) and of relu(W l); g_t is twice as wide (in the paper 128).
         hidden: features of the core (in the paper 256).
         std: standard deviation of the policy, in units of half an image; positive and finite.
 
@@ -127,7 +127,7 @@ class RecurrentAttentionModel(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew.
+        """Reset all parameters.
 
         Layers before a relu are He's (1502.01852), the core's recurrence is the identity (Le et
         al., 1504.00941), and the three heads are small.
@@ -153,7 +153,7 @@ class RecurrentAttentionModel(nn.Module):
 
         Args:
             images: (B, channels, H, W), in the parameters' dtype.
-            generator: of the locations drawn in training; torch's own by default.
+            generator: draws the locations in training; torch's own by default.
 
         Raises:
             TypeError, ValueError: images does not fit.
@@ -202,7 +202,7 @@ def hybrid_loss(result: Glimpses, labels: Tensor) -> tuple[Tensor, Tensor, Tenso
     otherwise 0. The squared error of the expected reward teaches the baseline alone.
 
     Args:
-        result: of a model in training.
+        result: the result of a model in training.
         labels: (B,), int64, the classes.
 
     Returns:

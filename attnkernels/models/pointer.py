@@ -73,8 +73,8 @@ class PointerNetwork(nn.Module):
     pointed at is the next input of the decoder. There is no context: attention serves u alone.
 
     Args:
-        features: of a vector P_j, 2 for points of a plane.
-        hidden_dim: of e, d and the score (in the paper 256 or 512).
+        features: features of a vector P_j, 2 for points of a plane.
+        hidden_dim: features of e, d and the score (in the paper 256 or 512).
         distinct: never point twice at a position, in training and in searches. The paper does so
             for tours only, in the search (section 4.4): set this attribute after training. The
             symbol is always free.
@@ -108,11 +108,11 @@ class PointerNetwork(nn.Module):
 
         Args:
             source: (B, m, features), in the parameters' dtype: the vectors P.
-            source_lengths: (B,), int64, each in [1, m]; what lies beyond is not read.
+            source_lengths: (B,), int64, each in [1, m]; vectors beyond are not read.
             target: (B, T), int64: positions from 1, then 0 for the end, and as padding.
 
         Returns:
-            (B, T, m + 1): row t is of the distribution of ``target[:, t]``, the end first.
+            (B, T, m + 1): row t is the distribution of ``target[:, t]``, the end first.
             Positions that cannot be pointed at have -inf. Rows of padding are meaningless.
 
         Raises:

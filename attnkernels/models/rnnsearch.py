@@ -30,8 +30,8 @@ class RNNsearch(Translator):
         p(y_t) = softmax(G maxout(O [s_t; c_{t+1}]))                        equation 4, A.2.2
 
     The readout of equation 4 takes y_{t-1}, s_t and c_t. Here it takes s_t, which has read the
-    other two, and the context c_{t+1} that s_t attends to. So row t of the weights is what y_t is
-    read from, chosen with y_{t-1} known.
+    other two, and the context c_{t+1} that s_t attends to. So row t of the weights shows where y_t
+    is read from, chosen with y_{t-1} known.
 
     Args:
         source_size, target_size: numbers of tokens; 0 is padding in both.

@@ -62,8 +62,8 @@ class Seq2Seq(Translator):
         self.initial = nn.Linear(hidden_dim, hidden_dim)
         self.decoder = nn.GRU(embedding_dim + hidden_dim, hidden_dim, batch_first=True)
         self.readout = MaxoutReadout(2 * hidden_dim, maxout_dim, target_size, dropout)
-        # For the searches: attention to a memory of one row is that row, whatever its score, so
-        # that its parameters have nothing to learn.
+        # For the searches: attention to a memory of one row returns that row, whatever its score,
+        # so its parameters have nothing to learn.
         attention = AdditiveAttention(hidden_dim, hidden_dim, 1, backend=backend)
         self.stepper = AttentionRNN(_OneStep(self.decoder), attention.requires_grad_(False))
 
@@ -72,12 +72,12 @@ class Seq2Seq(Translator):
 
         Args:
             source: (B, m), int64.
-            source_lengths: (B,), int64, each in [1, m]; what lies beyond is not read.
+            source_lengths: (B,), int64, each in [1, m]; tokens beyond are not read.
             target: (B, T), int64, without ``begin``: ends with ``end``, then padding.
 
         Returns:
-            (B, T, target_size): row t is of the distribution of ``target[:, t]``. Rows of padding
-            are meaningless; `torch.nn.functional.cross_entropy` skips them by ``ignore_index=0``.
+            (B, T, target_size): row t has the logits of ``target[:, t]``. Rows of padding are
+            meaningless; `torch.nn.functional.cross_entropy` skips them by ``ignore_index=0``.
 
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.

@@ -59,7 +59,7 @@ class ProjectedMemory:
 
 @dataclass(frozen=True, eq=False)
 class AlignmentState(ProjectedMemory):
-    """A projected memory and where the steps so far have looked.
+    """A projected memory and the weights of the steps so far.
 
     Attributes:
         previous: (B, m), the weights of the last step.
@@ -76,7 +76,7 @@ class StepwiseAttention(Projections):
 
         s_ij = scale * w . tanh(W q_i + V h_j + added_ij + b)
 
-    A subclass computes ``added`` in `added_keys`. Do not use this class itself.
+    A subclass computes ``added`` in `added_keys`. Do not use this class directly.
 
     Args:
         query_dim, key_dim, hidden_dim, bias, normalize, device, dtype: as in `Projections`.
@@ -112,14 +112,14 @@ class StepwiseAttention(Projections):
         self.scale, self.backend = scale, backend
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, those of a subclass's layers by their own rules."""
+        """Reset all parameters, those of a subclass's layers by their own rules."""
         super().reset_parameters()
         for layer in self.children():
             if layer is not self.query_proj and layer is not self.key_proj:
                 layer.reset_parameters()  # type: ignore[operator]
 
     def added_keys(self, state: AlignmentState) -> Tensor:
-        """Return what is added to the keys, (B, m, hidden_dim)."""
+        """Return the term added to the keys, (B, m, hidden_dim)."""
         raise NotImplementedError
 
     def prepare(
@@ -198,7 +198,7 @@ class StepwiseAttention(Projections):
         checks.flags(return_weights=return_weights)
         state = self._begin("key", key, key_lengths, value)
         masks = masks_of_steps(self, query, state, attn_mask)
-        # `split` once: slicing each step would give gradients as large as all queries.
+        # Split once: slicing at each step would give gradients as large as all queries.
         projected = self._queries(query).split(1, 1)
         contexts, weights = [], []
         for row, mask in zip(projected, masks, strict=False):
@@ -215,7 +215,7 @@ class StepwiseAttention(Projections):
     def _begin(
         self, name: str, memory: Tensor, key_lengths: Tensor | None, value: Tensor | None
     ) -> AlignmentState:
-        """Run `prepare` on a memory that the caller knows by `name`."""
+        """Run `prepare` on a memory that the caller calls `name`."""
         projected = project_memory(self, name, memory, key_lengths, value)
         batch, m, _ = projected.keys.shape
         previous = projected.keys.new_zeros(batch, m)
@@ -280,7 +280,7 @@ def mask_of_step(
     attn_mask: Tensor | None,
     name: str = "state",
 ) -> Tensor | None:
-    """Check the arguments of one step, the state by its `name`; return the mask as (B, 1, m)."""
+    """Check the arguments of one step, its state called `name`; return the mask as (B, 1, m)."""
     checks.instance(name, state, ProjectedMemory, "what prepare() or step() returned")
     inputs.query(module, query, state.batch, "")
     shape = state.keys.shape[:2]

@@ -20,7 +20,7 @@ from .projections import Projections, merge_heads, split_heads
 if TYPE_CHECKING:
     from .overloads import MasksEitherWay, MasksNoWeights, MasksWithWeights, Unpack
 
-# A result of the operator, or of its deferred form: contexts, and weights if they are wanted.
+# A result of the operator, or of its deferred form: contexts, and weights if requested.
 Attended = Tensor | tuple[Tensor, Tensor | None] | Triple
 
 
@@ -223,7 +223,7 @@ class AdditiveAttention(Projections):
         """Attend to prepared keys: `forward` with its keys, values and lengths.
 
         Args:
-            query: (B, query_dim), or (B, n, query_dim) for n beams per sequence, say.
+            query: (B, query_dim), or (B, n, query_dim), for example for n beams per sequence.
             prepared: from `prepare`.
             return_weights: also return the weights.
 
@@ -245,7 +245,7 @@ class AdditiveAttention(Projections):
     def _attend_to(
         self, prepared: PreparedMemory, return_weights: bool
     ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-        """Return `step` to this memory as a function of a query that is checked already."""
+        """Return `step` for this memory as a function of a query that is already checked."""
         memory, dropout_p = prepared.memory, self.dropout_now
 
         def attend(q: Tensor) -> Attended:
@@ -256,7 +256,7 @@ class AdditiveAttention(Projections):
     def _attend_by(
         self, query: Tensor, attend: Callable[[Tensor], Attended]
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the contexts and weights of a query that is checked already."""
+        """Return the contexts and weights of a query that is already checked."""
         return self._merged(attend(self._rows(query)), query.ndim == 2)
 
     def _rows(self, query: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ class AdditiveAttention(Projections):
         return context, weights
 
     def _per_head(self, key_lengths: Tensor | None) -> Tensor | None:
-        """Return lengths (B,) as they broadcast to the operator's leading shape."""
+        """Return lengths (B,) in a shape that broadcasts to the operator's leading shape."""
         if key_lengths is None or self.num_heads == 1:
             return key_lengths
         return key_lengths.unsqueeze(-1)
@@ -297,7 +297,7 @@ class AdditiveAttention(Projections):
 
 
 def contexts_and_weights(result: Attended) -> tuple[Tensor, Tensor | None]:
-    """Return contexts and weights, or None for weights that were not wanted."""
+    """Return contexts and weights, or None for weights that were not requested."""
     return (result, None) if isinstance(result, Tensor) else (result[0], result[1])
 
 

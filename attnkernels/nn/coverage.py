@@ -1,4 +1,4 @@
-"""Coverage: the attention that a position has had enters the score, and a loss."""
+"""Coverage: the attention that a position has received so far enters the score, and a loss."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class CoverageAttention(StepwiseAttention):
         query_proj, key_proj, weight, gain, bias: W and b, V, w; as in `Projections`.
         coverage_proj: w_c, Linear(1, hidden_dim) without a bias.
 
-    A state's ``cumulative`` is the coverage; `coverage_loss` is the loss of equation 12. A mask
-    follows the rule of every module.
+    A state's ``cumulative`` is the coverage; `coverage_loss` is the loss of equation 12. Masks are
+    bool or of query's dtype, as in every module.
 
     Raises:
         TypeError, ValueError: as `Projections`; or ``initial``, ``scale`` or ``backend`` is wrong.
@@ -90,6 +90,6 @@ def coverage_loss(weights: Tensor, coverage: Tensor | None = None) -> Tensor:
         checks.tensor("coverage", coverage, "(..., m)", (*weights.shape[:-2], weights.shape[-1]))
     a = weights.to(accumulated(weights.dtype))
     before = torch.zeros_like(a[..., :1, :]) if coverage is None else coverage.unsqueeze(-2)
-    # Not cumsum - a: the rounding of that difference would cost something itself.
+    # Not cumsum - a: the rounding of that difference would add to the loss.
     covered = torch.cat([before.to(a.dtype), a[..., :-1, :]], -2).cumsum(-2)
     return torch.minimum(a, covered[..., : a.shape[-2], :]).sum(-1)

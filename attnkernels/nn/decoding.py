@@ -27,7 +27,7 @@ class Prepared(Protocol):
 
 
 class State(Protocol):
-    """The state between two steps of a search, of one row per beam."""
+    """The state between two steps of a search, with one row per beam."""
 
     def index_select(self: S, index: Tensor) -> S:
         """Return the rows `index` (1-D, int64)."""
@@ -46,7 +46,7 @@ class Steps(Protocol[M, P, S, C]):
         """Return the memory for all steps."""
 
     def initial_state(self, prepared: P, state: Any = None) -> S:
-        """Return the state before the first step, of one row per sequence."""
+        """Return the state before the first step, with one row per sequence."""
 
     def step(self, inputs: Tensor, prepared: P, state: S) -> tuple[Tensor, C, S]:
         """Return the output and the context, which the readout takes, and the next state."""
@@ -97,7 +97,8 @@ def beam_search(
         readout: (output (R, hidden), context (R, value_dim)) -> logits (R, V).
         start: the token whose embedding is the first input.
         eos: the token that ends a sequence, in [0, V).
-        max_length: the most tokens of a sequence, eos included; one that is cut off has no eos.
+        max_length: the maximum number of tokens, eos included; a sequence that is cut off has no
+            eos.
         beams: the number of sequences kept and returned. If fewer exist, the rest have log_probs of
             -inf.
         length_penalty: alpha of GNMT (1609.08144, equation 14): beams are ranked by
@@ -123,13 +124,13 @@ def beam_search(
     done = torch.zeros(batch, beams, dtype=torch.bool, device=device)
     lengths = torch.zeros(batch, beams, dtype=torch.int64, device=device)
     log_probs = torch.full((batch, beams), -torch.inf, device=device)
-    log_probs[:, 0] = 0.0  # all beams are equal before the first step: one of them counts
+    log_probs[:, 0] = 0.0  # all beams are equal before the first step: only one of them counts
     for _ in range(max_length):
         output, context, now = rnn.step(embed(last), prepared, now)
         log_p = _log_probs(readout(output, context), batch * beams, eos)
         vocabulary = log_p.shape[-1]
         log_p = log_p.view(batch, beams, vocabulary)
-        finished = torch.full_like(log_p, -torch.inf)  # a finished beam continues by a free eos
+        finished = torch.full_like(log_p, -torch.inf)  # a finished beam adds eos at no cost
         finished[..., eos] = 0.0
         log_p = torch.where(done.unsqueeze(-1), finished, log_p)
         candidates = log_probs.to(log_p.dtype).unsqueeze(-1) + log_p

@@ -40,8 +40,8 @@ class HardAttention(Projections):
     value alone, and the scores learn by `score_function_loss` of ``log_prob``. ``entropy`` is for
     the paper's regulariser.
 
-    A mask follows the rule of every module: False and -inf are never chosen, other floating values
-    are added to e_ij.
+    Masks are bool or of query's dtype, as in every module: False and -inf are never chosen, other
+    floating values are added to e_ij.
 
     Args:
         query_dim, key_dim, hidden_dim: features of query, memory and score.
@@ -100,14 +100,14 @@ class HardAttention(Projections):
         attn_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> HardChoice:
-        """Choose once.
+        """Choose one position per sequence.
 
         Args:
             query: (B, query_dim), of the dtype of the parameters.
             prepared: from `prepare`.
             attn_mask: broadcastable to (B, m); bool (True takes part) or of query's dtype (added
                 to the score; -inf excludes).
-            generator: of the draw; torch's own by default.
+            generator: the generator of the draw; torch's own by default.
 
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
@@ -133,7 +133,7 @@ class HardAttention(Projections):
             key: (B, m, key_dim), the memory of `prepare`.
             value, key_lengths: as in `prepare`.
             attn_mask: broadcastable to (B, n, m), as in `step`.
-            generator: of the draw; torch's own by default.
+            generator: the generator of the draw; torch's own by default.
 
         Returns:
             A `HardChoice`. A query with nothing to choose has context 0 and zero gradients.
@@ -162,7 +162,7 @@ class HardAttention(Projections):
         scores = masked_scores(scores, prepared.key_lengths, attn_mask)
         if not scores.shape[-1]:  # nothing to draw from: add a masked column
             scores = scores.new_full((*scores.shape[:-1], 1), float("-inf"))
-        # Draw from a row with nothing left as if it were uniform, and replace the result.
+        # Draw from a row with nothing left as if it were uniform, then replace the result.
         nothing = (scores == float("-inf")).all(-1)
         log_p = torch.where(nothing.unsqueeze(-1), 0.0, scores).log_softmax(-1)
         p = log_p.exp()

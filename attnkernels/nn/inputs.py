@@ -2,7 +2,7 @@
 
 The functions below check what the caller passed, and name it as the caller does: they raise
 TypeError for a wrong type or dtype, ValueError for a wrong shape, device or value. What a module
-passes on to the operator as it is, such as a flag, the operator checks.
+passes on unchanged, such as a flag, is checked by the operator.
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ def memory(
     *,
     range_later: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Check what a module attends to, and return the keys and values.
+    """Check the memory that a module attends to, and return the keys and values.
 
     Args:
-        module: the module, for the sizes and the dtype that it wants.
-        name: of the argument `key`.
+        module: the module, which sets the sizes and the dtype.
+        name: the name of the argument `key`.
         key: (B, m, key_dim).
         value: (B, m, value_dim), value_dim a multiple of the module's heads; None stands for key.
         lengths: (B,), or None.
-        range_later: leave the range of the lengths to the operator, which gets them as they are.
+        range_later: leave checking the range of the lengths to the operator.
 
     Returns:
         key, with zeros beyond the lengths, and value, or key again if value is None.
@@ -173,8 +173,8 @@ def _same_device(name: str, x: Tensor, other: Tensor) -> None:
 
 
 def _parameters_dtype(name: str, x: Tensor, layer: nn.Module) -> None:
-    # Not layer.weight: a parametrisation would compute it, and spectral_norm iterate once more. A
-    # quantised layer has no floating weight, and takes the dtypes that it likes.
+    # Not layer.weight: a parametrisation would compute it, and spectral_norm would iterate once
+    # more. A quantised layer has no floating weight and accepts dtypes of its own.
     weight = layer._parameters.get("weight")
     if weight is None or weight.dtype is x.dtype or not weight.is_floating_point():
         return

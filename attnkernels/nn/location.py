@@ -18,13 +18,13 @@ class LocationSensitiveAttention(StepwiseAttention):
         f_i = F * alpha,    e_ij = w . tanh(W s_i + V h_j + U f_ij + b)
 
     alpha is the weights of the last step, their sum over all steps so far (Tacotron 2, 1712.05884,
-    section 2.2), or both as two channels (NVIDIA's and torchaudio's Tacotron 2). A mask follows the
-    rule of every module.
+    section 2.2), or both as two channels (NVIDIA's and torchaudio's Tacotron 2). Masks are bool or
+    of query's dtype, as in every module.
 
     Args:
         query_dim, key_dim, hidden_dim: features of query, memory and score.
         channels: output channels of the convolution F.
-        kernel_size: of F, odd, so that it looks as far back as ahead.
+        kernel_size: width of F; odd, to look equally far back and ahead.
         cumulative: the input of F: True for the sum, False for the last step, "both" for the last
             step and the sum, in this order.
         initial: the weights before the first step, "zeros" (Tacotron 2) or "uniform" (Chorowski et

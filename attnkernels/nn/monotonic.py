@@ -38,9 +38,9 @@ class MonotonicAttention(Projections):
     passes the end without stopping looks at nothing, and so do all later ones: weights and context
     are 0.
 
-    A mask follows the rule of every module. False and -inf mean that a step never stops at the
-    position but still passes it; other floating values are added to e_ij, so that the expected
-    weights remain those of the process.
+    Masks are bool or of query's dtype, as in every module. False and -inf mean that a step never
+    stops at the position but still passes it; other floating values are added to e_ij, so the
+    expected weights remain those of the process.
 
     Args:
         query_dim, key_dim, hidden_dim: features of query, memory and score.
@@ -88,9 +88,9 @@ class MonotonicAttention(Projections):
         self.score_bias = nn.Parameter(torch.full((), score_bias, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew; ``score_bias`` takes its initial value."""
+        """Reset all parameters; ``score_bias`` takes its initial value."""
         super().reset_parameters()
-        if hasattr(self, "score_bias"):  # not yet when the base calls this
+        if hasattr(self, "score_bias"):  # missing while the base class calls this
             nn.init.constant_(self.score_bias, self.initial_score_bias)
 
     def prepare(
@@ -124,7 +124,7 @@ class MonotonicAttention(Projections):
             state: from `prepare`, or from the last step.
             attn_mask: broadcastable to (B, m); bool (False: do not stop here) or of query's dtype
                 (added to the energy; -inf as False).
-            generator: of the noise; torch's own by default.
+            generator: the generator of the noise; torch's own by default.
 
         Returns:
             The context (B, value_dim), the weights (B, m) and the state for the next step.
@@ -168,7 +168,7 @@ class MonotonicAttention(Projections):
             value, key_lengths: as in `prepare`.
             attn_mask: broadcastable to (B, n, m), as in `step`.
             return_weights: also return the weights.
-            generator: of the noise; torch's own by default.
+            generator: the generator of the noise; torch's own by default.
 
         Returns:
             The contexts (B, n, value_dim), or a tuple of them and the weights (B, n, m).
@@ -179,7 +179,7 @@ class MonotonicAttention(Projections):
         checks.flags(return_weights=return_weights)
         state = self._begin("key", key, key_lengths, value)
         masks = masks_of_steps(self, query, state, attn_mask)
-        # `split` once: slicing each step would give gradients as large as all energies.
+        # Split once: slicing at each step would give gradients as large as all energies.
         energy = self._energy(query, state).split(1, 1)
         alphas = []
         for row, mask in zip(energy, masks, strict=False):
@@ -193,7 +193,7 @@ class MonotonicAttention(Projections):
     def _begin(
         self, name: str, memory: Tensor, key_lengths: Tensor | None, value: Tensor | None
     ) -> AlignmentState:
-        """Run `prepare` on a memory that the caller knows by `name`."""
+        """Run `prepare` on a memory that the caller calls `name`."""
         projected = project_memory(self, name, memory, key_lengths, value)
         batch, m, _ = projected.keys.shape
         first = torch.arange(m, device=memory.device) == 0
@@ -244,8 +244,8 @@ def expected_alignment(energy: Tensor, previous: Tensor) -> Tensor:
 
     The recurrence is solved in log2(m) rounds, in each of which every position adds the window
     before its own. All terms are products and sums of nonnegative numbers, so nothing cancels and
-    an underflow is a correct zero. The closed form with cumulative products divides by them, and
-    has to clip those that underflow.
+    an underflow is a correct zero. The closed form divides by cumulative products, and has to clip
+    those that underflow.
 
     Raises:
         ValueError: the shapes differ.

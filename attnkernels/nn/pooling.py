@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class AttentionPooling(nn.Module):
-    """Pool a sequence into the sum of its rows, weighted by attention of a learned query.
+    """Pool a sequence into the sum of its rows, weighted by the attention of a learned query.
 
         a_j = softmax_j(w . tanh(V h_j + query))    pooled = sum_j a_j h_j
 
@@ -38,7 +38,7 @@ class AttentionPooling(nn.Module):
         num_heads: heads of the score.
         dropout: in [0, 1], the probability that a weight is dropped; in training only.
         backend: as in `additive_attention`.
-        device, dtype: of the parameters.
+        device, dtype: device and dtype of the parameters.
 
     Raises:
         TypeError: ``dropout`` is not a number.
@@ -71,7 +71,7 @@ class AttentionPooling(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Reset all parameters."""
         nn.init.xavier_uniform_(self.key_proj.weight)
         nn.init.zeros_(self.query)
         bound = self.weight.shape[-1] ** -0.5

@@ -23,7 +23,7 @@ class Projections(nn.Module):
         num_heads: heads of the score, each with hidden_dim // num_heads of the features.
         bias: give ``query_proj`` a bias. One bias is enough for the sum.
         normalize: also learn ``gain`` (initially 1 / sqrt(hidden_dim)) and ``bias`` (initially 0).
-        device, dtype: of the parameters, as in `torch.nn.Linear`.
+        device, dtype: device and dtype of the parameters, as in `torch.nn.Linear`.
 
     Attributes:
         query_proj: Linear(query_dim, hidden_dim).
@@ -68,7 +68,7 @@ class Projections(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew: Xavier's for the projections, `nn.Linear`'s for ``weight``."""
+        """Reset all parameters: Xavier's rule for the projections, `nn.Linear`'s for ``weight``."""
         for projection in (self.query_proj, self.key_proj):
             nn.init.xavier_uniform_(projection.weight)
         if self.query_proj.bias is not None:
@@ -108,14 +108,14 @@ class Projections(nn.Module):
         return self.gain * self.weight / self.weight.norm(dim=-1, keepdim=True)
 
     def _queries(self, query: Tensor) -> Tensor:
-        """Return `project_query` of what is checked already."""
+        """Run `project_query` on a query that is already checked."""
         projected = self.query_proj(query)
         if self.bias is not None:
             projected = projected + self.bias
         return split_heads(projected, self.num_heads)
 
     def _keys(self, memory: Tensor) -> Tensor:
-        """Return `project_key` of what is checked already."""
+        """Run `project_key` on a memory that is already checked."""
         return split_heads(self.key_proj(memory), self.num_heads)
 
     def extra_repr(self) -> str:

@@ -100,7 +100,7 @@ class AttentionRNN(nn.Module):
 
         Args:
             inputs: (B, T, e), T at least 1.
-            memory: (B, m, key_dim), or what ``attention.prepare`` returned.
+            memory: (B, m, key_dim), or the result of ``attention.prepare``.
             key_lengths: (B,), int32 or int64, in [0, m]: how many keys of each sequence take part.
                 For a prepared memory give them to ``attention.prepare`` instead.
             state: None, the initial state of the cell, or a `DecoderState` to continue from.
@@ -174,8 +174,8 @@ class AttentionRNN(nn.Module):
             first: (B, e), the input of the first step.
             memory, key_lengths, state, return_weights: as in `forward`.
             steps: the number of steps, at least 1.
-            feed: (output (B, hidden), context (B, value_dim)) -> the next input (B, e): a readout
-                and an embedding, say. It is not called after the last step.
+            feed: (output (B, hidden), context (B, value_dim)) -> the next input (B, e): for example
+                a readout and an embedding. It is not called after the last step.
 
         Returns:
             As `forward`.
@@ -250,7 +250,7 @@ class AttentionRNN(nn.Module):
         return self._initial(prepared, self._attend(prepared, 1, False), state)
 
     def prepared(self, memory: Memory, key_lengths: Lengths = None) -> PreparedMemory:
-        """Return the memory prepared; a prepared one is returned as it is.
+        """Return the memory, prepared unless it already is.
 
         Raises:
             TypeError, ValueError: as `AdditiveAttention.prepare`; or lengths are given with a

@@ -27,15 +27,15 @@ from .signature import (
     Values,
 )
 
-# The gradients that come in, and the outputs they belong to.
+# The incoming gradients, and the outputs they belong to.
 _OUTER = {"grad_context": "context", "grad_lse": "lse", "grad_weights": "weights"}
 
 
 def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
-    """Return ops.forward and ops.scores, with derivatives where a gradient may be asked for.
+    """Return ops.forward and ops.scores, with derivatives if a gradient may be needed.
 
-    The derivatives stand outside the operators: registered with them, a call would take twice the
-    time.
+    The derivatives are kept outside the operators: registering them would double the time of a
+    call.
     """
     forward = _function(
         ops.forward,
@@ -86,10 +86,10 @@ def _function(
     gradient: Operator,
     keep_outputs: bool = False,
 ) -> Operator:
-    """Return `op` with the derivative `gradient`, taken where one may be asked for.
+    """Return `op` with the derivative `gradient`, used if one may be needed.
 
-    The first `leaves` arguments may want a gradient, or all tensors where that is None. Tensors are
-    saved, with the outputs if these are to be kept; the other arguments become ctx.options.
+    The first `leaves` arguments may require a gradient, or all tensors if `leaves` is None. Tensors
+    are saved, and the outputs if requested; the other arguments become ctx.options.
     """
     tensors = len(signature.tensors)
     leaves = tensors if leaves is None else leaves
@@ -108,7 +108,7 @@ def _function(
 
         backward = staticmethod(gradient)
 
-    class Transformable(torch.autograd.Function):  # by torch.func; 8 us slower to call
+    class Transformable(torch.autograd.Function):  # for torch.func; 8 us slower to call
         generate_vmap_rule = True
         setup_context = staticmethod(keep)
         backward = staticmethod(gradient)
@@ -130,7 +130,7 @@ def _function(
 
 
 def _bits(signature: Signature) -> tuple[int, ...]:
-    """Return the bits of `wanted` by the positions of the arguments, which come first."""
+    """Return the bits of `wanted` for the leaves, the first arguments, in order."""
     return tuple(each.wanted for each in signature.leaves)
 
 
@@ -143,12 +143,12 @@ def _wanted(ctx: Any, bits: tuple[int, ...]) -> int:
 
 
 def _nothing(ctx: Any) -> tuple[None, ...]:
-    """Return the gradients where no output has one."""
+    """Return the gradients of the inputs if no output has one."""
     return (None,) * len(ctx.needs_input_grad)
 
 
 def _fitted(ctx: Any, grads: tuple[Tensor, ...], inputs: Any) -> tuple[Tensor | None, ...]:
-    """Return gradients of the broadcast shape as those of the inputs: summed, then rounded."""
+    """Reduce gradients of the broadcast shape to those of the inputs: sum, then round."""
     fitted = [_fit(g, x) for g, x in zip(grads, inputs, strict=False)]
     return *fitted, *(None,) * (len(ctx.needs_input_grad) - len(fitted))
 
@@ -202,9 +202,9 @@ def _options(call: SimpleNamespace) -> Options:
 def _primals(
     call: SimpleNamespace, signature: Signature, lead: tuple[int, ...]
 ) -> dict[str, Tensor]:
-    """Return the inputs that the formula is differentiated by, in the dtype of the arithmetic.
+    """Return the inputs to differentiate the formula by, in the dtype of the arithmetic.
 
-    They are expanded to `lead`, but for attn_mask, whose gradient has its own shape.
+    They are expanded to `lead`, except attn_mask, whose gradient has its own shape.
     """
     acc = accumulate_dtype(call.query.dtype)
     primals = {}

@@ -48,8 +48,8 @@ def find_activation(code: int) -> Activation:
     return BY_CODE[code]
 
 
-# Bits of the operators' argument `wanted`: the gradients to compute, and whether to add them in the
-# same order every time where that costs something. A gradient that is not wanted has no elements.
+# Bits of the operators' argument `wanted`: the gradients to compute, and whether to sum in a fixed
+# order even if that costs time. A gradient that is not wanted has no elements.
 QUERY, KEY, WEIGHT, VALUE, MASK = 1, 2, 4, 8, 16
 DETERMINISTIC = 32
 

@@ -46,8 +46,8 @@ def keep_mask(seed: Tensor, dropout_p: float, batch: Tensor, n: int, m: int) -> 
 def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     """Return the high and the low word of a product of two words.
 
-    It multiplies the halves of `word`, so that int64 never overflows: torch.compile generates C++,
-    where overflow is undefined and was seen to give wrong words.
+    Multiply the halves of `word`, so that int64 never overflows: torch.compile generates C++, where
+    overflow is undefined and has given wrong words.
     """
     lower = (word & 0xFFFF) * multiplier
     upper = (word >> 16) * multiplier + (lower >> 16)

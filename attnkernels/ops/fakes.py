@@ -1,8 +1,8 @@
 """Shapes and dtypes of the operators' results, for tracing and for meta tensors.
 
 Results are in the dtype of the arithmetic. A gradient has the leading shape L that the inputs
-broadcast to; it has the dtype of its input, or that of the arithmetic where it is still to be
-summed over L. What is not wanted has no elements.
+broadcast to; it has the dtype of its input, or that of the arithmetic if it is still to be summed
+over L. A result that is not wanted has no elements.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .signature import SIGNATURES, Operator
 
 
 def fake(name: str) -> Operator:
-    """Return the fake of operator `name`: it raises for an unknown activation, as kernels do."""
+    """Return the fake of operator `name`, which raises for an unknown activation, as kernels do."""
     signature, compute = SIGNATURES[name], _FAKES[name]
 
     def call(*args: Any) -> Any:

@@ -1,7 +1,7 @@
 """The naive formula in PyTorch's own operations: any device and dtype, O(n * m * d) memory.
 
-It is the fallback, the oracle of the tests, and what double backward goes through: it is written
-to be read, traced, and differentiated any number of times.
+It is the fallback, the oracle of the tests, and the path of double backward. It is written to be
+read, traced, and differentiated any number of times.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _attention(
     n, m = query.shape[-2], key.shape[-2]
     acc = accumulate_dtype(query.dtype)
     q, k, u, w = (x.to(acc) for x in (query, key, value, weight))
-    if key_lengths is not None:  # 0 * NaN is NaN: what a padded row holds must not get this far
+    if key_lengths is not None:  # 0 * NaN is NaN: the content of a padded row must not get this far
         present = present_keys(key_lengths, m).unsqueeze(-1)
         k, u = torch.where(present, k, 0.0), torch.where(present, u, 0.0)
 
@@ -97,7 +97,7 @@ def _packed(
 ) -> tuple[Tensor, None, Tensor]:
     """Return context (*L, total_q, dv) and lse (*L, total_q), in a loop over the sequences."""
     lead = leading_shape(query.shape[:-2], key.shape[:-2], value.shape[:-2], weight.shape[:-1])
-    sequences = max(1, len(ends_q) - 1)  # where there is none, one without rows
+    sequences = max(1, len(ends_q) - 1)  # if there are no sequences, one without rows
     first = torch.arange(prod(lead), device=query.device).view(lead) * sequences
     contexts, lses = [], []
     for s in range(sequences):
@@ -116,7 +116,7 @@ def _scores(q: Tensor, k: Tensor, w: Tensor, options: Options) -> Tensor:
 
 
 def _softmax(s: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights and lse of (E2); of a row with nothing left, 0 and -inf.
+    """Return the weights and lse of (E2): 0 and -inf for a row with nothing left.
 
     Such a row is computed as a row of zeros and then replaced, so that neither it nor any of its
     derivatives passes through inf - inf.

@@ -3,8 +3,8 @@
 `define("native", "forward", ...)` makes attnkernels::native_forward and so on. A library, or a
 module that calls `implement`, supplies implementations for its devices. Outputs are in the dtype of
 the arithmetic: float32, or float64 for float64 inputs. Gradients have the leading shape L that the
-inputs broadcast to. Their dtype is that of their input, or that of the arithmetic where they are
-still to be summed over L: callers sum and round.
+inputs broadcast to. Their dtype is that of their input, or that of the arithmetic if they are still
+to be summed over L: callers sum and round.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def leading_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that `shapes` broadcast to; raise ValueError where they do not.
+    """Return the shape that `shapes` broadcast to; raise ValueError if they do not.
 
-    Faster than `torch.broadcast_shapes` where it counts: equal shapes cost one comparison.
+    Faster than `torch.broadcast_shapes` in the common case: equal shapes cost one comparison.
     """
     result = shapes[0]
     for shape in shapes[1:]:

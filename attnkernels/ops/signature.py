@@ -1,7 +1,7 @@
 """The arguments of every operator, declared once.
 
 Every backend has the same five operators. schema, fakes, vmap and autograd derive from these
-declarations and ask for an argument by its name. A new argument takes one line here, and one in
+declarations and look up arguments by name. A new argument takes one line here, and one in
 each function that reads it.
 """
 
@@ -19,7 +19,7 @@ Values: TypeAlias = tuple[Any, ...]  # the arguments of an operator, in order
 
 
 class Options(NamedTuple):
-    """Everything that a call is given besides query, key, value and weight.
+    """All arguments of a call besides query, key, value and weight.
 
     Its order is that of the arguments of `FORWARD`, where the activation is a code.
 
@@ -27,7 +27,7 @@ class Options(NamedTuple):
         attn_mask, key_lengths: see `attnkernels.additive_attention`.
         cu_seqlens_q, cu_seqlens_k: see `attnkernels.additive_attention_varlen`; both or neither.
         packed_key: the keys as the backend's `pack_keys` returned them.
-        seed: of dropout, 0-d int64; None without dropout.
+        seed: the seed of dropout, 0-d int64; None without dropout.
         dropout_p, is_causal, activation, negative_slope, scale, return_weights: see
             `attnkernels.additive_attention`.
     """
@@ -68,8 +68,8 @@ class Argument(NamedTuple):
     Attributes:
         name: as in the schema.
         type: as a schema writes it: "Tensor", "Tensor?", "int", "float" or "bool".
-        trailing: of a tensor that broadcasts over the leading shape L, the number of dimensions
-            after the leading ones.
+        trailing: the number of dimensions after the leading ones, for a tensor that broadcasts
+            over the leading shape L.
         wanted: the bit of `wanted` that requests its gradient; 0 for none.
         whole: True if it has the whole shape L, so that vmap must add the mapped dimension.
         shared: True if it is the same for all of L, so that vmap cannot map over it.
@@ -112,7 +112,7 @@ class Signature:
         return dict(zip(self.names, values, strict=True))
 
     def places_in(self, names: Sequence[str]) -> tuple[int, ...]:
-        """Return the positions of the arguments among `names`, so that a call can do without."""
+        """Return the positions of the arguments among `names`, so that calls need no names."""
         return tuple(list(names).index(name) for name in self.names)
 
 

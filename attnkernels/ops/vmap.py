@@ -46,7 +46,7 @@ def _broadcast(signature: Signature) -> tuple[tuple[int, int], ...]:
 
 
 def _refuse(name: str, value: Tensor | None, dim: int | None) -> None:
-    """Raise ValueError for what the rules cannot map over."""
+    """Raise ValueError for arguments that the rules cannot map over."""
     if name == "seed" and value is not None:
         raise ValueError(
             "dropout_p must be 0 under torch.func.vmap, got dropout: the leading index of an"
@@ -59,7 +59,7 @@ def _refuse(name: str, value: Tensor | None, dim: int | None) -> None:
 def _mapped(size: int, dims: Dims, args: Values, which: tuple[int, ...]) -> tuple[Values, Dims]:
     """Return `args` and `dims` with the mapped dimension first in those of `which`.
 
-    It is added by expansion where there is none.
+    Arguments that lack it are expanded.
     """
     new_args, new_dims = list(args), list(dims)
     for place in which:
@@ -73,7 +73,7 @@ def _leading(
 ) -> list[Any]:
     """Return `args` with the mapped dimension as the first leading one.
 
-    The first argument that broadcasts has it in any case.
+    The first argument that broadcasts always has it.
     """
     out = list(args)
     first = broadcast[0][0]

@@ -29,7 +29,7 @@ from .sweep import Method, Row, methods, nominal_work, sweep
 from .text import Attended, Text, encode, read_text
 from .units import show_mib
 
-with needs("profile", "matplotlib"):  # which draws when hours may have been measured
+with needs("profile", "matplotlib"):  # checked now, because drawing comes after hours of measuring
     from rich.console import Console, Group
     from rich.live import Live
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -1,4 +1,4 @@
-"""The formula as people write it: what everything here is compared with."""
+"""The formula as usually written, the baseline of every comparison here."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def _ticks(axes: Axes, ticks: list[float], show: Callable[[float], str]) -> None
 
 def _mark_free_memory(axes: Axes, free_mib: float) -> None:
     if free_mib > axes.get_ylim()[1]:
-        return  # nothing came near
+        return  # no measurement came near it
     axes.axhline(free_mib, color=FAINT, linewidth=1, linestyle=(0, (6, 3)), zorder=1)
     axes.annotate(
         f"free memory, {show_mib(free_mib)}",

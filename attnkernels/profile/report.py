@@ -43,7 +43,7 @@ def table(
 ) -> Table:
     """Make the table: one line per length reached, and three columns per method.
 
-    Where clocks were counted, one more column has the elements per clock of the fused operator, and
+    If clocks were counted, one more column has the elements per clock of the fused operator, and
     the caption has the `ceilings` to compare it with. In a terminal narrower than WIDTH three
     methods do not fit, and their rates are left out.
     """
@@ -144,7 +144,7 @@ def sentence(rows: list[Row], dim: int, backward: bool) -> str:
 
 
 def write_json(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
-    """Replace `path` atomically, so that a reader never sees half of it."""
+    """Replace `path` atomically, so a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     content = {**head, "rows": [asdict(row) for row in rows]}

@@ -122,7 +122,7 @@ def sweep(
 ) -> Iterator[Row]:
     """Measure `todo` at `lengths` (ascending), calling `starting` before each measurement.
 
-    `inputs` are on `device`. A method is skipped where its memory or time would exceed the limit.
+    `inputs` are on `device`. A method is skipped if its memory or time would exceed the limit.
     """
     for method in todo:
         if not method.compiled:

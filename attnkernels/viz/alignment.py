@@ -15,10 +15,10 @@ from .fonts import as_given, visible
 
 LARGE, SMALL = 0.3, 0.1  # inches per token, with few tokens and with many
 SIDE = 9.0  # inches per side, between those two
-MOST_LABELS = 400  # per side; of more tokens every second is labelled, or every third, ...
+MOST_LABELS = 400  # per side; beyond that every second token is labelled, or every third, ...
 BAR = 0.18  # width of the colour bar in inches
 FONT = 10.0  # points, at most
-UPRIGHT = 2  # columns of a label that is not turned by a right angle
+UPRIGHT = 2  # columns of a label that is not rotated
 
 
 def plot_alignment(
@@ -39,7 +39,7 @@ def plot_alignment(
         queries: n tokens (words or characters of any script): the output, from top to bottom.
         keys: m tokens: the input, from left to right. A space is shown as "␣".
         ax: axes to draw into, which keep their size; by default those of a new figure.
-        title: of the figure.
+        title: the title of the figure.
 
     Returns:
         The new figure, or the figure of `ax`.

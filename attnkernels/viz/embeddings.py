@@ -36,7 +36,7 @@ def plot_embeddings(
             neighbours together on axes without meaning. The perplexity of t-SNE is the smaller of
             30 and (N - 1) / 3.
         groups: N strings; the points of a group share a colour and a marker, named in the legend.
-        seed: of the random numbers that both methods use.
+        seed: seed of the random numbers that both methods use.
         ax: axes to draw into; by default those of a new figure.
 
     Returns:

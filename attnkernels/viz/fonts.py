@@ -31,7 +31,7 @@ def as_given(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def visible(token: str) -> str:
-    """Replace line ends, tabs, and a token of spaces by visible signs."""
+    """Replace line ends, tabs, and a token of spaces with visible signs."""
     return "␣" * len(token) if token.strip(" ") == "" else token.translate(VISIBLE)
 
 

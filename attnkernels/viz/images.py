@@ -110,7 +110,7 @@ def plot_glimpses(
             outer corner of the first pixel, (1, 1) that of the last, (0, 0) the image centre.
         sizes: the side of the window at each scale, in pixels.
         ax: axes to draw into; by default those of a new figure.
-        title: of the figure.
+        title: the title of the figure.
 
     Returns:
         The new figure, or the figure of `ax`.

@@ -22,7 +22,7 @@ constexpr int LANES = 8;
 #else
 constexpr int LANES = 4;
 #endif
-// Wider than the width the compiler would tune for by itself: registers of LANES floats.
+// Registers of LANES floats, wider than the compiler would choose by itself.
 using Vec = float __attribute__((vector_size(LANES * sizeof(float))));
 
 static Vec load(const float* p) {
@@ -45,7 +45,7 @@ static double fastest_seconds(int runs, F&& work) {
   return best;
 }
 
-// Multiply-adds a second: enough independent chains to hide the latency of each.
+// Multiply-adds per second, with enough independent chains to hide the latency of each.
 static double multiply_add_rate() {
   constexpr int CHAINS = 12;
   constexpr long ROUNDS = 3'000'000;
@@ -59,7 +59,7 @@ static double multiply_add_rate() {
       for (int c = 0; c < CHAINS; c++) chain[c] = chain[c] * factor + step;
     for (const Vec& c : chain) total += c;
   });
-  volatile float sink = total[0];  // the result must be wanted, or the loop would be dropped
+  volatile float sink = total[0];  // the result must be used, or the compiler would drop the loop
   (void)sink;
   return double(ROUNDS) * CHAINS * LANES / seconds;
 }
@@ -93,7 +93,7 @@ static std::vector<float> key_panels(const Problem& p, int width) {
   return panels;
 }
 
-// (E9) in quads: ROWS queries by COLUMNS registers of keys, four features a division. Lanes over
+// (E9) in quads: ROWS queries by COLUMNS registers of keys, four features per division. Lanes over
 // keys.
 template <int ROWS, int COLUMNS>
 static void scores(const Problem& p, const std::vector<float>& panels, float total,
@@ -147,8 +147,8 @@ struct Gradients {
   std::vector<float> q, k, w;
 };
 
-// The sums of (E5) and (E6), without their factors of w: KEYS keys in registers while BLOCK queries
-// run past. Lanes over features, SHARE keys a division.
+// The sums of (E5) and (E6), without their factors of w: KEYS keys stay in registers while BLOCK
+// queries pass. Lanes over features, SHARE keys per division.
 template <int KEYS, int SHARE>
 static void gradients(const Problem& p, Gradients& out) {
   constexpr int BLOCK = 32;
@@ -199,7 +199,7 @@ static double score_error(const Problem& p, const std::vector<float>& s) {
   return worst;
 }
 
-// Of the key gradients, whose sums run over all queries; relative to the largest.
+// The error of the key gradients, whose sums run over all queries, relative to the largest.
 static double gradient_error(const Problem& p, const Gradients& g) {
   double worst = 0, size = 0;
   for (int j = 0; j < std::min(p.m, 8); j++)
@@ -219,7 +219,7 @@ static double gradient_error(const Problem& p, const Gradients& g) {
 template <int A, int B>
 struct Block {};
 
-// The least of seconds(block) for the given blocks.
+// The smallest seconds(block) over the given blocks.
 template <class F, class... Blocks>
 double least(const F& seconds, Blocks... blocks) {
   return std::min({seconds(blocks)...});

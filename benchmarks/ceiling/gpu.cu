@@ -1,9 +1,10 @@
-// The ceiling of one GPU: how fast its multiprocessors (SMs) issue what docs/math.md counts, and
-// how fast the inner loop of the scores can go when nothing surrounds it: operands already in
-// shared memory, no masks, softmax or tails. A kernel is read against these rates.
-//   nvcc -O3 -std=c++17 -arch=native gpu_ceiling.cu -o gpu_ceiling && ./gpu_ceiling    (python -m
-//   benchmarks.ceiling.gpu)
-// Rates are per clock and SM, so that they do not move with the clock. Prints one JSON object.
+// The ceiling of one GPU: the rate at which its multiprocessors (SMs) issue the operations that
+// docs/math.md counts, and the rate of the inner loop of the scores with nothing around it:
+// operands already in shared memory, no masks, softmax or tails. Kernels are compared with these
+// rates.
+//   nvcc -O3 -std=c++17 -arch=native gpu.cu -o gpu_ceiling && ./gpu_ceiling
+// or python -m benchmarks.ceiling.gpu.
+// Rates are per clock and SM, so they do not depend on the clock. Prints one JSON object.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -47,7 +48,7 @@ struct Tanh {
 };
 
 constexpr int ISSUE_THREADS = 1024, ISSUE_ROUNDS = 1 << 15;
-constexpr int CHAINS = 8;  // independent results a thread, to hide the latency of each
+constexpr int CHAINS = 8;  // independent results per thread, to hide the latency of each
 
 template <class Op>
 __global__ void __launch_bounds__(ISSUE_THREADS)
@@ -66,8 +67,8 @@ __global__ void __launch_bounds__(ISSUE_THREADS)
   results[blockIdx.x * ISSUE_THREADS + threadIdx.x] = chain[0];
 }
 
-// The score's loop: a thread holds QUERIES x KEYS sums and takes four features (a quad) a step,
-// each warp with queries of its own and each lane with keys of its own.
+// The loop of the scores: a thread holds QUERIES x KEYS sums and takes four features (a quad) per
+// step. Each warp has queries of its own, and each lane keys of its own.
 constexpr int WARPS = 16, QUERIES = 4, KEYS = 4, STEPS = 8, SCORE_ROUNDS = 512;
 constexpr double ELEMENTS = 32.0 * WARPS * SCORE_ROUNDS * STEPS * QUERIES * KEYS * 4;  // a block's
 
@@ -80,7 +81,7 @@ __device__ float4 operands(int kind, int step, int row, int lane) {
                      operand(kind, step, row, lane, 2), operand(kind, step, row, lane, 3));
 }
 
-struct HardwareTanh {  // (E1), one tanh an element
+struct HardwareTanh {  // (E1), one tanh per element
   static __device__ float quad(float4 q, float4 k, float4 w, float sum) {
     sum = fmaf(w.x, hardware_tanh(q.x + k.x), sum);
     sum = fmaf(w.y, hardware_tanh(q.y + k.y), sum);
@@ -133,7 +134,7 @@ __global__ void __launch_bounds__(32 * WARPS, 1) scores(float* sums, long long* 
   sums[blockIdx.x * blockDim.x + threadIdx.x] = total;
 }
 
-// What the first thread of `scores` should find.
+// The result that the first thread of `scores` should find.
 template <class Form>
 static double exact_total() {
   double total = 0;
@@ -150,10 +151,10 @@ static double exact_total() {
 __global__ void nothing() {}
 
 static int sms;
-static float* results;     // of every thread, which must be wanted, or the loops would be dropped
-static long long* clocks;  // of every SM, where the host can read them
+static float* results;     // of every thread; if unused, the loops would be dropped
+static long long* clocks;  // one per SM, where the host can read them
 
-// Of the fastest of five launches of one block an SM; the slowest SM counts.
+// The rate in the fastest of five launches of one block per SM; the slowest SM counts.
 template <class Launch>
 static long long fastest_clocks(Launch launch) {
   long long best = 0;
@@ -178,7 +179,7 @@ static double score_rate() {
   return ELEMENTS / fastest_clocks([] { scores<Form><<<sms, 32 * WARPS>>>(results, clocks); });
 }
 
-// Right after score_rate of the same form.
+// Call this right after score_rate of the same form.
 template <class Form>
 static double score_error() {
   float found;
@@ -186,7 +187,7 @@ static double score_error() {
   return std::abs(found / exact_total<Form>() - 1);
 }
 
-// Milliseconds of the fastest of ten runs, on the device.
+// The milliseconds of the fastest of ten runs on the device.
 template <class Work>
 static float fastest_ms(Work work) {
   cudaEvent_t start, stop;
@@ -205,7 +206,7 @@ static float fastest_ms(Work work) {
   return best;
 }
 
-// 10^9 bytes a second, read and written together, of a copy that no cache can hold.
+// 10^9 bytes per second, read and written together, of a copy too large for any cache.
 static double copy_rate() {
   size_t free, total;
   CHECK(cudaMemGetInfo(&free, &total));
@@ -221,7 +222,7 @@ static double copy_rate() {
   return 2e-6 * bytes / ms;
 }
 
-// Microseconds from one empty kernel to the next, when the host does nothing but launch.
+// Microseconds from one empty kernel to the next if the host does nothing but launch.
 static double launch_interval() {
   constexpr int LAUNCHES = 1000;
   return 1e3 / LAUNCHES * fastest_ms([] {
@@ -229,7 +230,7 @@ static double launch_interval() {
          });
 }
 
-// Microseconds of the host from launching one empty kernel to knowing that it ran.
+// Microseconds on the host from launching an empty kernel until it is known to have run.
 static double launch_and_wait() {
   using clock = std::chrono::steady_clock;
   double best = 1e9;

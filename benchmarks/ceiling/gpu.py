@@ -1,4 +1,4 @@
-"""Measure the ceiling of a GPU: by `gpu.cu` if there is nvcc, and by PyTorch itself.
+"""Measure the ceiling of a GPU: with `gpu.cu` if there is nvcc, and with PyTorch itself.
 
 python -m benchmarks.ceiling.gpu
 """

@@ -39,7 +39,7 @@ class Tree(NamedTuple):
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return this process's environment without what leads to another tree, and with `more`."""
+    """Return this process's environment plus `more`, minus variables that lead to another tree."""
     return {name: value for name, value in os.environ.items() if name not in FOREIGN} | more
 
 
@@ -50,7 +50,7 @@ def make(root: Path, ref: str) -> Tree:
     """
     head = resolve(root, "HEAD")
     commit = snapshot(root, head) if ref == WORKTREE else resolve(root, ref)
-    # One folder for every state of the working tree: only what has changed is compiled again.
+    # All states of the working tree share one folder, so only changed files are recompiled.
     path = root / "build" / "compare" / (WORKTREE if ref == WORKTREE else commit)
     check_out(root, commit, path)
     compile_library(path, ref)
@@ -70,7 +70,7 @@ def resolve(root: Path, ref: str) -> str:
 
 
 def snapshot(root: Path, head: str) -> str:
-    """Return a commit that holds the working tree as it is: `head` itself if nothing changed.
+    """Return a commit of the working tree as it is: `head` itself if nothing changed.
 
     The commit belongs to no branch, and the index stays as it was.
     """
@@ -124,7 +124,7 @@ def clean(root: Path) -> None:
 
 
 def _git(root: Path, *arguments: str, extra: Mapping[str, str] | None = None) -> str:
-    """Return what a git command prints, or raise BuildError with its complaint."""
+    """Return the output of a git command, or raise BuildError with its message."""
     try:
         ran = subprocess.run(
             ["git", *arguments],

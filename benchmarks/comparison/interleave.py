@@ -1,4 +1,4 @@
-"""Run the jobs in turns on both commits, so that a slow moment of the machine falls on both."""
+"""Run the jobs in turns on both commits, so that a slow moment of the machine affects both."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from benchmarks.comparison.jobs import Job
 
 WORKER = Path(__file__).with_name("worker.py")
 SIDES = ("base", "head")
-# Where a process's memory lies sets its speed for life, by some percent in tiny calls. Only new
-# processes tell that from the commit.
+# The placement of a process's memory changes its speed for life, by some percent in tiny calls.
+# Only new processes distinguish that from the commit.
 PAIRS = 3
-SAMPLE_SECONDS, SAMPLES = 2e-3, 5  # of a burst; the shorter, the more alike the moments compared
-SLOW_SECONDS = 50e-3  # from which on a call needs no others before it to fill the caches
-REST_SECONDS = 5e-3  # OpenMP's threads spin on for a while after a call
+SAMPLE_SECONDS, SAMPLES = 2e-3, 5  # of a burst; shorter bursts are compared at closer moments
+SLOW_SECONDS = 50e-3  # longer calls need no calls before them to fill the caches
+REST_SECONDS = 5e-3  # OpenMP's threads keep spinning for a while after a call
 FEWEST = 3  # turns in a pair of processes, however long they take
 
 
@@ -63,7 +63,7 @@ class Process:
         self._process.communicate()
 
     def started(self) -> dict[str, Any]:
-        """Wait for the package to be imported; return what the process says of itself."""
+        """Wait for the package to be imported; return the process's description of itself."""
         reply = self._read()
         if "error" in reply:
             raise WorkerError(f"{self._tree} cannot be timed: {reply['error']}")
@@ -77,7 +77,7 @@ class Process:
             stdin.write(json.dumps(request) + "\n")
             stdin.flush()
         except BrokenPipeError:
-            pass  # reading says so better
+            pass  # reading gives the better message
         reply = self._read()
         if "error" in reply:
             raise Unsupported(reply["error"])
@@ -135,8 +135,10 @@ def measure(
 def take_turns(processes: dict[str, Process], once: float, seconds: float) -> Bursts:
     """Time the prepared case, whose call takes about `once`, by turns.
 
-    Each turn is base, head, head, base or the reverse, which cancels a drift and whatever the
-    first of two has of the rest before it.
+    Each turn is base, head,
+       head, base or the reverse, which cancels a drift and any effect of the
+    pause on the first of
+       two.
     """
     calls = max(1, round(SAMPLE_SECONDS / once))
     samples = max(1, min(SAMPLES, round(SAMPLES * SAMPLE_SECONDS / once)))

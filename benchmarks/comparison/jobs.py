@@ -77,7 +77,7 @@ def jobs() -> list[Job]:
 def choose(wanted: str | None) -> list[Job]:
     """Return the jobs of the cases named, separated by commas; "tiny" and "suite" name groups.
 
-    Raises ValueError listing what there is if a name is unknown.
+    Raises ValueError, which lists the known names, if a name is unknown.
     """
     everything = jobs()
     if wanted is None:

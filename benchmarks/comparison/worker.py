@@ -2,7 +2,7 @@
 
     python worker.py TREE THREADS
 
-Both commits run this one file, so it imports nothing of theirs but the package's public names.
+Both commits run this one file, so it imports only the package's public names from them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def attention(given: Given) -> Built:
 
 
 def options(given: Given) -> Built:
-    """Two masks, and two results more: most of what the checks can meet."""
+    """Two masks and two extra results, which exercise most of the checks."""
     from attnkernels import additive_attention
 
     m = given.key.shape[1]
@@ -114,7 +114,7 @@ def module(given: Given) -> Built:
 
 
 def module_step(given: Given) -> Built:
-    """A step of one query; with gradients it prepares too, for a graph serves only once."""
+    """A step of one query; with gradients it also prepares, because a graph serves only once."""
     made, query = _module(given), given.query[:, 0].detach()
     if given.key.requires_grad:
         leaves = (query.requires_grad_(), given.key, *made.parameters())
@@ -183,7 +183,7 @@ class Worker:
 
     def _prepare(self, job: dict[str, Any]) -> list[float]:
         """Warm up; return how long one call takes, so that bursts can be sized."""
-        self._call = None  # its memory goes before that of the next
+        self._call = None  # free its memory before allocating the next
         self._call = prepare(job)
         gc.collect()  # a collection would fall on one commit's calls
         once = mean_seconds(self._call, 1)
@@ -202,7 +202,7 @@ class Worker:
 
 def start(tree: Path, threads: int) -> dict[str, Any]:
     """Import the package of `tree`; raise ImportError if it is another's, or not compiled."""
-    sys.path[0] = str(tree)  # was this file's folder
+    sys.path[0] = str(tree)  # instead of this file's folder
     import attnkernels
 
     path = Path(attnkernels.__file__).resolve()
@@ -216,7 +216,7 @@ def start(tree: Path, threads: int) -> dict[str, Any]:
 
 
 def serve(requests: TextIO, replies: TextIO, tree: Path, threads: int) -> None:
-    """Reply to each line of `requests`, after a first reply that says what was imported."""
+    """Reply to each line of `requests`, after a first reply that describes what was imported."""
 
     def reply(message: dict[str, Any]) -> None:
         replies.write(json.dumps(message) + "\n")
@@ -234,5 +234,5 @@ def serve(requests: TextIO, replies: TextIO, tree: Path, threads: int) -> None:
 
 if __name__ == "__main__":
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not come between the replies
+    os.dup2(2, 1)  # the output of libraries must not mix with the replies
     serve(sys.stdin, replies, Path(sys.argv[1]), int(sys.argv[2]))

@@ -32,8 +32,8 @@ from benchmarks.suite.run import DTYPES, INTERRUPTED, rows, subset, write
 FIRST = ("gpu-square", "gpu-step", "decoder-step", "rnnsearch", "gnmt")
 LIST = "main,gpu-square,gpu-step"
 PEERS = ("eager", "compile", "keops", "triton", "native")
-STEP_SECONDS = 150  # limit of any step; what takes longer hangs
-GENERATING = 30.0  # seconds assumed for generating code, until one was timed
+STEP_SECONDS = 150  # limit of any step; anything longer counts as hanging
+GENERATING = 30.0  # seconds assumed for generating code until it has been timed
 STDERR = 2  # the file descriptor, whatever sys.stderr is
 FAULTED = 3  # exit status: another process can continue
 

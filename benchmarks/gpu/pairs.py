@@ -19,13 +19,13 @@ from benchmarks.suite.table import OURS
 Pair = dict[str, Row]  # rows of one measurement, by backend
 
 ABOUT = (
-    "`latency` is the forward of an idle device and the waiting for it. `launch` is one empty "
-    "kernel's time: with the waiting in a `latency`, or else until the next one can begin."
+    "`latency` is a forward on an idle device, including the wait for it. `launch` is the time of "
+    "one empty kernel: for `latency` including the wait, otherwise until the next one can begin."
 )
 
 
 def tables(result: Result) -> list[Table]:
-    """Format one table per dtype: times, ratio, rates, and for a step the time of its launch."""
+    """Format one table per dtype: times, ratio, rates, and for a step its launch time."""
     measured = _pairs(result)
     made = []
     for dtype in dict.fromkeys(dtype for dtype, _, _ in measured):
@@ -66,7 +66,7 @@ def preferences(result: Result) -> str:
 def launch_us(result: Result, direction: str) -> float | None:
     """Return the time of one empty kernel: until its end is known, or until the next can begin.
 
-    It is that of `gpu.cu`, or else that of PyTorch's smallest kernel.
+    Use the time from `gpu.cu`, or else that of PyTorch's smallest kernel.
     """
     known, name = result["ceiling"], "wait_us" if direction == LATENCY else "launch_us"
     return known.get(name) or known.get(f"torch_{name}")

@@ -124,14 +124,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--sweep", action="store_true", help="configurations of the Triton kernels as well")
     add("--skip", type=lambda names: names.split(","), default=[], metavar="STAGE,...")
     add("--device", choices=("cuda", "cpu"), default="cuda")
-    add("--commit", help="what to call the code, where there is no git")
+    add("--commit", help="a name for the code, if there is no git")
     for name in ("cases", "providers"):
-        add(f"--{name}", metavar="NAME,...", help="other than those of benchmarks.gpu.cases")
+        add(f"--{name}", metavar="NAME,...", help="instead of those of benchmarks.gpu.cases")
     return parser
 
 
 def _begin(options: argparse.Namespace) -> Result:
-    """Return the result in DIR, or a new one; raise ValueError if it is of another setup."""
+    """Return the result in DIR, or a new one; raise ValueError if it is from another setup."""
     new = head(options.device, {})
     new["commit"] = options.commit or new["commit"]
     path = options.out / "results.json"

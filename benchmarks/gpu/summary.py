@@ -64,7 +64,7 @@ def _ceiling(result: Result) -> str:
 
 
 def _tests(folder: Path) -> str:
-    """Report the counts and failures, or the progress of a run without an end."""
+    """Report the counts and failures, or the progress of an unfinished run."""
     report, said = folder / "tests.xml", folder / "tests.txt"
     if not said.exists():
         return "tests: not run"
@@ -94,7 +94,7 @@ def _skipped(lines: list[str]) -> list[str]:
 
 
 def _long(result: Result) -> list[str]:
-    """Say what a case is about: its memory beside the inputs."""
+    """Report the memory of long sequences, beside that of their inputs."""
     said = []
     for row in result["cases"]:
         if row["case"] == "gpu-long":

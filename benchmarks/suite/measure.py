@@ -11,7 +11,7 @@ from benchmarks.suite.meters import Call, meter
 
 BLOCK_SECONDS = 5e-3  # shorter calls are timed several at a time
 SLOW_SECONDS = (
-    50e-3  # a faster call first runs as often untimed: after a rest and after the data of
+    50e-3  # a faster call first runs this often untimed: after a rest and after the data of
 )
 # others it takes some calls to refill the caches
 FEWEST, MOST = 3, 100  # rounds

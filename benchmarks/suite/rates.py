@@ -68,9 +68,9 @@ def about(result: Result) -> str:
             "backward's sweep."
         )
     said = (
-        "`graph` is the forward replayed from a CUDA graph. Elements, B n m d of them whatever the "
-        f"pass, are counted a clock at {known['max_mhz']:.0f} MHz and each of {known['sms']} SMs; "
-        f"a step's bytes are against those of a copy, {copy_gb(known):.0f} GB/s."
+        "`graph` is the forward replayed from a CUDA graph. Elements, B n m d of them in either "
+        f"pass, are counted per clock at {known['max_mhz']:.0f} MHz and per SM, of {known['sms']}; "
+        f"a step is compared with a copy of as many bytes, at {copy_gb(known):.0f} GB/s."
     )
     if "scores" in known:
         said += (

@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # what KeOps goes by
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # KeOps reads it
 
     console = Console(width=None if sys.stdout.isatty() else 130)
     result = head("cpu", ceiling())
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
             if file is not None:
                 console.print(f"{kind}: {file.resolve()}", soft_wrap=True, highlight=False)
     if interrupted:
-        console.print("Interrupted: this is what was measured until then.")
+        console.print("Interrupted: these are the measurements so far.")
     return INTERRUPTED if interrupted else 0
 
 
@@ -120,7 +120,7 @@ def _measure(
     seconds: float,
     console: Console,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of one case, direction and dtype at a time, and say who is missing and why."""
+    """Yield the rows of one case, direction and dtype at a time, and print what is missing."""
     said: set[tuple[Provider, str]] = set()  # each reason once
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
@@ -190,7 +190,7 @@ def default_name(result: Result) -> str:
 
 
 def write(path: Path, result: Result) -> None:
-    """Write atomically, so that a reader never sees half of it, with one line per measurement."""
+    """Write atomically, so a reader never sees half of it, with one line per measurement."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = json.dumps({**result, "cases": []}, indent=1).removesuffix("[]\n}")
     lines = ",\n  ".join(json.dumps(row) for row in result["cases"])

@@ -166,7 +166,7 @@ def insert(text: str, table: str, kind: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status: 1 if --check finds the README out of date."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.suite.table")
-    parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    parser.add_argument("--check", action="store_true", help="only check that it is up to date")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
         old = new = options.readme.read_text(encoding="utf-8")
         for kind in MARKERS:
             result = newest(options.results, kind)
-            missing = f"Not measured yet: `{COMMANDS[kind]}` does."
+            missing = f"Not measured yet: `{COMMANDS[kind]}` measures it."
             new = insert(new, markdown(result) if result else missing, kind)
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -8,8 +8,8 @@ template <class T>
 struct Limits;
 
 // Up to `quad` the product of four factors 1 + exp(y) is finite, and up to `pair` that of two.
-// While |y| < `factored`, exp(y) neither overflows nor underflows. `exp_quad` is exp(quad): from
-// there on 1 / (1 + exp(y)) does not change the activation, and larger factors are cut there.
+// While |y| < `factored`, exp(y) neither overflows nor underflows. `exp_quad` is exp(quad): beyond
+// it 1 / (1 + exp(y)) no longer changes the activation, so larger factors are cut to it.
 template <>
 struct Limits<float> {
   static constexpr float quad = 22.f, pair = 44.f, factored = 86.f, exp_quad = 3.5849128e9f;

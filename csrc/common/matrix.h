@@ -1,4 +1,4 @@
-// Matrices as they lie in memory, without a type of torch.
+// Matrices as they lie in memory, without torch's types.
 #pragma once
 #include <cstdint>
 
@@ -18,7 +18,7 @@ struct Matrix {
   }
 };
 
-// A contiguous gradient in the dtype that it is wanted in; data is null where it is not wanted.
+// A contiguous gradient in the dtype of the result; data is null if it is not wanted.
 struct Output {
   void* data = nullptr;
   Dtype dtype = Dtype::f32;

@@ -1,5 +1,5 @@
-// Gradients that rows are added to, in the precision of the arithmetic and then in the dtype of the
-// result.
+// Gradients to which rows are added: summed in the precision of the arithmetic, then rounded to the
+// dtype of the result.
 #pragma once
 #include <cstring>
 
@@ -8,8 +8,8 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// The gradient of queries, keys or values. Sums are in T: in the result itself if that is its
-// dtype; else in the scratch of a worker where a task finishes an item, and otherwise in `whole`.
+// The gradient of queries, keys or values. Sums are in T: in the result itself if T is its dtype;
+// else in a worker's scratch if one task finishes an item, and otherwise in `whole`.
 template <class T>
 struct Accumulator {
   Output out;
@@ -29,11 +29,11 @@ struct Accumulator {
 
   bool wanted() const { return out.data; }
   bool in_place() const { return out.dtype == dtype_of<T>; }
-  // Elements of the scratch in which a task sums `rows` rows.
+  // Number of elements of the scratch in which a task sums `rows` rows.
   int64_t scratch(int64_t rows) const {
     return wanted() && !in_place() && !whole ? padded(rows * d) : 0;
   }
-  // Where rows of copy c are added to, row r at the result + r * d.
+  // The address at which rows of copy c are added: row r at the result + r * d.
   T* at(int64_t c, int64_t first_row, T* scratch) const {
     if (!wanted()) return nullptr;
     if (c > 0) return copies + (c - 1) * rows * d;
@@ -43,7 +43,7 @@ struct Accumulator {
   void clear(T* rows_at, int64_t first, int64_t count) const {
     if (wanted() && count > 0) std::fill(rows_at + first * d, rows_at + (first + count) * d, T(0));
   }
-  // Clear rows of the result that nothing is added to.
+  // Clear rows of the result to which nothing is added.
   void clear_output(int64_t first, int64_t count) const {
     const int64_t size = element_size(out.dtype) * d;
     if (wanted() && count > 0)

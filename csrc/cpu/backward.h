@@ -45,7 +45,7 @@ class BackwardPass {
   }
 
  private:
-  // A worker's memory. The sums are used where a task finishes its item.
+  // A worker's memory. The sums are used if a task finishes its item.
   struct Memory {
     BackwardScratch<T> tile;
     T *factor, *query, *key, *value;

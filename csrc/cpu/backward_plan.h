@@ -3,8 +3,8 @@
 // A sum over keys belongs to a query and a sum over queries to a key. So each item is cut into P
 // pieces of queries and P pieces of keys, and in step s task p works on queries p and keys (p + s)
 // mod P: no two tasks of a step share an output, nothing is atomic, and the order of every sum is
-// fixed. Where one side is too short to be cut, all tasks share it, each adds to its own copy of
-// that gradient, and the copies are added at the end.
+// fixed. If one side is too short to be cut, all tasks share it: each adds to its own copy of that
+// gradient, and the copies are added at the end.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -63,7 +63,7 @@ void group_items(const Backward<T>& p, Plan& plan) {
   plan.group.push_back(p.count);
 }
 
-// Cut items until there are about two tasks per thread, or four where causal pieces differ in size.
+// Cut items until there are about two tasks per thread, or four if causal pieces differ in size.
 template <class T>
 void cut_items(const Backward<T>& p, int threads, Plan& plan) {
   int64_t n = 0, m = 0;

@@ -1,5 +1,5 @@
-// The gradients of a piece of queries against a piece of keys, (E4)-(E6), tile by tile from scores
-// made anew.
+// The gradients of a piece of queries against a piece of keys, (E4)-(E6), tile by tile from
+// recomputed scores.
 #pragma once
 #include "backward_plan.h"
 #include "mask.h"
@@ -35,8 +35,8 @@ struct BackwardScratch {
   }
 };
 
-// delta_i = sum_j a_ij da_ij - dlse_i, where da is the gradient of the weights: D_i of (E4) with
-// the part of every output.
+// delta_i = sum_j a_ij da_ij - dlse_i, where da is the gradient of the weights: D_i of (E4), with
+// the contribution of every output.
 template <class T>
 T row_delta(const Backward<T>& p, const Item& item, int64_t i) {
   const int64_t row = item.query_row + i;
@@ -54,7 +54,7 @@ T row_delta(const Backward<T>& p, const Item& item, int64_t i) {
   return delta;
 }
 
-// From scores in `weight` and da in `ds` to the weights that were used and ds of (E4).
+// Turn scores in `weight` and da in `ds` into the weights that were used and ds of (E4).
 template <class T>
 inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i, int64_t j0,
                                int64_t keys, T delta, T* weight, T* ds) {
@@ -78,7 +78,7 @@ inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i
   if (p.dropout.p > 0) drop_row(weight, p.dropout.p, p.dropout.seed, item.counter, i, j0, keys);
 }
 
-// Where a task adds to: rows of the whole problem, or of a copy. Null if not wanted.
+// The gradients that a task adds to: rows of the whole problem, or of a copy. Null if not wanted.
 template <class T>
 struct Gradients {
   T *query, *key, *value;
@@ -93,7 +93,7 @@ class BackwardPiece {
       : p_(p), item_(item), delta_(delta), out_(out), s_(s), width_(padded(p.dv)),
         ld_(row_stride(p.dv)), scorer_(p, item, BackwardScratch<T>::rows(p), s.scorer) {}
 
-  // Add what queries `is` and keys `js` have to give.
+  // Add the contributions of queries `is` and keys `js`.
   void run(Span is, Span js) {
     const int64_t block = BackwardScratch<T>::rows(p_);
     for (int64_t ib = is.begin; ib < is.end; ib += block) {
@@ -160,7 +160,7 @@ class BackwardPiece {
     }
   }
 
-  // The weights and ds of (E4), from scores computed again.
+  // The weights and ds of (E4), from recomputed scores.
   void score_gradient(const At& at) {
     scorer_.score(at.r0, at.rows, s_.weight, tile_);
     apply_mask(s_.weight, s_.mask, tile_, p_, item_, at.i0, at.rows, at.j0, at.keys);

@@ -1,4 +1,5 @@
-// Blocks: what one task of the forward, of raw scores or of work by rows takes from an item.
+// Blocks: the part of an item that one task of the forward, of raw scores or of row-wise work
+// takes.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -21,8 +22,8 @@ int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
   int64_t rows = 0;
   for (int64_t b = 0; b < p.count; b++) rows += p.items[b].n;
   const int64_t most = block_rows(p), tile = tile_keys(p.d);
-  // Two blocks per thread, so that one slow thread does not decide. Larger blocks are better: keys
-  // are prepared once per block.
+  // Two blocks per thread, so that one slow thread does not hold up the rest. Larger blocks are
+  // better: keys are prepared once per block.
   const int64_t limit = std::clamp<int64_t>((rows + 2 * threads - 1) / (2 * threads),
                                             std::min<int64_t>(kTileRows, most), most);
   auto pieces = [&](const Item& item) { return (item.n + limit - 1) / limit; };
@@ -51,7 +52,7 @@ int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
   return parts;
 }
 
-// The rows of every item, queries and keys alike, in blocks for work by rows; at least one per
+// The rows of every item, queries and keys alike, in blocks for row-wise work; at least one per
 // item.
 inline std::vector<Block> row_blocks(const Problem& p) {
   constexpr int64_t each = 128;

@@ -1,6 +1,6 @@
 // The inner formulas. A form adds sum_e w_e f(a_e, b_e) over four hidden units to an accumulator,
 // one (query, key) pair per lane. pack.h sets what a and b hold: exponentials, or the inputs
-// themselves. Forms are always inlined, or their operands would go through memory.
+// themselves. Forms are always inlined; otherwise their operands would go through memory.
 #pragma once
 #include "common/activation.h"
 #include "common/limits.h"
@@ -19,7 +19,7 @@ struct Factored {
   }
 };
 
-// The same, where the product may be too large to share a reciprocal.
+// The same, if the product may be too large to share a reciprocal.
 struct Bounded {
   template <class T>
   C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
@@ -51,7 +51,7 @@ struct SharedReciprocal {
 };
 
 // Pointwise activations: `value` is f(x) of x = query + key, and `slope` is f'(x) ds for a gradient
-// ds. NaN in x gives NaN in `value`. `slope` takes ds so that f' = 0 gives 0 even where ds is not
+// ds. NaN in x gives NaN in `value`. `slope` takes ds so that f' = 0 gives 0 even if ds is not
 // finite.
 
 template <class T>
@@ -85,7 +85,7 @@ inline void with_pointwise(Activation activation, T negative_slope, const F& f) 
     case Activation::tanh:
     case Activation::sigmoid: break;  // logistic
   }
-  __builtin_trap();  // activation_of has refused every other code
+  __builtin_trap();  // activation_of has rejected every other code
 }
 
 // sum_e w_e f(a_e + b_e), with a = query and b = key.

@@ -143,7 +143,7 @@ void merge(const Forward<T>& p, const Block* parts, int64_t count, const Softmax
   }
 }
 
-// Turn the raw scores in the place of the weights into weights: exp(s - lse), with dropout.
+// Turn raw scores into weights in place: exp(s - lse), with dropout.
 template <class T>
 void finish_weights(const Forward<T>& p, const Block& b) {
   const Item& item = p.items[b.item];

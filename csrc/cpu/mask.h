@@ -5,7 +5,7 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// How many of the `keys` keys from j0 on query i may attend to.
+// The number of keys, of the `keys` from j0 on, that query i may attend to.
 inline int64_t visible(bool causal, int64_t i, int64_t j0, int64_t keys) {
   return causal ? std::clamp<int64_t>(i + 1 - j0, 0, keys) : keys;
 }
@@ -27,8 +27,8 @@ inline bool mask_row(T* row, const Matrix& mask, int64_t i, int64_t j0, int64_t 
   return false;
 }
 
-// Load the mask of a tile into `tile` (rows, ld). Return false if no pair of it takes part, and it
-// need not be computed.
+// Load the mask of a tile into `tile` (rows, ld). Return false if none of its pairs takes part, so
+// that it need not be computed.
 template <class T>
 inline bool mask_tile(T* tile, int64_t ld, const Problem& p, const Item& item, int64_t i0,
                       int64_t rows, int64_t j0, int64_t keys) {
@@ -50,7 +50,7 @@ inline void apply_mask(T* scores, const T* tile, int64_t ld, const Problem& p, c
     if (item.mask.data) {
       const T* m = tile + r * ld;
       for (int64_t j = 0; j < last; j++)
-        s[j] = m[j] == out ? out : s[j] + m[j];  // even where s is NaN
+        s[j] = m[j] == out ? out : s[j] + m[j];  // even if s is NaN
     }
     std::fill(s + last, s + ld, out);
   }

@@ -16,7 +16,7 @@ template <int Rows, int Cols, class T, class Form>
 inline void panel_block(const Form& form, const T* a, int64_t lda, const T* panel, const T* w,
                         int64_t depth, T* out, int64_t ldo) {
   using V = Vec<T>;
-  V acc[Rows][Cols];  // in registers, for every loop over it is unrolled
+  V acc[Rows][Cols];  // in registers, because every loop over it is unrolled
 #pragma GCC unroll 4
   for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 2

@@ -1,6 +1,6 @@
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011). The dropout
-// mask is a function of (seed, batch, query, key), so that the backward and every number of threads
-// get the same one.
+// mask is a function of (seed, batch, query, key), so it is the same in the backward and at any
+// number of threads.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// The arguments of the CPU kernels: plain pointers and sizes, without a type of torch.
+// The arguments of the CPU kernels: plain pointers and sizes, without torch's types.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -39,7 +39,7 @@ struct Problem {
   Dropout dropout;
 };
 
-// Threads and memory, which the operator provides.
+// Threads and memory, provided by the operator.
 struct Host {
   int threads;
   void* self;

@@ -14,7 +14,7 @@ struct Coefficients {
 };
 
 // R rows by C vectors of columns. If C is 1, only the first `last` columns. Every loop is unrolled:
-// an accumulator that is indexed by a variable would be in memory.
+// an accumulator indexed by a variable would be in memory.
 template <int R, int C, class T, class S>
 inline void product_block(Coefficients<T> p, int64_t depth, const S* x, int64_t ldx, const T* alpha,
                           T* out, int64_t ldo, int64_t last = kLanes<T>) {
@@ -84,8 +84,8 @@ inline void add_rows(Coefficients<T> p, const S* x, int64_t ldx, T* out, int64_t
   if (c < cols) add_rows_at(row, x + c, ldx, out + c, cols - c);
 }
 
-// One row of P with more sums than registers. A step reads X once, from memory, so X is read in the
-// order of its memory, in which the processor prefetches.
+// One row of P with more sums than registers. A step reads X once, from memory, so X is read in
+// memory order, in which the processor prefetches.
 template <class T, class S>
 inline void product_row(Coefficients<T> p, int64_t depth, const S* x, int64_t ldx, T alpha, T* out,
                         int64_t cols) {
@@ -97,8 +97,8 @@ inline void product_row(Coefficients<T> p, int64_t depth, const S* x, int64_t ld
   for (; k < depth; k++) add_rows<1>(from(k), x + k * ldx, ldx, out, cols);
 }
 
-// Only the first `cols` columns of x and out are accessed. An x of another type than T is for few
-// rows, since each row converts it again.
+// Only the first `cols` columns of x and out are accessed. An x of another type than T suits few
+// rows only, since each row converts it again.
 template <class T, class S>
 inline void product(Coefficients<T> p, int64_t rows, int64_t depth, const S* x, int64_t ldx,
                     const T* alpha, T* out, int64_t ldo, int64_t cols) {

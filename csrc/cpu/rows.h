@@ -97,7 +97,7 @@ inline Matrix in_line(const Matrix& m, int64_t count, int64_t cols, int64_t ld, 
   return {scratch, ld, 1, dtype_of<T>};
 }
 
-// Call f with a pointer to the elements, of the type that they have. Their arithmetic is in T.
+// Call f with a pointer to the elements, of their own type. Their arithmetic is in T.
 template <class T, class F>
 inline void typed(const Matrix& m, const F& f) {
   if constexpr (std::is_same_v<T, float>) {

@@ -25,7 +25,7 @@ inline int64_t block_rows(const Problem& p) {
 }
 inline int64_t tile_rows(const Problem& p) { return std::min(kTileRows, block_rows(p)); }
 
-// Rows of d are an odd number of cache lines apart. Otherwise a column of a tile would fall into
+// Rows of d are an odd number of cache lines apart. Otherwise all rows of a column would fall into
 // one set of the cache.
 constexpr int64_t row_stride(int64_t d) {
   return padded(d) / kLane % 2 ? padded(d) : padded(d) + kLane;
@@ -34,7 +34,7 @@ constexpr int64_t row_stride(int64_t d) {
 template <class T>
 class Scorer {
  public:
-  // Elements of scratch for blocks of up to `rows` queries.
+  // Number of elements of scratch for blocks of up to `rows` queries.
   static int64_t scratch(const Problem& p, int64_t rows) {
     const int64_t width = padded(p.d), ld = row_stride(p.d), keys = tile_keys(p.d);
     return width + 2 * rows * ld + 2 * keys * ld + keys * width;
@@ -60,8 +60,9 @@ class Scorer {
     raw_ready_ = exponentials_ready_ = false;
   }
 
-  // Keys j0 .. j0 + keys. With `row_major` they are prepared as rows too, for more than the scores.
-  // Without panels and rows they are read from memory as they are: each is used once per query.
+  // Keys j0 .. j0 + keys. With `row_major` they are also prepared as rows, for use beyond the
+  // scores. Without panels and rows they are read from memory as they are: each is used once per
+  // query.
   void keys(int64_t j0, int64_t keys, bool row_major, bool panels) {
     keys_ = keys;
     panels_ready_ = panels;

@@ -7,7 +7,7 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// Parts of whole vectors, one after another. From null on it counts what they take together.
+// Parts of whole vectors, one after another. Starting from null, it counts their total size.
 template <class T>
 class Parts {
  public:

@@ -104,7 +104,7 @@ inline void add_weight(double* out, Vec<T> weight) {
 }
 
 // One vector of hidden units at a time, for all keys of the tile. The sums of a tile are formed
-// first and then added, so that long sums stay accurate.
+// first and then added, which keeps long sums accurate.
 template <class T, class Gradient>
 void sweep_columns(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& out) {
   constexpr int64_t L = kLanes<T>;

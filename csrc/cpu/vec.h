@@ -1,5 +1,5 @@
-// at::vec under short names, with what it lacks: a fast accurate exp, and sums over lanes. All of
-// it is in the namespace of the instruction set that it is compiled for.
+// at::vec under short names, with two additions: a fast accurate exp, and sums over lanes.
+// Everything is in the namespace of the instruction set that it is compiled for.
 #pragma once
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
@@ -18,7 +18,7 @@ constexpr int64_t kLanes = Vec<T>::size();
 
 using at::vec::fmadd;
 
-// min(x, high) and max(x, low), NaN where x is NaN. At -O3 without vector instructions, GCC 12
+// min(x, high) and max(x, low), or NaN if x is NaN. At -O3 without vector instructions, GCC 12
 // compiles the loops of at::vec for these wrongly.
 template <class T>
 inline Vec<T> at_most(Vec<T> x, Vec<T> high) {

@@ -22,8 +22,8 @@ namespace {
 constexpr int kHalves = kTile / kSweep;
 static_assert(kHalves * kSweep == kTile);
 
-// The part of a block: its number among those of the queries, of the keys, and of the leading
-// index; its tiles; and the first element of the gradient of the mask.
+// The part of a block: its index among the parts of the queries, among those of the keys, and in
+// the leading index; its tiles; and the first element of the gradient of the mask.
 struct Part {
   int query, key, whole;
   int query_tile, query_end, key_tile, key_end;
@@ -242,9 +242,8 @@ __global__ void __launch_bounds__(kThreads, 3)
 }
 
 // Cut the tiles of queries and of keys of an item into parts. With atomics, use enough parts to
-// make the blocks even. Where each part has gradients of its own, use as few as fill the device,
-// cut so that they take little memory: a part of the queries costs 2 m d + m dv, one of the keys n
-// d.
+// balance the blocks. If each part has gradients of its own, use as few as fill the device, cut so
+// that they take little memory: a part of the queries costs 2 m d + m dv, one of the keys n d.
 void cut(Job& job, const Problem& p, const Host& host) {
   const int64_t items = p.batch.count * p.sequences;
   const int64_t sequences = std::max(p.sequences, 1);

@@ -1,4 +1,4 @@
-// Everything that the kernels use of CUDA: the real thing under nvcc, and under
+// Everything of CUDA that the kernels use: the real thing under nvcc, and under
 // ATTNKERNELS_EMULATED the model in tests/emulator, which runs the same sources on a CPU.
 //
 // Grids and blocks have one dimension. Shared memory is either dynamic, DYNAMIC_SHARED(T, name), or
@@ -64,7 +64,7 @@ __device__ __forceinline__ float reciprocal(float x) {
   return y;
 }
 
-// max(x, y), or NaN where either is NaN.
+// max(x, y), or NaN if either is NaN.
 __device__ __forceinline__ float max_nan(float x, float y) {
   float z;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));

@@ -9,16 +9,15 @@
 // The context is kept in memory because the scores need the registers: every thread reads and
 // writes only its own part, in the cache. A tile of scores costs 64 x 64 x d elements at 3.9
 // instructions (score.h), its softmax 25 per pair, the update of its context 0.6 per multiply-add.
-//
-// Where there are few tiles of queries, blocks split the keys and combine_kernel joins their parts.
+// If there are few tiles of queries, blocks split the keys and combine_kernel joins their parts.
 #include "cuda/product.h"
 #include "cuda/score.h"
 
 namespace attnkernels::cuda {
 namespace {
 
-// The part of a block: its tile of queries and their number, its tiles of keys, and its first row
-// of the context and of lse.
+// The part of a block: its tile and number of queries, its tiles of keys, and its first row of the
+// context and of lse.
 struct Part {
   int it, rows, first, last;
   int64_t row;

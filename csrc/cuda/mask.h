@@ -51,7 +51,7 @@ __device__ __forceinline__ float kept(const Problem& p, int64_t item, int i, int
   return j % 4 < 2 ? (j % 4 == 0 ? four.x : four.y) : (j % 4 == 2 ? four.z : four.w);
 }
 
-// Return x times that factor: 0 where dropped, even for an infinite x.
+// Return x times that factor: 0 if dropped, even for an infinite x.
 __device__ __forceinline__ float dropped(float x, float keep) { return keep == 0 ? 0.f : x * keep; }
 
 }  // namespace attnkernels::cuda

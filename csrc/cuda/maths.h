@@ -39,7 +39,7 @@ struct Logistic {
   __device__ __forceinline__ float value(float x) const { return fmaf(-span, r(x), 1.f); }
 };
 
-// A pointwise activation computes f and f' from x = q + k. Both are NaN where x is, and f(0) is
+// A pointwise activation computes f and f' from x = q + k. Both are NaN if x is, and f(0) is
 // finite: it pads tiles.
 
 // relu and leaky_relu, by one kernel: x above 0, `negative` times max(x, floor) below.

@@ -1,7 +1,7 @@
 // The operands of scores: panels of queries and keys with their ranges, and weights.
 //
-//   panel of a tile   quad 0: row 0 | row 1 | ... | row 63      16 bytes a row: 4 hidden units
-//   of 64 rows        quad 1: row 0 | ...                       1 KiB a quad
+//   panel of a tile   quad 0: row 0 | row 1 | ... | row 63      16 bytes per row: 4 hidden units
+//   of 64 rows        quad 1: row 0 | ...                       1 KiB per quad
 //
 // A panel holds exp(gain x), (E7), so that scores need no exponentials of their own: there are
 // (n + m) d of them in all. Where float32 cannot hold exp, the range beside the panel says so and
@@ -37,7 +37,7 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
   const int64_t b = panel / side.panels.tiles;
   const Extent rows = extent(side.ends, sequence_of(side.ends, p.sequences, tile), side.rows);
   const int first = (tile - rows.tile) * kTile;
-  const int count =  // beyond the length a panel holds x = 0, whatever the key holds
+  const int count =  // beyond the length a panel holds x = 0, whatever the key
       side.lengths.data ? length_of(side.lengths, side.own.batch, b, side.own.lengths, rows.count)
                         : rows.count;
   const int64_t at = offset(side.own.batch, b, side.own.lead) + (rows.begin + first) * side.x.row;

@@ -55,7 +55,7 @@ struct Problem {
   float scale;
   bool causal = false;
   const int64_t* seed = nullptr;  // null: no dropout
-  uint64_t threshold = 0;         // bits below this number of 2^32 drop a pair
+  uint64_t threshold = 0;         // bits below this threshold, of 2^32, drop a pair
   float keep_scale = 1;
   // set by prepare(), in stages.h
   int padded = 0;  // d rounded up to whole quads
@@ -94,7 +94,7 @@ struct Backward {
   bool deterministic = false;
 };
 
-// The device and its memory, which the operator provides.
+// The device and its memory, provided by the operator.
 struct Host {
   void* stream;
   int processors;

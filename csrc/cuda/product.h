@@ -3,9 +3,9 @@
 //
 // A number is split into its rounding to tf32 and the rest: x = hi + lo. Then a b = hi hi + lo hi +
 // hi lo, with an error of at most 2^-21 of each term. (Truncating hi would leave one more bit in
-// the rest and multiply the error of sums.) 16-bit numbers have no rest, which saves one of the
-// three products. Infinity gives NaN, and numbers within 2^-12 of the largest float32 count as
-// infinite. Warps share the 16 x 8 pieces of a result: each has 16 M x 8 N of it.
+// the rest and increase the error of sums several times.) 16-bit numbers have no rest, which saves
+// one of the three products. Infinity gives NaN, and numbers within 2^-12 of the largest float32
+// count as infinite. Warps share the 16 x 8 pieces of a result: each has 16 M x 8 N of it.
 #pragma once
 #include "cuda/maths.h"
 

@@ -4,7 +4,7 @@
 
 namespace attnkernels::cuda {
 
-// Return the offset of leading index b. Divisions have 32 bits; one dimension, as dense inputs
+// Return the offset of leading index b. Divisions have 32 bits; a single dimension, as dense inputs
 // have, needs none.
 __device__ __forceinline__ int64_t offset(const Batch& batch, int64_t b, const Strides& strides) {
   if (batch.rank == 0) return 0;
@@ -32,8 +32,8 @@ __device__ __forceinline__ Extent extent(const Sequences& of, int s, int rows) {
 }
 
 // Return the sequence that a tile belongs to. Sequence s owns the tiles from ends[s] / kTile + s
-// on. These are enough wherever it starts, so that the number of tiles is known without reading
-// `ends` back.
+// on. These are enough wherever it starts, so the number of tiles is known without reading `ends`
+// back.
 __device__ __forceinline__ int sequence_of(const Sequences& of, int sequences, int tile) {
   if (!of.ends) return 0;
   int low = 0, high = sequences;

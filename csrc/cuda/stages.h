@@ -22,8 +22,8 @@ inline int tiles_of(const Sequences& s, int rows, int sequences) {
   return static_cast<int>(s.ends ? rows / kTile + sequences : ceil_div(rows, kTile));
 }
 
-// Return the number of parts of `tiles` for which `blocks` blocks per part put `each` blocks on
-// every processor.
+// Return the number of parts to cut `tiles` into, so that `blocks` blocks per part put `each`
+// blocks on every processor.
 inline int parts_for(int64_t blocks, int64_t tiles, const Host& host, int64_t each = 4) {
   const int64_t wanted = each * host.processors / std::max<int64_t>(blocks, 1);
   return static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(tiles, 1)));

@@ -2,10 +2,10 @@
 //
 //   for every 64 keys, a block of 256 threads                    shared memory
 //     scores: 8 keys per warp, 8 or 4 at a time, lanes along the   scores, 64 floats per query
-//       hidden units, 16 bytes or 8 a load               (step.h)
+//       hidden units, 16 or 8 bytes per load             (step.h)
 //     softmax: one warp per query
-//     context = alpha context + p value: a thread 4 columns of     sums of threads, 4 KiB per query
-//       every so many keys, then one of these threads the sum
+//     context = alpha context + p value: 4 columns per thread,     sums of threads, 4 KiB per query
+//       over every so many keys; one of these threads adds them up
 //
 // Nothing is prepared: the activation is computed from rows as they lie, by two special functions
 // and five other instructions per element. That is 8 elements per clock and processor of an H100,
@@ -25,7 +25,7 @@ __device__ __forceinline__ void add_scaled(float4& x, float s, const float4& y) 
 }
 
 // Set context to alpha context + sum over `count` keys of s value, or to that sum until `started`.
-// A thread has four columns of every so many keys, and one of these threads the sum.
+// A thread has four columns of every so many keys, and one of these threads sums them.
 template <int N>
 __device__ __forceinline__ void add_values(float* context, const float* s, const float* alphas,
                                            float4* parts, const Problem& p, const Rows& value,
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kBlock, 2)
     if (p.mask.data) {
       float added;
       const int i = threadIdx.x / kStepKeys, j = threadIdx.x % kStepKeys;
-      static_assert(kBlock >= kStep * kStepKeys);  // every pair has a thread
+      static_assert(kBlock >= kStep * kStepKeys);  // a thread for every pair
       if (!__syncthreads_or(takes_part(p, mask_at, p.n, columns, i, j0 + j, added))) continue;
     }
     for (int e0 = warp * K; e0 < kStepKeys && j0 + e0 < end; e0 += kWarps * K) {

@@ -7,7 +7,7 @@ namespace attnkernels::cuda {
 
 constexpr int kBlock = 256, kWarps = kBlock / 32;
 
-// Rows of inputs. Four neighbouring elements are one load where alignment allows it.
+// Rows of inputs. Four neighbouring elements are one load if alignment allows it.
 struct Rows {
   const void* data;
   int64_t at, row, col;
@@ -44,7 +44,7 @@ __device__ __forceinline__ float dot(const float4& a, const float4& b) {
   return fmaf(a.x, b.x, fmaf(a.y, b.y, fmaf(a.z, b.z, a.w * b.w)));
 }
 
-// One number per key of a warp and per query, of up to N.
+// One number per key of a warp and per query, up to N queries.
 template <int N, int K>
 using Few = float[K][N];
 

@@ -1,7 +1,7 @@
 // The backward for few queries, (E4)-(E6): see step.cu. A block of 256 threads takes 32 keys at a
 // time: each warp makes ds of 4 keys, then each thread has a hidden unit or a column. Keys and
-// values are read twice, the second time from the cache; their gradients are written once, in the
-// dtype that is wanted. Shared memory: 32 gradients and 32 weights per query.
+// values are read twice, the second time from the cache; their gradients are written once, in their
+// final dtype. Shared memory: 32 gradients and 32 weights per query.
 #include "cuda/step.h"
 #include "cuda/sums.h"
 

@@ -1,8 +1,7 @@
 // The partial sums of a backward: float32 gradients to which many blocks add, and their finish.
-//
-// Blocks add with atomics that return nothing. Where torch asks for determinism, each part of the
-// work has a copy of its own, to which a single thread adds in a fixed order; otherwise there is
-// one copy.
+// Blocks add with atomics that return nothing. If torch asks for determinism, each part of the work
+// has a copy of its own, to which a single thread adds in a fixed order; otherwise there is one
+// copy.
 #pragma once
 #include "cuda/maths.h"
 
@@ -13,7 +12,7 @@ struct Sum {
   int copies = 1;
   int64_t rows = 0, cols = 0;
 
-  // Return row `i` of the copy of part k, or null where the sum is not wanted.
+  // Return row `i` of the copy of part k, or null if the sum is not wanted.
   __device__ __forceinline__ float* row(int64_t k, int64_t i) const {
     return data ? data + ((copies == 1 ? 0 : k) * rows + i) * cols : nullptr;
   }
@@ -27,14 +26,14 @@ inline Sum sum_for(bool wanted, int64_t copies, int64_t rows, int64_t cols, cons
   return out;
 }
 
-// Set out to factor w_t times the sum over copies; without `weighted` there is no w_t.
+// Set out to factor w_t times the sum over copies, or without `weighted` to factor times the sum.
 void finish(const Sum&, const Problem&, const Output&, int64_t rows_each, bool weighted,
             float factor, const Host&);
-// Compute the gradient of weight, (E6), from (copies, batch, d + 1): the sums over pairs of ds r,
-// or of ds f, and last that of ds.
+// Compute the gradient of weight, (E6), from (copies, batch, d + 1): the sums over pairs of ds r or
+// ds f, followed by the sum of ds.
 void finish_weight(const Sum&, const Problem&, float* out, const Host&);
 
-// Compute delta_i of (E4), (batch, n), which a row subtracts. null for raw scores, without one.
+// Compute delta_i of (E4), (batch, n), which a row subtracts; null for raw scores, which have none.
 const float* make_delta(const Problem&, const Backward&, const Host&);
 
 // Return the factor, beside w_t, that turns sums of ds g into gradients: f' = span gain (r - r^2),

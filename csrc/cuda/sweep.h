@@ -35,7 +35,7 @@ __device__ __forceinline__ int in_panel(int row, int t) {
   return (t / 4 * kTile + row) * 4 + t % 4;
 }
 
-// x = 1 + exp(gain (q + k)), from exponentials of q and k but in a direct sweep.
+// x = 1 + exp(gain (q + k)), from exponentials of q and k except in a direct sweep.
 template <Sweep way>
 __device__ __forceinline__ float denominator(const Logistic& act, float q, float k) {
   return way == Sweep::direct ? 1.f + act.exp(q + k) : fmaf(q, k, 1.f);

@@ -98,7 +98,7 @@ class Call {
       }
   }
 
-  // One item per leading index, with the matrices that every call has.
+  // One item per leading index, with the matrices of every call.
   std::vector<cpu::Item> whole_items(const Arguments& in) const {
     std::vector<cpu::Item> out(leading.count(), cpu::Item{});
     fill(out, in.query, 2, &cpu::Item::query);

@@ -1,4 +1,4 @@
-// The threads and the memory of torch for the CPU kernels.
+// Torch's threads and memory for the CPU kernels.
 #pragma once
 #include <atomic>
 #include <utility>
@@ -10,7 +10,7 @@ namespace attnkernels {
 
 class TorchHost {
  public:
-  // Use all threads of torch, or fewer where the work is too small for them.
+  // Use all of torch's threads, or fewer if the work is too small for them.
   TorchHost(const Tensor& on, int64_t work)
       : host{static_cast<int>(
                  std::min<int64_t>(torch::stable::get_num_threads(), 1 + work / kGrain)),
@@ -24,8 +24,8 @@ class TorchHost {
   static constexpr int64_t kGrain = 1
                                     << 15;  // hidden units of pairs, a few microseconds per thread
 
-  // The memory of a small call is a part of the host, on the stack, because a tensor takes half a
-  // microsecond; but not where tests poison or guard allocations.
+  // The memory of a small call is part of the host, on the stack, because a tensor takes half a
+  // microsecond; not so if tests poison or guard allocations.
   static void* allocate(void* self, int64_t bytes) {
     if (bytes == 0) return nullptr;
     auto& me = *static_cast<TorchHost*>(self);

@@ -47,7 +47,7 @@ void compute(const Table<T>& table, const Backward<T>& p, const Host& host) {
   table.backward(p, host);
 }
 
-// Compute a Forward, Scores or Backward, to which `place` has given its outputs.
+// Compute a Forward, Scores or Backward, whose outputs `place` sets.
 template <template <class> class Operation, class Place>
 void run(const Arguments& in, const Call& call, const Place& place) {
   TorchHost torch(in.query, call.work());

@@ -13,7 +13,7 @@
 
 namespace attnkernels {
 
-// The strides of a tensor over the leading dimensions, and the place for the merged ones.
+// The strides of a tensor over the leading dimensions, and the destination of the merged ones.
 struct Along {
   Sizes strides;
   cuda::Strides* merged;
@@ -91,7 +91,7 @@ class CudaCall {
     problem.causal = in.is_causal;
   }
 
-  // Merge the leading dimensions, once all arguments are taken; `more` has the operator's own
+  // Merge the leading dimensions, once all arguments are registered; `more` has the operator's own
   // tensors.
   void done(std::vector<Along> more = {}) {
     const Leading query = leading_of(in_.query, 2), weight = leading_of(in_.weight, 1);

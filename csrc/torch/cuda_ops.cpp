@@ -1,6 +1,6 @@
 // The operators of attnkernels/ops for CUDA tensors, on torch's stable ABI: they allocate the
-// results and call the kernels on torch's current stream. Nothing waits for the device, so that
-// calls can be captured in a CUDA graph.
+// results and call the kernels on torch's current stream. Nothing waits for the device, so calls
+// can be captured in a CUDA graph.
 //
 // Tests define ATTNKERNELS_EMULATED: the operators then take CPU tensors, and the kernels run in
 // the emulator.
@@ -45,7 +45,7 @@ class Device {
 };
 #endif
 
-// torch's stream and torch's memory, as the kernels use them.
+// Torch's stream and memory, for the kernels.
 class CudaHost {
  public:
   explicit CudaHost(const Tensor& on)
@@ -85,7 +85,7 @@ struct QueryKeyWeight {
   }
 };
 
-// The gradient of a mask, to which all pairs that share an entry add. Where the order matters each
+// The gradient of a mask, to which all pairs that share an entry add. If the order matters, each
 // pair has a gradient of its own, and they are summed afterwards.
 class MaskGradient {
  public:

@@ -23,8 +23,8 @@ struct Arguments {
   bool is_causal = false;
 };
 
-// What the backward of the attention takes besides: gradients of the outputs, contiguous and null
-// if absent, and the outputs as the forward returned them.
+// Further arguments of the backward of attention: gradients of the outputs, contiguous and null if
+// absent, and the outputs as the forward returned them.
 struct Outputs {
   Maybe grad_context, grad_lse, grad_weights;
   Tensor context, lse, weights;

@@ -12,8 +12,8 @@
 
 namespace attnkernels {
 
-// A contiguous tensor on the device of `on`. It comes from the C interface directly, since
-// new_empty would take a microsecond in the dispatcher, which small calls would feel.
+// A contiguous tensor on the device of `on`. It comes directly from the C interface, since
+// new_empty would take a microsecond in the dispatcher, which matters for small calls.
 inline Tensor empty(const Tensor& on, const Sizes& sizes, ScalarType type) {
   Sizes strides(sizes.size());
   int64_t step = 1;

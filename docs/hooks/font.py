@@ -1,6 +1,7 @@
 """Give the site the part of a font that formulas need: few systems have one with a MATH table.
 
-The font is STIX Two Math (SIL Open Font License), as the package ziamath brings it.
+The
+font is STIX Two Math (SIL Open Font License), from the package ziamath.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Pages write ``$...$`` and fences of ``math``, which GitHub renders too; pymdownx.arithmatex marks
 them. A `\\tag{E1}` becomes a number at the right and the anchor ``#E1``, and every
-"(E1)" in the text of any page a link to it.
+"(E1)" in the text of any page becomes a link to it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def equations() -> set[str]:
 
 
 def formula(latex: str, *, block: bool) -> str:
-    """Return the MathML of a formula; in a block with its number, where it has one."""
+    """Return the MathML of a formula; in a block, with its number if it has one."""
     tag = TAG.search(latex)
     mathml = convert(TAG.sub("", latex).strip(), display="block" if block else "inline")
     assert "\\" not in mathml, f"latex2mathml does not know all of {latex}"

@@ -16,8 +16,8 @@ DIRECTIVE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 def public_names(modules: Iterable[str] = MODULES) -> dict[str, object]:
     """Return every public object by its full name.
 
-    A module's public names are its ``__all__``, or the functions that it defines where it has none.
-    ``main`` is a command, which its page shows by its help.
+    A module's public names are its ``__all__``, or the functions that it defines if it has none.
+    ``main`` is a command, documented by its help.
     """
     found = {}
     for suffix in modules:
@@ -39,7 +39,7 @@ def documented(folder: Path = API) -> set[str]:
 
 
 def spellings(name: str, each: object) -> set[str]:
-    """Return the names that an object goes by: a module may hide a function of its own name."""
+    """Return the possible names of an object: a module may be hidden by a function of its name."""
     module, inside = getattr(each, "__module__", None), getattr(each, "__qualname__", None)
     return {name, f"{module}.{inside}"} if module and inside else {name}
 

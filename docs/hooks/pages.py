@@ -54,7 +54,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def help_of(module: str) -> str:
-    """Return what `python -m module --help` prints."""
+    """Return the output of `python -m module --help`."""
     command = [sys.executable, "-m", module, "--help"]
     environment = os.environ | {"COLUMNS": "100"}
     return subprocess.run(

@@ -24,7 +24,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def draw() -> Path:
-    """Run the blocks where they have changed since the last time; return the folder of pictures."""
+    """Run the blocks if they have changed since the last time; return the folder of pictures."""
     code = "\n".join(BLOCK.findall(TUTORIAL.read_text(encoding="utf-8")))
     folder = DRAWN / hashlib.sha256(code.encode()).hexdigest()[:16]
     if not folder.is_dir():
@@ -32,7 +32,7 @@ def draw() -> Path:
         unfinished.mkdir(parents=True, exist_ok=True)
         before = Path.cwd()
         os.chdir(unfinished)
-        torch.set_num_threads(1)  # the tutorial's model is too small for more
+        torch.set_num_threads(1)  # the tutorial's model is too small for more threads
         try:
             exec(compile(code, str(TUTORIAL), "exec"), {"__name__": "tutorial"})
         finally:

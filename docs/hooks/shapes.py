@@ -23,7 +23,7 @@ class Shapes(Extension):
 def marked(text: str) -> str:
     """Return the text with its shapes in backticks, which protects "(*L, n, m)" from emphasis.
 
-    Names before a colon ("query_dim, key_dim: ...") are held together by spaces that do not break.
+    Names before a colon ("query_dim, key_dim: ...") are joined by non-breaking spaces.
     """
     text = NAMES.sub(lambda found: found[1].rstrip().replace(", ", ",\u00a0") + ":", text)
 

@@ -1,4 +1,4 @@
-"""Fail the build where a public name has no documentation, or a page loads from the network."""
+"""Fail the build if a public name has no documentation, or a page loads from the network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def on_pre_build(config: Any) -> None:
 
 
 def on_post_build(config: Any) -> None:
-    """Read what was written: a page must stand without a network, and hold its names."""
+    """Check the written pages: each must work without a network, and contain its names."""
     site = Path(config.site_dir)
     pages = {page: page.read_text(encoding="utf-8") for page in sorted(site.rglob("*.html"))}
     problems = [

@@ -1,6 +1,6 @@
 """The inner functions of the CUDA kernels on a CPU, against float64, torch and Python's integers.
 
-The emulator rounds 2^x and 1 / x correctly, while a GPU is within 2 units and 1.
+The emulator rounds 2^x and 1 / x correctly, while a GPU is within 2 units and 1 unit of them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def test_exp_exact(maths: ModuleType) -> None:
 
 
 def test_exp_fast(maths: ModuleType) -> None:
-    """The rounding of log2(e), and of the product with it, gives an error that grows with |y|."""
+    """Allow for rounding log2(e), and the product with it: an error that grows with |y|."""
     y = -np.concatenate([np.linspace(0, 87, 1_000_001).astype("f"), floats(64, 87)])
     exact = np.exp(y.astype("d"))
     error = np.abs(maths.exp_fast(y) - exact) / exact
@@ -125,7 +125,7 @@ def test_loads_and_stores(maths: ModuleType, random: np.random.Generator, dtype:
 
 @pytest.mark.parametrize("dtype", TORCH)
 def test_short_dtypes_fit_tf32(maths: ModuleType, dtype: str) -> None:
-    """Ten bits of the fraction hold all of their numbers."""
+    """Ten bits of the fraction hold every 16-bit number."""
     code = getattr(maths.Dtype, dtype)
     assert maths.is_short(code) == (dtype != "f32")
     if dtype != "f32":
@@ -186,7 +186,7 @@ def test_quads_at_the_seams(
 
 
 def test_the_bound_beyond_its_range(maths: ModuleType) -> None:
-    """Products of exponentials may be infinite; the bound keeps that from their neighbours."""
+    """Products of exponentials may be infinite; the bound protects their neighbours."""
     w = f32([[1, -1, 0.5, 0.25]])
     for count in range(5):
         big = np.arange(4) < count
@@ -199,7 +199,7 @@ def test_the_bound_beyond_its_range(maths: ModuleType) -> None:
 def test_what_makes_a_quad_nan(maths: ModuleType, which: int) -> None:
     """0 times infinity, and NaN among the weights or exponentials, gives NaN as docs/math.md says.
 
-    The bounded form does not pass on NaN among its exponentials, because fminf drops it: such a
+    The bounded form does not propagate NaN from its exponentials, because fminf drops it: such a
     tile has an infinite range and is computed from the inputs.
     """
     s, one = np.zeros(1, "f"), np.ones((1, 4), "f")
@@ -225,7 +225,7 @@ def rectified(x: torch.Tensor, slope: float, floor: float) -> torch.Tensor:
 
 
 def rectify(x: np.ndarray, slope: float, floor: float) -> np.ndarray:
-    """Return torch's relu where the floor is 0, otherwise its leaky relu."""
+    """Return torch's relu if the floor is 0, otherwise its leaky relu."""
     return rectified(torch.from_numpy(np.asarray(x, "d")), slope, floor).numpy()
 
 
@@ -285,7 +285,7 @@ def test_sweep_at_the_seams(
     seam[::2] = seam[::2, :1]  # all four at one
     y = seam - random.choice([0, 1e-7, 1e-2, 1], (k.size, 1)) * random.uniform(0, 1, seam.shape)
     q = np.clip(y - k[:, None], -FACTORED, FACTORED).astype("f")
-    if way == "shared":  # a tile's choice is by its highest query and its highest key
+    if way == "shared":  # a tile chooses by its highest query and its highest key
         q = np.minimum(q, PAIR - k[:, None])
     found = getattr(maths, way)(maths.exp_exact(q).reshape(q.shape), maths.exp_exact(k), 0)
     r = 1 / (1 + np.exp(q.astype("d") + k[:, None]))
@@ -294,7 +294,7 @@ def test_sweep_at_the_seams(
 
 
 def test_single_takes_the_whole_range(maths: ModuleType) -> None:
-    """It holds where both exponentials are the largest allowed, and their product is infinite."""
+    """It holds if both exponentials are the largest allowed and their product is infinite."""
     end = maths.exp_exact(f32([FACTORED, -FACTORED, FACTORED, -FACTORED]))[None]
     for k, expected in ((FACTORED, [0, 0.5, 0, 0.5]), (-FACTORED, [0.5, 1, 0.5, 1])):
         found = maths.single(end, maths.exp_exact(f32([k])), 0)
@@ -303,7 +303,7 @@ def test_single_takes_the_whole_range(maths: ModuleType) -> None:
 
 @pytest.mark.parametrize("gain", [1, 2])
 def test_direct_sweep(maths: ModuleType, random: np.random.Generator, gain: float) -> None:
-    """The sum is rounded, and so is the exponent of 2, whose error counts r (1 - r) |y| times."""
+    """The sum is rounded, and the exponent of 2, whose error counts r (1 - r) |y| times."""
     y = random.choice(SEAMS + [1e4, -1e4], (20_000, 4)) + random.normal(size=(20_000, 4))
     k = random.choice([0, 1, -43, 86, 100, -1e4], 20_000)
     q, k = (y / gain - k[:, None]).astype("f"), k.astype("f")

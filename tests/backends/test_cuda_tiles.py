@@ -62,7 +62,7 @@ def test_what_is_dropped_is_zero(maths: ModuleType) -> None:
         assert maths.dropped(x, 0) == 0
 
 
-# rows and columns that there are, among 9 x 11
+# rows and columns that exist, of 9 x 11
 THERE = [(0, 0), (0, 5), (5, 0), (1, 1), (7, 8), (9, 11), (5, 9)]
 
 
@@ -152,9 +152,9 @@ def test_products(
 
 @pytest.mark.parametrize("m, n", SHAPES)
 def test_the_worst_products(maths: ModuleType, random: np.random.Generator, m: int, n: int) -> None:
-    """One term, with every value of the 13 bits beyond tf32, and b with those that lose most.
+    """Test one term: every value of the 13 bits beyond tf32, and b with those that lose most.
 
-    The worst, just below 2^-11, lose their product, 2^-22, and a last bit of each, 2^-23.
+    The worst, just below 2^-11, lose their product, 2^-22, and one last bit each, 2^-23.
     """
     tails = np.arange(1 << 13)
     a, b = np.zeros((tails.size, 8), "f"), np.zeros((8, 8 * n), "f")
@@ -197,7 +197,7 @@ def test_nan_in_products(
 
 
 def test_offsets(maths: ModuleType, random: np.random.Generator) -> None:
-    """The innermost dimension first; strides may be 0, negative, and past 32 bits."""
+    """Offsets take the innermost dimension first; strides may be 0, negative, and past 32 bits."""
     assert maths.offset([], [], np.arange(3)).tolist() == [0, 0, 0]
     for trial in range(60):
         rank = 1 + trial % maths.rank
@@ -207,7 +207,7 @@ def test_offsets(maths: ModuleType, random: np.random.Generator) -> None:
         index = np.unravel_index(np.arange(count), sizes, order="F")
         expected = sum(along * at for along, at in zip(strides, index, strict=True))
         assert np.array_equal(maths.offset(sizes, strides, np.arange(count)), expected)
-    last = (1 << 31) - 1  # leading indices are checked to be no more than that
+    last = (1 << 31) - 1  # a check keeps leading indices within this
     at = [last % (1 << 10), last >> 10]
     for strides in ([1, 1 << 30], [-5, -(1 << 30)], [0, 0]):
         found = maths.offset([1 << 10, 1 << 21], strides, np.array([last]))

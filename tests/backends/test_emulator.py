@@ -1,4 +1,4 @@
-"""The emulator of CUDA that runs the GPU's kernels in tests: that it computes, and finds faults.
+"""The emulator of CUDA that runs the GPU's kernels in tests: it computes, and it finds faults.
 
 Every fault is one line of a sound kernel in tests/emulator/faults.cpp.
 """
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parents[1]  # tests, whose folders are packages
 RANDOM = np.random.default_rng(0)
 HALVES = np.arange(1 << 16, dtype=np.uint16)
 
-# Where AddressSanitizer watches, it ends the process before the guards can speak.
+# AddressSanitizer, where enabled, ends the process before the guards can report.
 UNWATCHED = pytest.mark.skipif(build.SETUP["SANITIZE"], reason="AddressSanitizer ends the process")
 
 
@@ -92,7 +92,7 @@ def test_errors(faults: ModuleType, fault: str) -> None:
     where = r"^attnkernels: row_sums: block \d+, thread \d+: "
     with pytest.raises(RuntimeError, match=where + ERRORS[fault]):
         faults.row_sums(x, fault)
-    assert np.array_equal(faults.row_sums(x, "none"), x.sum(1))  # the error leaves nothing behind
+    assert np.array_equal(faults.row_sums(x, "none"), x.sum(1))  # the error leaves no state behind
 
 
 @UNWATCHED
@@ -204,7 +204,7 @@ def test_halves(faults: ModuleType) -> None:
     assert np.array_equal(faults.from_half(HALVES), exact, equal_nan=True)
 
     bits = exact[np.isfinite(exact)].view(np.uint32)
-    middle = bits + 0x1000  # of a normal number and the next
+    middle = bits + 0x1000  # between a normal number and the next
     small = RANDOM.uniform(-(2.0**-13), 2.0**-13, 100_000).astype(np.float32)
     steps = np.arange(-4096, 4097, dtype=np.float32) * np.float32(2.0**-25)  # and of the others
     x = np.concatenate(
@@ -265,7 +265,7 @@ def under_sanitizers(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_sound_kernels_and_errors_under_the_sanitizers() -> None:
-    """They take neither fibers nor the remains of fibers after an error for bad accesses."""
+    """They mistake neither fibers, nor the remains of fibers after an error, for bad accesses."""
     done = under_sanitizers(f"""
 y = np.ones((9, 1536), np.float32)
 for fault in ["none", *{list(ERRORS)!r}, *{list(WRONG_NUMBERS)!r}, "none"]:

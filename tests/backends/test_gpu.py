@@ -1,7 +1,9 @@
 """Results of the backends with GPU kernels, where emulator and interpreter cannot stand in.
 
-Triton compiles each combination of options, which takes longer than everything else: options come
-together, and sizes are few.
+Triton
+compiles each combination of options, which takes longer than everything else. Options are
+therefore
+combined, and sizes are few.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ def test_activations_and_scale(name: str, shape: Shape, activation: str) -> None
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("shape", [PAST_THE_TILES, STEP], ids=str)
 def test_everything_at_once(name: str, shape: Shape, dtype: torch.dtype) -> None:
-    """Gradients pass through all three outputs; that of a mask that broadcasts is summed."""
+    """Gradients pass through all three outputs; that of a broadcast mask is summed."""
     batch, n, m, _, _ = shape
     mask = on_gpu(normal, batch, 1, m, dtype=dtype, grad=False)
     mask = mask.masked_fill(torch.rand(m, device=GPU) < 0.2, -torch.inf).requires_grad_()

@@ -219,7 +219,7 @@ def test_more_elements_than_31_bits_count(name: str) -> None:
 
 @pytest.mark.parametrize("n", [3, 40])
 def test_keys_past_31_bits(name: str, n: int) -> None:
-    """Here m * d > 2^31, and only the last keys take part, so that they alone give the result."""
+    """Here m * d > 2^31, and only the last keys take part, so they alone give the result."""
     needs(40)
     rows, d = 2**22 + 64, 512
     query, last, value, weight = on_gpu(make, (1, n, 100, d, 4), BF16)

@@ -1,7 +1,9 @@
 """A compact battery over every fused kernel, option, dtype and direction.
 
-Small enough to run once an instruction set (test_isa.py) and under the sanitizers; the other files
-go deeper. Each shape is there for a path: rows, panels, their tails, several tiles.
+It is small enough to
+run once per instruction set (test_isa.py) and under the sanitizers; the other
+files go deeper. Each
+shape exercises one path: rows, panels, their tails, several tiles.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ def test_float_masks(fused: str, dtype: torch.dtype, form: tuple[int, ...]) -> N
 @pytest.mark.parametrize("name", ["a step, split over keys", "tails everywhere", "past the tiles"])
 @pytest.mark.parametrize("dtype", [F32, BF16, F64])
 def test_dropout(fused: str, dtype: torch.dtype, name: str) -> None:
-    """The mask is the reference's, forward and backward: differences are rounding."""
+    """The mask is the reference's, forward and backward, so differences are due to rounding."""
     options = {"dropout_p": 0.4, "return_lse": True, "backend": fused}
     check_attention(*make(SHAPES[name], dtype), **options)
     check_attention(*make(SHAPES[name], dtype), return_weights=True, **options)

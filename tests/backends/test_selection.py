@@ -1,4 +1,4 @@
-"""The backend that a call takes on a GPU; choosing needs none."""
+"""The backend that a call takes on a GPU; choosing needs no GPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def both(monkeypatch: Patch) -> None:
 
 @pytest.fixture
 def chosen(monkeypatch: Patch) -> None:
-    """Name backends after their entry in the table, so that a choice tells its reason."""
+    """Name backends after their entry in the table, so that a choice reveals its reason."""
     for key in ON_GPU:
         named = SimpleNamespace(NAME=" ".join(key), why_not=lambda problem: None)
         monkeypatch.setitem(ON_GPU, key, Preference((named,), "in a test"))

@@ -1,4 +1,4 @@
-"""Deterministic at a fixed thread count; the dropout mask is the same at any."""
+"""Results are deterministic at a fixed thread count; the dropout mask is the same at any."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_mask_is_the_same_at_any_thread_count(backend: str, shape: Shape) ->
 
 
 def test_callers_may_be_threads_themselves(backend: str) -> None:
-    """Concurrent calls, one per worker, return what each returns alone."""
+    """Concurrent calls, one per worker, return the same results as single calls."""
     calls = [make(shape) for shape in SHAPES * 4]
     alone = [everything(inputs, backend, 0.0) for inputs in calls]
     with ThreadPoolExecutor(4) as pool:

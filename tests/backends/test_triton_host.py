@@ -36,9 +36,9 @@ def test_a_dimension_that_broadcasts_has_no_stride() -> None:
     "shape, tile",
     [
         ((8, 1024, 1024), (64, 64)),
-        ((8, 256, 256), (32, 32)),  # too few of the largest
+        ((8, 256, 256), (32, 32)),  # too few tiles of the largest size
         ((8, 50, 50), (16, 16)),
-        ((4096, 20, 20), (32, 32)),  # enough of any, and the largest would be mostly padding
+        ((4096, 20, 20), (32, 32)),  # enough of any size; the largest would be mostly padding
     ],
 )
 def test_the_tile_follows_from_the_sizes(

@@ -1,4 +1,4 @@
-"""Commands that README and the pages name exist, with the options that they are shown with."""
+"""The commands in README and the pages exist, with the options shown."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def commands() -> dict[str, set[str]]:
 
 
 def spec_of(module: str) -> ModuleSpec:
-    """Return where a module is; fail where it is nowhere."""
+    """Return the location of a module; fail if there is none."""
     parent = module.rpartition(".")[0]
     found = None if parent and find_spec(parent) is None else find_spec(module)
     assert found is not None, f"there is no module {module}"
@@ -41,7 +41,7 @@ def spec_of(module: str) -> ModuleSpec:
 
 @cache
 def help_of(module: str) -> str:
-    """Return what a command prints for --help."""
+    """Return the output of a command for --help."""
     found = spec_of(module)
     name = f"{module}.__main__" if found.submodule_search_locations else module
     printed = io.StringIO()

@@ -1,4 +1,4 @@
-"""Links of the files above docs/ lead somewhere; those of the pages are checked by `make docs`."""
+"""The links of the files above docs/ work; `make docs` checks those of the pages."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent
 SETUP: dict[str, Any] = runpy.run_path(str(FOLDER.parents[1] / "setup.py"))
 SOURCES = {"faults": "faults.cpp", "cuda_maths": "maths.cpp"}
 
-# For a file that includes cuda/device.h, which emulator.cpp is linked to.
+# For a file that includes cuda/device.h, to which emulator.cpp is linked.
 FLAGS = ["-DATTNKERNELS_EMULATED", "-Wno-unknown-pragmas", f"-I{FOLDER}"]  # of unroll
 
 

@@ -58,7 +58,7 @@ class Region {
 };
 
 #if defined(__x86_64__) && !defined(__AVX512F__) && !defined(ATTNKERNELS_UCONTEXT)
-using Context = void*;  // a stack pointer; on the stack lies where to go on, and rbp
+using Context = void*;  // a stack pointer; the stack holds the return address and rbp
 
 // swapcontext would ask the system for the signal mask, and a call would spoil the processor's
 // prediction of returns: each costs more than everything else together.
@@ -92,7 +92,7 @@ void make_context(Context& context, char* stack, size_t bytes, void (*entry)()) 
 }
 #endif
 
-// A stack that is kept from block to block, with a guard hole below it.
+// A stack that is reused from block to block, with a guard region below it.
 class Fiber {
  public:
   explicit Fiber(size_t index) : bytes_(kStack - index * 320 % 8192) {  // not all in one cache set
@@ -115,7 +115,7 @@ class Fiber {
     switch_context(&caller_, &own_);
     UNDER_ASAN(__sanitizer_finish_switch_fiber(fake, nullptr, nullptr);)
   }
-  void enter() {  // to be called first in a fiber
+  void enter() {  // must be called first in a fiber
     UNDER_ASAN(__sanitizer_finish_switch_fiber(nullptr, &caller_stack_, &caller_bytes_);)
   }
   [[gnu::always_inline]] void suspend() {
@@ -150,9 +150,9 @@ struct Thread {
   std::string place() const { return request ? "is at " + request->place() : "has returned"; }
 
   Fiber fiber;
-  Request* request = nullptr;  // what it waits for
+  Request* request = nullptr;  // the operation that it waits for
   bool returned = false;
-  std::vector<Copy> copies;  // asked for and not yet there
+  std::vector<Copy> copies;  // requested and not yet done
   int64_t groups = 0;        // of copies, ended by commit
 };
 
@@ -190,7 +190,7 @@ class Machine {
     arrays_.clear();
     while (threads_.size() < blockDim.x)
       threads_.push_back(std::make_unique<Thread>(threads_.size()));
-    // from both ends: a block that relies on an earlier one meets it before it has run
+    // from both ends: a block that relies on an earlier one runs before it
     for (int64_t k = 0; k < launch.blocks; k++)
       run_block(k % 2 ? launch.blocks - 1 - k / 2 : k / 2);
     stopped_ = false;
@@ -276,7 +276,7 @@ class Machine {
     if (!error_.empty()) stop(text(", thread ", t, ": ", error_));
   }
 
-  // Finish the operations that all lanes concerned wait for; return the lanes that can go on.
+  // Finish the operations that all their lanes wait for; return the lanes that can continue.
   unsigned meet(size_t first) {
     std::array<Request*, kWarp> requests{};
     unsigned waiting = 0, released = 0;
@@ -303,7 +303,7 @@ class Machine {
     return released;
   }
 
-  // Return the reason why lane l waits in vain.
+  // Return the reason why lane l would wait forever.
   [[noreturn]] void explain(size_t first, size_t l) const {
     const Request& r = *threads_[first + l]->request;
     size_t other = 0;

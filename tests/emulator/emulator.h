@@ -90,7 +90,7 @@ struct Request {
   }
 };
 
-// The services for the threads of a kernel, inside launch.
+// The services that launch offers to the threads of a kernel.
 void wait(Request& request);
 void* dynamic_shared();
 void* static_shared(const void* place, size_t bytes);
@@ -258,7 +258,7 @@ inline int atomicMax(int* to, int x) {
   return old;
 }
 
-// `here` is the place of the call: threads that wait in different places do not meet.
+// `here` is the place of the call: threads that wait in different places do not match.
 #define ATTNKERNELS_HERE attnkernels::emulator::Where here = attnkernels::emulator::Where::current()
 
 inline void __syncthreads(ATTNKERNELS_HERE) {
@@ -316,7 +316,7 @@ namespace attnkernels::cuda {
 
 using Stream = void*;
 
-// The destination is NaN until the thread that copies waits: as late as hardware may be.
+// The destination is NaN until the copying thread waits, which is as late as hardware may be.
 inline void async_copy16(void* shared, const void* global) { emulator::copy(shared, global); }
 inline void async_commit() { emulator::commit(); }
 template <int N>

@@ -2,8 +2,8 @@
 
     python tests/emulator/library.py
 
-prints its path. With ATTNKERNELS_LIBRARY set to that, the backend `native` runs those kernels, and
-every test of a backend tests them.
+prints its path. With ATTNKERNELS_LIBRARY set to that path, the backend `native` runs those kernels,
+and every test of a backend tests them.
 """
 
 from __future__ import annotations

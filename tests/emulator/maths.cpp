@@ -89,7 +89,7 @@ Array<float> multiply(const Array<float>& a, const Array<float>& b, const Array<
   return out;
 }
 
-// `ends` as bytes, null where there is one sequence.
+// `ends` as bytes, null if there is one sequence.
 Sequences sequences_of(const std::optional<Array<uint8_t>>& ends, Dtype dtype) {
   return {ends ? ends->data() : nullptr, dtype};
 }

@@ -34,7 +34,7 @@ def rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows with every measurement; a number at its head is where Ctrl-C comes."""
+    """A list that grows with every measurement; a number at its head marks the point of Ctrl-C."""
     calls: list[int] = []
 
     def counting(call: Any) -> memory.Measured:
@@ -75,7 +75,7 @@ def test_interrupted_it_keeps_what_is_done_and_measures_only_the_rest(
     """Ctrl-C comes at the fused operator, at the second of three lengths of the second pass."""
     measured.append(-10)
     assert run(tmp_path) == 130
-    assert "--resume goes on" in capsys.readouterr().out
+    assert "--resume continues" in capsys.readouterr().out
     assert not (tmp_path / "results.json").exists()
     kept = {
         name: json.loads((tmp_path / f"rows_{name}.json").read_text())["rows"]
@@ -92,7 +92,7 @@ def test_interrupted_it_keeps_what_is_done_and_measures_only_the_rest(
 
     table = (tmp_path / "table.md").read_text()
     measured[:] = [0]
-    assert run(tmp_path, "--resume") == 0  # all is done
+    assert run(tmp_path, "--resume") == 0  # everything is done
     assert len(measured) == 1 and (tmp_path / "table.md").read_text() == table
 
 

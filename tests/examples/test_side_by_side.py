@@ -1,4 +1,4 @@
-"""Trainings in separate processes end as those in this one, and are interrupted together."""
+"""Trainings in separate processes end like those in this one, and are interrupted together."""
 
 from __future__ import annotations
 

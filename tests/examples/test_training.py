@@ -65,7 +65,7 @@ class Run:
         return step
 
     def state(self) -> dict[str, Any]:
-        """Return all that the end of a training depends on, including torch's generator."""
+        """Return everything that the end of a training depends on, including torch's generator."""
         states = {name: part.state_dict() for name, part in self.parts.items()}
         return {**states, "random": torch.get_rng_state()}
 
@@ -144,7 +144,7 @@ def test_a_finished_checkpoint_does_nothing(tmp_path: Path, uninterrupted: dict[
     assert run.taken == [] and same(run.state(), uninterrupted)
     kept = torch.load(file, weights_only=True)
     assert kept["done"] == STEPS and 0 < kept["seconds"] <= seconds
-    assert [each.name for each in file.parent.iterdir()] == [file.name]  # no half of a checkpoint
+    assert [each.name for each in file.parent.iterdir()] == [file.name]  # no partial checkpoint
 
 
 def test_without_resume_it_begins_anew(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:

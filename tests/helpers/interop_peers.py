@@ -15,7 +15,7 @@ QUIET = [
 
 
 def installed(library: Callable[[], Any]) -> Any:
-    """Return what a function of `benchmarks.suite.peers` imports, or skip the test."""
+    """Return the import of a function of `benchmarks.suite.peers`, or skip the test."""
     try:
         return library()
     except ImportError as error:

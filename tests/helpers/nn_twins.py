@@ -50,7 +50,7 @@ def check_twin(
         formula: (module, *inputs, **options) -> tensors, from the module's parameters and plain
             operations.
         inputs: floating leaves, by name.
-        call: the same with the module; by default module(*inputs, **options).
+        call: the same for the module; by default module(*inputs, **options).
     """
     call = call or (lambda module, *inputs, **options: module(*inputs, **options))
     doubles = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}

@@ -13,7 +13,7 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 def philox4x32_10(
     counter: tuple[int, int, int, int], key: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Run ten rounds: multiply, take the high words crosswise, bump the key."""
+    """Run ten rounds: multiply, swap the high words crosswise, bump the key."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):

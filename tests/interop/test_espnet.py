@@ -8,7 +8,7 @@ from interop.libraries import SWAPS
 
 
 def test_a_window_of_frames_is_the_libraries_own_matter() -> None:
-    """The steps before and after it are fused."""
+    """The steps before and after the window are fused."""
     module = swapped(SWAPS["espnet-loc"])
     library, frames, states = plain(module), torch.randn(1, 9, E), torch.randn(3, 1, D)
     weights = {module: None, library: None}

@@ -1,4 +1,4 @@
-"""OpenNMT-py: its own module swapped, and the calls that stay its own.
+"""OpenNMT-py: its own module swapped, and the calls that it still computes itself.
 
 Tests of OpenNMT-py itself are skipped if it is not installed.
 """

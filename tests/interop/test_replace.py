@@ -108,7 +108,7 @@ def test_attributes_that_are_changed_in_place(name: str) -> None:
 
     module, inputs = swapped(case, F64), batches(case, F64).values()
     with torch.no_grad():
-        given = [[x.clone() for x in inputs] for _ in range(2)]  # attributes may be the memory
+        given = [[x.clone() for x in inputs] for _ in range(2)]  # the memory may be an attribute
         same(
             *(
                 drive(case, reorder)(x, *y)
@@ -135,7 +135,7 @@ def test_parameters_optimizers_and_hooks_stay(case: SwapCase) -> None:
     sum(x.square().sum() for x in tensors(found)).backward()
     optimizer.step()
     for name, x in before.items():
-        # a bias of all scores of a row has no gradient but roundings
+        # a bias of all scores of a row has no gradient except for rounding
         assert not torch.equal(x, values[name]) or cancels(report.swapped[""], name), name
 
 
@@ -193,7 +193,7 @@ def test_keys_cached_without_gradients_and_used_with_them(name: str) -> None:
 
 
 def test_rows_of_which_everything_is_masked_are_zeros() -> None:
-    """The documentation names this difference."""
+    """The documentation states this difference."""
     module = swapped(SWAPS["joeynmt"])
     memory, mask = torch.randn(2, 4, E), torch.tensor([[[True] * 4], [[False] * 4]])
     module.compute_proj_keys(memory)

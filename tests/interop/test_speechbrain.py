@@ -86,7 +86,7 @@ def test_the_tables_names_are_those_of_speechbrain() -> None:
 
 
 def losses(module: Any, inputs: dict[str, Tensor], backward: Callable[[int, Tensor], Any]) -> Any:
-    """Return outputs and all gradients, after ``backward`` has had each step's number and loss."""
+    """Return outputs and all gradients, passing each step's number and loss to ``backward``."""
     frames, states = inputs.values()
     lengths, outputs = torch.tensor([frames.shape[1], 2, 5], dtype=frames.dtype), []
     leaves = {**inputs, **dict(module.named_parameters())}

@@ -144,7 +144,7 @@ def test_the_score_function_gradient_is_not_biased(glimpses: int, baseline: floa
     per_row = -(right - baseline).unsqueeze(-1) * per_row
     error = per_row.std(0) / math.sqrt(rows)
     assert ((gradient - wanted).abs() < 4 * error).all()
-    assert (error < 0.02 * phi).all()  # otherwise the line above shows little
+    assert (error < 0.02 * phi).all()  # otherwise the line above would show little
 
 
 def test_what_learns_from_what() -> None:

@@ -27,7 +27,7 @@ def make(attention: str = "soft", **options: Any) -> ShowAttendTell:
 def patches(batch: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return images 8 x 24 with one or two coloured patches, and what a caption says of them.
 
-    That is the colours from left to right, the lengths, and the columns (B, 2) of the patches,
+    These are the colours from left to right, the lengths, and the columns (B, 2) of the patches,
     counted in annotations.
     """
     generator = torch.Generator().manual_seed(seed)

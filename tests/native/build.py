@@ -28,7 +28,7 @@ def why_not() -> str | None:
 
 
 def isas() -> list[str]:
-    """Return the instruction sets that kernels are compiled for and this processor has."""
+    """Return the instruction sets that kernels are compiled for and this processor supports."""
     names = list(SETUP["ISAS"])
     best = torch.backends.cpu.get_cpu_capability()
     return names[: names.index(best) + 1] if best in names else names[:1]

@@ -156,7 +156,7 @@ def test_pooling_against_a_twin(heads: int) -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_pointer_against_a_twin(normalize: bool) -> None:
-    """Masked positions have -inf, as has a whole row with nothing left; no gradient is NaN."""
+    """Masked positions have -inf, as does a whole row with nothing left; no gradient is NaN."""
     module = PointerHead(QUERY, KEY, HIDDEN, normalize=normalize, scale=2.0, dtype=F64)
     query, key = normal(B, N, QUERY, dtype=F64), normal(B, M, KEY, dtype=F64)
     taken = torch.rand(B, N, M) < 0.5
@@ -315,7 +315,7 @@ def test_other_refusals() -> None:
     ids=lambda module: type(module).__name__,
 )
 def test_padding_may_be_nan(module: nn.Module) -> None:
-    """Content beyond the length has no effect, nor on the gradients of projections."""
+    """Content beyond the length has no effect, not even on the gradients of projections."""
     key = normal(B, M, KEY, grad=False)
     key[1], key[2, 11:] = torch.nan, torch.nan
     query = [normal(B, N, QUERY, grad=False)] if isinstance(module, AdditiveAttention) else []

@@ -195,7 +195,7 @@ def test_round_trips(make: Callable[[], nn.Module]) -> None:
 
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 def test_half_precision(make: Callable[[], nn.Module]) -> None:
-    """Sums of weights stay in float32; autocast runs through."""
+    """Sums of weights stay in float32; autocast works throughout."""
     module, (query, key, value) = make(), (x.detach() for x in inputs().values())
     with torch.autocast("cpu", BF16):
         assert module(query, key, value).dtype == BF16

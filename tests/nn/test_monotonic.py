@@ -191,7 +191,7 @@ def test_nothing_beyond_the_length_is_looked_at(training: bool) -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_hard_weights_move_on_only(training: bool) -> None:
-    """In evaluation a step takes one position, never before the last; in training, shares."""
+    """In evaluation a step takes one position, never before the last; in training, fractions."""
     module = attention().train(training)
     _, weights = with_weights(module, *inputs().values())
     if training:

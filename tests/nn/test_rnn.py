@@ -216,7 +216,7 @@ def test_step_by_step_and_in_pieces_equals_teacher_forcing(cell: str) -> None:
 
 
 def test_free_running_feeds_itself() -> None:
-    """Equal teacher forcing of the inputs it computed, with gradients through them."""
+    """Match teacher forcing of the inputs it computed, with gradients through them."""
     rnn, feed = make(), nn.Linear(UNITS + KEY, E).to(F64)
     inputs, memory = tensors()
     fed = [inputs[:, 0]]

@@ -1,4 +1,4 @@
-"""Forward and backward within the one budget, at the corners of shape, dtype, layout and option."""
+"""Forward and backward within the budget, at the corners of shape, dtype, layout and option."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_layouts(backend: str, shape: Shape, layout: str, dtype: torch.dtype) ->
 
 
 def test_expanded_keys_are_as_good_as_copies(backend: str) -> None:
-    """Stride 0 along the batch, along the rows and along the columns."""
+    """Use stride 0 along the batch, along the rows and along the columns."""
     query, key, value, weight = make((3, 5, 40, 19, 7), grad=False)
     for key_ in (
         key[:1].expand(3, 40, 19),

@@ -74,7 +74,7 @@ def test_a_wrong_gradient_is_found(place: int, bend: Callable[[Tensor], Tensor])
 
 
 def test_the_reference_is_within() -> None:
-    """A function passes as a backend does that is given by name."""
+    """A function passes just as a backend given by name does."""
     call = spoiled(9, torch.clone, input=False)
     check_attention(*make(SHAPE), **EVERYTHING, dropout_p=0.3, backend=call)
 
@@ -121,7 +121,7 @@ def test_shape_and_dtype_must_agree() -> None:
 
 @pytest.mark.parametrize("dtype, wrong", [(F32, 2e-6), (BF16, 0.05), (F64, 2e-15)])
 def test_the_band_is_a_few_roundings(dtype: torch.dtype, wrong: float) -> None:
-    """The reference is exact here, and allows for no error."""
+    """The reference is exact here, so it allows for no error."""
     exact = torch.ones(5, dtype=F64)
     one = torch.ones(5, dtype=dtype)
     assert_within_budget(one * (1 + torch.finfo(dtype).eps), one, exact)

@@ -99,7 +99,7 @@ def test_python_defines_it_once(name: str) -> None:
 
 @cache
 def nodes() -> list[tuple[Path, ast.AST]]:
-    """Return everything in the rooms below nn, with its file."""
+    """Return all syntax nodes of the folders below nn, with their file."""
     files = (path for room in ROOMS for path in (PACKAGE / room).rglob("*.py"))
     return [(path, node) for path in files for node in ast.walk(ast.parse(path.read_text()))]
 

@@ -1,4 +1,4 @@
-"""torch.compile without graph breaks, export, fake tensors, opcheck on every operator reached."""
+"""torch.compile without graph breaks, export, fake tensors, opcheck of every operator reached."""
 
 from __future__ import annotations
 

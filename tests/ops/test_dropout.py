@@ -1,4 +1,4 @@
-"""Dropout: Philox4x32-10 at every (b, i, j), torch's generator as seed, one mask both ways."""
+"""Dropout: Philox4x32-10 at every (b, i, j), torch's generator as seed, one mask in both passes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from attnkernels.testing import assert_within_budget, check_attention
 
 
 def test_the_second_opinion_knows_the_published_answers() -> None:
-    """Random123's known-answer vectors."""
+    """Compare with Random123's known-answer vectors."""
     assert philox4x32_10((0, 0, 0, 0), (0, 0)) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
     ones = philox4x32_10((WORD,) * 4, (WORD,) * 2)
     assert ones == (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)
 
 
 def test_the_reference_agrees_on_every_word() -> None:
-    """Any counter and key, with high words that only huge attentions would reach."""
+    """Compare any counter and key, with high words that only huge attentions would reach."""
     words = torch.randint(0, 2**32, (64, 6))
     words[0], words[1] = 0, WORD
     found = torch.stack(philox(tuple(words.T[:4]), tuple(words.T[4:])), -1)
@@ -32,7 +32,7 @@ def test_the_reference_agrees_on_every_word() -> None:
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.93])
 def test_bits(backend: str, p: float) -> None:
-    """Two leading dimensions, so that b is the flat index, and m not a multiple of four."""
+    """Use two leading dimensions, so that b is the flat index, and m not a multiple of four."""
     query, key = normal(2, 1, 5, 3), normal(1, 3, 7, 3)
     value, weight = normal(7, 2), normal(3)
     seed = next_seed(11)
@@ -87,7 +87,7 @@ def test_bits_do_not_depend_on_the_dtype(backend: str, dtype: torch.dtype) -> No
 
 
 def test_statistics(backend: str) -> None:
-    """The keep rate within five sigma, overall and for each of the four words."""
+    """Check the keep rate within five sigma, overall and for each of the four words."""
     p, n, m = 0.3, 256, 400
     query, key, value, weight = make((1, n, m, 1, 1))
     _, weights = additive_attention(
@@ -108,7 +108,7 @@ def test_outputs_and_gradients(backend: str) -> None:
 
 
 def test_kept_weights_are_scaled_and_lse_is_before_dropout(backend: str) -> None:
-    """The weights that come back are the ones that were used, computed by hand."""
+    """The returned weights are those that were used, computed by hand."""
     inputs = make((2, 3, 9, 4, 2), grad=False)
     options = {"return_weights": True, "return_lse": True, "backend": backend}
     _, full, lse = additive_attention(*inputs, **options)
@@ -158,7 +158,7 @@ def test_without_dropout_the_generator_is_left_alone(backend: str) -> None:
 
 
 def test_the_backward_sees_the_same_mask(backend: str) -> None:
-    """With weights^T as value's gradient: a pair dropped in forward has no gradient in backward."""
+    """The gradient of value is weights^T: a pair dropped in the forward has no gradient."""
     query, key, value, weight = make((2, 3, 9, 4, 9))
     context, weights = additive_attention(
         query, key, value, weight, dropout_p=0.5, return_weights=True, backend=backend

@@ -236,7 +236,7 @@ def test_nothing_fits_prints_every_sentence(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_first_backend_that_can_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last backend is taken where those before it say why not."""
+    """The last backend is taken if those before it say why not."""
     last = BACKENDS[-1]
     for module in BACKENDS[:-1]:
         monkeypatch.setattr(module, "why_not", lambda problem: "not today")

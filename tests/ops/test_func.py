@@ -51,7 +51,7 @@ def by_vjp(call: Callable[..., Any], inputs: Any, gradients: Any) -> Any:
 
 @pytest.mark.parametrize("way", [by_grad, by_vjp])
 def test_gradients(backend: str, way: Callable[..., Any]) -> None:
-    """Through context, weights and lse, for the mask too."""
+    """Gradients pass through context, weights and lse, also for the mask."""
 
     def call(*inputs: Tensor, attn_mask: Tensor, **options: Any) -> Any:
         def forward(*inputs: Tensor) -> Any:
@@ -89,7 +89,7 @@ def test_vmap_is_one_more_leading_dimension(backend: str, which: tuple[int, ...]
 
 
 def test_vmap_of_other_dimensions(backend: str) -> None:
-    """The mapped dimension anywhere, and on the weight."""
+    """The mapped dimension may be anywhere, also on the weight."""
 
     def call(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
         tensors = query.movedim(0, 1), key, value.movedim(0, 3), weight[:, 0].mT

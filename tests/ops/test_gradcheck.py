@@ -111,7 +111,7 @@ def test_one_input_alone(backend64: str, wanted: int) -> None:
 
 
 def test_context_without_weights(backend64: str) -> None:
-    """The fused path, which forms nothing of size n m."""
+    """Test the fused path, which forms nothing of size n m."""
 
     def call(*inputs: Tensor) -> Tensor:
         return additive_attention(*inputs, is_causal=True, backend=backend64)
@@ -138,7 +138,7 @@ def test_scores(backend64: str, activation: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"dropout_p": 0.4}], ids=str)
 def test_varlen(backend64: str, options: dict[str, Any]) -> None:
-    """Three sequences, one of them without a key."""
+    """Test three sequences, one of them without a key."""
     ends_q, ends_k = cumulative([2, 1, 1]), cumulative([3, 0, 2])
 
     def call(*inputs: Tensor) -> Any:

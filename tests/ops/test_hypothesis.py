@@ -1,4 +1,4 @@
-"""Random shapes, strides, masks and options; derandomised, so that every run has the same."""
+"""Random shapes, strides, masks and options; derandomised, so every run has the same ones."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Draw:
 
 
 def begin(backend: str, data: Any, dtype: torch.dtype) -> tuple[Draw, tuple[int, ...]]:
-    """Return what draws tensors, and a leading shape."""
+    """Return a `Draw` and a leading shape."""
     assume(supports(backend, dtype))
     torch.manual_seed(0)
     return Draw(data, dtype), tuple(data.draw(st.lists(st.integers(1, 3), max_size=2)))

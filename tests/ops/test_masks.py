@@ -171,7 +171,7 @@ def test_all_three_combine(backend: str) -> None:
 
 @pytest.mark.large
 def test_a_whole_tile_masked_in_the_middle(backend: str) -> None:
-    """Skipping a fully masked tile leaves its neighbours as they are."""
+    """Skipping a fully masked tile leaves its neighbours unchanged."""
     keep = torch.ones(270, 400, dtype=torch.bool)
     keep[:, 128:256] = False
     keep[256:] = False

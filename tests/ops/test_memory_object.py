@@ -1,4 +1,4 @@
-"""AdditiveMemory: attending to prepared keys gives what a plain call gives."""
+"""AdditiveMemory: attending to prepared keys gives the results of a plain call."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_index_select_reorders_beams(
 
 @pytest.mark.parametrize("dim", [1, -1])
 def test_index_select_of_a_beam_dimension(backend: str, dim: int) -> None:
-    """(batch, beam), selected along the second; tensors that broadcast along it stay."""
+    """Select from (batch, beam) along the second; tensors that broadcast along it stay."""
     query, key, value, weight = normal(2, 3, 1, 9), normal(2, 3, 30, 9), normal(3, 30, 5), normal(9)
     index = torch.tensor([2, 2, 0])
     memory = prepare_keys(key, value, weight, backend=backend).index_select(dim, index)
@@ -162,7 +162,7 @@ def test_index_select_refuses(backend: str, dim: Any, index: Any, error: type[Ex
 
 
 def test_leading_dimensions_broadcast(backend: str) -> None:
-    """One memory for a batch of queries, and queries shared by a batch of memories."""
+    """Test one memory for a batch of queries, and queries shared by a batch of memories."""
     check_attention(
         normal(4, 2, 9), normal(30, 9), normal(30, 5), normal(9), backend=prepared(backend)
     )
@@ -182,7 +182,7 @@ def test_copies_and_pickles(backend: str, copied: Callable[..., AdditiveMemory])
 
 
 def test_under_autocast(backend: str) -> None:
-    """Prepared inside autocast: in its dtype. Prepared outside: cast as a plain call casts."""
+    """Prepared inside autocast, a memory has its dtype; outside, it is cast as in a plain call."""
     query, key, value, weight = make(SHAPE)
     mask = normal(2, MANY)
     outside = prepare_keys(key, value, weight, backend=backend)

@@ -22,7 +22,7 @@ def poisoned(x: Tensor, where: tuple[int, ...], poison: float = NAN) -> Tensor:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_in_a_query(backend: str, shape: Shape, activation: str) -> None:
-    """Its own row is NaN, the other rows and the other batch entry are not."""
+    """Its own row is NaN; the other rows and the other batch entry are not."""
     query, key, value, weight = make(shape)
     query = poisoned(query, (1, 0, 3))
     context, lse = additive_attention(
@@ -112,7 +112,7 @@ def test_in_the_gradients(backend: str, shape: Shape, activation: str) -> None:
     inputs = (poisoned(query, (1, 0, 3)), key, value, weight)
     context = additive_attention(*inputs, activation=activation, backend=backend)
     dq, dk, dv, dw = torch.autograd.grad(context.sum(), inputs)
-    # max(x, 0) passes nothing on where x <= 0, not even NaN: one hidden unit of each row is enough
+    # max(x, 0) propagates nothing if x <= 0, not even NaN: one hidden unit of each row is enough
     assert dq[1, 0].isnan().any() and dk[1].isnan().any(-1).all()
     assert dv[1].isnan().all() and dw.isnan().all()
     assert dq[0].isfinite().all() and dq[1, 1:].isfinite().all()
@@ -125,7 +125,7 @@ def test_in_the_gradients(backend: str, shape: Shape, activation: str) -> None:
 def test_padding_is_never_looked_at(
     backend: str, shape: Shape, dtype: torch.dtype, poison: float
 ) -> None:
-    """Padding may hold anything: the same bits come out, and gradients of exactly 0 there."""
+    """Padding may hold anything: results have the same bits, and its gradients are exactly 0."""
     query, key, value, weight = make(shape, dtype, grad=False)
     m = shape[2]
     lengths = torch.tensor([m, 129, 0])

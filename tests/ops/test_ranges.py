@@ -62,7 +62,7 @@ def around(
 @pytest.mark.parametrize("seam", SEAMS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_one_seam_a_tile(backend: str, shape: Shape, seam: float) -> None:
-    """All sums at the seam, so that one variant has the tile: split evenly, and opposed by 60."""
+    """All sums are at the seam, so one variant has the tile: split evenly, or opposed by 60."""
     sums = torch.full((shape[3],), seam, dtype=F64)
     for offset in (-seam / 2, 0.0, 60.0):
         check_attention(*around(sums, offset, shape, jitter=max(abs(seam), 1e-8)), backend=backend)
@@ -71,7 +71,7 @@ def test_one_seam_a_tile(backend: str, shape: Shape, seam: float) -> None:
 @pytest.mark.parametrize("offset", [0.0, 20.0, -30.0, 42.0, 60.0, -60.0, 1e4])
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
 def test_every_seam_in_one_tile(backend: str, activation: str, offset: float) -> None:
-    """Hidden units of every size side by side: an overflow must not reach its quad."""
+    """Hidden units of every size lie side by side: an overflow must not reach its quad."""
     sums = torch.tensor(SEAMS, dtype=F64)
     for shape in ((1, 1, 70, len(SEAMS), 4), (1, 6, MANY, len(SEAMS), 4)):
         check_attention(*around(sums, offset, shape), activation=activation, backend=backend)
@@ -117,7 +117,7 @@ def test_one_tile_of_each_kind(backend: str) -> None:
 
 
 def test_one_outlier(backend: str) -> None:
-    """A single large entry in a quiet tile, in a query and in a key."""
+    """Put a single large entry into a quiet tile, in a query and in a key."""
     for size in (12.0, 25.0, 50.0, 1e4, INF):
         query, key, value, weight = around(torch.zeros(20, dtype=F64), 0.0, (1, 9, MANY, 20, 4))
         with torch.no_grad():
@@ -147,7 +147,7 @@ def test_inputs_of_every_size(backend: str, size: float) -> None:
 
 @pytest.mark.parametrize("size", [1e-40, 1e-30, 1e4, 1e30, 1e37])
 def test_huge_and_tiny_weights(backend: str, size: float) -> None:
-    """Scores far apart: the softmax is one-hot and lse the score itself."""
+    """Scores are far apart, so the softmax is one-hot and lse is the score itself."""
     query, key = normal(2, 7, 33), normal(2, MANY, 33)
     check_attention(
         query, key, normal(2, MANY, 5), normal(33, size=size), return_lse=True, backend=backend

@@ -84,7 +84,7 @@ def test_only_the_gradient_asked_for(backend: str, wanted: int) -> None:
 
 
 def test_scores_are_what_attention_sees(backend: str) -> None:
-    """(E2) and (E3) by hand over the scores give attention."""
+    """(E2) and (E3), applied to the scores by hand, give attention."""
 
     def call(query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **options: Any) -> Any:
         scores = additive_scores(query, key, weight, backend=backend, **options)
@@ -106,7 +106,7 @@ def test_scores_are_what_attention_sees(backend: str) -> None:
 
 
 def test_written_out(backend: str) -> None:
-    """The formula written out by hand, independent of the oracle."""
+    """Compare with the formula written out by hand, independent of the oracle."""
     query, key = torch.tensor([[0.5, -1.0]]), torch.tensor([[0.25, 2.0]])
     weight = torch.tensor([2.0, -3.0])
     hidden = {

@@ -23,7 +23,7 @@ from attnkernels.ops.signature import (
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_tensors_come_first_and_of_these_the_leaves(name: str) -> None:
-    """autograd relies on this order where it saves tensors apart from options."""
+    """autograd relies on this order when it saves tensors apart from options."""
     signature = SIGNATURES[name]
     assert signature.names[: len(signature.tensors)] == signature.tensors
     if name in ("forward", "scores"):
@@ -48,7 +48,7 @@ def test_options_are_what_follows_the_inputs_in_forward() -> None:
 
 
 class Recorded(Exception):
-    """Carries the arguments of a call."""
+    """An exception that carries the arguments of a call."""
 
 
 def test_a_fused_backend_names_every_argument(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ CALLS = Path(__file__).with_name("users_calls.py")
 
 
 def problems(path: Path) -> list[str]:
-    """Return mypy's errors in one file; an unused `type: ignore` is one."""
+    """Return mypy's errors in one file; an unused `type: ignore` counts as one."""
     options = ["--config-file", str(ROOT / "pyproject.toml"), "--no-error-summary"]
     report, complaints, _ = api.run([*options, str(path)])
     assert not complaints, complaints

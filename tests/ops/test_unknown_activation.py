@@ -16,7 +16,7 @@ MESSAGE = f"activation must be one of .*tanh.*, got {UNKNOWN}"
 
 
 def arguments(operator: str, device: str = "cpu") -> dict[str, Any]:
-    """Return good arguments of an operator, but for the activation."""
+    """Return good arguments of an operator, except for the activation."""
     batch, n, m, d, dv = shape = (2, 5, 4, 6, 3)  # more queries than a step has
     query, key, value, weight = make(shape, grad=False)
     outputs = {
@@ -58,7 +58,7 @@ def test_an_unknown_code_is_an_error(fused: str, operator: str, device: str) -> 
 
 @pytest.mark.parametrize("operator", SIGNATURES)
 def test_a_known_code_is_no_error(fused: str, operator: str) -> None:
-    """The arguments of the test above are good but for the code."""
+    """The arguments of the test above are good except for the code."""
     for f in ACTIVATIONS.values():
         given = arguments(operator, "meta") | {"activation": f.code}
         if hasattr(torch.ops.attnkernels, f"{fused}_{operator}"):

@@ -91,7 +91,7 @@ def test_layouts(backend: str, layout: Any) -> None:
 
 
 def test_one_call_a_sequence_gives_the_same(backend: str) -> None:
-    """Packing written out by hand, so that the reference is checked too."""
+    """Packing is written out by hand, so the reference is checked too."""
     lengths_q, lengths_k = [3, 2, 4], [6, 0, 5]
 
     def call(

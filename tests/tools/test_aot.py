@@ -1,7 +1,7 @@
-"""The Triton kernels compile for every target without a GPU, and to what they should.
+"""The Triton kernels compile for every target without a GPU, to the expected code.
 
-Each combination of options is compiled, which takes longer than everything else: options come
-together, and sizes are few.
+Each combination of options is compiled, which takes longer than everything else. Options are
+therefore combined, and sizes are few.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from tools.sass import aot
 from tools.sass import run as sass
 
-OPTIONS_ON = ("sm_90", "gfx942")  # one of each compiler: the others differ in their code generator
+OPTIONS_ON = ("sm_90", "gfx942")  # one per compiler: the others differ in their code generator
 TILED = {"prepare_kernel", "forward_kernel", "gradient_kernel", "value_kernel", "sweep_kernel"}
 STEP = {"step_kernel", "step_gradient_kernel", "step_sweep_kernel"}
 ROWS = {"tiles": (33, TILED), "step": (1, STEP)}
@@ -48,7 +48,7 @@ def seeded() -> dict[str, Any]:
 
 
 def bool_mask(n: int) -> tuple[Any, dict[str, Any]]:
-    """Every way to exclude pairs, and the weights; sigmoid, with d that is no multiple of 4."""
+    """Every way to exclude pairs, and the weights; sigmoid, with d not a multiple of 4."""
     inputs = make((2, n, 40, 30, 7), grad=False)
     mask = torch.ones(2, n, 40, dtype=torch.bool)
     options = {"is_causal": True, "return_weights": True, "activation": "sigmoid"}

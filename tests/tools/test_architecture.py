@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "attnkernels"
 CSRC = ROOT / "csrc"
 
-# Layers from the ground up, without exceptions. A module imports from its own part as well. Give a
+# Layers from the ground up, without exceptions. A module may also import from its own part. Give a
 # new part its place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("ops",),
@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("profile", "viz", "info"),
 )
 
-# Inside some parts order matters as well: a module imports only modules that come before it.
+# Inside some parts the order matters too: a module imports only modules that come before it.
 OPS = ("codes", "signature", "shapes", "dropout", "formula", "fakes", "vmap", "schema", "autograd")
 # Every module of backends that is not named here is a backend, and stands at the dots.
 BACKENDS = ("base", "fused", "...", "select", "__init__")

@@ -21,7 +21,7 @@ TINY = Job("tiny", "attention", (1, 1, 2, 4, 4), "both")
 
 
 def bursts(ratios: list[float], spread: float, drift: float = 0.0, count: int = 8) -> list[Bursts]:
-    """A pair of processes per ratio, each burst with its own noise and a drift that both share."""
+    """One pair of processes per ratio; bursts have their own noise and share a drift."""
     generator = random.Random(1)
 
     def noisy(ratio: float, burst: int) -> float:
@@ -39,11 +39,11 @@ def bursts(ratios: list[float], spread: float, drift: float = 0.0, count: int = 
         ([1.1, 1.1, 1.1], 0.01, 0.0, "slower"),
         ([0.9, 0.9, 0.9], 0.01, 0.0, "faster"),
         ([1.0, 1.0, 1.0], 0.01, 0.0, "same"),
-        ([1.02, 1.02, 1.02], 0.005, 0.0, "same"),  # within what is not reported
+        ([1.02, 1.02, 1.02], 0.005, 0.0, "same"),  # too small to be reported
         ([1.1, 1.1, 1.1], 0.01, 0.2, "slower"),  # a machine that slows down slows both
         ([1.0, 1.0, 1.0], 0.01, 0.2, "same"),
         ([1.1, 1.1, 1.1], 2.0, 0.0, "unclear"),
-        ([1.2, 1.0, 1.0], 0.01, 0.0, "unclear"),  # one pair of processes is no commit
+        ([1.2, 1.0, 1.0], 0.01, 0.0, "unclear"),  # one pair of processes does not make a commit
         ([1.2, 0.9, 1.2], 0.01, 0.0, "unclear"),
     ],
 )

@@ -191,7 +191,7 @@ def test_who_takes_the_process_along_is_not_run_again(
 def test_a_fault_of_the_device_asks_for_another_process(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The call that failed is to blame, not those that were ready."""
+    """The call that failed is blamed, not those that were ready."""
 
     def failed(session: gpu_cases.Session, attempt: Any, error: BaseException) -> None:
         session.absent.note(gpu_cases.sentence(error), attempt)

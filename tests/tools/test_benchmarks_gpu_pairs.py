@@ -80,7 +80,7 @@ def test_both_backends_are_set_against_each_other(result: dict[str, Any]) -> Non
     page = [" ".join(line) for line in shown(gpu_pairs.tables(result))]
     assert page[0] == "float32: native / triton" and "triton takes" in page[1]
     lines = [line for line in page if line.startswith(("tiles", "step"))]
-    # 4e6 elements in 40 µs of a GHz on 100 SMs are 1 a clock; 40.1 MB of a step in 32 µs, 1253 GB/s
+    # 4e6 elements in 40 µs at 1 GHz on 100 SMs: 1 per clock; 40.1 MB of a step in 32 µs: 1253 GB/s
     assert lines == [
         "tiles forward 40 µs / 80 µs 2.0x 1 / 0.5 3% / 2% – – –",
         "tiles both 100 µs / – – 0.4 / – – – – –",
@@ -103,7 +103,7 @@ def test_what_the_selection_should_do_is_summed_up(result: dict[str, Any]) -> No
     assert [line.split(":")[0].strip() for line in said[1:]] == [
         "inference, step",
         "inference, tiles",
-        "training, step",  # for training with tiles only one of the two was measured
+        "training, step",  # for training with tiles, only one of the two was measured
     ]
     first = ON_GPU["inference", "step"]
     assert "takes 1.2x the time of native (geometric mean of 1, from 1.2x to 1.2x)" in said[1]
@@ -199,7 +199,7 @@ def sanitizer(tmp_path: Path, monkeypatch: Patch) -> Path:
 
 
 def stage(tmp_path: Path, budget: float, device: str = "cuda") -> gpu.Run:
-    """Run the stage alone, with all of the time."""
+    """Run the stage alone, with all of the time budget."""
     options = Namespace(out=tmp_path, device=device, budget=budget, sweep=False, skip=[])
     everything = gpu.Run(options, time.time(), run.head("cpu", {}))
     gpu._sanitizer(everything)

@@ -1,4 +1,4 @@
-"""The rooms of csrc: which files may include which, and every switch knows every activation."""
+"""The folders of csrc: which files may include which, and every switch handles every activation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 FILES = sorted(path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
 
-# The rooms that a file may include, by the start of its path. csrc/torch has one binding per device
-# over headers that know no device.
+# The folders that a file may include, by the start of its path. csrc/torch has one binding per
+# device over headers that know no device.
 MAY_INCLUDE = {
     "common": {"common"},
     "cpu": {"common", "cpu"},
@@ -28,9 +28,9 @@ def name(path: Path) -> str:
 
 
 def rooms(path: Path) -> set[str]:
-    """Return the rooms that a file may include."""
+    """Return the folders that a file may include."""
     fitting = [start for start in MAY_INCLUDE if name(path).startswith(start)]
-    assert fitting, f"{name(path)} is in no room: decide where it stands"
+    assert fitting, f"{name(path)} is in no listed folder: decide where it stands"
     return MAY_INCLUDE[max(fitting, key=len)]
 
 
@@ -57,14 +57,14 @@ def test_a_file_includes_only_the_rooms_below_it(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_only_the_binding_includes_torch(path: Path) -> None:
-    """csrc/cpu has at::vec; csrc/common and csrc/cuda have nothing of torch."""
+    """csrc/cpu includes at::vec; csrc/common and csrc/cuda include nothing of torch."""
     headers = re.findall(r"#include <((?:torch|ATen|c10)/[^>]+)>", path.read_text())
     allowed = {"torch": "torch/", "cpu": "ATen/"}.get(name(path).split("/")[0])
     assert all(allowed and header.startswith(allowed) for header in headers), headers
 
 
 def test_switches_over_activations_have_no_default() -> None:
-    """The compiler reports a missing enumerator (-Werror=switch) only where there is no default."""
+    """The compiler reports a missing enumerator (-Werror=switch) only if there is no default."""
     found = 0
     for path in FILES:
         text = path.read_text()

@@ -16,7 +16,7 @@ SCRIPTS = sorted((ROOT / "findings").glob("*.sh"))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a finding that holds, one that no longer does and one that cannot be tried."""
+    """Make a folder of findings: one holds, one no longer does, and one cannot be tried."""
     made = tmp_path / "findings"
     made.mkdir()
     for name, body in {
@@ -62,7 +62,7 @@ def test_a_finding_that_takes_too_long_is_ended(folder: Path) -> None:
         text=True,
         check=False,
     )
-    assert state.stdout.strip()[:1] in ("", "Z")  # gone, or dead and not yet collected
+    assert state.stdout.strip()[:1] in ("", "Z")  # gone, or dead and not yet reaped
 
 
 def test_a_finding_sees_no_path_of_this_project(

@@ -105,7 +105,7 @@ def test_names_the_instruction_set(fused: str, isa: str) -> None:
 
 
 def test_without_the_library_the_reference_works() -> None:
-    """Without a compiler there is one sentence, and only if native is asked for."""
+    """Without a compiler there is one sentence, and only if native is requested."""
     nowhere = os.path.join(os.path.dirname(__file__), "nowhere.so")
     shape, *sentence = run("-c", USES_IT, ATTNKERNELS_LIBRARY=nowhere).splitlines()
     assert shape == "torch.Size([2, 3, 2])"

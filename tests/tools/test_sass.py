@@ -1,4 +1,4 @@
-"""tools.sass on hand-written code: loops, what they compute, and limits."""
+"""tools.sass on hand-written code: loops, their work, and limits."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def sass() -> Any:
 
 
 def good(sass: Any) -> list[Any]:
-    """Return rows of sm_90 without a fault."""
+    """Return rows of sm_90 without faults."""
 
     def row(kernel: str, meta: dict[str, Any], warps: int = 4) -> Any:
         loops = [Inner(each, 4.0, 0.25, 0, 0) for each in sass.VARIANTS.get(kernel, ())]

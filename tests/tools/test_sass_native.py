@@ -151,7 +151,7 @@ def test_kernels_are_those_of_the_sources() -> None:
 
 
 def good() -> list[Row]:
-    """Return rows of sm_90a without a fault."""
+    """Return rows of sm_90a without faults."""
     names = {f"{name}<Logistic>" for name in sass_native.kernels()} & set(sass_native.VARIANTS)
     names |= {name for name in sass_native.kernels() if f"{name}<Logistic>" not in names}
 

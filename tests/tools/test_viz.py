@@ -81,7 +81,7 @@ def test_is_a_figure_of_its_own_that_a_notebook_shows(plot: Callable[..., Figure
     assert saved(figure).startswith(PNG)
     assert b"<svg" in saved(figure, "svg")
     assert figure._repr_png_().startswith(PNG)  # type: ignore[attr-defined]
-    assert not _pylab_helpers.Gcf.figs  # pyplot knows of none
+    assert not _pylab_helpers.Gcf.figs  # pyplot knows of no figure
 
 
 @pytest.mark.parametrize("plot", INTO_AXES)

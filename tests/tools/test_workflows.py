@@ -1,4 +1,4 @@
-"""Test the files for GitHub, which run there only: their schemas, a linter, and what they name."""
+"""Test the files for GitHub, which run only there: schemas, a linter, and names in them."""
 
 from __future__ import annotations
 

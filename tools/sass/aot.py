@@ -29,7 +29,7 @@ TARGETS = {
     "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-PROCESSORS = 132  # of an H100: they decide the tiles
+PROCESSORS = 132  # those of an H100, which decide the tiles
 
 Shape = tuple[int, int, int, int, int]  # batch, n, m, d, dv
 LARGE: Shape = (8, 1024, 1024, 256, 256)
@@ -104,7 +104,7 @@ def attention(
 ) -> None:
     """Compile the kernels of a call and of its backward from gradients of all its outputs.
 
-    cu_seqlens serves queries and keys.
+    cu_seqlens is used for both queries and keys.
     """
     inputs = {
         "query": query,

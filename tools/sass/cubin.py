@@ -19,7 +19,7 @@ class Function(NamedTuple):
     registers: int
     memory: int  # bytes of static shared memory
     spills: dict[str, int]  # by name, without zeros
-    threads: int | None  # the most per block, where the source says so
+    threads: int | None  # the maximum per block, if the source gives it
     code: Code
 
 
@@ -85,7 +85,7 @@ def readable(symbol: str) -> str:
 
 
 def _word(mangled: str) -> tuple[str, str]:
-    """Split a name that its length precedes, such as 4cuda, from what follows it."""
+    """Split a name preceded by its length, such as 4cuda, from the rest."""
     length = re.match(r"\d+", mangled)
     assert length is not None, mangled
     end = length.end() + int(length[0])

@@ -73,12 +73,12 @@ def parse(sass: str) -> Code:
 
 
 def count(instructions: Counter[str], *beginnings: str) -> int:
-    """Return the number of instructions whose names begin so."""
+    """Return the number of instructions whose names have this prefix."""
     return sum(n for name, n in instructions.items() if name.startswith(beginnings))
 
 
 def classify(kernel: str, pairs: int, loop: Counter[str]) -> Inner | None:
-    """Return the costs per element of a loop, or None where it is not over elements.
+    """Return the costs per element of a loop, or None if it is not over elements.
 
     `pairs` is the number of (query, key) pairs per thread in a loop over single hidden units, and a
     quarter of the elements of a loop over four at a time.
@@ -88,7 +88,7 @@ def classify(kernel: str, pairs: int, loop: Counter[str]) -> Inner | None:
 
 
 def costs(variant: str, elements: int, loop: Counter[str]) -> Inner:
-    """Return the costs of a loop over so many elements."""
+    """Return the costs of a loop over this many elements."""
     return Inner(
         variant=variant,
         issued=(sum(loop.values()) - count(loop, "NOP")) / elements,

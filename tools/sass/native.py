@@ -39,12 +39,12 @@ VARIANTS = {  # the inner loops that each kernel must have
     "scores_kernel<Logistic>": SCORES,
     "backward_kernel<Logistic>": (*SCORES, *SWEEPS),
 }
-# The most per element there: score.h takes 3.75, and sweep.h 7 more.
+# The maximum per element there: score.h takes 3.75, and sweep.h 7 more.
 COUNTED = "sm_90a"
 QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 12.0
 
 ABOUT = (
-    "CUDA C++: shared leaves out dynamic memory, and from sm_90 on has 1024 bytes of the system;"
+    "CUDA C++: shared excludes dynamic memory, and from sm_90 on includes 1024 bytes of the system;"
     " all branches of a loop count, such as those for each dtype in a direct one."
 )
 
@@ -133,7 +133,7 @@ def loops(innermost: list[Counter[str]]) -> list[Inner]:
 
 
 def classify(loop: Counter[str]) -> Inner | None:
-    """Return the costs per element of a loop, or None where it is not over elements.
+    """Return the costs per element of a loop, or None if it is not over elements.
 
     The loop of sweep.h adds to memory once per key, for 32 elements.
     """
@@ -206,7 +206,7 @@ def _issued(each: list[tuple[Row, Inner]], variant: str) -> float:
 
 
 def table(target: str, found: list[Row]) -> Table:
-    """Return a table with one line per kernel, or per inner loop where it has several."""
+    """Return a table with one line per kernel, or per inner loop if it has several."""
     lines = (
         (
             (row.kernel, row.source, row.threads or "any", row.registers, row.memory),

@@ -26,7 +26,7 @@ def table(
     numbers: Sequence[str],
     rows: Iterable[tuple[Sequence[object], dict[str, int], list[Inner]]],
 ) -> Table:
-    """Return a table with one line per kernel, or per inner loop where it has several.
+    """Return a table with one line per kernel, or per inner loop if it has several.
 
     A row has its cells under `texts` and `numbers`, its spills and its loops.
     """

@@ -48,7 +48,7 @@ VARIANTS = {  # the inner loops that each kernel must have
     "sweep_kernel": ("shared", "single", "direct"),
 }
 LARGEST = configs.TILES[0].BI, configs.TILES[0].BJ
-# The most per element on sm_90. By (E9) the forward takes 4 instructions, one in 16 a MUFU.
+# The maximum per element on sm_90. By (E9) the forward takes 4 instructions, one in 16 a MUFU.
 QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 12.0
 
 WIDTH = 150
@@ -74,7 +74,7 @@ class Row:
 
     @property
     def block(self) -> tuple[int | None, int | None]:
-        """The queries and keys of its tile, where it has them."""
+        """The queries and keys of its tile, if it has one."""
         if "SHAPE" in self.meta:
             RI, RJ, TI, TJ = self.meta["SHAPE"]
             return RI * TI, RJ * TJ
@@ -223,7 +223,7 @@ def _costs(found: list[Row]) -> dict[str, list[str]]:
 
 
 def table(target: str, found: list[Row]) -> Table:
-    """Return a table with one line per kernel, or per inner loop where it has several."""
+    """Return a table with one line per kernel, or per inner loop if it has several."""
     lines = (
         (
             (row.kernel, row.tile, row.call, row.warps, row.registers, row.memory),
@@ -247,8 +247,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.sass")
     parser.add_argument("--kernels", choices=("triton", "native"), help="default: both")
-    parser.add_argument("--targets", help="separated by commas; default: all that there are")
-    parser.add_argument("--json", type=Path, help="where to write what the tables show")
+    parser.add_argument("--targets", help="separated by commas; default: all")
+    parser.add_argument("--json", type=Path, help="where to write the contents of the tables")
     options = parser.parse_args(arguments)
     of_triton, of_native = _targets(parser, options)
     toolkit = sass_native.toolkit() if of_native else None

@@ -54,7 +54,7 @@ class Live:
 
 if TYPE_CHECKING:
     _Base = nn.Module
-else:  # a fused class comes before the library's class, which is the module
+else:  # the library's class, which comes after a fused class, is the module
     _Base = object
 
 
@@ -71,7 +71,7 @@ class Fused(_Base):
     def __reduce_ex__(self, protocol: Any) -> Any:
         cls = type(self)
         if not isinstance(self, nn.Module) or cls.__reduce__ is not object.__reduce__:
-            return super().__reduce_ex__(protocol)  # Keras writes and reads layers in its own way
+            return super().__reduce_ex__(protocol)  # Keras saves and loads layers in its own way
         state = {name: x for name, x in self.__dict__.items() if name != KEPT}
         return _blank, cls.__bases__, state
 

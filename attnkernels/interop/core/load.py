@@ -26,7 +26,7 @@ class Loaded:
         zeroed: parameters for which the checkpoint has nothing: biases, set to zero.
         identities: matrices that the library does not have, set to the identity.
         cancelled: entries that the softmax cancels.
-        left: entries that are no part of attention, with a phrase that says what each is.
+        left: entries that are not part of attention, with a phrase that says what each is.
     """
 
     convention: str
@@ -150,7 +150,7 @@ def _unsuitable_identities(module: Projections, rules: Convention) -> list[str]:
 def _take(
     own: dict[str, Any], entry: Entry, rules: Convention, module: Projections, prefix: str
 ) -> tuple[_Term | None, list[str]]:
-    """Remove an entry from ``own``. Return it, if it is usable, and a sentence per fault."""
+    """Remove an entry from ``own``. Return it, if usable, and one sentence per fault."""
     ways = _spellings(entry, module.num_heads)
     names = next((way for way in ways if own.keys() & set(way)), ())
     found = {name: own.pop(name) for name in names if name in own}
@@ -193,7 +193,7 @@ def _row_shape(parameter: Tensor, entry: Entry, rules: Convention) -> tuple[int,
 
 
 def _fitted(given: Any, entry: Entry, wanted: tuple[int, ...], heads: int) -> tuple[Tensor, str]:
-    """Return an entry as rows of its parameter, and the fault that it has or ""."""
+    """Return an entry as rows of its parameter, and its fault or ""."""
     try:
         x = torch.as_tensor(given).detach()
     except (TypeError, ValueError, RuntimeError):
@@ -211,7 +211,7 @@ def _is_cancelled(name: str, rules: Convention) -> bool:
 
 
 def _owner(name: str, rules: Convention) -> str | None:
-    """Return the phrase that says what an entry beside attention is, or None."""
+    """Return the phrase that says what an entry outside attention is, or None."""
     for beginning, what in rules.left.items():
         if name == beginning or (beginning.endswith(".") and name.startswith(beginning)):
             return what

@@ -45,11 +45,11 @@ def replace_attention(model: nn.Module, *, only: Collection[str] | None = None) 
     module is left unchanged if their results differ.
 
     Three things change. A row whose keys are all masked gives zeros, instead of NaN or an average
-    of padding. Dropout drops other weights, at the same rate. A module that caches keys
+    of padding. Dropout drops different weights, at the same rate. A module that caches keys
     (SpeechBrain's ContentBasedAttention, ESPnet's AttAdd) has no second derivatives.
 
     Copies and pickles of a swapped module are swapped too, except in Keras, which makes them from
-    the class of its own.
+    its own class.
 
     Args:
         model: any module, or a Keras layer or model on the torch backend.
@@ -99,7 +99,7 @@ def _checked(model: nn.Module, only: Collection[str] | None) -> dict[str, nn.Mod
 
 
 def _inside(name: str) -> tuple[str, ...]:
-    """Return the beginnings of the names of modules inside a module; Keras has paths."""
+    """Return the prefixes of the names of modules inside a module; Keras has paths."""
     return (f"{name}.", f"{name}/") if name else ("",)
 
 
@@ -117,7 +117,7 @@ def _modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _recognise(module: nn.Module) -> Live | str | None:
-    """Return the entry of a module, or the reason it is left, or None if it is no attention."""
+    """Return the entry of a module, or the reason it is left, or None if it is not attention."""
     own = type(module)
     if isinstance(module, Fused):
         return "it is swapped already"

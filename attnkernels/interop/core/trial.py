@@ -56,9 +56,9 @@ def _twin(module: nn.Module, cls: type[nn.Module], training: bool) -> nn.Module:
 
 
 def _draw(module: nn.Module) -> Draw:
-    """Return a function of sizes to random numbers of the module's dtype and device.
+    """Return a function from sizes to random numbers of the module's dtype and device.
 
-    Every function that this returns gives the same numbers.
+    Every function returned here gives the same numbers.
     """
     like = next(iter(module.parameters()), torch.empty(0))
     generator = torch.Generator("cpu").manual_seed(0)

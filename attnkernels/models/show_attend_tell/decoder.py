@@ -34,7 +34,7 @@ class CaptionDecoder(AttentionRNN):
         embed_dim, annotation_dim, hidden_dim, attention_dim: sizes of a word's embedding (m in the
             paper), of an annotation (D), of the LSTM (n) and of the score.
         hard: also create a `HardAttention`, which shares the parameters of the soft one.
-        backend: of the attention.
+        backend: backend of the attention.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class CaptionDecoder(AttentionRNN):
             self.hard.weight = soft.weight
 
     def _initial(self, prepared: PreparedMemory, attend: Attend, state: Any) -> DecoderState:
-        """Return the first state without attending, which the first step does itself."""
+        """Return the first state without attending; the first step attends itself."""
         self._output("the output in state", state, prepared.batch)
         value = prepared.memory.value
         return DecoderState(state, value.new_zeros(prepared.batch, prepared.value_dim))

@@ -18,7 +18,7 @@ class ConvEncoder(nn.Module):
     so two more channels hold its coordinates (1807.03247).
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         annotation_dim: D, features of an annotation.
 
     Raises:

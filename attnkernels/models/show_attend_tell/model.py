@@ -181,7 +181,7 @@ class ShowAttendTell(nn.Module):
 
         Args:
             images: as in `forward`.
-            max_length: the most tokens, ``end`` included.
+            max_length: the maximum number of tokens, ``end`` included.
             beams: number of captions kept, and returned.
 
         Raises:

@@ -1,6 +1,6 @@
 """One file per library: a plain copy of its classes, and the cases by which it is tested.
 
-Every file beside this one is found by itself. It may define
+Every file beside this one is discovered automatically. It may define
 
 - ``LOADS``: names to `LoadCase`, its checkpoints, for test_load.py;
 - ``SWAPS``: names to `SwapCase`, its live modules, for test_replace.py and test_recognise.py.

@@ -1,4 +1,4 @@
-"""Keras: AdditiveAttention, of which a checkpoint has the scoring vector alone."""
+"""Keras: AdditiveAttention, whose checkpoint has only the scoring vector."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def entries(heads: int, biases: str) -> Shapes:
 
 
 def case(heads: int, biases: str, **options: Any) -> LoadCase:
-    """Return the case of so many heads, with the biases of these layers."""
+    """Return the case with this many heads and with the biases of these layers."""
     return LoadCase(
         "pyg-gatv2",
         {"num_heads": heads, "activation": "leaky_relu", **options},

@@ -12,7 +12,7 @@ FLOAT = tl.constexpr(2)
 
 @triton.jit
 def mask_of(b, sizes, mask):
-    """Return a pointer to the mask of leading index b, or 0 where there is no mask."""
+    """Return a pointer to the mask of leading index b, or 0 if there is no mask."""
     if mask is None:
         return 0
     else:
@@ -23,8 +23,8 @@ def mask_of(b, sizes, mask):
 def taking_part(i, j, n, m, mask, mask_at, CAUSAL: tl.constexpr, MASK: tl.constexpr):
     """Return (bool: the pairs that nothing excludes, float32: the numbers added to their scores).
 
-    i and j broadcast to the shape of the pairs. The keys end at m, which follows key_lengths where
-    they are given. mask_at: from mask_of().
+    i and j broadcast to the shape of the pairs. The keys end at m, which follows key_lengths if
+    given. mask_at: from mask_of().
     """
     there = (i < n) & (j < m)
     if CAUSAL:

@@ -6,7 +6,7 @@ import triton.language as tl
 from ....ops import codes
 
 # The argument ACTIVATION of a kernel is a code of this table; an unknown one raises when the kernel
-# is compiled. Globals are constexpr, so that a change of them compiles the kernels anew.
+# is compiled. Globals are constexpr, so changing them recompiles the kernels.
 _TABLE = tl.constexpr({f.code: f for f in codes.ACTIVATIONS.values()})
 RELU = tl.constexpr(codes.ACTIVATIONS["relu"].code)
 LEAKY_RELU = tl.constexpr(codes.ACTIVATIONS["leaky_relu"].code)

@@ -51,7 +51,7 @@ def _panel(
         y *= gain(ACTIVATION)
         ranges = panels.ranges + (panel * chunks + chunk) * 2
         tl.store(ranges, tl.max(y))
-        # NaN counts as infinite: where queries share a reciprocal it would reach its neighbour
+        # NaN counts as infinite: if queries share a reciprocal, it would reach its neighbour
         size = tl.where(y == y, tl.abs(y), float("inf"))
         tl.store(ranges + 1, tl.max(size))
         y = exp(y)

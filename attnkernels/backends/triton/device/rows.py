@@ -35,15 +35,15 @@ class Panels(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """The seed; the number of 2^32 below which bits drop a pair, times SCALE; 1 / (1 - p)."""
+    """The seed; the threshold, of 2^32, below which bits drop a pair, times SCALE; 1 / (1 - p)."""
 
     seed: Any
     threshold: Any
     keep_scale: Any
 
 
-# Integers that a kernel gains nothing from knowing to be 1 or a multiple of 16: compiled once for
-# all values.
+# Integers for which a kernel gains nothing from specialisation on 1 or on multiples of 16: compiled
+# once for all values.
 ANY = (
     "n",
     "m",
@@ -67,7 +67,7 @@ ANY = (
 )
 
 
-# Triton compiles a kernel anew where an integer of a tuple becomes 1, or a multiple of 16, or
+# Triton recompiles a kernel whenever an integer of a tuple becomes 1, or a multiple of 16, or
 # neither. Sizes and strides are therefore multiplied by 16, except the strides of query, key and
 # value: whether these are multiples of 16 decides how their rows are loaded.
 SCALE = tl.constexpr(16)
@@ -113,10 +113,10 @@ def length_of(b, sizes, lengths, m):
 
 @triton.jit
 def sequence_of(cu_seqlens, sequences, tile, BLOCK: tl.constexpr):
-    """Return the sequence that a tile of BLOCK rows belongs to; 0 where cu_seqlens is None.
+    """Return the sequence that a tile of BLOCK rows belongs to; 0 if cu_seqlens is None.
 
     Sequence s owns the tiles from cu_seqlens[s] // BLOCK + s on. These are enough wherever it
-    starts, so that the number of tiles is known without reading cu_seqlens.
+    starts, so the number of tiles is known without reading cu_seqlens.
     """
     low = 0
     if cu_seqlens is not None:
@@ -132,7 +132,7 @@ def sequence_of(cu_seqlens, sequences, tile, BLOCK: tl.constexpr):
 
 @triton.jit
 def extent(cu_seqlens, s, rows, BLOCK: tl.constexpr):
-    """Return (first row, number of rows, first tile) of sequence s; None has one, of all rows.
+    """Return (first row, number of rows, first tile) of sequence s; None is one of all rows.
 
     The first row has 64 bits, so that products with it do.
     """

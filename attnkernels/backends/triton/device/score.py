@@ -2,7 +2,7 @@
 
 A tile of BI queries and BJ keys is held as [RI, RJ, TI, TJ], its SHAPE: TI * TJ threads of RI * RJ
 pairs each. A thread computes an RI x RJ block of scores in registers, from RI + RJ loads per hidden
-unit, and needs nothing of another thread. An element takes 3.5 multiply-adds and a quarter of a
+unit, and needs nothing from other threads. An element takes 3.5 multiply-adds and a quarter of a
 reciprocal.
 """
 

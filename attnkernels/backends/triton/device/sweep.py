@@ -76,7 +76,7 @@ def _sweep_tile(
     BJ: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    """Sweep the keys of a tile from j0 on. q0 to q3 are queries, or their exponentials FROM_EXP."""
+    """Sweep the keys of a tile from j0 on. q0 to q3: queries; with FROM_EXP, their exponentials."""
     key += wide(j0) * key_row
     grad_key += wide(j0) * d
     pairs = (ds + wide(j0) * width).to(tl.pointer_type(tl.int64)) + tl.arange(0, RI)[:, None]

@@ -28,7 +28,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Implement the operator "backward" of ops/signature.py."""
     call = Call(**arguments)
-    # D_i of (E4) with all terms that do not depend on j; and sum_ij ds_ij: sum_j a_ij is 1, or 0
+    # D_i of (E4) with all terms that do not depend on j; and sum_ij ds_ij, as sum_j a_ij is 1 or 0
     delta, total = call.new(*call.lead, call.n).zero_(), call.new(*call.lead).zero_()
     if grad_context is not None:
         delta += (grad_context * context).sum(-1)

@@ -110,7 +110,7 @@ class Call:
 
     @property
     def step(self) -> bool:
-        """True for so few queries that preparing the keys would cost more than it saves."""
+        """True if the queries are so few that preparing keys would cost more than it saves."""
         return not self.varlen and self.n <= STEP_QUERIES
 
     def tiles(self, rows: int, block: int) -> int:
@@ -120,7 +120,7 @@ class Call:
     def tile(self, tiles: tuple[Tile, ...]) -> Tile:
         """Return the cheapest of the tiles that give every processor four warps.
 
-        Where none does, return the last of `tiles`, the smallest.
+        If none does, return the last of `tiles`, the smallest.
         """
         n, m = (-(-rows // max(self.sequences, 1)) for rows in (self.n, self.m))
 
@@ -135,7 +135,7 @@ class Call:
         return min(filling, key=cost, default=tiles[-1])
 
     def parts(self, programs: int, warps: int, most: int) -> int:
-        """Return how many parts, of `programs` programs each, fill the device: at most `most`."""
+        """Return the number of parts of `programs` programs that fill the device, up to `most`."""
         return max(1, min(self.target.room(warps) // max(programs, 1), most))
 
 
@@ -225,7 +225,7 @@ def _kind(mask: Tensor | None) -> int:
 
 
 def _near(x: Tensor) -> Tensor:
-    """Return x, or a copy where 32-bit offsets do not reach all of a tile of its rows."""
+    """Return x, or a copy if 32-bit offsets do not reach every row of a tile."""
     rows, columns = max(max(tile.BI, tile.BJ) for tile in configs.TILES), x.shape[-1]
     return x if rows * x.stride(-2) + columns * x.stride(-1) < 1 << 31 else x.contiguous()
 

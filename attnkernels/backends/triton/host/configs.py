@@ -51,7 +51,7 @@ TILES = parse(os.environ.get("ATTNKERNELS_TILES", "64x64x16x4,32x32x8x2,16x16x8x
 VALUE_COLUMNS = 16  # of the context at a time: more would not leave the scores their registers
 STEP_KEYS, STEP_UNITS, STEP_WARPS = 32, 64, 4
 STEP_SWEEP_KEYS = 16
-WARPS_A_PROCESSOR = 10  # what the registers allow, about
+WARPS_A_PROCESSOR = 10  # about as many as the registers allow
 SCRATCH = 64 << 20  # bytes that the gradients of a window's scores may take
 
 

@@ -33,7 +33,7 @@ def forward(
 
 
 def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor | None) -> None:
-    """Compute context and lse; where there are few rows, programs split the keys."""
+    """Compute context and lse; if there are few rows, programs split the keys."""
     rows = call.leads * call.n
     if call.step:
         kernel, warps = step_kernel, configs.STEP_WARPS

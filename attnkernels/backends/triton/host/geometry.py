@@ -1,4 +1,4 @@
-"""Leading dimensions as the kernels want them: few, innermost first, one stride per tensor."""
+"""Leading dimensions as the kernels take them: few, innermost first, one stride per tensor."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ def merged(lead: Ints, owned: Sequence[Owned]) -> tuple[Ints, ...]:
 
 
 def scaled(numbers: Ints) -> Ints:
-    """Return sizes or strides as device/rows.py wants them."""
+    """Return sizes or strides as device/rows.py takes them."""
     return tuple(SCALE.value * each for each in numbers)

@@ -27,7 +27,7 @@ class Target(NamedTuple):
 
 @cache
 def target(device: torch.device) -> Target:
-    """Return the target that `device` is."""
+    """Return the target of `device`."""
     if device.type != "cuda":
         return Target("", 32, 2)
     properties = torch.cuda.get_device_properties(device)
@@ -55,7 +55,7 @@ def launch(kernel: Any, programs: int, arguments: dict[str, Any], warps: int, **
 
 
 def precision(where: Target) -> str:
-    """Return how tl.dot treats float32: in three tf32 parts, or one where torch allows it."""
+    """Return how tl.dot treats float32: in three tf32 parts, or one if torch allows it."""
     if torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "tf32x3" if where.name == "cuda" else "ieee"

@@ -99,8 +99,8 @@ def stepwise(call: Call, ds: Tensor) -> Sums:
 def _parts(prepared: Prepared, width: int) -> tuple[int, int]:
     """Return (parts of the queries, parts of the keys) so that the sweep fills the device.
 
-    Each part of the queries has its own gradients of all keys, to be summed later, and the reverse:
-    of the cuts that fill the device, this one takes the least memory.
+    Each part of the queries has its own gradients of all keys, to be summed later, and vice versa.
+    Of the cuts that fill the device, this one takes the least memory.
     """
     call = prepared.call
     items = call.leads * call.sequences * -(-call.d // call.target.lanes)
