@@ -15,18 +15,17 @@ from attnkernels.testing import assert_within_budget
 from .inputs import normal
 
 Formula = Callable[..., tuple[Tensor, ...]]
+SIZES = (6, 5, 9)  # of query, key, hidden
 GRADIENT_TERMS = 50
 COPIES = [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
 
 
-def memory_and_query(
-    batch: int, n: int, m: int, query_dim: int, key_dim: int, value_dim: int = 7
-) -> dict[str, Tensor]:
-    """Return random query, key and value, by name."""
+def memory_and_query(batch: int, n: int, m: int) -> dict[str, Tensor]:
+    """Return random query, key and value of SIZES, by name."""
     return {
-        "query": normal(batch, n, query_dim),
-        "key": normal(batch, m, key_dim),
-        "value": normal(batch, m, value_dim),
+        "query": normal(batch, n, SIZES[0]),
+        "key": normal(batch, m, SIZES[1]),
+        "value": normal(batch, m, 7),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.inputs import BF16, F64, normal
-from helpers.nn_twins import COPIES, check_twin, memory_and_query, present, scores_of
+from helpers.nn_twins import COPIES, SIZES, check_twin, memory_and_query, present, scores_of
 from torch import Tensor, nn
 
 from attnkernels.nn import HardAttention, HardChoice, score_function_loss
@@ -16,7 +16,6 @@ from attnkernels.testing import assert_within_budget
 
 B, N, M = 3, 4, 6
 LENGTHS = torch.tensor([4, 6, 1])
-SIZES = (6, 5, 9)  # of query, key, hidden
 
 
 def hard(**options: Any) -> HardAttention:
@@ -27,7 +26,7 @@ def hard(**options: Any) -> HardAttention:
 
 
 def inputs() -> dict[str, Tensor]:
-    return memory_and_query(B, N, M, *SIZES[:2])
+    return memory_and_query(B, N, M)
 
 
 def log_probabilities(

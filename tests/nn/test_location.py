@@ -10,6 +10,7 @@ import torch
 from helpers.inputs import BF16, normal
 from helpers.nn_twins import (
     COPIES,
+    SIZES,
     check_twin,
     memory_and_query,
     present,
@@ -23,7 +24,6 @@ from attnkernels.testing import assert_within_budget
 
 B, N, M = 3, 4, 13
 LENGTHS = torch.tensor([5, 13, 1])
-SIZES = (6, 5, 9)  # of query, key, hidden
 LOCATION: dict[str, dict[str, Any]] = {
     "tacotron": {},
     "previous": {"cumulative": False, "initial": "uniform"},
@@ -55,7 +55,7 @@ def sharpen(module: nn.Module) -> None:
 
 
 def inputs() -> dict[str, Tensor]:
-    return memory_and_query(B, N, M, *SIZES[:2])
+    return memory_and_query(B, N, M)
 
 
 def formula(

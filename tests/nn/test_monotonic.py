@@ -11,6 +11,7 @@ import torch
 from helpers.inputs import BF16, F32, F64, normal
 from helpers.nn_twins import (
     COPIES,
+    SIZES,
     check_twin,
     memory_and_query,
     present,
@@ -25,7 +26,6 @@ from attnkernels.testing import assert_within_budget
 
 B, N, M = 3, 4, 11
 LENGTHS = torch.tensor([5, 11, 1])
-SIZES = (6, 5, 9)  # of query, key, hidden
 
 
 def attention(**options: Any) -> MonotonicAttention:
@@ -38,7 +38,7 @@ def attention(**options: Any) -> MonotonicAttention:
 
 
 def inputs() -> dict[str, Tensor]:
-    return memory_and_query(B, N, M, *SIZES[:2])
+    return memory_and_query(B, N, M)
 
 
 def recurrence(energy: Tensor, previous: Tensor) -> Tensor:
