@@ -15,6 +15,7 @@ from .rows import (
     lead_index,
     length_of,
     matrix_of,
+    program_index,
     sequence_of,
     vector_of,
     wide,
@@ -46,10 +47,7 @@ def scores_kernel(
     """Program (b, tile of queries, tile of keys)."""
     BI: tl.constexpr = SHAPE[0] * SHAPE[2]
     BJ: tl.constexpr = SHAPE[1] * SHAPE[3]
-    pid = tl.program_id(0)
-    jt = pid % key_tiles
-    it = pid // key_tiles % query_tiles
-    b = pid // key_tiles // query_tiles
+    jt, it, b = program_index(key_tiles, query_tiles)
     query_panel = lead_index(b, sizes, query_panels.strides) + it
     key_panel = lead_index(b, sizes, key_panels.strides) + jt
     x = score_tile(
@@ -109,10 +107,7 @@ def gradient_kernel(
     """
     BI: tl.constexpr = SHAPE[0] * SHAPE[2]
     BJ: tl.constexpr = SHAPE[1] * SHAPE[3]
-    pid = tl.program_id(0)
-    it = pid % window_tiles
-    kt = pid // window_tiles % key_tiles
-    b = pid // window_tiles // key_tiles
+    it, kt, b = program_index(window_tiles, key_tiles)
     s = sequence_of(cu_seqlens_k, sequences, kt, BJ)
     begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI)
     begin_k, columns, first_k = extent(cu_seqlens_k, s, m, BJ)
@@ -203,11 +198,8 @@ def value_kernel(
     PRECISION: tl.constexpr,
 ):
     """Program (b, tile of keys, BV columns): add the window's part of du, (E6)."""
-    columns = tl.cdiv(dv, BV)
-    pid = tl.program_id(0)
-    c = pid % columns * BV + tl.arange(0, BV)
-    kt = pid // columns % key_tiles
-    b = pid // columns // key_tiles
+    column, kt, b = program_index(tl.cdiv(dv, BV), key_tiles)
+    c = column * BV + tl.arange(0, BV)
     s = sequence_of(cu_seqlens_k, sequences, kt, BJ)
     begin_q, rows, _ = extent(cu_seqlens_q, s, n, BI)
     begin_k, count, first_k = extent(cu_seqlens_k, s, m, BJ)

@@ -67,6 +67,13 @@ ANY = (
 )
 
 
+@triton.jit
+def program_index(first, second):
+    """Return the indices of this program in a grid (first, second, any), the first innermost."""
+    pid = tl.program_id(0)
+    return pid % first, pid // first % second, pid // first // second
+
+
 # Triton compiles a kernel anew where an integer of a tuple becomes 1, or a multiple of 16, or
 # neither. Sizes and strides are therefore multiplied by 16, except the strides of query, key and
 # value: whether these are multiples of 16 decides how their rows are loaded.

@@ -16,7 +16,7 @@ from .maths import (
     reciprocal,
     span,
 )
-from .rows import ANY, length_of, matrix_of, vector_of, wide
+from .rows import ANY, length_of, matrix_of, program_index, vector_of, wide
 
 
 @triton.jit
@@ -90,10 +90,7 @@ def step_kernel(
     TARGET: tl.constexpr,
 ):
     """Program (b, query, split of keys): (E1)-(E3), as forward_kernel."""
-    pid = tl.program_id(0)
-    split = pid % splits
-    i = pid // splits % n
-    b = pid // splits // n
+    split, i, b = program_index(splits, n)
     end = length_of(b, sizes, lengths, m)
     if CAUSAL:
         end = tl.minimum(end, i + 1)
@@ -178,12 +175,9 @@ def step_gradient_kernel(
     TARGET: tl.constexpr,
 ):
     """Program (b, query, tile of keys): ds of (E4) and the weights after dropout, [leads, n, m]."""
-    tiles = tl.cdiv(m, BJ)
-    pid = tl.program_id(0)
-    j0 = pid % tiles * BJ
+    tile, i, b = program_index(tl.cdiv(m, BJ), n)
+    j0 = tile * BJ
     j = j0 + tl.arange(0, BJ)
-    i = pid // tiles % n
-    b = pid // tiles // n
     end = length_of(b, sizes, lengths, m)
     mask_at = mask_of(b, sizes, mask)
     takes, added = taking_part(i, j, n, end, mask, mask_at, CAUSAL, MASK)
@@ -252,11 +246,8 @@ def step_sweep_kernel(
     grad_key [leads, m, d] is whole; the caller sums the parts in grad_query [parts, leads, n, d]
     and grad_weight [parts, leads, d].
     """
-    columns = tl.cdiv(d, BD)
-    pid = tl.program_id(0)
-    t = pid % columns * BD + tl.arange(0, BD)
-    part = pid // columns % parts
-    b = pid // columns // parts
+    column, part, b = program_index(tl.cdiv(d, BD), parts)
+    t = column * BD + tl.arange(0, BD)
     inside = t < d
     end = length_of(b, sizes, lengths, m)
     query_at = matrix_of(b, sizes, query) + t.to(tl.int64) * query.unit
