@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from attnkernels.testing import assert_within_budget
 
 B, N, M = 3, 4, 6
 LENGTHS = torch.tensor([4, 6, 1])
+inputs = partial(memory_and_query, B, N, M)
 
 
 def hard(**options: Any) -> HardAttention:
@@ -23,10 +25,6 @@ def hard(**options: Any) -> HardAttention:
     with torch.no_grad():
         module.weight.mul_(3)
     return module
-
-
-def inputs() -> dict[str, Tensor]:
-    return memory_and_query(B, N, M)
 
 
 def log_probabilities(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from attnkernels.testing import assert_within_budget
 
 B, N, M = 3, 4, 13
 LENGTHS = torch.tensor([5, 13, 1])
+inputs = partial(memory_and_query, B, N, M)
 LOCATION: dict[str, dict[str, Any]] = {
     "tacotron": {},
     "previous": {"cumulative": False, "initial": "uniform"},
@@ -52,10 +54,6 @@ def sharpen(module: nn.Module) -> None:
     """Make weights far from uniform, so that earlier ones matter."""
     with torch.no_grad():
         module.weight.mul_(4)
-
-
-def inputs() -> dict[str, Tensor]:
-    return memory_and_query(B, N, M)
 
 
 def formula(

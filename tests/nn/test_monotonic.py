@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -26,6 +27,7 @@ from attnkernels.testing import assert_within_budget
 
 B, N, M = 3, 4, 11
 LENGTHS = torch.tensor([5, 11, 1])
+inputs = partial(memory_and_query, B, N, M)
 
 
 def attention(**options: Any) -> MonotonicAttention:
@@ -35,10 +37,6 @@ def attention(**options: Any) -> MonotonicAttention:
             module.gain.fill_(3.0)
             module.bias.normal_()
     return module
-
-
-def inputs() -> dict[str, Tensor]:
-    return memory_and_query(B, N, M)
 
 
 def recurrence(energy: Tensor, previous: Tensor) -> Tensor:

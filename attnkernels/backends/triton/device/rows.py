@@ -42,6 +42,15 @@ class Dropout(NamedTuple):
     keep_scale: Any
 
 
+class Outer(NamedTuple):
+    """What (E4) takes from outside: lse, D_i, and the gradients of context and weights, or None."""
+
+    lse: Any
+    delta: Any
+    grad_context: Any
+    grad_weights: Any
+
+
 # Integers that a kernel gains nothing from knowing to be 1 or a multiple of 16: compiled once for
 # all values.
 ANY = (

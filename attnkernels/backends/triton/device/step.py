@@ -12,7 +12,7 @@ from .maths import (
     gain,
     is_logistic,
     pointwise,
-    pointwise_slope,
+    pointwise_with_slope,
     reciprocal,
     span,
 )
@@ -155,10 +155,7 @@ def step_gradient_kernel(
     lengths,
     dropout,
     sizes,
-    lse,
-    delta,
-    grad_context,
-    grad_weights,
+    outer,
     ds,
     used,
     n,
@@ -195,9 +192,9 @@ def step_gradient_kernel(
         query, query_at, key, key_at, weight, weight_at, j0, end, d, scale, negative_slope,
         ACTIVATION, BJ, BD, TARGET,
     )  # fmt: skip
-    a = tl.where(takes, tl.exp(x + added - tl.load(lse + row)), 0.0)
+    a = tl.where(takes, tl.exp(x + added - tl.load(outer.lse + row)), 0.0)
     g = tl.zeros((BJ,), tl.float32)
-    if grad_context is not None:
+    if outer.grad_context is not None:
         value_at = matrix_of(b, sizes, value) + wide(j0) * value.row
         products = tl.zeros((BJ, BD), tl.float32)
         for c0 in range(0, dv, BD):
@@ -205,16 +202,17 @@ def step_gradient_kernel(
             at_u = tl.arange(0, BJ)[:, None] * value.row + c[None, :] * value.unit
             inside = (j < end)[:, None] & (c < dv)[None, :]
             u = tl.load(value_at + at_u, mask=inside, other=0.0).to(tl.float32)
-            products += u * tl.load(grad_context + row * dv + c, mask=c < dv, other=0.0)[None, :]
+            dc = tl.load(outer.grad_context + row * dv + c, mask=c < dv, other=0.0)
+            products += u * dc[None, :]
         g = tl.sum(products, 1)
-    if grad_weights is not None:
-        g += tl.load(grad_weights + at, mask=takes, other=0.0)
+    if outer.grad_weights is not None:
+        g += tl.load(outer.grad_weights + at, mask=takes, other=0.0)
     z = a
     if dropout is not None:
         keep = kept(dropout, i, j, b)
         z = tl.where(keep, a * dropout.keep_scale, 0.0)
         g = tl.where(keep, g * dropout.keep_scale, 0.0)
-    tl.store(ds + at, tl.where(takes, a * (g - tl.load(delta + row)), 0.0), mask=j < m)
+    tl.store(ds + at, tl.where(takes, a * (g - tl.load(outer.delta + row)), 0.0), mask=j < m)
     tl.store(used + at, z, mask=j < m)
 
 
@@ -274,8 +272,7 @@ def step_sweep_kernel(
                 f = 1.0 - span(ACTIVATION) * r
                 g = span(ACTIVATION) * gain(ACTIVATION) * (r - r * r)
             else:
-                f = pointwise(x, negative_slope, ACTIVATION)
-                g = pointwise_slope(x, negative_slope, ACTIVATION)
+                f, g = pointwise_with_slope(x, negative_slope, ACTIVATION)
             dk += s * g
             dw += tl.sum(s * f, 0)
             sum_at = grad_query + (place * n + i) * d + t

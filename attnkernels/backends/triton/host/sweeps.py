@@ -82,12 +82,10 @@ def stepwise(call: Call, ds: Tensor) -> Sums:
     launch(
         step_sweep_kernel,
         call.leads * parts * columns,
-        call.arguments | call.inputs() | sums,
+        call.step_arguments(configs.STEP_SWEEP_KEYS) | sums,
         warps=configs.STEP_WARPS,
         ds=ds,
         parts=parts,
-        BJ=configs.STEP_SWEEP_KEYS,
-        BD=configs.STEP_UNITS,
     )
     return _sum(query_sums), grad_key, _sum(weight_sums)
 
