@@ -95,6 +95,16 @@ def scores_of(module: nn.Module, query: Tensor, key: Tensor, added: Tensor | flo
     return torch.tanh(q.unsqueeze(2) + k.unsqueeze(1) + bias) @ weight_of(module)
 
 
+def masked(
+    scores: Tensor, key_lengths: Tensor | None = None, attn_mask: Tensor | None = None
+) -> Tensor:
+    """Return scores (B, n, m) plus a floating mask, and -inf beyond the lengths."""
+    if attn_mask is not None:
+        scores = scores + attn_mask.to(scores)
+    within = present(key_lengths, len(scores), scores.shape[-1])
+    return scores.masked_fill(~within.unsqueeze(1), float("-inf"))
+
+
 def present(lengths: Tensor | None, batch: int, m: int) -> Tensor:
     """Return bool (B, m), True within the length."""
     return torch.tensor(

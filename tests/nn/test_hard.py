@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.inputs import BF16, F64, normal
-from helpers.nn_twins import COPIES, SIZES, check_twin, memory_and_query, present, scores_of
+from helpers.nn_twins import COPIES, SIZES, check_twin, masked, memory_and_query, scores_of
 from torch import Tensor, nn
 
 from attnkernels.nn import HardAttention, HardChoice, score_function_loss
@@ -27,16 +27,8 @@ def hard(**options: Any) -> HardAttention:
     return module
 
 
-def log_probabilities(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    key_lengths: Tensor | None = None,
-    attn_mask: Tensor | None = None,
-) -> Tensor:
-    s = module.scale * scores_of(module, query, key)
-    s = s.masked_fill(~present(key_lengths, B, M).unsqueeze(1), float("-inf"))
-    return (s if attn_mask is None else s + attn_mask.to(s)).log_softmax(-1)
+def log_probabilities(module: nn.Module, query: Tensor, key: Tensor, **masks: Any) -> Tensor:
+    return masked(module.scale * scores_of(module, query, key), **masks).log_softmax(-1)
 
 
 def formula(
@@ -119,7 +111,7 @@ def test_the_score_function_gradient_is_not_biased(baseline: Any) -> None:
     if baseline == "of each query":
         baseline = reward.mean(-1)
     leaves = [query, key, *module.parameters()]
-    log_p = log_probabilities(module, query, key, LENGTHS)
+    log_p = log_probabilities(module, query, key, key_lengths=LENGTHS)
     p = log_p.exp()
     wanted = torch.autograd.grad(-(p * reward).sum(), leaves)
 

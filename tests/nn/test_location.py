@@ -13,6 +13,7 @@ from helpers.nn_twins import (
     COPIES,
     SIZES,
     check_twin,
+    masked,
     memory_and_query,
     present,
     scores_of,
@@ -71,11 +72,9 @@ def formula(
         previous = within.to(query.dtype) / within.sum(-1, keepdim=True)
     total, contexts, weights = previous, [], []
     for i in range(query.shape[1]):
-        s = scores_of(module, query[:, i : i + 1], key, added(module, previous, total)).squeeze(1)
-        s = s.mul(module.scale).masked_fill(~within, float("-inf"))
-        if attn_mask is not None:
-            s = s + attn_mask.expand(B, N, M)[:, i].to(s)
-        previous = s.softmax(-1)
+        s = scores_of(module, query[:, i : i + 1], key, added(module, previous, total))
+        mask = None if attn_mask is None else attn_mask.expand(B, N, M)[:, i : i + 1]
+        previous = masked(module.scale * s, key_lengths, mask).squeeze(1).softmax(-1)
         total = total + previous
         weights.append(previous)
         contexts.append((previous.unsqueeze(1) @ value).squeeze(1))

@@ -14,8 +14,8 @@ from helpers.nn_twins import (
     COPIES,
     SIZES,
     check_twin,
+    masked,
     memory_and_query,
-    present,
     results,
     scores_of,
     with_weights,
@@ -65,14 +65,9 @@ def formula(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    *,
-    key_lengths: Tensor | None = None,
-    attn_mask: Tensor | None = None,
+    **masks: Any,
 ) -> tuple[Tensor, ...]:
-    energy = scores_of(module, query, key) + module.score_bias
-    if attn_mask is not None:
-        energy = energy + attn_mask.to(energy)
-    energy = energy.masked_fill(~present(key_lengths, B, M).unsqueeze(1), float("-inf"))
+    energy = masked(scores_of(module, query, key) + module.score_bias, **masks)
     align = recurrence if module.training or module.evaluation == "expected" else algorithm_1
     alpha, weights = torch.eye(M)[:1].expand(B, M).to(energy), []
     for i in range(N):
