@@ -76,11 +76,11 @@ class StepwiseAttention(Projections):
 
         s_ij = scale * w . tanh(W q_i + V h_j + added_ij + b)
 
-    A subclass calls `set_options` in its constructor, and computes ``added`` in `added_keys`. Do
+    A subclass calls `_set_options` in its constructor, and computes ``added`` in `added_keys`. Do
     not use this class itself.
     """
 
-    def set_options(
+    def _set_options(
         self, *, initial: Initial, cumulates: bool, scale: float, backend: str | None
     ) -> None:
         """Check and keep what a constructor takes besides the arguments of `Projections`.

@@ -70,7 +70,7 @@ class LocationSensitiveAttention(StepwiseAttention):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         sizes = query_dim, key_dim, hidden_dim
         super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
-        self.set_options(initial=initial, cumulates=bool(cumulative), scale=scale, backend=backend)
+        self._set_options(initial=initial, cumulates=bool(cumulative), scale=scale, backend=backend)
         self.cumulative, self.detach_weights = cumulative, detach_weights
         layer: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
         seen = 2 if cumulative == "both" else 1

@@ -43,7 +43,7 @@ class Dropout(NamedTuple):
 
 
 class Outer(NamedTuple):
-    """What (E4) takes from outside: lse, D_i, and the gradients of context and weights, or None."""
+    """The given terms of (E4): lse, D_i, and the gradients of context and weights, or None."""
 
     lse: Any
     delta: Any
