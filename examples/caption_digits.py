@@ -99,6 +99,7 @@ def trained(kind: str, source: digits.Digits, size: Size, options: Any) -> tuple
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARM_UP, 2 * (1 - step / size.steps))
     )
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
 
     def step(number: int) -> float:
         generator = torch.Generator().manual_seed(1_000_003 * (options.seed + 1) + number)
@@ -108,18 +109,13 @@ def trained(kind: str, source: digits.Digits, size: Size, options: Any) -> tuple
         )
         model.expected_chance = 1.0 if number < EXPECTED_FIRST * size.steps else 0.5
         loss = model.loss(images, tokens, lengths)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
-        optimizer.step()
-        schedule.step()
-        return loss.item()
+        return training.descend(loss, **parts, largest=LARGEST_GRADIENT)
 
     seconds = training.train(
         f"{kind} attention",
         step,
         size.steps,
-        {"model": model, "optimizer": optimizer, "schedule": schedule},
+        parts,
         checkpoint=Path(options.out) / f"{kind}.pt",
         seed=options.seed,
         resume=options.resume,

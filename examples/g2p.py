@@ -30,7 +30,7 @@ from examples import g2p_data as data
 from examples.options import parser
 from examples.results import write
 from examples.side_by_side import side_by_side
-from examples.training import Watch, train
+from examples.training import Watch, descend, train
 
 with needs("examples"):
     from matplotlib.figure import Figure
@@ -195,11 +195,11 @@ def fit(
     """
     torch.manual_seed(given.seed)
     model = make(name, size).to(given.device)
-    parameters = learnt(model)
-    optimizer = torch.optim.Adam(parameters, size.rate, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.Adam(learnt(model), size.rate, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, size.rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
     )
+    parts = {"model": model.train(), "optimizer": optimizer, "schedule": schedule}
     kind = torch.device(given.device).type
     loss_of = nn.CrossEntropyLoss(ignore_index=data.PADDING, label_smoothing=size.smoothing)
 
@@ -208,18 +208,13 @@ def fit(
         with torch.autocast(kind, torch.bfloat16, enabled=not given.float32):
             logits = model(source, lengths, target)
         loss = loss_of(logits.float().flatten(0, 1), target.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        return loss.item()
+        return descend(loss, **parts, largest=1.0)
 
     seconds = train(
         name,
         step,
         steps,
-        {"model": model.train(), "optimizer": optimizer, "schedule": schedule},
+        parts,
         checkpoint=_checkpoint(given, name),
         seed=given.seed,
         resume=given.resume,

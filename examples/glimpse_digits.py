@@ -169,6 +169,8 @@ def train(name: str, model: nn.Module, source: Digits, size: Size, options: Any)
     slow = {"params": locator, "lr": OF_LOCATOR * LEARNING_RATE}
     optimizer = torch.optim.Adam([{"params": others}, slow], LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / size.steps)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    checkpoint = Path(options.out) / f"{name.replace(' ', '_')}.pt"
 
     def step(number: int) -> float:
         generator = torch.Generator().manual_seed(1_000_003 * (options.seed + 1) + number)
@@ -179,18 +181,14 @@ def train(name: str, model: nn.Module, source: Digits, size: Size, options: Any)
             loss = sum(hybrid_loss(found, labels))
         else:
             loss = F.cross_entropy(found, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        return loss.item()
+        return training.descend(loss, **parts)
 
     return training.train(
         name,
         step,
         size.steps,
-        {"model": model, "optimizer": optimizer, "schedule": schedule},
-        checkpoint=Path(options.out) / f"{name.replace(' ', '_')}.pt",
+        parts,
+        checkpoint=checkpoint,
         seed=options.seed,
         resume=options.resume,
     )

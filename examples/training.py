@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from attnkernels.extras import needs
 
@@ -103,6 +105,24 @@ def train(
             )
             raise SystemExit(INTERRUPTED)
     return seconds
+
+
+def descend(
+    loss: Tensor, model: nn.Module, optimizer: Any, schedule: Any, *, largest: float = math.inf
+) -> float:
+    """Take one step of the optimizer and of its schedule, and return the loss.
+
+    Args:
+        loss: of the model, a scalar.
+        largest: the norm to which gradients are clipped.
+    """
+    optimizer.zero_grad()
+    loss.backward()
+    if largest < math.inf:
+        nn.utils.clip_grad_norm_(model.parameters(), largest)
+    optimizer.step()
+    schedule.step()
+    return loss.item()
 
 
 def _save(path: Path, parts: Mapping[str, Stateful], done: int, seconds: float) -> None:

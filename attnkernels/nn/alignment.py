@@ -76,35 +76,23 @@ class StepwiseAttention(Projections):
 
         s_ij = scale * w . tanh(W q_i + V h_j + added_ij + b)
 
-    A subclass computes ``added`` in `added_keys`. Do not use this class directly.
-
-    Args:
-        query_dim, key_dim, hidden_dim, bias, normalize, device, dtype: as in `Projections`.
-        initial: the weights before the first step, "zeros" or "uniform" (1 / length each).
-        cumulates: keep the sum of the weights in the states.
-        scale, backend: as in `attnkernels.additive_attention`.
-
-    Raises:
-        TypeError, ValueError: as `Projections`; or ``initial``, ``scale`` or ``backend`` is wrong.
+    A subclass calls `_set_options` in its constructor, and computes ``added`` in `added_keys`. Do
+    not use this class directly.
     """
 
-    def __init__(
-        self,
-        query_dim: int,
-        key_dim: int,
-        hidden_dim: int,
-        *,
-        initial: Initial,
-        cumulates: bool,
-        bias: bool,
-        normalize: bool,
-        scale: float,
-        backend: str | None,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+    def _set_options(
+        self, *, initial: Initial, cumulates: bool, scale: float, backend: str | None
     ) -> None:
-        sizes = query_dim, key_dim, hidden_dim
-        super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
+        """Check and keep what a constructor takes besides the arguments of `Projections`.
+
+        Args:
+            initial: the weights before the first step, "zeros" or "uniform" (1 / length each).
+            cumulates: keep the sum of the weights in the states.
+            scale, backend: as in `attnkernels.additive_attention`.
+
+        Raises:
+            TypeError, ValueError: ``initial``, ``scale`` or ``backend`` is wrong.
+        """
         checks.choice("initial", initial, ("zeros", "uniform"))
         checks.number("scale", scale)
         inputs.backend_name(backend)

@@ -46,19 +46,9 @@ class CoverageAttention(StepwiseAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            query_dim,
-            key_dim,
-            hidden_dim,
-            initial=initial,
-            cumulates=True,
-            bias=bias,
-            normalize=normalize,
-            scale=scale,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-        )
+        sizes = query_dim, key_dim, hidden_dim
+        super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
+        self._set_options(initial=initial, cumulates=True, scale=scale, backend=backend)
         self.coverage_proj = nn.Linear(1, hidden_dim, bias=False, device=device, dtype=dtype)
 
     def added_keys(self, state: AlignmentState) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,30 +68,16 @@ class LocationSensitiveAttention(StepwiseAttention):
         checks.flags(detach_weights=detach_weights)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
-        super().__init__(
-            query_dim,
-            key_dim,
-            hidden_dim,
-            initial=initial,
-            cumulates=bool(cumulative),
-            bias=bias,
-            normalize=normalize,
-            scale=scale,
-            backend=backend,
-            device=device,
-            dtype=dtype,
-        )
+        sizes = query_dim, key_dim, hidden_dim
+        super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
+        self._set_options(initial=initial, cumulates=bool(cumulative), scale=scale, backend=backend)
         self.cumulative, self.detach_weights = cumulative, detach_weights
+        layer: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
+        seen = 2 if cumulative == "both" else 1
         self.location_conv = nn.Conv1d(
-            2 if cumulative == "both" else 1,
-            channels,
-            kernel_size,
-            padding=kernel_size // 2,
-            bias=False,
-            device=device,
-            dtype=dtype,
+            seen, channels, kernel_size, padding=kernel_size // 2, **layer
         )
-        self.location_proj = nn.Linear(channels, hidden_dim, bias=False, device=device, dtype=dtype)
+        self.location_proj = nn.Linear(channels, hidden_dim, **layer)
 
     def added_keys(self, state: AlignmentState) -> Tensor:
         """Return U f of every position, (B, m, hidden_dim)."""

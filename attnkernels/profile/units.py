@@ -18,9 +18,11 @@ def show_mib(mib: float) -> str:
     """Format mebibytes in three digits: 0.25 MiB, 31 MiB, 4.2 GiB, 1.25 TiB."""
     if mib < 0.995:
         return f"{mib:.2f} MiB"
-    if mib < 999.5:
-        return f"{mib:.3g} MiB"
-    return f"{mib / 1024:.3g} GiB" if mib < 999.5 * 1024 else f"{mib / 1024**2:.3g} TiB"
+    size, unit = mib, "MiB"
+    for larger in ("GiB", "TiB"):
+        if size >= 999.5:
+            size, unit = size / 1024, larger
+    return f"{size:.3g} {unit}"
 
 
 def show_ratio(ratio: float) -> str:

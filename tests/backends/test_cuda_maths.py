@@ -11,12 +11,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from emulator import build
 from helpers.arrays import bytes_of, f32
+from helpers.extensions import why_not
 
 from attnkernels.ops.codes import EXP_QUAD, FACTORED, PAIR, QUAD
 
-pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 
 INF, NAN = np.inf, np.nan
 ROUNDING = 2.0**-24  # relative, of one operation

@@ -8,11 +8,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from emulator import build
 from helpers.arrays import bytes_of
+from helpers.extensions import why_not
 from helpers.philox import WORD, philox4x32_10
 
-pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 
 INF, NAN = np.inf, np.nan
 TORCH = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}

@@ -15,15 +15,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 from emulator import build
+from helpers.extensions import SETUP, why_not
 
-pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 
-FOLDER = Path(__file__).parents[1]  # tests, whose folders are packages
+TESTS = Path(__file__).parents[1]
 RANDOM = np.random.default_rng(0)
 HALVES = np.arange(1 << 16, dtype=np.uint16)
 
 # AddressSanitizer, where enabled, ends the process before the guards can report.
-UNWATCHED = pytest.mark.skipif(build.SETUP["SANITIZE"], reason="AddressSanitizer ends the process")
+UNWATCHED = pytest.mark.skipif(SETUP["SANITIZE"], reason="AddressSanitizer ends the process")
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +237,7 @@ def test_special_functions(faults: ModuleType) -> None:
 
 def under_sanitizers(code: str) -> subprocess.CompletedProcess[str]:
     """Run code with `faults` and `x` in a process under AddressSanitizer and UBSan."""
-    compiler = build.SETUP["compiler"]()
+    compiler = SETUP["compiler"]()
     libraries = [
         subprocess.check_output([*compiler, f"-print-file-name={name}"], text=True).strip()
         for name in ("libasan.so", "libubsan.so")
@@ -254,7 +255,7 @@ def under_sanitizers(code: str) -> subprocess.CompletedProcess[str]:
         "ATTNKERNELS_SANITIZE": "1",
         "ASAN_OPTIONS": "detect_leaks=0",
         "LD_PRELOAD": " ".join(libraries),
-        "PYTHONPATH": str(FOLDER),
+        "PYTHONPATH": str(TESTS),
     }
     return subprocess.run(
         [sys.executable, "-c", "\n".join(lines)],

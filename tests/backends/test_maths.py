@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from helpers.extensions import why_not
 from helpers.philox import philox4x32_10
 from native import build
 
 from attnkernels import additive_scores
 from attnkernels.ops.codes import ACTIVATIONS
 
-pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=str(build.why_not()))
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 
 
 @pytest.fixture(scope="module", params=build.isas())

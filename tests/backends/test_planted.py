@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from emulator import build, library
+from emulator import library
+from helpers.extensions import why_not
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 
 CHECKS = """
 import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.examples import record, state
 from torch import Tensor
 
 from attnkernels.models.show_attend_tell import ShowAttendTell
@@ -108,10 +108,7 @@ def test_a_run_and_one_that_is_interrupted(tmp_path: Path, monkeypatch: Any) -> 
 
     def run(name: str, *options: str) -> dict[str, Any]:
         assert caption_digits.main(["--tiny", "--out", str(tmp_path / name), *options]) == 0
-        record = json.loads((tmp_path / name / "results.json").read_text())
-        for found in record["models"].values():
-            del found["seconds"]
-        return record
+        return record(tmp_path / name)
 
     wanted = run("whole")
     assert wanted["options"]["seed"] == "0" and wanted["size"]["steps"] == TINY.steps
@@ -133,8 +130,5 @@ def test_a_run_and_one_that_is_interrupted(tmp_path: Path, monkeypatch: Any) -> 
     resumed = run("parts", "--resume")
     assert len(calls) == 2 * TINY.steps
     assert resumed["models"] == wanted["models"]
-    whole, parts = (
-        torch.load(tmp_path / name / "hard.pt", weights_only=True)["parts"]["model"]
-        for name in ("whole", "parts")
-    )
+    whole, parts = (state(tmp_path / name / "hard.pt") for name in ("whole", "parts"))
     assert all(torch.equal(x, parts[name]) for name, x in whole.items())

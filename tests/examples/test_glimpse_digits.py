@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.examples import record, state
 from torch import Tensor
 
 from attnkernels.models.glimpse import Glimpses, RecurrentAttentionModel
@@ -98,10 +98,7 @@ def test_a_run_and_one_that_is_interrupted(tmp_path: Path, monkeypatch: Any) -> 
     def run(name: str, *options: str) -> dict[str, Any]:
         out = str(tmp_path / name)
         assert glimpse_digits.main(["--tiny", "--seed", "3", "--out", out, *options]) == 0
-        record = json.loads((tmp_path / name / "results.json").read_text())
-        for found in record["models"].values():
-            del found["seconds"]
-        return record
+        return record(tmp_path / name)
 
     wanted = run("whole")
     assert wanted["options"]["seed"] == "3" and wanted["size"]["steps"] == TINY.steps
@@ -124,8 +121,5 @@ def test_a_run_and_one_that_is_interrupted(tmp_path: Path, monkeypatch: Any) -> 
             run("stopped")
     assert stopped.value.code == 130
     assert run("stopped", "--resume")["models"] == wanted["models"]
-    whole, parts = (
-        torch.load(tmp_path / name / "glimpses.pt", weights_only=True)["parts"]["model"]
-        for name in ("whole", "stopped")
-    )
+    whole, parts = (state(tmp_path / name / "glimpses.pt") for name in ("whole", "stopped"))
     assert all(torch.equal(x, parts[name]) for name, x in whole.items())

@@ -15,18 +15,17 @@ from attnkernels.testing import assert_within_budget
 from .inputs import normal
 
 Formula = Callable[..., tuple[Tensor, ...]]
+SIZES = (6, 5, 9)  # of query, key, hidden
 GRADIENT_TERMS = 50
 COPIES = [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
 
 
-def memory_and_query(
-    batch: int, n: int, m: int, query_dim: int, key_dim: int, value_dim: int = 7
-) -> dict[str, Tensor]:
-    """Return random query, key and value, by name."""
+def memory_and_query(batch: int, n: int, m: int) -> dict[str, Tensor]:
+    """Return random query, key and value of SIZES, by name."""
     return {
-        "query": normal(batch, n, query_dim),
-        "key": normal(batch, m, key_dim),
-        "value": normal(batch, m, value_dim),
+        "query": normal(batch, n, SIZES[0]),
+        "key": normal(batch, m, SIZES[1]),
+        "value": normal(batch, m, 7),
     }
 
 
@@ -94,6 +93,16 @@ def scores_of(module: nn.Module, query: Tensor, key: Tensor, added: Tensor | flo
     q, k = module.query_proj(query), key @ module.key_proj.weight.mT + added
     bias = 0 if module.bias is None else module.bias
     return torch.tanh(q.unsqueeze(2) + k.unsqueeze(1) + bias) @ weight_of(module)
+
+
+def masked(
+    scores: Tensor, key_lengths: Tensor | None = None, attn_mask: Tensor | None = None
+) -> Tensor:
+    """Return scores (B, n, m) plus a floating mask, and -inf beyond the lengths."""
+    if attn_mask is not None:
+        scores = scores + attn_mask.to(scores)
+    within = present(key_lengths, len(scores), scores.shape[-1])
+    return scores.masked_fill(~within.unsqueeze(1), float("-inf"))
 
 
 def present(lengths: Tensor | None, batch: int, m: int) -> Tensor:

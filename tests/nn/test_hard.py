@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from helpers.inputs import BF16, F64, normal
-from helpers.nn_twins import COPIES, check_twin, memory_and_query, present, scores_of
+from helpers.nn_twins import COPIES, SIZES, check_twin, masked, memory_and_query, scores_of
 from torch import Tensor, nn
 
 from attnkernels.nn import HardAttention, HardChoice, score_function_loss
@@ -16,7 +17,7 @@ from attnkernels.testing import assert_within_budget
 
 B, N, M = 3, 4, 6
 LENGTHS = torch.tensor([4, 6, 1])
-SIZES = (6, 5, 9)  # of query, key, hidden
+inputs = partial(memory_and_query, B, N, M)
 
 
 def hard(**options: Any) -> HardAttention:
@@ -26,20 +27,8 @@ def hard(**options: Any) -> HardAttention:
     return module
 
 
-def inputs() -> dict[str, Tensor]:
-    return memory_and_query(B, N, M, *SIZES[:2])
-
-
-def log_probabilities(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    key_lengths: Tensor | None = None,
-    attn_mask: Tensor | None = None,
-) -> Tensor:
-    s = module.scale * scores_of(module, query, key)
-    s = s.masked_fill(~present(key_lengths, B, M).unsqueeze(1), float("-inf"))
-    return (s if attn_mask is None else s + attn_mask.to(s)).log_softmax(-1)
+def log_probabilities(module: nn.Module, query: Tensor, key: Tensor, **masks: Any) -> Tensor:
+    return masked(module.scale * scores_of(module, query, key), **masks).log_softmax(-1)
 
 
 def formula(
@@ -122,7 +111,7 @@ def test_the_score_function_gradient_is_not_biased(baseline: Any) -> None:
     if baseline == "of each query":
         baseline = reward.mean(-1)
     leaves = [query, key, *module.parameters()]
-    log_p = log_probabilities(module, query, key, LENGTHS)
+    log_p = log_probabilities(module, query, key, key_lengths=LENGTHS)
     p = log_p.exp()
     wanted = torch.autograd.grad(-(p * reward).sum(), leaves)
 

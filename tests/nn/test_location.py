@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from helpers.inputs import BF16, normal
 from helpers.nn_twins import (
     COPIES,
+    SIZES,
     check_twin,
+    masked,
     memory_and_query,
     present,
     scores_of,
@@ -23,7 +26,7 @@ from attnkernels.testing import assert_within_budget
 
 B, N, M = 3, 4, 13
 LENGTHS = torch.tensor([5, 13, 1])
-SIZES = (6, 5, 9)  # of query, key, hidden
+inputs = partial(memory_and_query, B, N, M)
 LOCATION: dict[str, dict[str, Any]] = {
     "tacotron": {},
     "previous": {"cumulative": False, "initial": "uniform"},
@@ -54,10 +57,6 @@ def sharpen(module: nn.Module) -> None:
         module.weight.mul_(4)
 
 
-def inputs() -> dict[str, Tensor]:
-    return memory_and_query(B, N, M, *SIZES[:2])
-
-
 def formula(
     module: nn.Module,
     query: Tensor,
@@ -73,11 +72,9 @@ def formula(
         previous = within.to(query.dtype) / within.sum(-1, keepdim=True)
     total, contexts, weights = previous, [], []
     for i in range(query.shape[1]):
-        s = scores_of(module, query[:, i : i + 1], key, added(module, previous, total)).squeeze(1)
-        s = s.mul(module.scale).masked_fill(~within, float("-inf"))
-        if attn_mask is not None:
-            s = s + attn_mask.expand(B, N, M)[:, i].to(s)
-        previous = s.softmax(-1)
+        s = scores_of(module, query[:, i : i + 1], key, added(module, previous, total))
+        mask = None if attn_mask is None else attn_mask.expand(B, N, M)[:, i : i + 1]
+        previous = masked(module.scale * s, key_lengths, mask).squeeze(1).softmax(-1)
         total = total + previous
         weights.append(previous)
         contexts.append((previous.unsqueeze(1) @ value).squeeze(1))

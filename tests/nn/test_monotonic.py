@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from helpers.inputs import BF16, F32, F64, normal
 from helpers.nn_twins import (
     COPIES,
+    SIZES,
     check_twin,
+    masked,
     memory_and_query,
-    present,
     results,
     scores_of,
     with_weights,
@@ -25,7 +27,7 @@ from attnkernels.testing import assert_within_budget
 
 B, N, M = 3, 4, 11
 LENGTHS = torch.tensor([5, 11, 1])
-SIZES = (6, 5, 9)  # of query, key, hidden
+inputs = partial(memory_and_query, B, N, M)
 
 
 def attention(**options: Any) -> MonotonicAttention:
@@ -35,10 +37,6 @@ def attention(**options: Any) -> MonotonicAttention:
             module.gain.fill_(3.0)
             module.bias.normal_()
     return module
-
-
-def inputs() -> dict[str, Tensor]:
-    return memory_and_query(B, N, M, *SIZES[:2])
 
 
 def recurrence(energy: Tensor, previous: Tensor) -> Tensor:
@@ -67,14 +65,9 @@ def formula(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    *,
-    key_lengths: Tensor | None = None,
-    attn_mask: Tensor | None = None,
+    **masks: Any,
 ) -> tuple[Tensor, ...]:
-    energy = scores_of(module, query, key) + module.score_bias
-    if attn_mask is not None:
-        energy = energy + attn_mask.to(energy)
-    energy = energy.masked_fill(~present(key_lengths, B, M).unsqueeze(1), float("-inf"))
+    energy = masked(scores_of(module, query, key) + module.score_bias, **masks)
     align = recurrence if module.training or module.evaluation == "expected" else algorithm_1
     alpha, weights = torch.eye(M)[:1].expand(B, M).to(energy), []
     for i in range(N):

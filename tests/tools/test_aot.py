@@ -93,7 +93,8 @@ def test_options_compile(
 @pytest.mark.parametrize("target", OPTIONS_ON)
 def test_packed_sequences_compile(target: str) -> None:
     query, key, value, weight = (x.squeeze(0) for x in make((1, 70, 70, 30, 7), BF16, grad=False))
-    packed = {"cu_seqlens": cumulative([33, 0, 37]), "is_causal": True, **seeded()}
+    ends = cumulative([33, 0, 37])
+    packed = {"cu_seqlens_q": ends, "cu_seqlens_k": ends, "is_causal": True, **seeded()}
     with aot.compiling_for(target) as launches:
         aot.attention(query, key, value, weight, **packed)
     assert TILED <= {launch.name for launch in launches}

@@ -87,43 +87,28 @@ def compiling_for(name: str) -> Iterator[list[Launch]]:
 
 
 def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    weight: Tensor,
-    attn_mask: Tensor | None = None,
-    key_lengths: Tensor | None = None,
-    cu_seqlens: Tensor | None = None,
-    *,
-    seed: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
+    *tensors: Tensor,
     activation: str = "tanh",
     return_weights: bool = False,
     of_context: bool = True,
+    **options: Any,
 ) -> None:
     """Compile the kernels of a call and of its backward from gradients of all its outputs.
 
-    cu_seqlens is used for both queries and keys.
+    Args:
+        tensors: query, key, value and weight.
+        activation: its name.
+        return_weights: also compute the weights, and go back from them.
+        of_context: go back from the context.
+        options: further arguments of the operator "forward" (ops/signature.py).
     """
-    inputs = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "weight": weight,
-        "attn_mask": attn_mask,
-        "key_lengths": key_lengths,
-        "cu_seqlens_q": cu_seqlens,
-        "cu_seqlens_k": cu_seqlens,
-        "seed": seed,
-        "dropout_p": dropout_p,
-        "is_causal": is_causal,
-        **_scoring(activation),
-    }
+    inputs = dict(zip(("query", "key", "value", "weight"), tensors, strict=True))
+    inputs |= options | _scoring(activation)
     context, lse, weights = forward.forward(
         **inputs, packed_key=None, return_weights=return_weights
     )
     wanted = QUERY | KEY | VALUE | WEIGHT
+    attn_mask = options.get("attn_mask")
     if attn_mask is not None and attn_mask.is_floating_point():
         wanted |= MASK
     backward.backward(

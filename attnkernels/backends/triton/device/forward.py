@@ -14,6 +14,7 @@ from .rows import (
     lead_index,
     length_of,
     matrix_of,
+    program_index,
     sequence_of,
     vector_of,
     wide,
@@ -92,10 +93,7 @@ def forward_kernel(
     """Program (b, tile of queries, split of keys). Every b has n queries and m keys in all."""
     BI: tl.constexpr = SHAPE[0] * SHAPE[2]
     BJ: tl.constexpr = SHAPE[1] * SHAPE[3]
-    pid = tl.program_id(0)
-    split = pid % splits
-    tile = pid // splits % query_tiles
-    b = pid // splits // query_tiles
+    split, tile, b = program_index(splits, query_tiles)
     s = sequence_of(cu_seqlens_q, sequences, tile, BI)
     begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI)
     begin_k, columns, first_k = extent(cu_seqlens_k, s, m, BJ)
@@ -203,12 +201,9 @@ def weights_kernel(
     BJ: tl.constexpr,
 ):
     """Turn scores, masked by -inf, into weights in place: (E2), after dropout."""
-    row_tiles = tl.cdiv(n, BI)
-    column_tiles = tl.cdiv(m, BJ)
-    pid = tl.program_id(0)
-    j = (pid % column_tiles * BJ + tl.arange(0, BJ))[None, :]
-    i = (pid // column_tiles % row_tiles * BI + tl.arange(0, BI))[:, None]
-    b = pid // column_tiles // row_tiles
+    jt, it, b = program_index(tl.cdiv(m, BJ), tl.cdiv(n, BI))
+    j = (jt * BJ + tl.arange(0, BJ))[None, :]
+    i = (it * BI + tl.arange(0, BI))[:, None]
     row = wide(b) * n + i
     there = (i < n) & (j < m)
     at = row * m + j

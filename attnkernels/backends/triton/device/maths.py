@@ -101,6 +101,12 @@ def pointwise_slope(x, negative_slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def pointwise_with_slope(x, negative_slope, ACTIVATION: tl.constexpr):
+    """Return (f(x), f'(x)) of a pointwise activation."""
+    return pointwise(x, negative_slope, ACTIVATION), pointwise_slope(x, negative_slope, ACTIVATION)
+
+
+@triton.jit
 def two(pointer):
     """Return two neighbouring float32, loaded as the 64-bit number at `pointer`."""
     word = tl.load(pointer)

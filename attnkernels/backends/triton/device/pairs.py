@@ -15,6 +15,7 @@ from .rows import (
     lead_index,
     length_of,
     matrix_of,
+    program_index,
     sequence_of,
     vector_of,
     wide,
@@ -46,10 +47,7 @@ def scores_kernel(
     """Program (b, tile of queries, tile of keys)."""
     BI: tl.constexpr = SHAPE[0] * SHAPE[2]
     BJ: tl.constexpr = SHAPE[1] * SHAPE[3]
-    pid = tl.program_id(0)
-    jt = pid % key_tiles
-    it = pid // key_tiles % query_tiles
-    b = pid // key_tiles // query_tiles
+    jt, it, b = program_index(key_tiles, query_tiles)
     query_panel = lead_index(b, sizes, query_panels.strides) + it
     key_panel = lead_index(b, sizes, key_panels.strides) + jt
     x = score_tile(
@@ -78,10 +76,7 @@ def gradient_kernel(
     sequences,
     dropout,
     sizes,
-    lse,
-    delta,
-    grad_context,
-    grad_weights,
+    outer,
     ds,
     used,
     n,
@@ -109,10 +104,7 @@ def gradient_kernel(
     """
     BI: tl.constexpr = SHAPE[0] * SHAPE[2]
     BJ: tl.constexpr = SHAPE[1] * SHAPE[3]
-    pid = tl.program_id(0)
-    it = pid % window_tiles
-    kt = pid // window_tiles % key_tiles
-    b = pid // window_tiles // key_tiles
+    it, kt, b = program_index(window_tiles, key_tiles)
     s = sequence_of(cu_seqlens_k, sequences, kt, BJ)
     begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI)
     begin_k, columns, first_k = extent(cu_seqlens_k, s, m, BJ)
@@ -148,16 +140,16 @@ def gradient_kernel(
     )  # fmt: skip
     takes, added = taking_part(i, j, rows, columns, mask, mask_at, CAUSAL, MASK)
     row = wide(b) * n + begin_q + i0
-    end = tl.load(lse + row + tile_i, mask=i < rows, other=0.0)
+    end = tl.load(outer.lse + row + tile_i, mask=i < rows, other=0.0)
     end = tl.where(end == -float("inf"), 0.0, end)
     a = tl.where(takes, tl.exp(x + added - end), 0.0)
 
     g = tl.zeros(SHAPE, tl.float32)
-    if grad_context is not None:
+    if outer.grad_context is not None:
         row_i = i0 + tl.arange(0, BI)
         row_j = j0 + tl.arange(0, BJ)
         value_at = matrix_of(b, sizes, value) + (begin_k + j0) * value.row
-        grad_context += row * dv
+        grad_context = outer.grad_context + row * dv
         product = tl.zeros((BI, BJ), tl.float32)
         for c0 in range(0, dv, BV):
             c = c0 + tl.arange(0, BV)
@@ -169,15 +161,15 @@ def gradient_kernel(
             u = tl.load(value_at + at_u, mask=inside, other=0.0).to(tl.float32)
             product = tl.dot(dc, u, product, input_precision=PRECISION)
         g = as_tile(product, SHAPE)
-    if grad_weights is not None:
-        grad_weights += row * m + j0
+    if outer.grad_weights is not None:
+        grad_weights = outer.grad_weights + row * m + j0
         g += tl.load(grad_weights + tile_i * m + tile_j, mask=takes, other=0.0)
     z = a
     if dropout is not None:
         keep = kept(dropout, i, j, wide(b) * sequences + s)
         z = tl.where(keep, a * dropout.keep_scale, 0.0)
         g = tl.where(keep, g * dropout.keep_scale, 0.0)
-    g = a * (g - tl.load(delta + row + tile_i, mask=i < rows, other=0.0))
+    g = a * (g - tl.load(outer.delta + row + tile_i, mask=i < rows, other=0.0))
     tl.store(ds + at, tl.trans(as_matrix(tl.where(takes, g, 0.0))))
     if used is not None:
         tl.store(used + at, tl.trans(as_matrix(z)))
@@ -203,11 +195,8 @@ def value_kernel(
     PRECISION: tl.constexpr,
 ):
     """Program (b, tile of keys, BV columns): add the window's part of du, (E6)."""
-    columns = tl.cdiv(dv, BV)
-    pid = tl.program_id(0)
-    c = pid % columns * BV + tl.arange(0, BV)
-    kt = pid // columns % key_tiles
-    b = pid // columns // key_tiles
+    column, kt, b = program_index(tl.cdiv(dv, BV), key_tiles)
+    c = column * BV + tl.arange(0, BV)
     s = sequence_of(cu_seqlens_k, sequences, kt, BJ)
     begin_q, rows, _ = extent(cu_seqlens_q, s, n, BI)
     begin_k, count, first_k = extent(cu_seqlens_k, s, m, BJ)

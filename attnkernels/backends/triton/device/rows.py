@@ -42,6 +42,15 @@ class Dropout(NamedTuple):
     keep_scale: Any
 
 
+class Outer(NamedTuple):
+    """The given terms of (E4): lse, D_i, and the gradients of context and weights, or None."""
+
+    lse: Any
+    delta: Any
+    grad_context: Any
+    grad_weights: Any
+
+
 # Integers for which a kernel gains nothing from specialisation on 1 or on multiples of 16: compiled
 # once for all values.
 ANY = (
@@ -65,6 +74,13 @@ ANY = (
     "key_programs",
     "key_parts",
 )
+
+
+@triton.jit
+def program_index(first, second):
+    """Return the indices of this program in a grid (first, second, any), the first innermost."""
+    pid = tl.program_id(0)
+    return pid % first, pid // first % second, pid // first // second
 
 
 # Triton recompiles a kernel whenever an integer of a tuple becomes 1, or a multiple of 16, or

@@ -12,11 +12,11 @@ from .maths import (
     gain,
     is_logistic,
     pointwise,
-    pointwise_slope,
+    pointwise_with_slope,
     reciprocal,
     span,
 )
-from .rows import ANY, length_of, matrix_of, vector_of, wide
+from .rows import ANY, length_of, matrix_of, program_index, vector_of, wide
 
 
 @triton.jit
@@ -90,10 +90,7 @@ def step_kernel(
     TARGET: tl.constexpr,
 ):
     """Program (b, query, split of keys): (E1)-(E3), as forward_kernel."""
-    pid = tl.program_id(0)
-    split = pid % splits
-    i = pid // splits % n
-    b = pid // splits // n
+    split, i, b = program_index(splits, n)
     end = length_of(b, sizes, lengths, m)
     if CAUSAL:
         end = tl.minimum(end, i + 1)
@@ -158,10 +155,7 @@ def step_gradient_kernel(
     lengths,
     dropout,
     sizes,
-    lse,
-    delta,
-    grad_context,
-    grad_weights,
+    outer,
     ds,
     used,
     n,
@@ -178,12 +172,9 @@ def step_gradient_kernel(
     TARGET: tl.constexpr,
 ):
     """Program (b, query, tile of keys): ds of (E4) and the weights after dropout, [leads, n, m]."""
-    tiles = tl.cdiv(m, BJ)
-    pid = tl.program_id(0)
-    j0 = pid % tiles * BJ
+    tile, i, b = program_index(tl.cdiv(m, BJ), n)
+    j0 = tile * BJ
     j = j0 + tl.arange(0, BJ)
-    i = pid // tiles % n
-    b = pid // tiles // n
     end = length_of(b, sizes, lengths, m)
     mask_at = mask_of(b, sizes, mask)
     takes, added = taking_part(i, j, n, end, mask, mask_at, CAUSAL, MASK)
@@ -201,9 +192,9 @@ def step_gradient_kernel(
         query, query_at, key, key_at, weight, weight_at, j0, end, d, scale, negative_slope,
         ACTIVATION, BJ, BD, TARGET,
     )  # fmt: skip
-    a = tl.where(takes, tl.exp(x + added - tl.load(lse + row)), 0.0)
+    a = tl.where(takes, tl.exp(x + added - tl.load(outer.lse + row)), 0.0)
     g = tl.zeros((BJ,), tl.float32)
-    if grad_context is not None:
+    if outer.grad_context is not None:
         value_at = matrix_of(b, sizes, value) + wide(j0) * value.row
         products = tl.zeros((BJ, BD), tl.float32)
         for c0 in range(0, dv, BD):
@@ -211,16 +202,17 @@ def step_gradient_kernel(
             at_u = tl.arange(0, BJ)[:, None] * value.row + c[None, :] * value.unit
             inside = (j < end)[:, None] & (c < dv)[None, :]
             u = tl.load(value_at + at_u, mask=inside, other=0.0).to(tl.float32)
-            products += u * tl.load(grad_context + row * dv + c, mask=c < dv, other=0.0)[None, :]
+            dc = tl.load(outer.grad_context + row * dv + c, mask=c < dv, other=0.0)
+            products += u * dc[None, :]
         g = tl.sum(products, 1)
-    if grad_weights is not None:
-        g += tl.load(grad_weights + at, mask=takes, other=0.0)
+    if outer.grad_weights is not None:
+        g += tl.load(outer.grad_weights + at, mask=takes, other=0.0)
     z = a
     if dropout is not None:
         keep = kept(dropout, i, j, b)
         z = tl.where(keep, a * dropout.keep_scale, 0.0)
         g = tl.where(keep, g * dropout.keep_scale, 0.0)
-    tl.store(ds + at, tl.where(takes, a * (g - tl.load(delta + row)), 0.0), mask=j < m)
+    tl.store(ds + at, tl.where(takes, a * (g - tl.load(outer.delta + row)), 0.0), mask=j < m)
     tl.store(used + at, z, mask=j < m)
 
 
@@ -252,11 +244,8 @@ def step_sweep_kernel(
     grad_key [leads, m, d] is whole; the caller sums the parts in grad_query [parts, leads, n, d]
     and grad_weight [parts, leads, d].
     """
-    columns = tl.cdiv(d, BD)
-    pid = tl.program_id(0)
-    t = pid % columns * BD + tl.arange(0, BD)
-    part = pid // columns % parts
-    b = pid // columns // parts
+    column, part, b = program_index(tl.cdiv(d, BD), parts)
+    t = column * BD + tl.arange(0, BD)
     inside = t < d
     end = length_of(b, sizes, lengths, m)
     query_at = matrix_of(b, sizes, query) + t.to(tl.int64) * query.unit
@@ -283,8 +272,7 @@ def step_sweep_kernel(
                 f = 1.0 - span(ACTIVATION) * r
                 g = span(ACTIVATION) * gain(ACTIVATION) * (r - r * r)
             else:
-                f = pointwise(x, negative_slope, ACTIVATION)
-                g = pointwise_slope(x, negative_slope, ACTIVATION)
+                f, g = pointwise_with_slope(x, negative_slope, ACTIVATION)
             dk += s * g
             dw += tl.sum(s * f, 0)
             sum_at = grad_query + (place * n + i) * d + t

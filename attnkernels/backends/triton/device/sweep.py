@@ -17,8 +17,7 @@ from .maths import (
     exp_sum,
     gain,
     is_logistic,
-    pointwise,
-    pointwise_slope,
+    pointwise_with_slope,
     reciprocal,
     two,
 )
@@ -101,8 +100,7 @@ def _sweep_tile(
             g = f - f * f
         else:
             x = _four(q0, q1, q2, q3) + k
-            f = pointwise(x, negative_slope, ACTIVATION)
-            g = pointwise_slope(x, negative_slope, ACTIVATION)
+            f, g = pointwise_with_slope(x, negative_slope, ACTIVATION)
         grad_query += s * g
         grad_weight += tl.sum(s * f, 0)
         row = tl.load(grad_key, mask=inside, other=0.0) + factor * tl.sum(s * g, 0)

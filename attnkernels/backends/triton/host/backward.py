@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ....ops.codes import KEY, MASK, QUERY, VALUE, WEIGHT
 from ..device.pairs import gradient_kernel, value_kernel
+from ..device.rows import Outer
 from ..device.step import step_gradient_kernel
 from . import configs, sweeps
 from .call import Call, Prepared
@@ -37,12 +38,12 @@ def backward(
     if grad_lse is not None:
         delta -= grad_lse
         total += torch.where(lse == -torch.inf, 0.0, grad_lse).sum(-1)
-    outer = {
-        "lse": lse.contiguous(),
-        "delta": delta,
-        "grad_context": None if grad_context is None else grad_context.contiguous(),
-        "grad_weights": None if grad_weights is None else grad_weights.contiguous(),
-    }
+    outer = Outer(
+        lse.contiguous(),
+        delta,
+        None if grad_context is None else grad_context.contiguous(),
+        None if grad_weights is None else grad_weights.contiguous(),
+    )
     used = grad_context is not None and bool(wanted & VALUE)  # the weights, for grad_value
     grad_value = call.new(*call.lead, call.m, call.dv).zero_() if wanted & VALUE else call.new(0)
     grad_mask = call.new(0)
@@ -80,7 +81,7 @@ def scores_backward(
 
 
 def _windows(
-    call: Call, outer: dict[str, Any], total: Tensor, grad_value: Tensor | None, grad_mask: Tensor
+    call: Call, outer: Outer, total: Tensor, grad_value: Tensor | None, grad_mask: Tensor
 ) -> sweeps.Sums:
     prepared = Prepared(call, call.tile(configs.backward_tiles()))
     tile, key_tiles = prepared.tile, prepared.key_tiles
@@ -91,7 +92,7 @@ def _windows(
         width = ds.shape[-1]
         if used is None and grad_value is not None:
             used = torch.empty_like(ds)
-        arguments = prepared.arguments | outer
+        arguments = prepared.arguments | {"outer": outer, "grad_context": outer.grad_context}
         arguments |= {"ds": ds, "used": used, "window": first, "width": width}
         window_tiles = -(-width // tile.BI)
         programs = call.leads * key_tiles * window_tiles
@@ -108,21 +109,19 @@ def _windows(
 
 
 def _step(
-    call: Call, outer: dict[str, Any], total: Tensor, grad_value: Tensor | None, grad_mask: Tensor
+    call: Call, outer: Outer, total: Tensor, grad_value: Tensor | None, grad_mask: Tensor
 ) -> sweeps.Sums:
     ds, used = call.new(*call.lead, call.n, call.m), call.new(*call.lead, call.n, call.m)
     launch(
         step_gradient_kernel,
         call.leads * call.n * -(-call.m // configs.STEP_KEYS),
-        call.arguments | call.inputs() | outer,
+        call.step_arguments(configs.STEP_KEYS) | {"outer": outer},
         warps=configs.STEP_WARPS,
         ds=ds,
         used=used,
-        BJ=configs.STEP_KEYS,
-        BD=configs.STEP_UNITS,
     )
     if grad_value is not None:
-        torch.matmul(used.mT, outer["grad_context"], out=grad_value)
+        torch.matmul(used.mT, outer.grad_context, out=grad_value)
     if grad_mask.numel():
         _add_summed(grad_mask, ds, 0)
     return sweeps.stepwise(call, ds)

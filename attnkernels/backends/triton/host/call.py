@@ -104,6 +104,10 @@ class Call:
         }
         return arguments | {name: scaled(strides[name]) for name in made}
 
+    def step_arguments(self, keys: int) -> dict[str, Any]:
+        """Return the arguments of a kernel of device/step.py, for tiles of `keys` keys."""
+        return self.arguments | self.inputs() | {"BJ": keys, "BD": configs.STEP_UNITS}
+
     def new(self, *shape: int) -> Tensor:
         """Return an unset float32 tensor on the device of the call."""
         return self.query.new_empty(shape, dtype=torch.float32)

@@ -37,8 +37,7 @@ def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor | None) -> 
     rows = call.leads * call.n
     if call.step:
         kernel, warps = step_kernel, configs.STEP_WARPS
-        arguments = call.arguments | call.inputs()
-        arguments |= {"BJ": configs.STEP_KEYS, "BD": configs.STEP_UNITS}
+        arguments = call.step_arguments(configs.STEP_KEYS)
         programs, tiles = rows, -(-call.m // configs.STEP_KEYS)
     else:
         tile = call.tile(configs.TILES)

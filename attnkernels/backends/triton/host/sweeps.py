@@ -35,6 +35,7 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
     weight_sums = call.new(*lead, call.sequences * query_parts * key_parts, call.d).zero_()
     query_sums = call.new(key_parts, *lead, call.n if whole else width, call.d)
     grad_query = call.new(*lead, call.n, call.d) if not whole else None
+    sums = {"grad_query": query_sums, "grad_key": key_sums, "grad_weight": weight_sums}
     ds = call.new(key_rows, width)
     # apart, so that they can be left unspecialised
     query, key = prepared.arguments["query"], prepared.arguments["key"]
@@ -45,14 +46,11 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
         launch(
             sweep_kernel,
             weight_sums[..., 0].numel() * -(-call.d // call.target.lanes),
-            prepared.arguments | inputs,
+            prepared.arguments | inputs | sums,
             warps=1,
             ds=ds,
-            grad_query=query_sums,
             query_rows=query_sums.shape[-2],
             query_origin=0 if whole else first,
-            grad_key=key_sums,
-            grad_weight=weight_sums,
             window=first,
             width=width,
             query_parts=query_parts,
@@ -80,18 +78,14 @@ def stepwise(call: Call, ds: Tensor) -> Sums:
     query_sums = call.new(parts, *call.lead, call.n, call.d)
     grad_key = call.new(*call.lead, call.m, call.d)
     weight_sums = call.new(parts, *call.lead, call.d)
+    sums = {"grad_query": query_sums, "grad_key": grad_key, "grad_weight": weight_sums}
     launch(
         step_sweep_kernel,
         call.leads * parts * columns,
-        call.arguments | call.inputs(),
+        call.step_arguments(configs.STEP_SWEEP_KEYS) | sums,
         warps=configs.STEP_WARPS,
         ds=ds,
-        grad_query=query_sums,
-        grad_key=grad_key,
-        grad_weight=weight_sums,
         parts=parts,
-        BJ=configs.STEP_SWEEP_KEYS,
-        BD=configs.STEP_UNITS,
     )
     return _sum(query_sums), grad_key, _sum(weight_sums)
 
