@@ -74,7 +74,7 @@ class AdditiveAttention(Projections):
     Args:
         query_dim, key_dim, hidden_dim, num_heads, bias, normalize, device, dtype: as in
             `Projections`.
-        activation: f: "tanh", "sigmoid", "relu" or "leaky_relu" (GATv2).
+        activation: f, by its name as in `additive_attention`, such as "leaky_relu" (GATv2).
         negative_slope: in [0, 1], of "leaky_relu".
         dropout: in [0, 1], the probability that a weight is dropped; in training only.
         scale: finite, multiplies the scores.

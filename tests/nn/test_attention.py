@@ -240,7 +240,7 @@ def test_compiles() -> None:
         ({"query_dim": 2.0}, "query_dim must be an int of at least 1, got 2.0"),
         ({"num_heads": 5}, "hidden_dim must be a multiple of num_heads, 5, got 12"),
         ({"dropout": 1.5}, r"dropout must lie in \[0, 1\], got 1.5"),
-        ({"activation": "gelu"}, "activation"),
+        ({"activation": "nonesuch"}, "activation"),
         ({"scale": float("inf")}, "scale"),
         ({"negative_slope": -1.0}, "negative_slope"),
     ],

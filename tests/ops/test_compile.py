@@ -102,7 +102,7 @@ def test_opcheck(backend: str, name: str) -> None:
         # derivatives stand outside the operators, which are opaque to autograd
         plain = tree_map_only(Tensor, Tensor.detach, args)
         torch.library.opcheck(op, plain, kwargs)
-    assert recorder.calls or backend == "reference"
+    assert recorder.calls or not hasattr(torch.ops.attnkernels, f"{backend}_forward")
 
 
 def check_compiled(compiled: Callable[..., Any], backend: str) -> None:

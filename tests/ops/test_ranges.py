@@ -78,7 +78,7 @@ def test_every_seam_in_one_tile(backend: str, activation: str, offset: float) ->
 
 
 @pytest.mark.parametrize("activation", POINTWISE)
-def test_piecewise_linear_activations_at_the_seams(backend: str, activation: str) -> None:
+def test_pointwise_activations_at_the_seams(backend: str, activation: str) -> None:
     for seam in (0.0, 1e-8, -9.0, 60.0, 1e4):
         sums = torch.full((19,), seam, dtype=F64)
         check_attention(

@@ -292,7 +292,7 @@ def test_a_source_that_nvcc_compiles(toolkit: Toolkit) -> None:
     builds = sass_native.builds(toolkit, ["sm_90a"])
     (build,) = [build for build in builds if build.source == "scores.cu"]
     rows = {row.kernel: row for row in sass_native.rows(build)}
-    assert set(rows) == {"scores_kernel<Logistic>", "scores_kernel<Rectifier>"}
+    assert {"scores_kernel<Logistic>", "scores_kernel<Rectifier>"} <= set(rows)
     assert {row.threads for row in rows.values()} == {128}
     assert all(16 < row.registers <= 128 and not row.spills for row in rows.values())
     assert {loop.variant for loop in rows["scores_kernel<Logistic>"].loops} == {*sass_native.SCORES}
