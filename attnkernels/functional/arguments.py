@@ -40,9 +40,7 @@ def attention(
         if key_lengths is not None:
             leads["key_lengths"] = _lengths(key_lengths, key)
         _leading(leads)
-    is_causal, return_weights = options.is_causal, options.return_weights
-    dropout_p, activation = options.dropout_p, options.activation
-    slope, scale = options.negative_slope, options.scale
+    *_, dropout_p, is_causal, activation, slope, scale, return_weights = options
     if not (
         (is_causal is True or is_causal is False)
         and (return_weights is True or return_weights is False)
@@ -77,10 +75,12 @@ def varlen(
     query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options, return_lse: bool
 ) -> Problem:
     """Check the arguments of `additive_attention_varlen`."""
-    problem = _same_kind({"query": query, "key": key, "value": value, "weight": weight})
-    leads = _pairs(query, key, weight)
-    leads["value"] = _values(value, key.shape)
-    _leading(leads)
+    problem = _plain(query, key, value, weight)
+    if problem is None:
+        problem = _same_kind({"query": query, "key": key, "value": value, "weight": weight})
+        leads = _pairs(query, key, weight)
+        leads["value"] = _values(value, key.shape)
+        _leading(leads)
     sequences_q = _boundaries("cu_seqlens_q", options.cu_seqlens_q, "query", query)
     sequences_k = _boundaries("cu_seqlens_k", options.cu_seqlens_k, "key", key)
     if sequences_q != sequences_k:

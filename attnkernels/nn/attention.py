@@ -165,11 +165,12 @@ class AdditiveAttention(Projections):
         """
         key, value = inputs.memory(self, "key", key, value, key_lengths, range_later=True)
         batch, m, _ = key.shape
-        heads = {"H": self.num_heads} if self.num_heads > 1 else {}
         steps = inputs.query_or_queries(self, query, batch)
-        attn_mask = inputs.mask(attn_mask, query, B=batch, **heads, **steps, m=m)
-        if attn_mask is not None and attn_mask.ndim and not steps:
-            attn_mask = attn_mask.unsqueeze(-2)
+        if attn_mask is not None:
+            heads = {"H": self.num_heads} if self.num_heads > 1 else {}
+            attn_mask = inputs.mask(attn_mask, query, B=batch, **heads, **steps, m=m)
+            if attn_mask is not None and attn_mask.ndim and not steps:
+                attn_mask = attn_mask.unsqueeze(-2)
         result = additive_attention(
             self._rows(query),
             self._keys(key),
@@ -181,7 +182,7 @@ class AdditiveAttention(Projections):
             return_weights=return_weights,
             **self._scoring(),
         )
-        return _results(*self._merged(result, query.ndim == 2))
+        return _results(*self._merged(result, not steps))
 
     def prepare(
         self, memory: Tensor, key_lengths: Tensor | None = None, value: Tensor | None = None
