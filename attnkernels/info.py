@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
+import sys
 
 import torch
 
@@ -10,6 +12,7 @@ from . import __version__
 from .backends import BACKENDS, native
 from .backends.base import Backend, Problem
 from .measure.machine import triton_version
+from .measure.wording import tolerate_any_encoding
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -52,6 +55,18 @@ def report() -> str:
     return "\n".join(lines)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Print the page and return the exit status: 0, or 2 for an unknown argument."""
+    tolerate_any_encoding()
+    parser = argparse.ArgumentParser(
+        prog="python -m attnkernels.info",
+        description="Print versions, the build, and what each backend can compute here.",
+    )
+    parser.parse_args(arguments)
+    print(report())
+    return 0
+
+
 def _accelerator() -> dict[str, str]:
     """Return the toolkit that torch is built for and the device that it finds."""
     if not torch.backends.cuda.is_built():
@@ -68,4 +83,4 @@ def _table(entries: dict[str, str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(report())
+    sys.exit(main())

@@ -22,7 +22,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from attnkernels.measure import files
 from attnkernels.measure.machine import cpu_name
+from attnkernels.measure.options import positive, seconds
+from attnkernels.measure.wording import count, tolerate_any_encoding
 from benchmarks.comparison import build, jobs, report
 from benchmarks.comparison.build import WORKTREE, BuildError
 from benchmarks.comparison.interleave import SIDES, Measured, WorkerError, measure
@@ -32,12 +35,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 1 if a case is slower or fails, 0 if none is, 2 on an error."""
+    tolerate_any_encoding()
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.base is None and not options.clean:
         parser.error("--base REF is needed: the commit to compare with")
     try:
         chosen = jobs.choose(options.cases)
+        files.check({"--json": options.json})
     except ValueError as error:
         parser.error(str(error))
     try:
@@ -59,9 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--head", metavar="REF", default=WORKTREE, help="default: %(default)s, as it is now")
     names = ", ".join(dict.fromkeys(job.case for job in jobs.jobs()))
     add("--cases", metavar="NAME,...", help=f"groups tiny and suite, or cases: {names}")
-    add("--seconds", type=float, default=5.0, help="of timing per case (default: %(default)s)")
-    add("--threads", type=int, default=torch.get_num_threads(), help="default: PyTorch's")
-    add("--json", type=Path, metavar="FILE")
+    add("--seconds", type=seconds, default=5.0, help="of timing per case (default: %(default)s)")
+    add("--threads", type=positive, default=torch.get_num_threads(), help="default: PyTorch's")
+    add("--json", type=files.output, metavar="FILE")
     add("--clean", action="store_true", help="remove the built trees, at the end or alone")
     return parser
 
@@ -98,15 +103,15 @@ def _compare(options: argparse.Namespace, chosen: list[jobs.Job]) -> int:
     }
     console.print(
         f"base {trees['base'].label}, head {trees['head'].label}; {about['cpu']}, "
-        f"{about['threads']} threads, load {about['load']}, torch {about['torch']}, {about['date']}"
+        f"{count(options.threads, 'thread')}, load {about['load']}, torch {about['torch']}, "
+        f"{about['date']}"
     )
     console.print(report.table(measured, rows))
     for row in rows:
         for side, error in row.get("errors", {}).items():
             console.print(f"{row['case']} {row['direction']}: {side}: {error}", markup=False)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(about | {"cases": rows}, indent=1) + "\n", "utf-8")
+        files.write(options.json, json.dumps(about | {"cases": rows}, indent=1) + "\n")
     verdicts = Counter(row["verdict"] for row in rows)
     console.print(", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
     if verdicts["unclear"]:

@@ -26,8 +26,11 @@ from attnkernels.backends import select
 from attnkernels.backends.base import Problem
 from attnkernels.extras import needs
 from attnkernels.measure.device import Device, find
+from attnkernels.measure.machine import free_memory
+from attnkernels.measure.options import positive
+from attnkernels.measure.wording import count
 from attnkernels.profile.sweep import Row, methods, sweep
-from attnkernels.profile.text import Attended, Text, encode, read_text
+from attnkernels.profile.text import Attended, Text, check_memory, encode, read_text
 from attnkernels.profile.units import show_mib, show_ms, show_ratio
 from examples.options import parser
 from examples.results import write
@@ -66,13 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the example and return its exit status: 0, 130 if interrupted, 2 for bad usage."""
     command = parser("char_cost", "Measure the cost of attention when words become characters.")
     command.add_argument("--text", metavar="FILE", help="UTF-8 (default: Python's documentation)")
-    command.add_argument("--dim", type=int, default=256, help="width (default: %(default)s)")
+    command.add_argument("--dim", type=positive, default=256, help="width (default: %(default)s)")
     options = command.parse_args(arguments)
     size = TINY if options.tiny else FULL if options.full else DEFAULT
     try:
         device = find(options.device)
         text = read_text(options.text)
         check(text, size, options.dim)
+        check_memory(size.characters[-1], options.dim, free_memory())
         kept = {name: restore(options, text, name) for name in PASSES}
     except ValueError as error:
         command.error(str(error))
@@ -134,7 +138,7 @@ def check(text: Text, size: Size, dim: int) -> None:
     """Refuse a text that is too short, and a width that two directions cannot share."""
     if len(text.characters) < size.characters[-1] or len(text.characters.split()) < size.words:
         raise ValueError(
-            f"the text {text.source} has {len(text.characters):,} characters; it must have "
+            f"the text {text.source} has {count(len(text.characters), 'character')}; it must have "
             f"{size.characters[-1]:,}, and {size.words} words"
         )
     if dim < 2 or dim % 2:

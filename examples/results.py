@@ -10,6 +10,7 @@ from typing import Any
 
 from attnkernels.extras import needs
 from attnkernels.info import versions
+from attnkernels.measure import files
 from benchmarks.suite.commit import commit
 
 with needs("examples"):
@@ -37,13 +38,12 @@ def write(
         figures: maps file names without suffix to figures.
         record: the values of the table as numbers, and other facts of the run.
     """
-    out.mkdir(parents=True, exist_ok=True)
     head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
     escaped = ([cell.replace("|", r"\|") for cell in row] for row in rows)
     body = "".join(f"| {' | '.join(row)} |\n" for row in escaped)
-    (out / "table.md").write_text(head + body, encoding="utf-8")
+    files.write(out / "table.md", head + body)
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=150, bbox_inches="tight")
+        files.write_figure(out / f"{name}.png", figure, dpi=150, bbox_inches="tight")
     everything = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": commit(),
@@ -51,7 +51,7 @@ def write(
         "options": {name: str(value) for name, value in options.items()},
         **record,
     }
-    (out / "results.json").write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
+    files.write(out / "results.json", json.dumps(everything, indent=2) + "\n")
     table = Table(*columns)
     for row in rows:
         table.add_row(*map(Text, row))

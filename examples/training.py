@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attnkernels.extras import needs
+from attnkernels.measure.files import write
 
 with needs("examples"):
     from rich.progress import (
@@ -133,10 +134,9 @@ def _save(path: Path, parts: Mapping[str, Stateful], done: int, seconds: float) 
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "parts": {name: part.state_dict() for name, part in parts.items()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    torch.save(state, new)
-    os.replace(new, path)  # whole or not at all
+    saved = io.BytesIO()
+    torch.save(state, saved)
+    write(path, saved.getvalue())
 
 
 def _load(path: Path, parts: Mapping[str, Stateful]) -> tuple[int, float]:

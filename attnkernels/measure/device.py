@@ -11,6 +11,7 @@ import torch
 from . import cuda
 from .machine import cpu_name, free_memory, versions
 from .memory import Measured, measure
+from .wording import count
 
 KINDS = ("cpu", "cuda")
 
@@ -46,7 +47,7 @@ class Cpu:
     ceilings: Mapping[str, float] = {}
 
     def __init__(self) -> None:
-        self.name = f"{cpu_name()}, {torch.get_num_threads()} threads"
+        self.name = f"{cpu_name()}, {count(torch.get_num_threads(), 'thread')}"
 
     def facts(self) -> dict[str, Any]:
         return {"cpu": cpu_name(), "threads": torch.get_num_threads(), "versions": versions()}

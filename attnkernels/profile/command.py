@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,14 @@ import torch
 from ..backends import select
 from ..backends.base import Problem
 from ..extras import needs
+from ..measure import files
 from ..measure.device import KINDS, Device, find
+from ..measure.machine import free_memory
+from ..measure.options import positive, seconds, seed
+from ..measure.wording import count, tolerate_any_encoding
 from .plot import draw
 from .sweep import Method, Row, methods, nominal_work, sweep
-from .text import Attended, Text, encode, read_text
+from .text import Attended, Text, check_memory, encode, read_text
 from .units import show_mib
 
 with needs("profile", "matplotlib"):  # checked now, because drawing comes after hours of measuring
@@ -43,7 +48,11 @@ INTERRUPTED = 130  # the status that a shell reports after SIGINT
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, 130 if interrupted, 2 for bad usage."""
+    """Run the command and return its exit status.
+
+    It is 0, 1 if a file could not be written, 2 for bad usage, or 130 if interrupted.
+    """
+    tolerate_any_encoding()
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -51,7 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
         lengths = _lengths(options.lengths, text)
         if options.dim < 2 or options.dim % 2:
             raise ValueError(f"--dim must be an even number, 2 or more, got {options.dim}")
+        outputs = {"--json": options.json, "--plot": options.plot}
+        files.check(outputs, {"--text": Path(options.text) if options.text else None})
+        files.check_figure("--plot", options.plot)
         device = find(options.device)
+        check_memory(lengths[-1], options.dim, free_memory())
+        _check_inputs(device, lengths[-1], options.dim)
         backend = select(Problem(device.type, torch.float32), options.backend).NAME
     except ValueError as error:
         parser.error(str(error))
@@ -67,21 +81,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=KINDS, default="cpu", help="cuda includes ROCm (default: cpu)")
     add("--text", metavar="FILE", help="a UTF-8 file (default: Python's own documentation)")
     add("--lengths", metavar="N,N,...", type=_integers, help="default: 64, doubling to 65536")
-    add("--dim", type=int, default=256, help="width of query, key and value (default: 256)")
-    add("--seed", type=int, default=0, help="of the encoder's weights (default: 0)")
+    add("--dim", type=positive, default=256, help="width of query, key and value (default: 256)")
+    add("--seed", type=seed, default=0, help="of the encoder's weights (default: 0)")
     add("--backward", action="store_true", help="time forward and backward together")
     add("--compile", action="store_true", help="also torch.compile of the naive formula")
     add("--backend", help="of the fused operator (default: the first that is available)")
     add(
         "--naive-seconds",
-        type=float,
+        type=seconds,
         default=10.0,
         metavar="S",
         help="skip the naive formula when one call would take longer (default: 10)",
     )
-    for kind, name in (("json", "profile.json"), ("plot", "profile.png")):
-        help = f"where to write the {kind} (default: %(default)s)"
-        add(f"--{kind}", type=Path, default=Path(name), metavar="FILE", help=help)
+    for kind in ("json", "plot"):
+        help = f"where to write the {kind} (default: none)"
+        add(f"--{kind}", type=files.output, metavar="FILE", help=help)
     return parser
 
 
@@ -98,16 +112,26 @@ def _integers(text: str) -> list[int]:
 def _lengths(wanted: list[int] | None, text: Text) -> list[int]:
     """Return the lengths to measure: those requested, or the defaults that the text covers."""
     characters = len(text.characters)
+    has = f"the text {text.source} has {count(characters, 'character')}"
     if wanted is not None and wanted[-1] > characters:
-        raise ValueError(
-            f"the text {text.source} has {characters:,} characters, --lengths wants {wanted[-1]:,}"
-        )
+        raise ValueError(f"{has}, --lengths wants {wanted[-1]:,}")
     fitting = [length for length in wanted or LENGTHS if length <= characters]
     if not fitting:
         raise ValueError(
-            f"the text {text.source} has {characters:,} characters, at least {LENGTHS[0]} wanted"
+            f"{has}, at least {LENGTHS[0]} wanted; give shorter lengths, as in "
+            f"--lengths {characters}"
         )
     return fitting
+
+
+def _check_inputs(device: Device, length: int, dim: int) -> None:
+    """Raise ValueError if the query, key and value do not fit on a device besides the CPU."""
+    needed, free = 3 * 4 * length * dim, device.free_memory()
+    if device.type != "cpu" and needed > free:
+        raise ValueError(
+            f"{count(length, 'character')} at width {dim} need {show_mib(needed / 2**20)} on "
+            f"{device.type}, and {show_mib(free / 2**20)} are free"
+        )
 
 
 def _run(
@@ -124,21 +148,44 @@ def _run(
     rows: list[Row] = []
     try:
         for _ in _measure(options, device, text, lengths, backend, console, title, rows):
-            report.write_json(options.json, {**head, "interrupted": True}, rows)
+            if options.json is not None and not files.is_stream(options.json):
+                with suppress(OSError):  # the last time it is reported
+                    report.write_json(options.json, {**head, "interrupted": True}, rows)
         interrupted = False
     except KeyboardInterrupt:
         interrupted = True
 
-    if rows:
-        report.write_json(options.json, {**head, "interrupted": interrupted}, rows)
-        draw(options.plot, rows, f"{title}\n{machine}", free_mib)
     console.print()
     console.print(report.sentence(rows, options.dim, options.backward), highlight=False)
     if interrupted:
         console.print("Interrupted: these are the measurements so far.")
-    for kind, path in (("plot", options.plot), ("json", options.json)) if rows else ():
-        console.print(f"{kind}: {path.resolve()}", soft_wrap=True, highlight=False)
-    return INTERRUPTED if interrupted else 0
+    written = not rows or _write(
+        console,
+        json=(
+            options.json,
+            lambda path: report.write_json(path, {**head, "interrupted": interrupted}, rows),
+        ),
+        plot=(options.plot, lambda path: draw(path, rows, f"{title}\n{machine}", free_mib)),
+    )
+    if interrupted:
+        return INTERRUPTED
+    return 0 if written else 1
+
+
+def _write(console: Console, **outputs: tuple[Path | None, Callable[[Path], None]]) -> bool:
+    """Write each output that has a path; print where it is, or why it could not be written."""
+    whole = True
+    for kind, (path, writing) in outputs.items():
+        if path is None:
+            continue
+        try:
+            writing(path)
+            said = f"{kind}: {path if files.is_stream(path) else path.resolve()}"
+        except OSError as error:
+            whole = False
+            said = f"{kind}: cannot write {path}: {error.strerror or error}"
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
+    return whole
 
 
 def _measure(
@@ -169,10 +216,12 @@ def _measure(
     }
     # The ceilings are those of the forward pass.
     ceilings = {} if options.backward else device.ceilings
-    task = progress.add_task(f"encoding {lengths[-1]:,} characters", total=sum(work.values()))
+    task = progress.add_task(
+        f"encoding {count(lengths[-1], 'character')}", total=sum(work.values())
+    )
 
     def starting(method: Method, length: int) -> None:
-        progress.update(task, description=f"{method.name}, {length:,} characters")
+        progress.update(task, description=f"{method.name}, {count(length, 'character')}")
 
     with Live(progress, console=console, refresh_per_second=8) as live:
         drawn: Table | str = ""

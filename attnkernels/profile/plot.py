@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..measure.files import write_figure
 from ..measure.palette import BLUE, FAINT, GRID, INK, ORANGE, PINK
+from ..measure.wording import printable
 from .sweep import Row
 from .units import show_mib, show_ms
 
@@ -23,7 +24,7 @@ MEMORY_TICKS = [0.001, 0.01, 0.1, *MEMORY_TICKS, 1024.0**3]  # mebibytes
 
 
 def draw(path: Path, rows: list[Row], title: str, free_mib: float) -> None:
-    """Write the figure atomically, with measurements filled and extrapolations hollow.
+    """Write the figure, with measurements filled and extrapolations hollow.
 
     The suffix of `path` selects the format; without one it is PNG.
     """
@@ -42,13 +43,10 @@ def draw(path: Path, rows: list[Row], title: str, free_mib: float) -> None:
     _label_last(memory, rows, "peak_mib", show_mib)
     _say_what_does_not_fit(memory, rows)
     times.legend(frameon=False, loc="upper left", labelcolor=INK)
-    figure.suptitle(title, fontsize=12, color=INK, x=0.012, ha="left")
+    title = printable(title)  # the name of the text, in which a dollar is a dollar
+    figure.suptitle(title, fontsize=12, color=INK, x=0.012, ha="left", parse_math=False)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = path.suffix[1:] or "png"
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format=kind, dpi=150)
-    os.replace(partial, path)
+    write_figure(path, figure, dpi=150)
 
 
 def _panel(axes: Axes, rows: list[Row], field: str, estimated: str, title: str) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from ..measure import files
+from ..measure.wording import count
 from .sweep import Row
 from .units import show_mib, show_ms, show_rate, show_ratio
 
@@ -50,7 +52,7 @@ def table(
     compact = width < WIDTH and len(names) > 2
     clocks = not compact and any(row.elements_per_clock is not None for row in rows)
     cells = by_cell(rows)
-    drawn = Table(title=title, title_style="bold", box=SIMPLE_HEAD, show_edge=False)
+    drawn = Table(title=escape(title), title_style="bold", box=SIMPLE_HEAD, show_edge=False)
     drawn.padding = (0, 0, 0, 1)
     drawn.add_column("\nlength", justify="right", no_wrap=True)
     for name in names:
@@ -123,7 +125,7 @@ def sentence(rows: list[Row], dim: int, backward: bool) -> str:
     assert longest.ms is not None and longest.peak_mib is not None
     passes = "forward and backward" if backward else "forward"
     said = (
-        f"The fused operator attended {longest.length:,} characters to {longest.length:,} "
+        f"The fused operator attended {count(longest.length, 'character')} to {longest.length:,} "
         f"({passes}, width {dim}) in {show_ms(longest.ms)} with {show_mib(longest.peak_mib)} "
         "of extra memory"
     )
@@ -144,9 +146,6 @@ def sentence(rows: list[Row], dim: int, backward: bool) -> str:
 
 
 def write_json(path: Path, head: dict[str, Any], rows: list[Row]) -> None:
-    """Replace `path` atomically, so a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    """Write the rows below the head, as one object."""
     content = {**head, "rows": [asdict(row) for row in rows]}
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    files.write(path, json.dumps(content, indent=1) + "\n")

@@ -9,6 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..measure.wording import count
+from .units import show_mib
+
 EMBEDDING = 64
 
 
@@ -39,7 +42,7 @@ def read_text(path: str | None = None) -> Text:
 
         return Text("pydoc_data.topics", "\n".join(topics[name] for name in sorted(topics)))
     try:
-        characters = Path(path).read_text(encoding="utf-8")
+        characters = Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise ValueError(f"cannot read the text {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -50,6 +53,26 @@ def read_text(path: str | None = None) -> Text:
     if not characters:
         raise ValueError(f"the text {path} is empty")
     return Text(path, characters)
+
+
+def encoder_bytes(length: int, dim: int) -> float:
+    """Estimate the peak memory of `encode`.
+
+    The bytes per character are those of measurements on a CPU at widths from 8 to 256; the weights
+    are counted twice, since the GRU packs a copy.
+    """
+    weights = 192 * dim + 3.5 * dim**2
+    return length * (2000 + 19 * dim) + 2 * 4 * weights
+
+
+def check_memory(length: int, dim: int, free_bytes: int) -> None:
+    """Raise ValueError if encoding `length` characters does not fit into the free memory."""
+    needed = encoder_bytes(length, dim)
+    if needed > free_bytes:
+        raise ValueError(
+            f"encoding {count(length, 'character')} at width {dim} needs about "
+            f"{show_mib(needed / 2**20)}, and {show_mib(free_bytes / 2**20)} are free"
+        )
 
 
 @torch.no_grad()

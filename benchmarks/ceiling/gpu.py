@@ -5,6 +5,7 @@ python -m benchmarks.ceiling.gpu
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -87,6 +88,10 @@ def _fastest(device: str, call: Call, repeats: int) -> float:
 
 
 if __name__ == "__main__":
+    description = "Measure the ceilings of the GPU."
+    argparse.ArgumentParser(
+        "python -m benchmarks.ceiling.gpu", description=description
+    ).parse_args()
     sentence = why_not()
     print(sentence or json.dumps(program_rates(), indent=1))
     print(json.dumps(device_rates() | torch_rates("cuda"), indent=1))

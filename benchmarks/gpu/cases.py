@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import torch
 
+from attnkernels.measure.files import folder
+from attnkernels.measure.options import seconds
 from attnkernels.profile.units import show_ms
 from benchmarks.suite import cases, providers
 from benchmarks.suite.absent import Absent, Attempt
@@ -102,13 +104,13 @@ def work(jobs: list[Job], session: Session, path: Path) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.cases")
     add = parser.add_argument
-    add("--out", type=Path, metavar="DIR", required=True)
+    add("--out", type=folder, metavar="DIR", required=True)
     add("--until", type=float, metavar="EPOCH", required=True, help="start nothing after")
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--cases", metavar="NAME,...", default=LIST)
     add("--providers", metavar="NAME,...")
     add("--dtypes", metavar="NAME,...", default="float32,bfloat16")
-    add("--seconds", type=float, default=1.0, help="of timing a case (default: %(default)s)")
+    add("--seconds", type=seconds, default=1.0, help="of timing a case (default: %(default)s)")
     return parser
 
 

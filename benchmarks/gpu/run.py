@@ -33,7 +33,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from attnkernels.measure import cuda
+from attnkernels.measure import cuda, files
+from attnkernels.measure.files import folder
+from attnkernels.measure.options import seconds
+from attnkernels.measure.wording import tolerate_any_encoding
 from benchmarks.ceiling import cpu as ceiling
 from benchmarks.ceiling import gpu as gpu_ceiling
 from benchmarks.gpu.cases import sentence
@@ -80,6 +83,7 @@ class Run:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return 0, 130 if interrupted, or 2 for bad usage or no GPU."""
+    tolerate_any_encoding()
     parser = _parser()
     options = parser.parse_args(arguments)
     unknown = [name for name in options.skip if name not in STAGES]
@@ -118,9 +122,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.gpu", description="Tests and benchmarks of a GPU."
     )
     add = parser.add_argument
-    add("--out", type=Path, metavar="DIR", required=True, help="where everything is written")
-    add("--budget", type=float, default=510, metavar="SECONDS", help="default: %(default)s")
-    add("--seconds", type=float, default=1.0, help="of timing a case (default: %(default)s)")
+    add("--out", type=folder, metavar="DIR", required=True, help="where everything is written")
+    add("--budget", type=seconds, default=510, metavar="SECONDS", help="default: %(default)s")
+    add("--seconds", type=seconds, default=1.0, help="of timing a case (default: %(default)s)")
     add("--sweep", action="store_true", help="configurations of the Triton kernels as well")
     add("--skip", type=lambda names: names.split(","), default=[], metavar="STAGE,...")
     add("--device", choices=("cuda", "cpu"), default="cuda")
@@ -146,7 +150,7 @@ def _begin(options: argparse.Namespace) -> Result:
 
 def _environment(run: Run) -> None:
     page = environment(run.result, run.options.device)
-    (run.out / "environment.txt").write_text(page, encoding="utf-8")
+    files.write(run.out / "environment.txt", page)
     run.save()
 
 

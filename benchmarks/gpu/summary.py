@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from rich.console import Console, RenderableType
 
+from attnkernels.measure import files
 from attnkernels.profile.units import show_mib
 from benchmarks.gpu import pairs as gpu_pairs
 from benchmarks.suite.rates import BYTES, Result, about, machine
@@ -45,7 +46,7 @@ def summary(folder: Path, notes: list[str]) -> str:
     for part in filter(None, parts):
         console.print(part, soft_wrap=isinstance(part, str))
         console.print()
-    (folder / "summary.txt").write_text(written.getvalue(), encoding="utf-8")
+    files.write(folder / "summary.txt", written.getvalue())
     return written.getvalue()
 
 

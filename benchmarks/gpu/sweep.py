@@ -18,6 +18,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from attnkernels.measure.files import folder
+from attnkernels.measure.options import seconds
 from benchmarks.gpu.cases import Session, jobs_of, work
 from benchmarks.suite.absent import Absent
 from benchmarks.suite.cases import Case, Inputs, choose
@@ -33,10 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; return 0 if there is nothing to sweep, else the status of `work`."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.sweep")
     add = parser.add_argument
-    add("--out", type=Path, metavar="DIR", required=True)
+    add("--out", type=folder, metavar="DIR", required=True)
     add("--until", type=float, metavar="EPOCH", required=True, help="start nothing after")
     add("--device", choices=("cuda", "cpu"), default="cuda")
-    add("--seconds", type=float, default=1.0, help="of timing a case (default: %(default)s)")
+    add("--seconds", type=seconds, default=1.0, help="of timing a case (default: %(default)s)")
     options = parser.parse_args(arguments)
     return sweep(options.out, options.device, options.until, options.seconds)
 

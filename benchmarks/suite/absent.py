@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
+
+from attnkernels.measure.files import write
 
 LOST = "the process that ran it did not come back"
 
@@ -54,6 +55,4 @@ class Absent:
 
     def _write(self) -> None:
         rows = [{**attempt._asdict(), "why": why} for attempt, why in self._reasons.items()]
-        partial = self._path.with_name(self._path.name + ".partial")
-        partial.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self._path)
+        write(self._path, json.dumps(rows, indent=1) + "\n")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from attnkernels.measure.files import write_figure
 from attnkernels.measure.palette import AMBER, BLUE, FAINT, GREEN, GRID, INK, PINK, SKY
+from attnkernels.measure.wording import count
 from attnkernels.profile.units import show_ratio
 
 COLOURS = {"compile": PINK, "keras": AMBER, "keops": GREEN, "native": BLUE, "triton": SKY}
@@ -48,13 +49,12 @@ def draw(path: Path, result: dict[str, Any]) -> bool:
     patches = [Patch(color=COLOURS[name], label=name) for name in COLOURS if name in used]
     style: dict[str, Any] = {"frameon": False, "labelcolor": INK, "ncols": len(patches)}
     figure.legend(handles=patches, loc="outside lower center", **style)
-    about = f"{result['cpu']}, {result['threads']} threads, torch {result['torch']}, {dtype}"
+    about = (
+        f"{result['cpu']}, {count(result['threads'], 'thread')}, torch {result['torch']}, {dtype}"
+    )
     figure.suptitle(f"Times faster than eager PyTorch\n{about}", color=INK, x=0.012, ha="left")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format=path.suffix[1:] or "png", dpi=150)
-    os.replace(partial, path)
+    write_figure(path, figure, dpi=150)
     return True
 
 

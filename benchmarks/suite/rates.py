@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from attnkernels.measure.wording import count
 from attnkernels.profile.units import show_rate
 from benchmarks.ceiling import cpu as ceiling
 
@@ -52,7 +53,7 @@ def copy_gb(known: dict[str, float]) -> float:
 def machine(result: Result) -> str:
     """Return the machine of a result."""
     if result["device"] == "cpu":
-        return f"{result['cpu']}, {result['threads']} threads"
+        return f"{result['cpu']}, {count(result['threads'], 'thread')}"
     return f"{result['device']}, Triton {result['triton']}"
 
 

@@ -24,7 +24,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from attnkernels.measure import files
 from attnkernels.measure.machine import cpu_name, triton_version
+from attnkernels.measure.options import positive, seconds
+from attnkernels.measure.wording import count, tolerate_any_encoding
 from benchmarks.ceiling.cpu import ceiling
 from benchmarks.suite import cases, providers
 from benchmarks.suite.cases import Case
@@ -42,6 +45,7 @@ INTERRUPTED = 130  # the status that a shell reports after SIGINT
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 130 if interrupted, 2 for bad usage."""
+    tolerate_any_encoding()
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -49,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         chosen_providers = providers.choose(options.providers)
         directions = subset("directions", options.directions, cases.DIRECTIONS)
         dtypes = subset("dtypes", options.dtypes, DTYPES)
+        files.check({"--json": vars(options).get("json"), "--plot": options.plot})
+        files.check_figure("--plot", options.plot)
     except ValueError as error:
         parser.error(str(error))
     if options.threads is not None:
@@ -58,8 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 130)
     result = head("cpu", ceiling())
     whole = options.cases is None and options.providers is None
-    path = options.json or (RESULTS / default_name(result) if whole else None)
-    console.print(f"{result['cpu']}, {result['threads']} threads, torch {result['torch']}")
+    default = RESULTS / default_name(result) if whole else None
+    path: Path | None = vars(options).get("json", default)
+    console.print(f"{result['cpu']}, {count(result['threads'], 'thread')}, torch {result['torch']}")
     jobs = [
         (case, direction, dtype)
         for case in chosen_cases
@@ -71,14 +78,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for rows in _measure(jobs, chosen_providers, options.seconds, console):
             result["cases"] += rows
-            if path is not None:
+            if path is not None and not files.is_stream(path):
                 write(path, result)
     except KeyboardInterrupt:
         interrupted = True
     if result["cases"]:
         for table in rich_table(result):
             console.print(table)
-        drawn = draw(options.plot, result)
+        if path is not None and files.is_stream(path):
+            write(path, result)
+        drawn = options.plot is not None and draw(options.plot, result)
         written = {"json": path, "plot": options.plot if drawn else None}
         for kind, file in written.items():
             if file is not None:
@@ -99,10 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--providers", metavar="NAME,...", help=names)
     add("--directions", default="forward,both", help="default: %(default)s")
     add("--dtypes", default="float32", help=f"of {', '.join(DTYPES)} (default: %(default)s)")
-    add("--threads", type=int, help="default: PyTorch's")
-    add("--seconds", type=float, default=5.0, help="of timing a case (default: %(default)s)")
-    add("--json", type=Path, metavar="FILE")
-    add("--plot", type=Path, metavar="FILE", default=Path("build/benchmarks.png"))
+    add("--threads", type=positive, help="default: PyTorch's")
+    add("--seconds", type=seconds, default=5.0, help="of timing a case (default: %(default)s)")
+    help = "or none (default: among the results, if the run is complete)"
+    add("--json", type=files.output, default=argparse.SUPPRESS, metavar="FILE", help=help)
+    plot, help = Path("build/benchmarks.png"), "or none (default: %(default)s)"
+    add("--plot", type=files.output, default=plot, metavar="FILE", help=help)
     return parser
 
 
@@ -190,10 +201,7 @@ def default_name(result: Result) -> str:
 
 
 def write(path: Path, result: Result) -> None:
-    """Write atomically, so a reader never sees half of it, with one line per measurement."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the result as JSON, with one line per measurement."""
     head = json.dumps({**result, "cases": []}, indent=1).removesuffix("[]\n}")
     lines = ",\n  ".join(json.dumps(row) for row in result["cases"])
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(f"{head}[\n  {lines}\n ]\n}}\n", encoding="utf-8")
-    os.replace(partial, path)
+    files.write(path, f"{head}[\n  {lines}\n ]\n}}\n")

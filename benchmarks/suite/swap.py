@@ -14,7 +14,6 @@ import copy
 import json
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +22,10 @@ from rich.table import Table
 from torch import Tensor
 
 from attnkernels.interop import replace_attention
+from attnkernels.measure import files
 from attnkernels.measure.machine import cpu_name
+from attnkernels.measure.options import seconds
+from attnkernels.measure.wording import tolerate_any_encoding
 from benchmarks.suite import peers
 from benchmarks.suite.commit import commit
 from benchmarks.suite.measure import interleaved
@@ -134,13 +136,20 @@ def measure(case: Case, seconds: float) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    tolerate_any_encoding()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.suite.swap",
         description="Other libraries' attention, before and after",
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="a case (default: 5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    parser.add_argument("--seconds", type=seconds, default=5.0, help="a case (default: 5)")
+    parser.add_argument(
+        "--json", type=files.output, metavar="FILE", help="where to write the figures"
+    )
     options = parser.parse_args(arguments)
+    try:
+        files.check({"--json": options.json})
+    except ValueError as error:
+        parser.error(str(error))
     torch.manual_seed(0)
     found, absent = cases()
     rows = [measure(case, options.seconds) for case in found]
@@ -167,8 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
             "rows": rows,
             "absent": absent,
         }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        files.write(options.json, json.dumps(result, indent=1) + "\n")
     return 0
 
 

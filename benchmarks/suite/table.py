@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from attnkernels.measure.files import write
 from attnkernels.profile.units import show_mib, show_ms, show_ratio
 from benchmarks.suite import rates
 from benchmarks.suite.cases import GRAPH
@@ -183,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.check:
         print(f"{options.readme} is out of date: python -m benchmarks.suite.table", file=sys.stderr)
         return 1
-    options.readme.write_text(new, encoding="utf-8")
+    write(options.readme, new)
     return 0
 
 

@@ -133,6 +133,16 @@ def test_only_a_whole_run_goes_among_the_results(
     assert written.name == run.default_name(json.loads(written.read_text()))
 
 
+def test_no_file_is_written_where_none_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(run, "_measure", lambda *arguments: iter([result["cases"]]))
+    run.main(["--seconds", "0.01", "--plot", "none", "--json", ""])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "arguments, wanted",
     [
@@ -140,6 +150,9 @@ def test_only_a_whole_run_goes_among_the_results(
         (["--providers", "abacus"], "no provider abacus; there are eager"),
         (["--directions", "sideways"], "no sideways; there are forward, both"),
         (["--dtypes", "float8"], "no float8; there are float32"),
+        (["--plot", "p.xyz"], "p.xyz: the suffix must be one of"),
+        (["--json", "/"], "/ is a folder; it must be a file"),
+        (["--json", "p.png", "--plot", "./p.png"], "is the file of --json too"),
     ],
 )
 def test_refuses_unknown_names(

@@ -49,6 +49,23 @@ def test_names_versions_backends_and_reasons() -> None:
             assert (backend.why_not(Problem(device, torch.float32)) or "available") in page
 
 
+def test_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        info.main(["--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert "usage: python -m attnkernels.info" in printed and "native build" not in printed
+
+
+@pytest.mark.parametrize("argument", ["--nope", "native"])
+def test_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str], argument: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        info.main([argument])
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and not printed.out
+    assert f"unrecognized arguments: {argument}" in printed.err
+
+
 def answers(page: str, backend: str) -> list[str]:
     """Return the lines of one backend."""
     lines = page.split(f"backend {backend}\n")[1].split("\n\n")[0]

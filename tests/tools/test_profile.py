@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +88,11 @@ def run_out_as_a_gpu_does() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory.")
 
 
-@pytest.mark.parametrize("ask", [ask_for_too_much, run_out_as_a_gpu_does])
+def run_out_as_a_kernel_does() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("ask", [ask_for_too_much, run_out_as_a_gpu_does, run_out_as_a_kernel_does])
 def test_survives_an_allocation_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Any
 ) -> None:
@@ -137,6 +144,8 @@ def test_interrupted_before_anything_it_writes_nothing(
 
 def test_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short, latin, empty = tmp_path / "short", tmp_path / "latin", tmp_path / "empty"
+    single = tmp_path / "single"
+    single.write_text("a")
     short.write_text("a few characters")
     latin.write_bytes(b"caf\xe9 au lait")
     empty.write_text("")
@@ -145,14 +154,42 @@ def test_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture
         ("--text", str(tmp_path)): "cannot read the text",
         ("--text", str(latin)): "not UTF-8: byte 0xe9 at position 3",
         ("--text", str(empty)): "is empty",
-        ("--text", str(short)): "has 16 characters, at least 64 wanted",
+        ("--text", str(short)): "has 16 characters, at least 64 wanted; give shorter lengths, as in"
+        " --lengths 16",
+        ("--text", str(single)): "has 1 character, at least 64 wanted",
         ("--text", str(short), "--lengths", "8,17"): "has 16 characters, --lengths wants 17",
         ("--lengths", "64,x"): "'64,x' is not a list such as",
         ("--lengths", "0,64"): "a length must be at least 1, got 0",
         ("--dim", "7"): "--dim must be an even number",
+        ("--seed", str(10**23)): "--seed: a seed must be from -2^63 to 2^64 - 1, got 1000",
+        ("--seed", str(-(2**63) - 1)): "--seed: a seed must be from",
+        ("--seed", "1e23"): "--seed: '1e23' is not a whole number",
+        ("--naive-seconds", "nan"): "--naive-seconds: a number of seconds, 0 or more, is wanted",
+        ("--naive-seconds", "-1"): "0 or more, is wanted, got '-1'",
+        ("--naive-seconds", "soon"): "0 or more, is wanted, got 'soon'",
         ("--backend", "abacus"): "'abacus'",
     }.items():
         assert wanted in refusal(capsys, *arguments)
+
+
+def test_one_character_is_singular(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    status, _ = run(tmp_path, "--lengths", "1")
+    printed = capsys.readouterr().out
+    assert status == 0 and "attended 1 character to 1 (" in printed and "1 thread," in printed
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_takes_every_seed_that_torch_takes(tmp_path: Path, seed: int) -> None:
+    _, result = run(tmp_path, "--lengths", "16", f"--seed={seed}")
+    assert result["seed"] == seed
+
+
+def test_a_limit_may_be_infinite(tmp_path: Path) -> None:
+    _, result = run(tmp_path, "--lengths", "16,32", "--naive-seconds", "inf")
+    assert all(row["skipped"] is None for row in result["rows"])
 
 
 def test_a_file_is_read_whole(tmp_path: Path) -> None:
@@ -160,6 +197,46 @@ def test_a_file_is_read_whole(tmp_path: Path) -> None:
     file.write_text("naïve ½ 注意", encoding="utf-8")
     status, result = run(tmp_path, "--text", str(file), "--lengths", "10")
     assert status == 0 and result["text"] == {"source": str(file), "characters": 10}
+
+
+def test_a_byte_order_mark_is_no_character(tmp_path: Path) -> None:
+    file = tmp_path / "text"
+    file.write_text("naïve", encoding="utf-8-sig")
+    assert text.read_text(str(file)).characters == "naïve"
+    file.write_text("", encoding="utf-8-sig")
+    with pytest.raises(ValueError, match="is empty"):
+        text.read_text(str(file))
+
+
+@pytest.mark.parametrize("name", ["[/red]", "$\\nothing$", "注意", os.fsdecode(b"caf\xe9")])
+def test_any_file_name_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("to be or not to be")
+    (tmp_path / "out").mkdir()
+    status, result = run(tmp_path, "--text", str(file), "--lengths", "16")
+    assert status == 0 and result["text"]["source"] == str(file)
+    assert not file.name.isprintable() or name in capsys.readouterr().out.replace("\n", "")
+    files = ["--plot", "none", "--json", f"{file}.json"]
+    assert profile.main(["--lengths", "8", "--dim", "8", *files]) == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_any_encoding_of_the_terminal_is_enough(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "注意"
+    file.write_text("to be or not to be")
+    files = ["--json", str(tmp_path / "p.json"), "--plot", "none", "--text", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "attnkernels.profile", "--lengths", "1,16", "--dim", "8", *files],
+        env={**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "80"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.decode(encoding)
+    assert (" us" if encoding == "ascii" else " µs") in printed
 
 
 def test_the_default_text_is_long_enough_for_the_default_lengths() -> None:

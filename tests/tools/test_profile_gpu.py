@@ -97,6 +97,17 @@ def test_a_gpu_s_first_call_of_a_length_is_not_measured(
         assert gpu.calls[first + 1 : first + 3] == ["measured", f"naive {length}"]
 
 
+def test_inputs_that_do_not_fit_on_a_gpu_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = Imaginary()
+    gpu.type = "cuda"
+    monkeypatch.setattr(gpu, "free_memory", lambda: MIB)
+    monkeypatch.setattr(profile, "find", {"cuda": gpu}.__getitem__)
+    said = refusal(capsys, "--device", "cuda", "--lengths", "64,4096").splitlines()[-1]
+    assert "4,096 characters at width 256 need 12 MiB on cuda, and 1 MiB are free" in said
+
+
 class Event:
     """A torch.cuda.Event in whose time every call takes 2 ms."""
 

@@ -28,6 +28,8 @@ from triton import __version__
 
 from attnkernels.backends.triton import device as kernels
 from attnkernels.backends.triton.host import configs
+from attnkernels.measure import files
+from attnkernels.measure.wording import tolerate_any_encoding
 from tools.sass import aot
 from tools.sass import native as sass_native
 from tools.sass import report as sass_report
@@ -245,11 +247,18 @@ def _plain(row: Row | sass_native.Row) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    tolerate_any_encoding()
     parser = argparse.ArgumentParser(prog="python -m tools.sass")
     parser.add_argument("--kernels", choices=("triton", "native"), help="default: both")
     parser.add_argument("--targets", help="separated by commas; default: all")
-    parser.add_argument("--json", type=Path, help="where to write the contents of the tables")
+    parser.add_argument(
+        "--json", type=files.output, help="where to write the contents of the tables"
+    )
     options = parser.parse_args(arguments)
+    try:
+        files.check({"--json": options.json})
+    except ValueError as error:
+        parser.error(str(error))
     of_triton, of_native = _targets(parser, options)
     toolkit = sass_native.toolkit() if of_native else None
     there = isinstance(toolkit, sass_native.Toolkit)
@@ -283,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
             "native": [_plain(row) for target in native for row in native[target]],
             "checks": [check._asdict() for check in made],
         }
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        files.write(options.json, json.dumps(result, indent=1) + "\n")
     return int(any(check.failures for check in made))
 
 
