@@ -7,9 +7,10 @@ TRITON ?= triton==3.7.1
 SANITIZE_TESTS ?= tests/backends/test_native.py
 PYTEST_FLAGS ?=
 FILES = $(addprefix tests/$(1)/test_,$(addsuffix .py,$(2)))
-INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan unknown_activation)
+INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan unknown_activation \
+	forward_mode)
 EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan unknown_activation \
-	memory_object func hypothesis)
+	memory_object func forward_mode hypothesis)
 
 BIN := $(VENV)/bin
 SOURCES = $(shell find csrc tests benchmarks tools -name '*.cpp' -o -name '*.h' -o -name '*.cu')

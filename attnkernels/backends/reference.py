@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from ..ops.formula import attention as attention
-from ..ops.formula import scores as scores
+from ..ops import formula, plain
+from ..ops.signature import Options
 from .base import Problem
 
 NAME = "reference"
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return (E1)-(E3); see `Backend.attention`."""
+    if forward_ad._current_level >= 0:  # torch.compile would lose tangents without a word
+        found = plain.with_tangents(
+            lambda *_: formula.attention(query, key, value, weight, options),
+            (query, key, value, weight, options.attn_mask),
+        )
+        if found is not None:
+            return found
+    return formula.attention(query, key, value, weight, options)
+
+
+def scores(query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
+    """Return (E1); see `Backend.scores`."""
+    if forward_ad._current_level >= 0:
+        found = plain.with_tangents(
+            lambda *_: formula.scores(query, key, weight, options), (query, key, weight)
+        )
+        if found is not None:
+            return found
+    return formula.scores(query, key, weight, options)
 
 
 def why_not(problem: Problem) -> str | None:

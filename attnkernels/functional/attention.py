@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
+from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
+from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from ..backends import select
 from ..ops.codes import ActivationName
@@ -30,7 +33,18 @@ if TYPE_CHECKING:
 
 
 def draw_seed(device: torch.device) -> Tensor:
-    """Return the seed of one call's dropout, from torch's generator: a 0-d int64 tensor."""
+    """Return the seed of one call's dropout, from torch's generator: a 0-d int64 tensor.
+
+    Raises:
+        NotImplementedError: `torch.func.linearize` traces the call. The function that it returns
+            would draw another seed at every call.
+    """
+    if forward_ad._current_level >= 0 and not is_dynamo_compiling():
+        if _get_dispatch_mode(_TorchDispatchModeKey.PROXY) is not None:
+            raise NotImplementedError(
+                "dropout_p must be 0 under torch.func.linearize, whose result would drop other"
+                " weights at every call: use torch.func.jvp"
+            )
     return torch.randint(0, 2**62, (), device=device)
 
 
@@ -114,9 +128,14 @@ def additive_attention(
         gradients. NaN in an input that takes part gives NaN.
 
     All results have first and second derivatives for query, key, value, weight and a floating
-    attn_mask. Under autocast, inputs are cast as for `torch.matmul`.
+    attn_mask, in reverse and in forward mode. A call whose inputs have forward-mode tangents takes
+    the time and memory of the naive formula, O(n m d). Under autocast, inputs are cast as for
+    `torch.matmul`.
 
     Raises:
+        NotImplementedError: the tangents would be wrong: dropout under `torch.func.linearize`, or
+            tangents of `torch.autograd.forward_ad` made outside of a function that torch.compile
+            traces.
         TypeError: an argument has the wrong type or dtype.
         ValueError: a shape, device, number or name is wrong, or no backend supports the call.
     """

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active
+from torch.autograd import forward_ad
 
 from .attention import additive_attention
 from .memory import AdditiveMemory
@@ -30,7 +32,8 @@ Gradients = tuple[Tensor | None, ...]
 class DeferredMemory:
     """Call `AdditiveMemory.attend` for up to `steps` single queries; defer the keys' gradients.
 
-    Results and first derivatives are those of `memory.attend`. Second derivatives raise an error.
+    Results and first derivatives are those of `memory.attend`. Second derivatives and forward-mode
+    ones raise an error.
 
     Args:
         memory: a memory whose key, value or weight requires a gradient.
@@ -39,6 +42,7 @@ class DeferredMemory:
     """
 
     def __init__(self, memory: AdditiveMemory, steps: int, return_weights: bool) -> None:
+        _refuse_forward_transforms()
         tensors = (memory.key, memory.value, memory.weight)
         key, value, weight = (x.detach() for x in tensors)
         self.memory = replace(memory, key=key, value=value, weight=weight)
@@ -51,6 +55,7 @@ class DeferredMemory:
 
     def attend(self, query: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return context (*lead, 1, dv) of query (*lead, 1, d), and weights or None."""
+        _refuse_forward_transforms()
         self.progress.taken += 1
         weights: Tensor | None = None
         if self.return_weights:
@@ -96,7 +101,12 @@ class _Progress:
 
 
 def learns(memory: AdditiveMemory) -> bool:
-    """Return True if some tensor of `memory` requires a gradient and gradients are enabled."""
+    """Return True if some tensor of `memory` requires a gradient and gradients are enabled.
+
+    Inside a level of forward-mode AD return False: deferred gradients have no tangents.
+    """
+    if forward_ad._current_level >= 0:
+        return False
     tensors = memory.key, memory.value, memory.weight
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
@@ -146,6 +156,10 @@ class _Keys(torch.autograd.Function):
         gradients = iter(found)
         return None, None, None, None, *(next(gradients) if want else None for want in wanted)
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> NoReturn:
+        _refuse_tangents()
+
 
 class _Step(torch.autograd.Function):
     """Pass a step's results through; in the backward, pass the step to the placeholders."""
@@ -171,6 +185,23 @@ class _Step(torch.autograd.Function):
         if all(grad is None for grad in grads):
             return (None,) * (3 + ctx.places)
         return None, *grads, *ctx.saved_tensors, *grads[: ctx.places - 1]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> NoReturn:
+        _refuse_tangents()
+
+
+def _refuse_forward_transforms() -> None:
+    """Raise before torch.func does: it misses `setup_context`, which would not help."""
+    if forward_ad._current_level >= 0 and _are_functorch_transforms_active():
+        _refuse_tangents()
+
+
+def _refuse_tangents() -> NoReturn:
+    raise NotImplementedError(
+        "forward-mode derivatives cannot pass through deferred gradients: make the memory, or call"
+        " the module, inside the level of forward-mode AD, which turns them off"
+    )
 
 
 def _rows(steps: Tensor) -> Tensor:

@@ -7,10 +7,11 @@ A module imports only modules that come before it:
     shapes     leading shapes, dtypes of the arithmetic, masks
     dropout    Philox, the counter-based generator of dropout's masks
     formula    (E1)-(E3) in PyTorch's operations: the reference mathematics
+    plain      the operators in terms of the formula, for derivatives that have no kernel
     fakes      shapes of the results, for tracing
     vmap       rules of torch.func.vmap
     schema     `define` makes a backend's operators; `implement` gives them Python functions
-    autograd   first and second derivatives
+    autograd   derivatives: first, second, and in forward mode
 
 A backend with kernels calls `schema.define` and `autograd.differentiable` (through
 `backends.fused`).

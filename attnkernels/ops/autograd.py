@@ -1,51 +1,58 @@
-"""First derivatives by the backward operators, second ones by differentiating the formula twice.
+"""First derivatives by the backward operators; second and forward-mode ones by the formula.
 
-A first derivative costs a few times the forward; a second one costs the naive formula's memory.
+A first derivative in reverse mode costs a few times the forward; the others cost the naive
+formula's memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active
+from torch.autograd import forward_ad
 
-from . import formula
-from .codes import DETERMINISTIC, find_activation
-from .shapes import accumulate_dtype
+from . import plain
+from .codes import DETERMINISTIC
 from .signature import (
     BACKWARD,
     FORWARD,
     SCORES,
     SCORES_BACKWARD,
     Operator,
-    Options,
     Signature,
     Values,
 )
 
-# The incoming gradients, and the outputs they belong to.
-_OUTER = {"grad_context": "context", "grad_lse": "lse", "grad_weights": "weights"}
+_OUTER = ("grad_context", "grad_lse", "grad_weights")  # the gradients of the outputs
 
 
 def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
-    """Return ops.forward and ops.scores, with derivatives if a gradient may be needed.
+    """Return ops.forward and ops.scores, with derivatives if one may be needed.
 
-    The derivatives are kept outside the operators: registering them would double the time of a
-    call.
+    Calls with tangents of forward-mode AD are computed by the formula, forward and backward. The
+    derivatives are kept outside the operators: registering them would double the time of a call.
     """
+    backward = _function(ops.backward, plain.backward, BACKWARD, None, _backward_gradient)
     forward = _function(
         ops.forward,
+        plain.forward,
         FORWARD,
         len(FORWARD.leaves),
-        _forward_gradient(_function(ops.backward, BACKWARD, None, _backward_gradient)),
+        _forward_gradient(backward),
         keep_outputs=True,
     )
-    backward = _function(ops.scores_backward, SCORES_BACKWARD, None, _scores_backward_gradient)
-    scores = _function(ops.scores, SCORES, len(SCORES.leaves), _scores_gradient(backward))
+    backward = _function(
+        ops.scores_backward,
+        plain.scores_backward,
+        SCORES_BACKWARD,
+        None,
+        _scores_backward_gradient,
+    )
+    leaves = len(SCORES.leaves)
+    scores = _function(ops.scores, plain.scores, SCORES, leaves, _scores_gradient(backward))
     return forward, scores
 
 
@@ -81,6 +88,7 @@ def _scores_gradient(backward: Operator) -> Operator:
 
 def _function(
     op: Operator,
+    by_formula: Operator,
     signature: Signature,
     leaves: int | None,
     gradient: Operator,
@@ -88,6 +96,7 @@ def _function(
 ) -> Operator:
     """Return `op` with the derivative `gradient`, used if one may be needed.
 
+    `by_formula` replaces `op` where an input has a tangent: it differentiates itself in every mode.
     The first `leaves` arguments may require a gradient, or all tensors if `leaves` is None. Tensors
     are saved, and the outputs if requested; the other arguments become ctx.options.
     """
@@ -118,6 +127,10 @@ def _function(
             return op(*inputs)
 
     def apply(*inputs: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            outputs = plain.with_tangents(by_formula, inputs)
+            if outputs is not None:
+                return outputs
         if _are_functorch_transforms_active():
             return Transformable.apply(*inputs)
         if is_grad_enabled():
@@ -147,14 +160,14 @@ def _nothing(ctx: Any) -> tuple[None, ...]:
     return (None,) * len(ctx.needs_input_grad)
 
 
-def _fitted(ctx: Any, grads: tuple[Tensor, ...], inputs: Any) -> tuple[Tensor | None, ...]:
+def _fitted(ctx: Any, grads: tuple[Tensor | None, ...], inputs: Any) -> tuple[Tensor | None, ...]:
     """Reduce gradients of the broadcast shape to those of the inputs: sum, then round."""
     fitted = [_fit(g, x) for g, x in zip(grads, inputs, strict=False)]
     return *fitted, *(None,) * (len(ctx.needs_input_grad) - len(fitted))
 
 
-def _fit(grad: Tensor, like: Tensor | None) -> Tensor | None:
-    if like is None or (grad.dim() == 1 and not grad.shape[0]):
+def _fit(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
+    if like is None or grad is None or (grad.dim() == 1 and not grad.shape[0]):
         return None
     if grad.shape != like.shape:
         grad = grad.sum_to_size(like.shape)
@@ -163,63 +176,20 @@ def _fit(grad: Tensor, like: Tensor | None) -> Tensor | None:
 
 def _backward_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     """Return the derivative of ops.backward."""
-    call = SimpleNamespace(**BACKWARD.named((*ctx.saved_tensors, *ctx.options)))
-    cotangents = {name: g for name in _OUTER if (g := getattr(call, name)) is not None}
-    options = _options(call)._replace(return_weights="grad_weights" in cotangents)
-
-    def outputs(
-        attn_mask: Tensor | None = options.attn_mask, **inputs: Tensor
-    ) -> tuple[Tensor, ...]:
-        masked = options._replace(attn_mask=attn_mask)
-        context, weights, lse = formula.attention(**inputs, options=masked)
-        found: dict[str, Any] = {"context": context, "weights": weights, "lse": lse}
-        return tuple(found[_OUTER[name]] for name in cotangents)
-
-    primals = _primals(call, FORWARD, call.context.shape[:-2])
-    second = _second_vjp(outputs, primals, cotangents, grads)
+    call = BACKWARD.named((*ctx.saved_tensors, *ctx.options))
+    second = _second_vjp(*plain.of_attention(call), grads)
     return tuple(_fitting(second, name, call) for name in BACKWARD.names)
 
 
 def _scores_backward_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     """Return the derivative of ops.scores_backward."""
-    call = SimpleNamespace(**SCORES_BACKWARD.named((*ctx.saved_tensors, *ctx.options)))
-    options = _options(call)
-
-    def outputs(**inputs: Tensor) -> tuple[Tensor]:
-        return (formula.scores(**inputs, options=options),)
-
-    primals = _primals(call, SCORES, call.grad.shape[:-2])
-    second = _second_vjp(outputs, primals, {"grad": call.grad}, grads)
+    call = SCORES_BACKWARD.named((*ctx.saved_tensors, *ctx.options))
+    second = _second_vjp(*plain.of_scores(call), grads)
     return tuple(_fitting(second, name, call) for name in SCORES_BACKWARD.names)
 
 
-def _options(call: SimpleNamespace) -> Options:
-    """Return the options of an operator's arguments."""
-    given = {name: getattr(call, name) for name in Options._fields if hasattr(call, name)}
-    return Options(**{**given, "activation": find_activation(call.activation).name})
-
-
-def _primals(
-    call: SimpleNamespace, signature: Signature, lead: tuple[int, ...]
-) -> dict[str, Tensor]:
-    """Return the inputs to differentiate the formula by, in the dtype of the arithmetic.
-
-    They are expanded to `lead`, except attn_mask, whose gradient has its own shape.
-    """
-    acc = accumulate_dtype(call.query.dtype)
-    primals = {}
-    for each in signature.leaves:
-        x = getattr(call, each.name)
-        if each.name != "attn_mask":
-            trailing = x.shape[x.dim() - (each.trailing or 0) :]
-            primals[each.name] = x.to(acc).expand(*lead, *trailing)
-        elif x is not None and x.is_floating_point():
-            primals[each.name] = x.to(acc)
-    return primals
-
-
 def _second_vjp(
-    outputs: Callable[..., tuple[Tensor, ...]],
+    outputs: plain.Outputs,
     primals: dict[str, Tensor],
     cotangents: dict[str, Tensor],
     grads: tuple[Tensor, ...],
@@ -227,11 +197,8 @@ def _second_vjp(
     """Return gradients of cotangents and primals through the first derivative of `outputs`."""
     split = len(cotangents)
 
-    def of_primals(*args: Tensor) -> tuple[Tensor, ...]:
-        return outputs(**dict(zip(primals, args, strict=True)))
-
-    def first(*args: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.vjp(of_primals, *args[split:])[1](args[:split])
+    def first(*args: Tensor) -> Any:
+        return plain.vjp(outputs, dict(zip(primals, args[split:], strict=True)), args[:split])
 
     found, pull, *_ = torch.func.vjp(first, *cotangents.values(), *primals.values())
     # a gradient that was not computed has no elements, and nothing depends on it
@@ -242,5 +209,5 @@ def _second_vjp(
     return dict(zip((*cotangents, *primals), pull(weights), strict=True))
 
 
-def _fitting(grads: dict[str, Tensor], name: str, call: SimpleNamespace) -> Tensor | None:
-    return _fit(grads[name], getattr(call, name)) if name in grads else None
+def _fitting(grads: dict[str, Tensor], name: str, call: plain.Call) -> Tensor | None:
+    return _fit(grads[name], call[name]) if name in grads else None

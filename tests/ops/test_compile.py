@@ -11,6 +11,7 @@ import torch
 from helpers.inputs import BF16, F32, F64, Shape, cumulative, make, normal, supports
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -230,3 +231,41 @@ def test_attention_rnn_compiles_with_the_same_results_and_gradients() -> None:
         wanted = (memory, *decoder.parameters())
         found.append([outputs, *torch.autograd.grad((outputs + contexts.sum()).sum(), wanted)])
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.hessian])
+def test_forward_mode_transforms_compile(backend: str, transform: Callable[..., Any]) -> None:
+    query, *others = make(SHAPE, grad=False)
+
+    def derivative(query: Tensor) -> Tensor:
+        def loss(query: Tensor) -> Tensor:
+            return additive_attention(query, *others, backend=backend).pow(2).sum()
+
+        return transform(loss)(query)
+
+    compiled = torch.compile(derivative, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(query), derivative(query))
+
+
+def test_compiled_calls_do_not_lose_tangents(backend: str) -> None:
+    """The graph does not see those of its inputs: the call runs outside it, or says so."""
+    query, *others = make(SHAPE, grad=False)
+
+    def call(query: Tensor) -> Tensor:
+        return additive_attention(query, *others, backend=backend)
+
+    def inside(query: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(call(forward_ad.make_dual(query, query))).tangent
+        return tangent
+
+    expected = torch.func.jvp(call, (query,), (query,))[1]
+    torch.testing.assert_close(torch.compile(inside, fullgraph=True)(query), expected)
+    whole = torch.compile(call, fullgraph=True)
+    whole(query)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(query, query)
+        with pytest.raises(Exception, match="made outside the compiled function"):
+            whole(dual)
+        found = torch.compile(call)(dual)
+        torch.testing.assert_close(forward_ad.unpack_dual(found).tangent, expected)

@@ -26,7 +26,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 # Inside some parts the order matters too: a module imports only modules that come before it.
-OPS = ("codes", "signature", "shapes", "dropout", "formula", "fakes", "vmap", "schema", "autograd")
+OPS = (
+    *("codes", "signature", "shapes", "dropout", "formula", "plain"),
+    *("fakes", "vmap", "schema", "autograd"),
+)
 # Every module of backends that is not named here is a backend, and stands at the dots.
 BACKENDS = ("base", "fused", "...", "select", "__init__")
 INTEROP = ("__init__", "convention", "live", "attend", "libraries", "load", "trial", "replace")
