@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..ops import formula, plain
-from ..ops.signature import Options
+from ..ops.signature import Options, Values
 from .base import Problem
 
 NAME = "reference"
@@ -16,25 +19,17 @@ def attention(
     query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return (E1)-(E3); see `Backend.attention`."""
-    if forward_ad._current_level >= 0:  # torch.compile would lose tangents without a word
-        found = plain.with_tangents(
-            lambda *_: formula.attention(query, key, value, weight, options),
-            (query, key, value, weight, options.attn_mask),
-        )
-        if found is not None:
-            return found
-    return formula.attention(query, key, value, weight, options)
+    return _with_tangents(
+        lambda *_: formula.attention(query, key, value, weight, options),
+        (query, key, value, weight, options.attn_mask),
+    )
 
 
 def scores(query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
     """Return (E1); see `Backend.scores`."""
-    if forward_ad._current_level >= 0:
-        found = plain.with_tangents(
-            lambda *_: formula.scores(query, key, weight, options), (query, key, weight)
-        )
-        if found is not None:
-            return found
-    return formula.scores(query, key, weight, options)
+    return _with_tangents(
+        lambda *_: formula.scores(query, key, weight, options), (query, key, weight)
+    )
 
 
 def why_not(problem: Problem) -> str | None:
@@ -45,3 +40,9 @@ def why_not(problem: Problem) -> str | None:
 def pack_keys(key: Tensor, *, activation: str) -> Tensor | None:
     """Return None: the formula takes keys as they are."""
     return None
+
+
+def _with_tangents(call: Callable[..., Any], inputs: Values) -> Any:
+    """Return call(*inputs), whose tangents torch.compile would otherwise lose without a word."""
+    found = plain.with_tangents(call, inputs) if forward_ad._current_level >= 0 else None
+    return call(*inputs) if found is None else found

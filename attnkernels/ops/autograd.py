@@ -26,8 +26,6 @@ from .signature import (
     Values,
 )
 
-_OUTER = ("grad_context", "grad_lse", "grad_weights")  # the gradients of the outputs
-
 
 def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
     """Return ops.forward and ops.scores, with derivatives if one may be needed.
@@ -59,7 +57,9 @@ def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
 def _forward_gradient(backward: Operator) -> Operator:
     """Return the derivative of ops.forward."""
     options = FORWARD.names[len(FORWARD.tensors) :]
-    order = BACKWARD.places_in((*_OUTER, *FORWARD.tensors, *FORWARD.results, *options, "wanted"))
+    order = BACKWARD.places_in(
+        (*plain.OUTER, *FORWARD.tensors, *FORWARD.results, *options, "wanted")
+    )
     weights_exist, bits = options.index("return_weights"), _bits(FORWARD)
 
     def gradient(ctx: Any, dc: Any, dlse: Any, da: Any) -> Any:

@@ -35,7 +35,7 @@ Tensors = dict[str, Tensor]
 Outputs = Callable[..., tuple[Tensor, ...]]  # the primals by name -> some results of the formula
 
 # The incoming gradients, and the outputs they belong to.
-_OUTER = {"grad_context": "context", "grad_lse": "lse", "grad_weights": "weights"}
+OUTER = {"grad_context": "context", "grad_lse": "lse", "grad_weights": "weights"}
 
 
 def with_tangents(by_formula: Operator, inputs: Values) -> Any:
@@ -95,7 +95,7 @@ def of_attention(call: Call) -> tuple[Outputs, Tensors, Tensors]:
 
     Primals are named as the inputs are, cotangents as in the arguments of ops.backward.
     """
-    cotangents = {name: g for name in _OUTER if (g := call[name]) is not None}
+    cotangents = {name: g for name in OUTER if (g := call[name]) is not None}
     options = _options(call)._replace(return_weights="grad_weights" in cotangents)
 
     def outputs(
@@ -104,7 +104,7 @@ def of_attention(call: Call) -> tuple[Outputs, Tensors, Tensors]:
         masked = options._replace(attn_mask=attn_mask)
         context, weights, lse = formula.attention(**inputs, options=masked)
         found: dict[str, Any] = {"context": context, "weights": weights, "lse": lse}
-        return tuple(found[_OUTER[name]] for name in cotangents)
+        return tuple(found[OUTER[name]] for name in cotangents)
 
     return outputs, _primals(call, FORWARD, call["context"].shape[:-2]), cotangents
 
