@@ -26,23 +26,20 @@ def attention(
     query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options, return_lse: bool
 ) -> Problem:
     """Check the arguments of `additive_attention`."""
-    attn_mask, key_lengths, *_, activation, slope, scale, return_weights = options
-    problem = None
-    if attn_mask is None and key_lengths is None:
-        problem = _plain(query, key, value, weight)
+    (
+        attn_mask, key_lengths, _, _, _, _, dropout_p, is_causal, activation, slope, scale,
+        return_weights,
+    ) = options  # fmt: skip
+    problem = _plain(query, key, value, weight)
     if problem is None:
         problem = _same_kind({"query": query, "key": key, "value": value, "weight": weight})
         leads = _pairs(query, key, weight)
         leads["value"] = _values(value, key.shape)
-        if attn_mask is not None:
-            leads["attn_mask"] = _mask(attn_mask, query, key.shape[-2])
-        if key_lengths is not None:
-            leads["key_lengths"] = _lengths(key_lengths, key)
-        _leading(leads)
-    is_causal, dropout_p = options.is_causal, options.dropout_p
-    for flag in (is_causal, return_weights, return_lse):
-        if flag is not False and flag is not True:
-            checks.flags(is_causal=is_causal, return_weights=return_weights, return_lse=return_lse)
+        _leading(_masks(leads, attn_mask, key_lengths, query, key))
+    elif attn_mask is not None or key_lengths is not None:
+        _leading(_masks({"query": query.shape[:-2]}, attn_mask, key_lengths, query, key))
+    if not (is_causal is False and return_weights is False and return_lse is False):
+        checks.flags(is_causal=is_causal, return_weights=return_weights, return_lse=return_lse)
     if type(dropout_p) is not float or not 0 <= dropout_p <= 1:
         checks.number("dropout_p", dropout_p, 0, 1)
     if not (activation == "tanh" and slope == 0.2 and type(scale) is float and -inf < scale < inf):
@@ -123,7 +120,7 @@ def step(
     checks.number("dropout_p", options.dropout_p, 0, 1)
 
 
-def selection(dim: int, index: Tensor, lead: tuple[int, ...], device: torch.device) -> int:
+def selection(dim: int, index: Tensor, lead: tuple[int, ...], key: Tensor) -> int:
     """Check the arguments of `AdditiveMemory.index_select`.
 
     Return the dimension of `lead` counted from its end, as a negative number.
@@ -136,7 +133,7 @@ def selection(dim: int, index: Tensor, lead: tuple[int, ...], device: torch.devi
         )
     dim = dim - len(lead) if dim >= 0 else dim
     checks.integers("index", index)
-    checks.on_device("index", index, device)
+    checks.same_device("index", index, key)
     if index.ndim != 1:
         raise ValueError(f"index must be 1-D, got shape {tuple(index.shape)}")
     if lead[dim] != 1:  # size 1 broadcasts, so every entry exists
@@ -187,8 +184,7 @@ def _same_kind(tensors: dict[str, Tensor]) -> Problem:
             checks.tensor(name, x)
         if x.dtype is not dtype:
             raise TypeError(f"{name} must have the dtype of {first_name}, {dtype}, got {x.dtype}")
-        if not (on_cpu and x.is_cpu):  # a tenth of the time of asking for its device
-            checks.on_device(name, x, first.device)
+        checks.same_device(name, x, first)
     return Problem("cpu" if on_cpu else first.device.type, dtype)
 
 
@@ -234,7 +230,7 @@ def _values(value: Tensor, key: tuple[int, ...]) -> tuple[int, ...]:
 
 def _mask(attn_mask: Tensor, query: Tensor, m: int) -> tuple[int, ...]:
     checks.mask("attn_mask", attn_mask, query.dtype)
-    checks.on_device("attn_mask", attn_mask, query.device)
+    checks.same_device("attn_mask", attn_mask, query)
     shape, n = attn_mask.shape, query.shape[-2]
     if (shape and shape[-1] not in (1, m)) or (len(shape) > 1 and shape[-2] not in (1, n)):
         raise ValueError(
@@ -245,16 +241,27 @@ def _mask(attn_mask: Tensor, query: Tensor, m: int) -> tuple[int, ...]:
 
 def _lengths(key_lengths: Tensor, key: Tensor) -> tuple[int, ...]:
     checks.integers("key_lengths", key_lengths)
-    checks.on_device("key_lengths", key_lengths, key.device)
+    checks.same_device("key_lengths", key_lengths, key)
     checks.within("key_lengths", key_lengths, 0, key.shape[-2], "the number of keys")
     return key_lengths.shape
+
+
+def _masks(
+    leads: Leads, attn_mask: Tensor | None, key_lengths: Tensor | None, query: Tensor, key: Tensor
+) -> Leads:
+    """Add the leading shapes of the masks there are to `leads`."""
+    if attn_mask is not None:
+        leads["attn_mask"] = _mask(attn_mask, query, key.shape[-2])
+    if key_lengths is not None:
+        leads["key_lengths"] = _lengths(key_lengths, key)
+    return leads
 
 
 def _boundaries(name: str, cu_seqlens: Tensor | None, of: str, packed: Tensor) -> int:
     """Return the number of sequences."""
     checks.integers(name, cu_seqlens)
     assert cu_seqlens is not None
-    checks.on_device(name, cu_seqlens, packed.device)
+    checks.same_device(name, cu_seqlens, packed)
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] == 0:
         raise ValueError(
             f"{name} must be 1-D with 1 or more entries, got shape {tuple(cu_seqlens.shape)}"

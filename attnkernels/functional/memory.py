@@ -174,7 +174,7 @@ class AdditiveMemory:
             TypeError, ValueError: dim is no leading dimension, or index has the wrong type, shape
                 or range.
         """
-        from_end = arguments.selection(dim, index, self.lead, self.key.device)
+        from_end = arguments.selection(dim, index, self.lead, self.key)
         lengths, packed = self.key_lengths, self.packed_key
         selected = replace(
             self,

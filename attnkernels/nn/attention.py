@@ -234,9 +234,13 @@ class AdditiveAttention(Projections):
         Raises:
             TypeError, ValueError: as `forward`.
         """
-        checks.instance("prepared", prepared, PreparedMemory, "what prepare() returned")
+        if not isinstance(prepared, PreparedMemory):
+            checks.instance("prepared", prepared, PreparedMemory, "what prepare() returned")
         inputs.query_or_queries(self, query, prepared.batch)
-        return _results(*self._attend_to(prepared, return_weights)(query))
+        result = prepared.memory.attend(
+            self._rows(query), dropout_p=self.dropout_now, return_weights=return_weights
+        )
+        return _results(*self._merged(result, query.ndim == 2))
 
     @property
     def dropout_now(self) -> float:

@@ -17,6 +17,9 @@ from ..backends import BACKENDS
 from ..functional import checks
 
 
+_STRIDED = torch.strided
+
+
 class HasKeys(Protocol):
     """A module that projects keys."""
 
@@ -96,7 +99,7 @@ def memory(
         checks.multiple(f"the last dimension of {name}", width, "num_heads", module.num_heads)
     if lengths is not None:
         checks.integers("key_lengths", lengths, "(B,)", (batch,))
-        _same_device("key_lengths", lengths, key)
+        checks.same_device("key_lengths", lengths, key)
         if not range_later:
             checks.within("key_lengths", lengths, 0, m, "the number of keys")
         key = zero_padding(key, lengths)
@@ -107,7 +110,13 @@ def query(
     module: HasQueries, x: Tensor, batch: int, n: Literal["n", ""] = "n", name: str = "query"
 ) -> None:
     """Check a query (B, n, query_dim) of a memory of `batch`; without n, (B, query_dim)."""
-    shape, width = _shape(x), module.query_dim
+    _query(module, x, _shape(x), batch, n, name)
+
+
+def _query(
+    module: HasQueries, x: Tensor, shape: tuple[int, ...], batch: int, n: str, name: str
+) -> None:
+    width = module.query_dim
     if len(shape) != (3 if n else 2) or shape[0] != batch or shape[-1] != width:
         if n:
             checks.tensor(name, x, "(B, n, query_dim)", (batch, None, width))
@@ -120,7 +129,7 @@ def query_or_queries(module: HasQueries, x: Tensor, batch: int) -> dict[str, int
     """Check a query (B, n, query_dim) or (B, query_dim); return {"n": n}, or {} without n."""
     shape = _shape(x)
     one = len(shape) == 2
-    query(module, x, batch, "" if one else "n")
+    _query(module, x, shape, batch, "" if one else "n", "query")
     return {} if one else {"n": shape[1]}
 
 
@@ -141,7 +150,7 @@ def mask(attn_mask: Tensor | None, x: Tensor, **weights: int) -> Tensor | None:
         if _under_autocast(attn_mask) is not wanted:
             checks.mask("attn_mask", attn_mask, x.dtype)
         attn_mask = attn_mask.to(wanted)
-    _same_device("attn_mask", attn_mask, x)
+    checks.same_device("attn_mask", attn_mask, x)
     given, shape = attn_mask.shape, tuple(weights.values())
     if given == shape[-len(given) :]:  # most masks, in a fraction of the time
         return attn_mask
@@ -172,14 +181,9 @@ def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     return torch.where(present(lengths, x.shape[1]).unsqueeze(-1), x, 0.0)
 
 
-def _same_device(name: str, x: Tensor, other: Tensor) -> None:
-    if not (x.is_cpu and other.is_cpu):  # a tenth of the time of asking for devices
-        checks.on_device(name, x, other.device)
-
-
 def _shape(x: object) -> tuple[int, ...]:
     """Return the shape of a dense tensor, and () for anything else: a check in a third the time."""
-    if isinstance(x, Tensor) and x.layout is torch.strided and not x.is_nested:
+    if isinstance(x, Tensor) and x.layout is _STRIDED and not x.is_nested:
         return x.shape
     return ()
 
