@@ -31,6 +31,38 @@ constexpr int64_t row_stride(int64_t d) {
   return padded(d) / kLane % 2 ? padded(d) : padded(d) + kLane;
 }
 
+// The score is factor * (what a form sums up with the scaled w) + offset.
+template <class T>
+struct ScoreFactor {
+  T factor, offset;
+};
+
+// Write w (padded d) scaled by a power of two to at most 1, so that no intermediate product
+// overflows.
+template <class T>
+inline ScoreFactor<T> scaled_weight(const Matrix& weight, Activation activation, double scale,
+                                    int64_t d, T* w) {
+  const int64_t width = padded(d);
+  load_row(w, weight, 0, d);
+  std::fill(w + d, w + width, T(0));
+  const T largest = range_of(w, width).magnitude;
+  int power = 0;
+  if (largest > 0 && std::isfinite(largest)) std::frexp(largest, &power);
+  power = std::clamp(power, std::numeric_limits<T>::min_exponent,
+                     std::numeric_limits<T>::max_exponent - 2);
+  const T divided = std::ldexp(T(1), -power);
+  double totals[kLane] = {};
+  for (int64_t t = 0; t < width; t += kLane)
+    for (int64_t l = 0; l < kLane; l++) {
+      totals[l] += static_cast<double>(w[t + l]);
+      w[t + l] *= divided;
+    }
+  const double total = std::accumulate(totals, totals + kLane, 0.0);
+  const double unit = std::ldexp(scale, power);
+  if (!is_logistic(activation)) return {static_cast<T>(unit), T(0)};
+  return {static_cast<T>(-info(activation).span * unit), static_cast<T>(scale * total)};
+}
+
 template <class T>
 class Scorer {
  public:
@@ -50,7 +82,9 @@ class Scorer {
     key_raw_ = query_raw_ + rows * ld_;
     key_exp_ = key_raw_ + keys * ld_;
     panels_ = key_exp_ + keys * ld_;
-    set_weight(p.scale);
+    const ScoreFactor<T> f = scaled_weight(item.weight, p.activation, p.scale, d_, w_);
+    factor_ = f.factor;
+    offset_ = f.offset;
   }
 
   // Rows i0 .. i0 + rows of the queries.
@@ -141,28 +175,6 @@ class Scorer {
  private:
   bool exponentials() const {
     return variant_ == Variant::factored || variant_ == Variant::bounded;
-  }
-
-  // Scale w by a power of two to at most 1, so that no intermediate product overflows.
-  void set_weight(double scale) {
-    load_row(w_, item_.weight, 0, d_);
-    std::fill(w_ + d_, w_ + width_, T(0));
-    const T largest = range_of(w_, width_).magnitude;
-    int power = 0;
-    if (largest > 0 && std::isfinite(largest)) std::frexp(largest, &power);
-    power = std::clamp(power, std::numeric_limits<T>::min_exponent,
-                       std::numeric_limits<T>::max_exponent - 2);
-    const T divided = std::ldexp(T(1), -power);
-    double totals[kLane] = {};
-    for (int64_t t = 0; t < width_; t += kLane)
-      for (int64_t l = 0; l < kLane; l++) {
-        totals[l] += static_cast<double>(w_[t + l]);
-        w_[t + l] *= divided;
-      }
-    const double total = std::accumulate(totals, totals + kLane, 0.0);
-    const double unit = std::ldexp(scale, power);
-    factor_ = static_cast<T>(is_logistic(activation_) ? -info(activation_).span * unit : unit);
-    offset_ = static_cast<T>(is_logistic(activation_) ? scale * total : 0);
   }
 
   void choose(const Range<T>& key) {
