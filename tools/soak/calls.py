@@ -22,6 +22,7 @@ from .tensors import laid_out
 
 Call = Callable[..., Any]
 _OF_MEMORY = ("key_lengths", "activation", "negative_slope", "scale", "backend")
+_MASKS = ("attn_mask", "key_lengths")
 _PUBLIC: dict[str, Call] = {
     "attention": additive_attention,
     "varlen": additive_attention_varlen,

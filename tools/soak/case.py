@@ -12,13 +12,18 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Limits:
-    """The dtypes of a backend, and the hidden units n * m * d of a usual, a large and a huge case.
+    """The limits of a backend.
 
-    Usual cases are nine of ten, huge ones one of a hundred.
+    Attributes:
+        dtypes: one of them is drawn for each case.
+        units: the hidden units and value columns of all pairs, in a usual case, in a large one (one
+            of ten), and in a huge one (one of a hundred).
+        callers: the Python threads of a case that has several.
     """
 
     dtypes: tuple[str, ...]
     units: tuple[int, int, int]
+    callers: int = 3
 
 
 _HALVES = ("bfloat16", "float16")
@@ -26,7 +31,8 @@ LIMITS = {
     "native": Limits(("float32", "float32", *_HALVES, "float64"), (12_000, 80_000, 600_000)),
     "reference": Limits(("float32", "float32", *_HALVES, "float64"), (6_000, 12_000, 24_000)),
     "emulated": Limits(("float32", "float32", *_HALVES), (6_000, 20_000, 80_000)),
-    "interpreted": Limits(("float32", "float32", *_HALVES, "float64"), (1_500, 3_000, 6_000)),
+    # Triton's interpreter keeps the place in the grid in a global variable
+    "interpreted": Limits(("float32", "float32", *_HALVES), (1_500, 3_000, 6_000), callers=1),
 }
 
 # Every value of every option, as `Case.tags` names them. tests/tools/test_soak.py looks for each.

@@ -5,9 +5,9 @@
     python -m tools.soak --memory                    # many calls, in memory that must not grow
     python -m tools.soak --races                     # the CPU kernels under ThreadSanitizer
 
-Every backend runs in a process of its own. A run continues where the last one with its seed stopped,
-by Ctrl-C or otherwise. FOLDER holds its state and failures.jsonl. The command exits with 0 if
-nothing failed, with 1 if something did, and with 130 if it was interrupted.
+Every backend runs in a process of its own. A run continues where the last one with its seed
+stopped, by Ctrl-C or otherwise. FOLDER holds its state and failures.jsonl. The command exits with 0
+if nothing failed, with 1 if something did, and with 130 if it was interrupted.
 """
 
 from __future__ import annotations
@@ -82,11 +82,7 @@ def _elsewhere(backend: str, arguments: list[str]) -> int:
     command = [sys.executable, "-W", "ignore::RuntimeWarning", "-m", "tools.soak", *arguments]
     while True:
         process = subprocess.Popen(command, env=environment(backend))
-        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            status = _wait(process)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        status = _wait(process)
         if status in (0, 1, 2, INTERRUPTED):
             return status
         print(f"{backend}: the process ended with status {status}", flush=True)
@@ -97,11 +93,16 @@ def _elsewhere(backend: str, arguments: list[str]) -> int:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+    """Return the status of a process, which is told of an interrupt and ends by itself."""
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _here(options: argparse.Namespace) -> int:
@@ -120,7 +121,7 @@ def _here(options: argparse.Namespace) -> int:
 
         case = draw(options.seed, options.case, backend)
         print(case)
-        ratios, message = try_case(backend, options.seed, options.case)
+        ratios, message = try_case(case)
         for name, ratio in (ratios or {}).items():
             print(f"{name}: {ratio:.3f} of the budget")
         print("passed" if message is None else f"FAILED: {message}")

@@ -89,14 +89,17 @@ class _Draw:
             gradient_layout=self._one_of(
                 ("plain", "plain", "transposed", "sliced", "batch last", "expanded")
             ),
-            nan=self._one_of(tuple(operands)) if self._chance(0.05) and mask != "bool" else "none",
+            nan=self._nan(operands, mask, any(not all(pair) for pair in (sizes[:2], *sequences))),
             threads=2 if self._chance(0.1 if units == limits.units[0] else 0.7) else 1,
-            callers=3 if parallel else 1,
+            callers=limits.callers if parallel else 1,
             deterministic=parallel or self._chance(0.5),
         )
 
     def _one_of(self, values: tuple[T, ...]) -> T:
         return values[int(self._random.random() * len(values))]
+
+    def _up_to(self, most: float, sizes: tuple[int, ...]) -> int:
+        return self._one_of(tuple(size for size in sizes if size <= max(1, most)))
 
     def _chance(self, p: float) -> bool:
         return self._random.random() < p
@@ -116,10 +119,12 @@ class _Draw:
         count = self._one_of((0, 1, 2, 2, 3, 3, 4, 5)) if call == "varlen" else 1
         empty = [(self._chance(p), self._chance(p)) for p in [0.1 if count > 1 else 0.02] * count]
         dv_is_0 = self._chance(0.02)
+        most = 300.0
         while True:
-            d, dv = self._one_of(_WIDTHS), 0 if dv_is_0 else self._one_of(_WIDTHS)
+            most *= 0.97  # so that it ends, with sizes of 1
+            d, dv = self._up_to(most, _WIDTHS), 0 if dv_is_0 else self._up_to(most, _WIDTHS)
             sequences = tuple(
-                (0 if no_n else self._one_of(_ROWS), 0 if no_m else self._one_of(_KEYS))
+                (0 if no_n else self._up_to(most, _ROWS), 0 if no_m else self._up_to(most, _KEYS))
                 for no_n, no_m in empty
             )
             n, m = sum(n for n, _ in sequences), sum(m for _, m in sequences)
@@ -149,7 +154,7 @@ class _Draw:
         }
 
     def _narrow(self, lead: Shape) -> Shape:
-        """Return a shape that broadcasts to `lead`: often itself, or with sizes of 1, or shorter."""
+        """Return a shape that broadcasts to `lead`: itself, with sizes of 1, or shorter."""
         if self._chance(0.5):
             return lead
         kept = tuple(size if self._chance(0.6) else 1 for size in lead)
@@ -193,6 +198,15 @@ class _Draw:
             )
             for name, x in operands.items()
         }
+
+    def _nan(self, operands: dict[str, Operand], mask: str, has_empty: bool) -> str:
+        """Return the operand that gets a NaN."""
+        if not self._chance(0.05):
+            return "none"
+        name = self._one_of(tuple(operands))
+        # a sum over nothing times a NaN of the weight may be either
+        allowed = mask != "bool" if name == "attn_mask" else not (name == "weight" and has_empty)
+        return name if allowed else "none"
 
     def _through(self, call: str, options: dict[str, Any]) -> tuple[str, ...]:
         """Return the outputs through which gradients enter."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .case import Case
 from .check import check
 from .draw import draw
 from .progress import Progress, Ratios
@@ -42,10 +43,10 @@ def soak(backend: str, *, seed: int, cases: int, folder: Path) -> tuple[Progress
     return progress, bool(interrupted)
 
 
-def try_case(backend: str, seed: int, number: int) -> tuple[Ratios | None, str | None]:
+def try_case(case: Case) -> tuple[Ratios | None, str | None]:
     """Run one case; return its ratios, or the message of its failure."""
     try:
-        return check(draw(seed, number, backend)), None
+        return check(case), None
     except AssertionError as error:
         return None, " ".join(str(error).split())
     except Exception as error:
@@ -55,12 +56,12 @@ def try_case(backend: str, seed: int, number: int) -> tuple[Ratios | None, str |
 def _run_next(progress: Progress, running: int) -> None:
     number = progress.next
     os.ftruncate(running, os.pwrite(running, f"{progress.seed} {number}".encode(), 0))
-    if number in progress.ended_in:
-        ratios, message = None, "the process ended during this case: it crashed, hung or was killed"
-    else:
-        faulthandler.dump_traceback_later(HANGS, exit=True)
-        ratios, message = try_case(progress.backend, progress.seed, number)
     case = draw(progress.seed, number, progress.backend)
+    ratios: Ratios | None = None
+    message: str | None = "the process ended during this case: it crashed, hung or was killed"
+    if number not in progress.ended_in:
+        faulthandler.dump_traceback_later(HANGS, exit=True)
+        ratios, message = try_case(case)
     progress.record(case, ratios, message)
     if message is not None:
         print(f"FAILED {case.command}: {message}", flush=True)

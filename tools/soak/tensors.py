@@ -14,7 +14,7 @@ _NAN = float("nan")
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
-    """Return the numbers of `x` in a layout; the expanded ones repeat a row, or an entry of each."""
+    """Return the numbers of `x` in a layout; expanded, the first row, or the first of each row."""
     x = x.detach()
     if x.dim() == 0 or not x.numel():
         return x
