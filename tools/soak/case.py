@@ -32,7 +32,7 @@ LIMITS = {
     "reference": Limits(("float32", "float32", *_HALVES, "float64"), (6_000, 12_000, 24_000)),
     "emulated": Limits(("float32", "float32", *_HALVES), (6_000, 20_000, 80_000)),
     # Triton's interpreter keeps the place in the grid in a global variable
-    "interpreted": Limits(("float32", "float32", *_HALVES), (1_500, 3_000, 6_000), callers=1),
+    "interpreted": Limits(("float32", "float32", *_HALVES), (500, 1_500, 5_000), callers=1),
 }
 
 # Every value of every option, as `Case.tags` names them. tests/tools/test_soak.py looks for each.

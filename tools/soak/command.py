@@ -13,7 +13,6 @@ if nothing failed, with 1 if something did, and with 130 if it was interrupted.
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import os
 import signal
 import subprocess
@@ -110,7 +109,6 @@ def _here(options: argparse.Namespace) -> int:
     from .progress import Progress
     from .run import soak, try_case
 
-    faulthandler.enable()
     backend = options.backend[-1]
     if options.memory:
         from .memory import find_growth

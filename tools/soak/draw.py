@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
 from math import prod
 from typing import Any, TypeVar
 
@@ -26,6 +27,11 @@ _ROWS_EXPANDED = "rows expanded"
 _EQUAL_VALUES = 8  # more of them round alike: errors of a sum, the reference's too, grow with m
 _LAYOUTS = ("transposed", "sliced", "batch last", _ROWS_EXPANDED, "columns expanded")
 _OUTPUTS = ("context", "weights", "lse")
+
+
+@cache
+def _not_above(most: float, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(size for size in sizes if size <= max(1, most))
 
 
 def draw(seed: int, number: int, backend: str = "native") -> Case:
@@ -99,7 +105,7 @@ class _Draw:
         return values[int(self._random.random() * len(values))]
 
     def _up_to(self, most: float, sizes: tuple[int, ...]) -> int:
-        return self._one_of(tuple(size for size in sizes if size <= max(1, most)))
+        return self._one_of(_not_above(most, sizes))
 
     def _chance(self, p: float) -> bool:
         return self._random.random() < p

@@ -17,12 +17,21 @@ Call = Callable[..., Any]
 Given = dict[str, Any]
 
 
-def shielded(tested: Call, naive: Call, reference: Call, inputs: Given, options: Given) -> Call:
+def shielded(
+    tested: Call,
+    naive: Call,
+    reference: Call,
+    inputs: Given,
+    options: Given,
+    rows_share: bool = False,
+) -> Call:
     """Return a call for the inputs without NaN, computed by `tested` from the inputs with it.
 
     Its results are those of `tested`, but for the entries that a NaN may reach: these are what
-    `tested` gives without NaN. `inputs` and `options` have the NaN, and so has `naive`, the formula
-    over the keys that take part, when it is asked where a NaN must be.
+    `tested` gives without NaN. `inputs` and `options` have the NaN. `naive` is the formula over the
+    keys that take part. With `rows_share`, a NaN may reach its hidden unit in the gradients of
+    other rows: backward kernels share a reciprocal between keys, (E9), and no softmax has spread
+    the NaN before.
     """
 
     def call(*clean: Tensor, **clean_options: Any) -> Any:
@@ -44,7 +53,8 @@ def shielded(tested: Call, naive: Call, reference: Call, inputs: Given, options:
         passing = {"activation": "tanh"}  # which passes every NaN on
         passing |= {k: type(fixed[k])(0) for k in ("is_causal", "dropout_p") if k in fixed}
         clean = [everything[name] for name in names]
-        outputs = _Shielded.apply(run, (tested, naive, reference), passing, poisoned, *clean)
+        calls = tested, naive, reference
+        outputs = _Shielded.apply(run, calls, passing, rows_share, poisoned, *clean)
         return outputs if len(outputs) > 1 else outputs[0]
 
     return call
@@ -53,8 +63,15 @@ def shielded(tested: Call, naive: Call, reference: Call, inputs: Given, options:
 class _Shielded(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, run: Call, calls: Any, passing: Given, poisoned: Any, *clean: Tensor
+        ctx: Any,
+        run: Call,
+        calls: Any,
+        passing: Given,
+        rows_share: bool,
+        poisoned: Any,
+        *clean: Tensor,
     ) -> Any:
+        ctx.rows_share = rows_share
         tested, naive, reference = calls
         wants = [x.requires_grad for x in clean]
         every = [_unmasked(x) for x in poisoned]
@@ -86,21 +103,25 @@ class _Shielded(torch.autograd.Function):
             roots = [outputs[k] for k in used]
             return iter(torch.autograd.grad(roots, leaves, into, materialize_grads=True))
 
-        found = [
+        poisoned, clean, dense = (
             gradients(outputs, inputs)
             for outputs, inputs in (
                 (ctx.of_poisoned, ctx.poisoned),
                 (ctx.of_clean, ctx.clean),
                 (ctx.of_dense, ctx.dense),
             )
-        ]
-        return (
-            *(None,) * 4,
-            *(
-                _shield("gradient", *map(next, found)) if x.requires_grad else None
-                for x in ctx.clean
-            ),
         )
+        found: list[Tensor | None] = []
+        for x in ctx.clean:
+            if not x.requires_grad:
+                found.append(None)
+                continue
+            may = next(dense)
+            if ctx.rows_share and may.dim() > 1:
+                reached = may.isnan().any(-2, keepdim=True)
+                may = torch.where(reached, float("nan"), may)
+            found.append(_shield("gradient", next(poisoned), next(clean), may))
+        return *(None,) * 5, *found
 
 
 def _unmasked(x: Tensor) -> Tensor:
@@ -114,8 +135,8 @@ def _shield(name: str, a: Tensor, b: Tensor, may: Tensor, must: Tensor | None = 
     """Return `a` where `may` is finite, otherwise `b`; check that NaN is where it must be alone."""
     a, b, may = a.detach(), b.detach(), may.detach()
     if must is not None and not a[must.isnan()].isnan().all():
-        raise AssertionError(f"an {name} lacks NaN where a NaN takes part")
+        raise AssertionError(f"the {name} lacks NaN where a NaN takes part")
     if a[~may.isnan()].isnan().any():
         at = torch.nonzero(a.isnan() & ~may.isnan())[0].tolist()
-        raise AssertionError(f"a NaN reaches an {name} at {at}, where it does not take part")
+        raise AssertionError(f"a NaN reaches the {name} at {at}, where it does not take part")
     return torch.where(may.isnan(), b, a)

@@ -60,7 +60,7 @@ def _run_next(progress: Progress, running: int) -> None:
     ratios: Ratios | None = None
     message: str | None = "the process ended during this case: it crashed, hung or was killed"
     if number not in progress.ended_in:
-        faulthandler.dump_traceback_later(HANGS, exit=True)
+        faulthandler.dump_traceback_later(HANGS, exit=True, file=sys.__stderr__)
         ratios, message = try_case(case)
     progress.record(case, ratios, message)
     if message is not None:
