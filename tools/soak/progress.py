@@ -39,7 +39,7 @@ class Tally:
 
 @dataclass
 class Progress:
-    """What a backend has been through; kept in FOLDER/BACKEND.json."""
+    """The state of one backend, kept in FOLDER/BACKEND.json."""
 
     folder: Path
     backend: str
