@@ -33,7 +33,7 @@ class BackwardPass {
         value_(p.grad_value, p.dv, extent_.key_rows, plan_.key_copies(), at_once(), host),
         weight_(p, p.grad_weight, plan_.pieces, host), scratch_size_(carve(nullptr).size),
         scratch_(host.allocate<T>(host.threads * scratch_size_)),
-        delta_(p.grad_scores ? nullptr : host.allocate<T>(extent_.query_rows)) {}
+        delta_(p.grad_scores ? nullptr : host.allocate<Delta<T>>(extent_.query_rows)) {}
 
   void run() {
     if (delta_) compute_delta();
@@ -141,7 +141,8 @@ class BackwardPass {
   const Accumulator<T> query_, key_, value_;
   const WeightSums weight_;
   const int64_t scratch_size_;
-  T *const scratch_, *const delta_;
+  T* const scratch_;
+  Delta<T>* const delta_;
 };
 
 template <class T>

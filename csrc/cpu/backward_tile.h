@@ -2,8 +2,7 @@
 // recomputed scores.
 #pragma once
 #include "backward_plan.h"
-#include "mask.h"
-#include "philox.h"
+#include "delta.h"
 #include "product.h"
 #include "scratch.h"
 #include "sweep.h"
@@ -35,29 +34,11 @@ struct BackwardScratch {
   }
 };
 
-// delta_i = sum_j a_ij da_ij - dlse_i, where da is the gradient of the weights: D_i of (E4), with
-// the contribution of every output.
-template <class T>
-T row_delta(const Backward<T>& p, const Item& item, int64_t i) {
-  const int64_t row = item.query_row + i;
-  T delta = 0;
-  auto add = [&](const Matrix& g, int64_t g_row, const T* out, int64_t count) {
-    const T* grad = static_cast<const T*>(g.at(g_row).data);
-    double total = 0;
-    for (int64_t c = 0; c < count; c++) total += static_cast<double>(grad[c * g.col] * out[c]);
-    delta += static_cast<T>(total);
-  };
-  if (p.grad_context.data) add(p.grad_context, row, p.context + row * p.dv, p.dv);
-  if (p.grad_weights.data)
-    add(p.grad_weights, item.pair_row + i, p.weights + (item.pair_row + i) * p.pair_cols, item.m);
-  if (p.grad_lse.data) delta -= *static_cast<const T*>(p.grad_lse.at(row).data);
-  return delta;
-}
-
 // Turn scores in `weight` and da in `ds` into the weights that were used and ds of (E4).
-template <class T>
+// centre(j) computes da_ij - D_i without cancellation, for a pair with most of the row's weight.
+template <class T, class Centre>
 inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i, int64_t j0,
-                               int64_t keys, T delta, T* weight, T* ds) {
+                               int64_t keys, T delta, T* weight, T* ds, const Centre& centre) {
   using V = Vec<T>;
   const T lse = p.lse[item.query_row + i];
   if (lse == -std::numeric_limits<T>::infinity()) {
@@ -70,11 +51,19 @@ inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i
     for (int64_t j = 0; j < keys; j++) ds[j] += static_cast<const T*>(g.data)[j * g.col];
   }
   if (p.dropout.p > 0) drop_row(ds, p.dropout.p, p.dropout.seed, item.counter, i, j0, keys);
+  V most(T(0));
   for (int64_t j = 0; j < keys; j += kLanes<T>) {
     const V a = exp_weight(load(weight + j) - V(lse));
+    most = at_least(a, most);
     a.store(weight + j);
     (a * (load(ds + j) - V(delta))).store(ds + j);
   }
+  const bool only = visible(p.causal, i, 0, item.m) == 1;
+  if (max(most) > (only ? T(0) : T(0.5)))
+    for (int64_t j = 0; j < keys; j++) {
+      if (only && weight[j] > 0) weight[j] = 1;  // however the score was rounded
+      if (weight[j] > T(0.5)) ds[j] = weight[j] * centre(j);
+    }
   if (p.dropout.p > 0) drop_row(weight, p.dropout.p, p.dropout.seed, item.counter, i, j0, keys);
 }
 
@@ -88,8 +77,8 @@ struct Gradients {
 template <class T>
 class BackwardPiece {
  public:
-  BackwardPiece(const Backward<T>& p, const Item& item, const T* delta, const Gradients<T>& out,
-                const BackwardScratch<T>& s)
+  BackwardPiece(const Backward<T>& p, const Item& item, const Delta<T>* delta,
+                const Gradients<T>& out, const BackwardScratch<T>& s)
       : p_(p), item_(item), delta_(delta), out_(out), s_(s), width_(padded(p.dv)),
         ld_(row_stride(p.dv)), scorer_(p, item, BackwardScratch<T>::rows(p), s.scorer) {}
 
@@ -165,9 +154,17 @@ class BackwardPiece {
     scorer_.score(at.r0, at.rows, s_.weight, tile_);
     apply_mask(s_.weight, s_.mask, tile_, p_, item_, at.i0, at.rows, at.j0, at.keys);
     context_part(at);
-    for (int64_t r = 0; r < at.rows; r++)
-      score_gradient_row(p_, item_, at.i0 + r, at.j0, at.keys, delta_[item_.query_row + at.i0 + r],
-                         s_.weight + r * tile_, s_.ds + r * tile_);
+    const bool context = from_context();
+    for (int64_t r = 0; r < at.rows; r++) {
+      const int64_t i = at.i0 + r;
+      const Delta<T>& delta = delta_[item_.query_row + i];
+      const T* dc = context ? grad_context_[at.r0 + r] : nullptr;
+      score_gradient_row(p_, item_, i, at.j0, at.keys, delta.total(), s_.weight + r * tile_,
+                         s_.ds + r * tile_, [&](int64_t j) {
+                           return centred(p_, item_, delta, i, at.j0 + j, dc,
+                                          context ? value_[j] : nullptr);
+                         });
+    }
   }
 
   // ds <- dc_i . u_j, the part of the context in da.
@@ -225,7 +222,7 @@ class BackwardPiece {
 
   const Backward<T>& p_;
   const Item& item_;
-  const T* delta_;
+  const Delta<T>* delta_;
   const Gradients<T>& out_;
   const BackwardScratch<T>& s_;
   int64_t width_, ld_;  // of rows of values
