@@ -11,14 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, overload
 
-import torch
 from torch import Tensor
-from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
-from torch.autograd import forward_ad
-from torch.compiler import is_dynamo_compiling
 
 from ..backends import select
 from ..ops.codes import ActivationName
+from ..ops.seed import draw_seed
 from ..ops.signature import Options, scoring_options
 from . import arguments
 from .annotations import ranged
@@ -30,22 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from . import results as types
-
-
-def draw_seed(device: torch.device) -> Tensor:
-    """Return the seed of one call's dropout, from torch's generator: a 0-d int64 tensor.
-
-    Raises:
-        NotImplementedError: `torch.func.linearize` traces the call. The function that it returns
-            would draw another seed at every call.
-    """
-    if forward_ad._current_level >= 0 and not is_dynamo_compiling():
-        if _get_dispatch_mode(_TorchDispatchModeKey.PROXY) is not None:
-            raise NotImplementedError(
-                "dropout_p must be 0 under torch.func.linearize, whose result would drop other"
-                " weights at every call: use torch.func.jvp"
-            )
-    return torch.randint(0, 2**62, (), device=device)
 
 
 @overload
