@@ -152,7 +152,7 @@ def mask(attn_mask: Tensor | None, x: Tensor, **weights: int) -> Tensor | None:
         attn_mask = attn_mask.to(wanted)
     checks.same_device("attn_mask", attn_mask, x)
     given, shape = attn_mask.shape, tuple(weights.values())
-    if given == shape[-len(given) :]:  # most masks, in a fraction of the time
+    if len(given) <= len(shape) and given == shape[-len(given) :]:  # most masks, in a fraction of the time
         return attn_mask
     if len(given) > len(shape) or any(
         size not in (1, wanted)

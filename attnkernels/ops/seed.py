@@ -27,6 +27,7 @@ _library.define(
     "draw_seed(SymInt[] size=[], int call=0, *, Device device) -> Tensor",
     tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
 )
+_VMAP = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchVmapMode)
 _draw = torch.ops.attnkernels.draw_seed.default
 
 
@@ -63,7 +64,7 @@ def _of_examples(size: Any = (), call: int = 0, *, device: torch.device) -> Tens
     randomness = level.randomness()
     if randomness == "error":
         torch.randint(0, 1, ())  # raises torch's error
-    with level.lower():
+    with level.lower(), torch._C._ExcludeDispatchKeyGuard(_VMAP):
         if randomness == "same":
             return _draw(size, device=device)
         seeds = _draw((level.batch_size(), *size), device=device)

@@ -44,12 +44,14 @@ class ShowAttendTell(nn.Module):
         reward_weight, entropy_weight: lambda_r and lambda_e of hard attention's learning rule.
         expected_chance: probability that hard attention's training reads an image with expected
             contexts.
+        defer_gradients: False allows second derivatives; see `AttentionRNN`.
         backend: as in `attnkernels.additive_attention`.
 
     Attributes:
         baseline: (), the moving average of a word's log p: the baseline of hard attention's reward.
 
     Raises:
+        TypeError: ``defer_gradients`` is not a bool.
         ValueError: a token is not in the vocabulary, or ``attention`` is neither.
     """
 
@@ -71,6 +73,7 @@ class ShowAttendTell(nn.Module):
         reward_weight: float = 1.0,
         entropy_weight: float = 0.002,
         expected_chance: float = 0.5,
+        defer_gradients: bool = True,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -89,6 +92,7 @@ class ShowAttendTell(nn.Module):
             hidden_dim,
             attention_dim,
             hard=attention == "hard",
+            defer_gradients=defer_gradients,
             backend=backend,
         )
         self.first = nn.Sequential(nn.Linear(annotation_dim, 2 * hidden_dim), nn.Tanh())
