@@ -92,7 +92,9 @@ def additive_attention(
         is_causal: key j takes part for query i when j <= i. All masks combine by "and".
         dropout_p: in [0, 1], the probability that a weight is dropped; the others are multiplied
             by 1 / (1 - dropout_p). The mask follows torch's generator: the same seed gives the
-            same mask on any backend and at any number of threads. Set it to 0 in evaluation.
+            same mask on any backend, at any number of threads and under torch.compile, unless
+            other random operations are compiled with the call, whose numbers inductor takes from
+            another stream. Set it to 0 in evaluation.
         activation: f of (E1): "tanh" or another name in `attnkernels.ops.codes.ACTIVATIONS`, such
             as "leaky_relu" (GATv2).
         negative_slope: in [0, 1], the slope of "leaky_relu" below 0.
@@ -110,7 +112,8 @@ def additive_attention(
 
     All results have first and second derivatives for query, key, value, weight and a floating
     attn_mask, in reverse and in forward mode. A call whose inputs have forward-mode tangents takes
-    the time and memory of the naive formula, O(n m d). Under autocast, inputs are cast as for
+    the time and memory of the naive formula, O(n m d). So does a second derivative in reverse mode,
+    with about 7 n m d numbers of memory. Under autocast, inputs are cast as for
     `torch.matmul`.
 
     Raises:

@@ -104,9 +104,9 @@ class _Progress:
 def learns(memory: AdditiveMemory) -> bool:
     """Return True if some tensor of `memory` requires a gradient and gradients are enabled.
 
-    Inside a level of forward-mode AD return False: deferred gradients have no tangents. Under a
-    transform of `torch.func` and under torch.compile return False too: the results are the same, and
-    neither can trace gradients that wait for each other.
+    Inside a level of forward-mode AD return False: deferred gradients have no tangents. Return
+    False, with the same results, under transforms of `torch.func` and torch.compile too: neither
+    can trace gradients that wait for each other.
     """
     if forward_ad._current_level >= 0:
         return False
@@ -184,8 +184,8 @@ class _Step(torch.autograd.Function):
             raise RuntimeError(
                 "create_graph must be False where the gradients of the keys are deferred until "
                 "after the steps, because these have no second derivatives, got True: make "
-                "AttentionRNN, or the model that it is a part of, with defer_gradients=False; leave "
-                "a module that was swapped out of replace_attention"
+                "AttentionRNN, or the model that holds it, with defer_gradients=False, or leave "
+                "this module out of replace_attention"
             )
         if all(grad is None for grad in grads):
             return (None,) * (3 + ctx.places)

@@ -140,11 +140,20 @@ def _function(
         if is_grad_enabled():
             for x in inputs[:leaves]:
                 if x is not None and x.requires_grad:
-                    return Plain.apply(*inputs)
+                    return Plain.apply(*(_distinct(inputs) if is_dynamo_compiling() else inputs))
         return op(*inputs)
 
     traced = composite(op, apply)
     return apply
+
+
+def _distinct(inputs: Values) -> Values:
+    """Return `inputs` with views for tensors that came before, which Dynamo refuses to trace."""
+    seen: list[Any] = []
+    for x in inputs:
+        again = isinstance(x, Tensor) and any(x is y for y in seen)
+        seen.append(x.view_as(x) if again else x)
+    return tuple(seen)
 
 
 def _bits(signature: Signature) -> tuple[int, ...]:
