@@ -1,9 +1,9 @@
-"""The seed of one call's dropout, from torch's generator; drawn once per call under a trace too.
+"""Random numbers from torch's generator, drawn once per call under a trace too: dropout's seed.
 
 A compiled function may compute a value again in its backward instead of saving it, as
 `activation_memory_budget` of torch._functorch.config asks it to. A seed drawn again is another
-seed, and the mask of the backward would not be that of the forward. So a trace calls an operator,
-whose node is marked in the graph.
+seed, and the mask of the backward would not be that of the forward. So a trace calls operators,
+whose nodes are marked in the graph.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
-from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, track_tensor_tree
+from torch.fx.experimental.proxy_tensor import (
+    ProxyTorchDispatchMode,
+    get_proxy_slot,
+    track_tensor_tree,
+)
 from torch.library import Library
 from torch.utils.checkpoint import CheckpointPolicy
 
@@ -27,8 +31,10 @@ _library.define(
     "draw_seed(SymInt[] size=[], int call=0, *, Device device) -> Tensor",
     tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
 )
+_library.define("saved(Tensor drawn) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 _VMAP = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchVmapMode)
 _draw = torch.ops.attnkernels.draw_seed.default
+_saved = torch.ops.attnkernels.saved.default
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -48,6 +54,12 @@ def draw_seed(device: torch.device) -> Tensor:
             )
         return _draw(device=device)
     return torch.randint(0, 2**62, (), device=device)
+
+
+def saved(drawn: Tensor) -> Tensor:
+    """Return `drawn`, the result of one of torch's random operations; a trace will save it."""
+    tracing = is_dynamo_compiling() or _get_dispatch_mode(_TorchDispatchModeKey.PROXY) is not None
+    return _saved(drawn) if tracing else drawn
 
 
 def _eager(size: Any = (), call: int = 0, *, device: torch.device) -> Tensor:
@@ -80,6 +92,24 @@ def _mark(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) 
     return track_tensor_tree(_draw(size, calls, **kwargs), proxy, constant=None, tracer=mode.tracer)
 
 
+def _mark_drawn(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Tensor:
+    """Trace `saved`: mark the operation that `drawn` comes from."""
+    (drawn,) = args
+    slot = get_proxy_slot(drawn, mode.tracer, None)
+    if slot is not None:
+        node = slot.proxy.node
+        while node.op == "call_function" and not _is_random(node) and node.all_input_nodes:
+            node = node.all_input_nodes[0]
+        if _is_random(node):
+            _save(node.meta)
+    with mode:
+        return drawn.clone()
+
+
+def _is_random(node: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
 def _save(meta: dict[str, Any]) -> None:
     """Mark a node, so that its value is saved for the backward, whatever memory that may use.
 
@@ -100,5 +130,13 @@ def _save(meta: dict[str, Any]) -> None:
 
 _library.impl("draw_seed", _eager, "BackendSelect")
 _library.impl("draw_seed", _of_examples, "FuncTorchVmapMode")
+_library.impl("saved", torch.clone, "CompositeExplicitAutograd")
+torch.library.register_fake("attnkernels::saved", torch.empty_like, lib=_library)
+torch.library.register_vmap(
+    "attnkernels::saved", lambda info, dims, drawn: (_saved(drawn), dims[0]), lib=_library
+)
+torch.library.register_torch_dispatch(
+    "attnkernels::saved", ProxyTorchDispatchMode, _mark_drawn, lib=_library
+)
 torch.library.register_fake(_NAME, _fake, lib=_library)
 torch.library.register_torch_dispatch(_NAME, ProxyTorchDispatchMode, _mark, lib=_library)

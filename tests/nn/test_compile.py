@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config
 from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.func import functional_call, grad, vmap
 
 from attnkernels.models import ConvEncoder, RNNsearch, ShowAttendTell
-from attnkernels.nn import AdditiveAttention, AttentionRNN
+from attnkernels.nn import AdditiveAttention, AttentionRNN, HardAttention, MonotonicAttention
 
 LENGTHS = torch.tensor([9, 4])
 
@@ -56,6 +57,26 @@ def test_a_learning_decoder_under_torch_func(compiled: bool) -> None:
     expected = torch.autograd.grad(loss(parameters, inputs, memory), parameters.values())
     for name, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(found[name].sum(0), gradient)
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.0])
+@pytest.mark.parametrize("kind", [HardAttention, MonotonicAttention])
+def test_the_backward_sees_what_the_forward_drew(kind: type[nn.Module], budget: float) -> None:
+    """A choice or a noise that is drawn again in the backward would give another gradient."""
+    attention, inputs = kind(6, 5, 4), (torch.randn(2, 3, 6), torch.randn(2, 9, 5))
+
+    def call(query: Tensor, key: Tensor) -> Tensor:
+        found = attention(query, key)
+        return found if isinstance(found, Tensor) else found.log_prob.unsqueeze(-1) + found.context
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for each in (call, compiled):
+        torch.manual_seed(7)
+        with torch._functorch.config.patch(activation_memory_budget=budget):
+            loss = each(*inputs).square().sum()
+            gradients.append(torch.autograd.grad(loss, tuple(attention.parameters())))
+    torch.testing.assert_close(*gradients)
 
 
 def test_models_have_second_derivatives() -> None:
