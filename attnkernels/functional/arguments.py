@@ -168,7 +168,7 @@ def _plain_step(query: Tensor, key: Tensor, lead: tuple[int, ...]) -> bool:
     if not (key.is_cpu and query.dtype is key.dtype):
         return False
     q = query.shape
-    if len(q) < 2:
+    if len(q) != len(lead) + 2:  # first: see `leading_shape`
         return False
     *of_q, _, d = q
     return d == key.shape[-1] and tuple(of_q) == lead

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..backends import select
 from ..backends.base import Backend
 from ..ops.codes import ActivationName
+from ..ops.seed import draw_seed
 from ..ops.signature import Options, scoring_options
 from . import arguments
 from .annotations import ranged
-from .attention import draw_seed
 from .autocast import cast, follows_autocast
 from .results import Pair, Result, Triple, results
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..functional import checks
 from ..nn import inputs, score_function_loss
+from ..ops.seed import saved
 
 
 class Glimpses(NamedTuple):
@@ -170,7 +171,7 @@ class RecurrentAttentionModel(nn.Module):
             location = mean.detach()
             if self.training:
                 noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-                location = location + self.std * noise.to(mean)
+                location = location + self.std * saved(noise).to(mean)
             locations.append(location)
             means.append(mean)
             baselines.append(self.baseline(state.detach()).squeeze(-1))

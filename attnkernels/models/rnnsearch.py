@@ -42,13 +42,14 @@ class RNNsearch(Translator):
         maxout_dim: maxout units (l: 500).
         dropout: in [0, 1), of the embeddings and of the maxout units, in training.
         begin, end: the target token y_0, and the token that ends a sequence.
+        defer_gradients: False allows second derivatives; see `AttentionRNN`.
         backend: as in `attnkernels.additive_attention`.
 
     Attributes:
-        decoder: an `AttentionRNN`; set ``decoder.defer_gradients`` to False for second derivatives.
+        decoder: an `AttentionRNN`.
 
     Raises:
-        TypeError: ``dropout`` is not a number.
+        TypeError: ``dropout`` is not a number, or ``defer_gradients`` is not a bool.
         ValueError: begin or end is not a target token other than padding, or dropout is not in
             [0, 1).
     """
@@ -66,6 +67,7 @@ class RNNsearch(Translator):
         dropout: float = 0.0,
         begin: int = 1,
         end: int = 2,
+        defer_gradients: bool = True,
         backend: str | None = None,
     ) -> None:
         super().__init__((source_size, target_size), embedding_dim, dropout, begin, end)
@@ -75,6 +77,7 @@ class RNNsearch(Translator):
         self.decoder = AttentionRNN(
             nn.GRUCell(embedding_dim + annotation_dim, hidden_dim),
             AdditiveAttention(hidden_dim, annotation_dim, align_dim, backend=backend),
+            defer_gradients=defer_gradients,
         )
         self.readout = MaxoutReadout(hidden_dim + annotation_dim, maxout_dim, target_size, dropout)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..functional import checks
 from ..functional.attention import additive_scores
+from ..ops.seed import saved
 from . import inputs
 from .alignment import ProjectedMemory, mask_of_step, mask_of_steps, masked_scores, project_memory
 from .projections import Projections
@@ -168,7 +169,9 @@ class HardAttention(Projections):
         p = log_p.exp()
         if self.training:
             rows = p.detach().flatten(0, 1)
-            drawn = torch.multinomial(rows, 1, generator=generator) if len(rows) else rows.long()
+            drawn = rows.long()
+            if len(rows):
+                drawn = saved(torch.multinomial(rows, 1, generator=generator))
             positions = drawn[:, :1].reshape(nothing.shape)
         else:
             positions = log_p.argmax(-1)

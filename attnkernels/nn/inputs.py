@@ -151,7 +151,8 @@ def mask(attn_mask: Tensor | None, x: Tensor, **weights: int) -> Tensor | None:
         attn_mask = attn_mask.to(wanted)
     checks.same_device("attn_mask", attn_mask, x)
     given, shape = attn_mask.shape, tuple(weights.values())
-    if given == shape[-len(given) :]:  # most masks, in a fraction of the time
+    # Most masks, in a fraction of the time. Lengths first: see `ops.shapes.leading_shape`.
+    if len(given) <= len(shape) and given == shape[-len(given) :]:
         return attn_mask
     if len(given) > len(shape) or any(
         size not in (1, wanted)

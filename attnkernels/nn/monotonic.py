@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..functional import checks
 from ..functional.attention import additive_scores
 from ..functional.results import Pair
+from ..ops.seed import saved
 from . import inputs
 from .alignment import (
     AlignmentState,
@@ -216,9 +217,10 @@ class MonotonicAttention(Projections):
     ) -> AlignmentState:
         """Return the state after a step of energy (B, 1, m) and attn_mask (B, 1, m)."""
         if self.training and self.noise:
-            energy = energy + self.noise * torch.randn(
+            noise = torch.randn(
                 energy.shape, generator=generator, dtype=energy.dtype, device=energy.device
             )
+            energy = energy + self.noise * saved(noise)
         energy = masked_scores(energy, state.key_lengths, attn_mask).squeeze(1)
         if not self.training and self.evaluation == "hard":
             # With p_ij of 0 or 1 the expectation is the choice itself.

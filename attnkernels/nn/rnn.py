@@ -44,8 +44,8 @@ class AttentionRNN(nn.Module):
             Its input has the features of input_t followed by those of a context.
         attention: an `AdditiveAttention` whose query_dim is the size of the cell's output.
         defer_gradients: False computes the gradients of the keys step by step. This is slower, and
-            required for second derivatives (``create_graph=True``) and reverse-mode transforms of
-            `torch.func`. Forward-mode differentiation always computes them step by step.
+            required for second derivatives (``create_graph=True``). Forward-mode differentiation,
+            the transforms of `torch.func` and torch.compile always compute them step by step.
 
     Raises:
         TypeError: cell is not callable, attention is not an `AdditiveAttention`, or

@@ -6,6 +6,7 @@ A module imports only modules that come before it:
     signature  the arguments of every operator; the options of a call
     shapes     leading shapes, dtypes of the arithmetic, masks
     dropout    Philox, the counter-based generator of dropout's masks
+    seed       the seed of dropout, also under a trace
     formula    (E1)-(E3) in PyTorch's operations: the reference mathematics
     plain      the operators in terms of the formula, for derivatives that have no kernel
     fakes      shapes of the results, for tracing

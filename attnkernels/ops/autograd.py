@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from . import plain
 from .codes import DETERMINISTIC
+from .schema import composite
 from .signature import (
     BACKWARD,
     FORWARD,
@@ -127,6 +129,8 @@ def _function(
             return op(*inputs)
 
     def apply(*inputs: Any) -> Any:
+        if _are_functorch_transforms_active() and is_dynamo_compiling():
+            return traced(*inputs)
         if forward_ad._current_level >= 0:
             outputs = plain.with_tangents(by_formula, inputs)
             if outputs is not None:
@@ -136,10 +140,20 @@ def _function(
         if is_grad_enabled():
             for x in inputs[:leaves]:
                 if x is not None and x.requires_grad:
-                    return Plain.apply(*inputs)
+                    return Plain.apply(*(_distinct(inputs) if is_dynamo_compiling() else inputs))
         return op(*inputs)
 
+    traced = composite(op, apply)
     return apply
+
+
+def _distinct(inputs: Values) -> Values:
+    """Return `inputs` with views for tensors that came before, which Dynamo refuses to trace."""
+    seen: list[Any] = []
+    for x in inputs:
+        again = isinstance(x, Tensor) and any(x is y for y in seen)
+        seen.append(x.view_as(x) if again else x)
+    return tuple(seen)
 
 
 def _bits(signature: Signature) -> tuple[int, ...]:
@@ -169,7 +183,7 @@ def _fitted(ctx: Any, grads: tuple[Tensor | None, ...], inputs: Any) -> tuple[Te
 def _fit(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
     if like is None or grad is None or (grad.dim() == 1 and not grad.shape[0]):
         return None
-    if grad.shape != like.shape:
+    if grad.dim() != like.dim() or grad.shape != like.shape:  # see `shapes.leading_shape`
         grad = grad.sum_to_size(like.shape)
     return grad if grad.dtype == like.dtype else grad.to(dtype=like.dtype)
 

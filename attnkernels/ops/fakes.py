@@ -110,5 +110,5 @@ def _gradient(x: Tensor, lead: tuple[int, ...], trailing: int, wanted: int) -> T
     if not wanted:
         return _new(x, 0)
     shape = (*lead, *x.shape[x.dim() - trailing :])
-    summed = trailing < 2 or x.shape != shape
+    summed = trailing < 2 or x.dim() != len(shape) or x.shape != shape
     return _new(x, *shape) if summed else x.new_empty(shape)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.library import Library
 
 from . import vmap
@@ -50,3 +51,25 @@ def implement(full: str, function: Operator, dispatch_key: str) -> None:
         return function(*args)
 
     _library.impl(full, checked, dispatch_key)
+
+
+def composite(op: Any, function: Operator) -> Operator:
+    """Return an operator that is `function` of the arguments of `op`, itself made of operators.
+
+    torch.compile puts it into its graph as it is. AOTAutograd then runs `function`, and traces what
+    torch.func and autograd do with it, which Dynamo's own trace of them does not always get right.
+    """
+    name = f"{op._schema.name.split('::')[1]}_traced"
+    schema = str(op._schema)
+    _library.define(name + schema[schema.index("(") :], tags=(torch.Tag.pt2_compliant_tag,))
+
+    def call(*args: Any) -> Any:
+        outputs = function(*args)
+        if isinstance(outputs, Tensor):
+            return outputs
+        return tuple(args[0].new_empty(0) if x is None else x for x in outputs)
+
+    _library.impl(name, call, "CompositeImplicitAutograd")
+    # Before functorch gives the call to its levels: `function` uses rules of its own.
+    _library.impl(name, call, "FuncTorchDynamicLayerFrontMode")
+    return getattr(torch.ops.attnkernels, name).default

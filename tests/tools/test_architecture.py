@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 # Inside some parts the order matters too: a module imports only modules that come before it.
 OPS = (
-    *("codes", "signature", "shapes", "dropout", "formula", "plain"),
+    *("codes", "signature", "shapes", "dropout", "seed", "formula", "plain"),
     *("fakes", "vmap", "schema", "autograd"),
 )
 # Every module of backends that is not named here is a backend, and stands at the dots.

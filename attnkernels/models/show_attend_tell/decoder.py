@@ -34,6 +34,7 @@ class CaptionDecoder(AttentionRNN):
         embed_dim, annotation_dim, hidden_dim, attention_dim: sizes of a word's embedding (m in the
             paper), of an annotation (D), of the LSTM (n) and of the score.
         hard: also create a `HardAttention`, which shares the parameters of the soft one.
+        defer_gradients: as in `AttentionRNN`.
         backend: backend of the attention.
     """
 
@@ -45,11 +46,13 @@ class CaptionDecoder(AttentionRNN):
         attention_dim: int,
         *,
         hard: bool,
+        defer_gradients: bool,
         backend: str | None,
     ) -> None:
         sizes = hidden_dim, annotation_dim, attention_dim
         soft = AdditiveAttention(*sizes, backend=backend)
-        super().__init__(nn.LSTMCell(embed_dim + annotation_dim, hidden_dim), soft)
+        cell = nn.LSTMCell(embed_dim + annotation_dim, hidden_dim)
+        super().__init__(cell, soft, defer_gradients=defer_gradients)
         self.gate = nn.Linear(hidden_dim, 1)  # f_beta
         self.from_hidden = nn.Linear(hidden_dim, embed_dim)  # L_h
         self.from_context = nn.Linear(annotation_dim, embed_dim, bias=False)  # L_z

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...functional import checks
 from ...nn import Decoded, HardChoice, beam_search, greedy_search
+from ...ops.seed import saved
 from ..common import lengths_on_cpu, token
 from .decoder import CaptionDecoder
 from .losses import hard_loss, soft_loss
@@ -44,12 +45,14 @@ class ShowAttendTell(nn.Module):
         reward_weight, entropy_weight: lambda_r and lambda_e of hard attention's learning rule.
         expected_chance: probability that hard attention's training reads an image with expected
             contexts.
+        defer_gradients: False allows second derivatives; see `AttentionRNN`.
         backend: as in `attnkernels.additive_attention`.
 
     Attributes:
         baseline: (), the moving average of a word's log p: the baseline of hard attention's reward.
 
     Raises:
+        TypeError: ``defer_gradients`` is not a bool.
         ValueError: a token is not in the vocabulary, or ``attention`` is neither.
     """
 
@@ -71,6 +74,7 @@ class ShowAttendTell(nn.Module):
         reward_weight: float = 1.0,
         entropy_weight: float = 0.002,
         expected_chance: float = 0.5,
+        defer_gradients: bool = True,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -89,6 +93,7 @@ class ShowAttendTell(nn.Module):
             hidden_dim,
             attention_dim,
             hard=attention == "hard",
+            defer_gradients=defer_gradients,
             backend=backend,
         )
         self.first = nn.Sequential(nn.Linear(annotation_dim, 2 * hidden_dim), nn.Tanh())
@@ -133,7 +138,7 @@ class ShowAttendTell(nn.Module):
             )
             return Description(self.output(outputs), weights, None)
         chance = self.expected_chance if self.training else 0.0
-        expected = torch.rand(len(images), device=images.device) < chance
+        expected = saved(torch.rand(len(images), device=images.device)) < chance
         outputs, weights, choice = self.decoder.choose(words, annotations, state, expected)
         return Description(self.output(outputs), weights, choice)
 

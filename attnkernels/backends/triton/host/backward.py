@@ -155,4 +155,4 @@ def _wanted(sums: sweeps.Sums, call: Call, wanted: int) -> sweeps.Sums:
 
 
 def _like(grad: Tensor, x: Tensor) -> Tensor:
-    return grad.to(x.dtype) if x.shape == grad.shape else grad
+    return grad.to(x.dtype) if x.dim() == grad.dim() and x.shape == grad.shape else grad
