@@ -161,7 +161,7 @@ def _nothing(ctx: Any) -> tuple[None, ...]:
 
 
 def _fitted(ctx: Any, grads: tuple[Tensor | None, ...], inputs: Any) -> tuple[Tensor | None, ...]:
-    """Reduce gradients of the broadcast shape to those of the inputs: sum, then round."""
+    """Round gradients to the dtypes of the inputs; return None for those that are not wanted."""
     fitted = [_fit(g, x) for g, x in zip(grads, inputs, strict=False)]
     return *fitted, *(None,) * (len(ctx.needs_input_grad) - len(fitted))
 
@@ -169,8 +169,6 @@ def _fitted(ctx: Any, grads: tuple[Tensor | None, ...], inputs: Any) -> tuple[Te
 def _fit(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
     if like is None or grad is None or (grad.dim() == 1 and not grad.shape[0]):
         return None
-    if grad.shape != like.shape:
-        grad = grad.sum_to_size(like.shape)
     return grad if grad.dtype == like.dtype else grad.to(dtype=like.dtype)
 
 

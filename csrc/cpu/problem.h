@@ -6,21 +6,9 @@
 #include "common/activation.h"
 #include "common/contract.h"
 #include "common/matrix.h"
+#include "cpu/items.h"
 
 namespace attnkernels::cpu {
-
-// One attention: that of a leading index, or of one sequence of a packed batch. A problem is a list
-// of items.
-struct Item {
-  Matrix query, key, value, weight, mask;  // mask.data null: none
-  const void* packed;                      // prepared keys, or null
-  int64_t n, m;                            // queries, and keys that take part
-  int64_t key_rows;                        // keys in memory, at least m
-  int64_t query_row, key_row;  // first row in the outputs of shape (rows, d) and (rows, dv)
-  int64_t pair_row;            // first row in the outputs of shape (rows, pair_cols)
-  int64_t mask_grad;           // offset of this item's mask gradient
-  int64_t counter;             // batch word of the dropout counter
-};
 
 struct Dropout {
   double p = 0;
@@ -28,9 +16,9 @@ struct Dropout {
 };
 
 struct Problem {
-  const Item* items;
+  Items items;
   int64_t count;
-  int64_t queries;  // the most of any item
+  int64_t queries, keys, key_rows;  // the most of any item: see Item
   int64_t d, dv;
   int64_t pair_cols;  // row length of the (rows, m) outputs
   Activation activation;
@@ -65,6 +53,11 @@ struct Host {
   }
 };
 
+// A gradient of `rows` rows in all; see Output.
+struct Gradient : Output {
+  int64_t rows = 0;
+};
+
 // Outputs and arithmetic are in T: float for float32, bfloat16 and float16 inputs, double for
 // float64.
 template <class T>
@@ -86,9 +79,11 @@ struct Backward : Problem {
   const T* grad_scores;                         // (rows, pair_cols)
   const T *context, *lse, *weights;             // as the forward returned them
   Matrix grad_context, grad_lse, grad_weights;  // (rows, dv), (rows, 1), (rows, pair_cols)
-  Output grad_query, grad_key, grad_value;      // (rows, d), (rows, d), (rows, dv)
-  T* grad_weight;                               // (items, d), or null
-  T* grad_mask;                                 // zero on entry, or null
+  // In the shapes of the inputs: items that share an input add to one gradient.
+  Gradient grad_query, grad_key, grad_value;
+  T* grad_weight;  // (weight_count, d), or null
+  int64_t weight_count;
+  T* grad_mask;  // zero on entry, or null
   int64_t grad_mask_row, grad_mask_col;
 };
 

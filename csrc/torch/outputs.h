@@ -62,13 +62,11 @@ inline Output output_of(const Tensor& t) {
   return {t.numel() ? t.mutable_data_ptr() : nullptr, dtype_of(t)};
 }
 
-// A gradient of shape (leading, last two dimensions of x). Its dtype is that of x, or that of the
-// arithmetic if it is still to be summed over leading dimensions along which x was broadcast.
-inline Tensor gradient(const Tensor& x, const Leading& leading, int64_t wanted) {
-  if (!wanted) return nothing(x);
-  const Sizes shape = leading.with({x.size(x.dim() - 2), x.size(x.dim() - 1)});
-  const bool same = std::equal(shape.begin(), shape.end(), x.sizes().begin(), x.sizes().end());
-  return empty(x, shape, same ? x.scalar_type() : accumulator(x));
+inline Sizes sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+// The gradient of x, in the shape and the dtype of x.
+inline Tensor gradient(const Tensor& x, int64_t wanted) {
+  return wanted ? empty(x, sizes_of(x), x.scalar_type()) : nothing(x);
 }
 
 }  // namespace attnkernels
