@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from . import plain
 from .codes import DETERMINISTIC
+from .failures import explain
 from .signature import (
     BACKWARD,
     FORWARD,
@@ -68,7 +69,11 @@ def _forward_gradient(backward: Operator) -> Operator:
         saved, options = ctx.saved_tensors, ctx.options
         da = da if options[weights_exist] else None
         values = (dc, dlse, da, *saved, *options, _wanted(ctx, bits))
-        return _fitted(ctx, backward(*[values[place] for place in order]), saved)
+        try:
+            found = backward(*[values[place] for place in order])
+        except RuntimeError as error:
+            explain(error)
+        return _fitted(ctx, found, saved)
 
     return gradient
 
@@ -81,7 +86,11 @@ def _scores_gradient(backward: Operator) -> Operator:
         if grad is None:
             return _nothing(ctx)
         saved = ctx.saved_tensors  # backward has the arguments of ops.scores between two of its own
-        return _fitted(ctx, backward(grad, *saved, *ctx.options, _wanted(ctx, bits)), saved)
+        try:
+            found = backward(grad, *saved, *ctx.options, _wanted(ctx, bits))
+        except RuntimeError as error:
+            explain(error)
+        return _fitted(ctx, found, saved)
 
     return gradient
 

@@ -102,7 +102,7 @@ class BackwardPiece {
       take_queries(ib, std::min(block, is.end - ib));
       for (int64_t j0 = js.begin; j0 < js.end; j0 += tile_) {
         const int64_t keys = std::min(tile_, js.end - j0);
-        if (!visible(p_.causal, ib + rows_ - 1, j0, keys)) break;
+        if (!visible(p_.causal, ib + rows_ - 1, j0, keys) || p_.host->stopped()) break;
         run_keys(j0, keys);
       }
     }

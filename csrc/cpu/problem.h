@@ -15,7 +15,10 @@ struct Dropout {
   uint64_t seed = 0;
 };
 
+struct Host;
+
 struct Problem {
+  const Host* host;
   Items items;
   int64_t count;
   int64_t queries, keys, key_rows;  // the most of any item: see Item
@@ -27,7 +30,7 @@ struct Problem {
   Dropout dropout;
 };
 
-// Threads and memory, provided by the operator.
+// Threads, memory and interrupts, provided by the operator.
 struct Host {
   int threads;
   void* self;
@@ -35,11 +38,15 @@ struct Host {
   void* (*allocate_bytes)(void* self, int64_t bytes);
   void (*run_tasks)(void* self, int64_t tasks,
                     void (*call)(const void* f, int64_t task, int64_t worker), const void* f);
+  bool (*is_stopped)(void* self);
 
   template <class T>
   T* allocate(int64_t count) const {
     return static_cast<T*>(allocate_bytes(self, count * static_cast<int64_t>(sizeof(T))));
   }
+  // True once the call was interrupted. Tasks ask before every tile and return, whatever they have
+  // not done: `run` then throws.
+  bool stopped() const { return is_stopped(self); }
   // Call f(task, worker) for every task, in any order and on any thread. Two tasks that run at the
   // same time have different workers, worker < threads.
   template <class F>

@@ -55,6 +55,7 @@ void run(const Arguments& in, const Call& call, const Place& place) {
   dispatch(in.query, [&](auto t, const auto& table) {
     Operation<decltype(t)> p{};
     describe(p, call, in);
+    p.host = &torch.host;
     place(p);
     compute(table, p, torch.host);
   });
@@ -69,8 +70,10 @@ struct QueryKeyWeight {
   Tensor query, key, weight;
 
   QueryKeyWeight(const Arguments& in, int64_t wanted)
-      : query(gradient(in.query, wanted & kQuery)), key(gradient(in.key, wanted & kKey)),
-        weight(wanted & kWeight ? empty(in.query, sizes_of(in.weight)) : nothing(in.query)) {}
+      : query(gradient(in.query, wanted & kQuery, "the gradient of query")),
+        key(gradient(in.key, wanted & kKey, "the gradient of key")),
+        weight(wanted & kWeight ? empty(in.query, sizes_of(in.weight), "the gradient of weight")
+                                : nothing(in.query)) {}
 
   template <class T>
   void place(Backward<T>& p) const {
@@ -91,10 +94,10 @@ Matrix rows_of(const Maybe& grad, bool has_columns) {
 struct Cpu {
   static Tensors3 forward(const Arguments& in, bool return_weights) {
     const Call call(in);
-    Tensor context = empty(in.query, call.leading.with({call.n, call.dv})),
-           lse = empty(in.query, call.leading.with({call.n}));
-    Tensor weights =
-        return_weights ? zeros(in.query, call.leading.with({call.n, call.m})) : nothing(in.query);
+    Tensor context = empty(in.query, call.leading.with({call.n, call.dv}), "context"),
+           lse = empty(in.query, call.leading.with({call.n}), "lse");
+    Tensor weights = return_weights ? zeros(in.query, call.leading.with({call.n, call.m}), kWeights)
+                                    : nothing(in.query);
     run<Forward>(in, call, [&]<class T>(Forward<T>& p) {
       p.context = data<T>(context);
       p.lse = data<T>(lse);
@@ -105,7 +108,7 @@ struct Cpu {
 
   static Tensor scores(const Arguments& in) {
     const Call call(in);
-    Tensor out = empty(in.query, call.leading.with({call.n, call.m}));
+    Tensor out = empty(in.query, call.leading.with({call.n, call.m}), "scores");
     run<Scores>(in, call, [&]<class T>(Scores<T>& p) { p.scores = data<T>(out); });
     return out;
   }
@@ -123,9 +126,10 @@ struct Cpu {
   static Tensors5 backward(const Arguments& in, const Outputs& from, int64_t wanted) {
     const Call call(in, wanted);
     const QueryKeyWeight out(in, wanted);
-    const Tensor grad_value = gradient(*in.value, wanted & kValue),
-                 grad_mask =
-                     wanted & kMask ? zeros(in.query, sizes_of(*in.attn_mask)) : nothing(in.query);
+    const Tensor grad_value = gradient(*in.value, wanted & kValue, "the gradient of value"),
+                 grad_mask = wanted & kMask ? zeros(in.query, sizes_of(*in.attn_mask),
+                                                    "the gradient of attn_mask")
+                                            : nothing(in.query);
     run<Backward>(in, call, [&]<class T>(Backward<T>& p) {
       p.grad_context = rows_of(from.grad_context, true);
       p.grad_lse = rows_of(from.grad_lse, false);
@@ -148,7 +152,7 @@ Tensor pack_keys(const Tensor& key, int64_t activation) {
   const int64_t m = size_from_end(key, 2), d = size_from_end(key, 1), panels = panel_count(m);
   Leading leading;
   leading.include(key, 2);
-  Tensor packed = empty(key, leading.with({panels, packed_rows(d), kPanel}));
+  Tensor packed = empty(key, leading.with({panels, packed_rows(d), kPanel}), "packed_key");
   TorchHost torch(key, key.numel());
   dispatch(key, [&](auto t, const auto& table) {
     using T = decltype(t);
@@ -164,6 +168,14 @@ Tensor pack_keys(const Tensor& key, int64_t activation) {
 
 std::string isa() { return kernels().isa; }
 
+// Take the addresses of Python's functions for `Signals`.
+bool watch(int64_t ensure_gil, int64_t release_gil, int64_t check, int64_t main_thread) {
+  signals() = {reinterpret_cast<int (*)()>(ensure_gil),
+               reinterpret_cast<void (*)(int)>(release_gil), reinterpret_cast<int (*)()>(check),
+               static_cast<uint64_t>(main_thread)};
+  return true;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
@@ -171,7 +183,11 @@ STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
   m.impl("native_pack_keys", TORCH_BOX(&pack_keys));
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnkernels, m) { m.def("native_isa() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(attnkernels, m) {
+  m.def("native_isa() -> str");
+  m.def("native_watch(int ensure_gil, int release_gil, int check, int main_thread) -> bool");
+}
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CompositeExplicitAutograd, m) {
   m.impl("native_isa", TORCH_BOX(&isa));
+  m.impl("native_watch", TORCH_BOX(&watch));
 }

@@ -60,7 +60,7 @@ class CudaHost {
 
   static void* allocate(void* self, int64_t bytes) {
     auto& me = *static_cast<CudaHost*>(self);
-    me.memory_.push_back(empty(me.on_, {(bytes + 3) / 4}, ScalarType::Float));
+    me.memory_.push_back(empty(me.on_, {(bytes + 3) / 4}, ScalarType::Float, "scratch"));
     return me.memory_.back().mutable_data_ptr();
   }
 
@@ -85,13 +85,13 @@ Tensor summed(Tensor t, const Sizes& wanted) {
 // of x, or that of the arithmetic if they are still to be summed.
 class Spread {
  public:
-  Spread(const Tensor& x, const Leading& leading, int64_t trailing, bool wanted)
+  Spread(const Tensor& x, const Leading& leading, int64_t trailing, bool wanted, const char* name)
       : x_(x), grad_(nothing(x)), trailing_(trailing), wanted_(wanted) {
     if (!wanted) return;
     Sizes shape = leading.sizes();
     for (int64_t k = x.dim() - trailing; k < x.dim(); k++) shape.push_back(x.size(k));
-    grad_ =
-        empty(x, shape, trailing > 1 && shape == sizes_of(x) ? x.scalar_type() : accumulator(x));
+    grad_ = empty(x, shape, trailing > 1 && shape == sizes_of(x) ? x.scalar_type() : accumulator(x),
+                  name);
   }
   const Tensor& spread() const { return grad_; }
   // In the shape and dtype of x; that of the weight is not rounded.
@@ -113,9 +113,9 @@ struct QueryKeyWeight {
   Spread query, key, weight;
 
   QueryKeyWeight(const Arguments& in, const CudaCall& call, int64_t wanted)
-      : query(in.query, call.leading, 2, wanted & kQuery),
-        key(in.key, call.leading, 2, wanted & kKey),
-        weight(in.weight, call.leading, 1, wanted & kWeight) {}
+      : query(in.query, call.leading, 2, wanted & kQuery, "the gradient of query"),
+        key(in.key, call.leading, 2, wanted & kKey, "the gradient of key"),
+        weight(in.weight, call.leading, 1, wanted & kWeight, "the gradient of weight") {}
 
   void place(cuda::Backward& f, int64_t wanted) const {
     f.grad_query = output_of(query.spread());
@@ -134,7 +134,7 @@ class MaskGradient {
     if (!(wanted & kMask)) return;
     wanted_.assign(in.attn_mask->sizes().begin(), in.attn_mask->sizes().end());
     summed_ = wanted & kDeterministic && wanted_ != shape_;
-    grad_ = zeros(in.query, summed_ ? shape_ : wanted_);
+    grad_ = zeros(in.query, summed_ ? shape_ : wanted_, "the gradient of attn_mask");
   }
   Along along(const CudaCall& call, cuda::Backward& f) const {
     const Slices at(grad_, mask_rank(grad_), call.leading);
@@ -156,10 +156,11 @@ struct Cuda {
     CudaCall call(in);
     call.done();
     const int64_t n = call.problem.n;
-    Tensor context = empty(in.query, call.leading.with({n, call.problem.dv})),
-           lse = empty(in.query, call.leading.with({n}));
-    Tensor weights = return_weights ? empty(in.query, call.leading.with({n, call.problem.m}))
-                                    : nothing(in.query);
+    Tensor context = empty(in.query, call.leading.with({n, call.problem.dv}), "context"),
+           lse = empty(in.query, call.leading.with({n}), "lse");
+    Tensor weights = return_weights
+                         ? empty(in.query, call.leading.with({n, call.problem.m}), kWeights)
+                         : nothing(in.query);
     const CudaHost torch(in.query);
     cuda::forward(call.problem, call.own,
                   {data<float>(context), data<float>(lse), data<float>(weights)}, torch.host);
@@ -169,7 +170,7 @@ struct Cuda {
   static Tensor scores(const Arguments& in) {
     CudaCall call(in);
     call.done();
-    Tensor out = empty(in.query, call.leading.with({call.problem.n, call.problem.m}));
+    Tensor out = empty(in.query, call.leading.with({call.problem.n, call.problem.m}), "scores");
     const CudaHost torch(in.query);
     cuda::scores(call.problem, call.own, data<float>(out), torch.host);
     return out;
@@ -193,7 +194,7 @@ struct Cuda {
     const MaskGradient mask(in, call, wanted);
     call.done({mask.along(call, f)});
     const QueryKeyWeight out(in, call, wanted);
-    const Spread grad_value(*in.value, call.leading, 2, wanted & kValue);
+    const Spread grad_value(*in.value, call.leading, 2, wanted & kValue, "the gradient of value");
     auto floats = [](const Maybe& t) { return t ? data<float>(*t) : nullptr; };
     f.context = data<float>(from.context);
     f.lse = data<float>(from.lse);
