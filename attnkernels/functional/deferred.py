@@ -44,6 +44,7 @@ class DeferredMemory:
 
     def __init__(self, memory: AdditiveMemory, steps: int, return_weights: bool) -> None:
         _refuse_forward_transforms()
+        memory.refuse_stale()
         tensors = (memory.key, memory.value, memory.weight)
         key, value, weight = (x.detach() for x in tensors)
         self.memory = replace(memory, key=key, value=value, weight=weight)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from ..backends import select
 from ..backends.base import Backend
@@ -42,7 +43,8 @@ def prepare_keys(
 
     Args:
         key: (..., m, d), value (..., m, dv), weight (d,) or (..., d), key_lengths: as in
-            `additive_attention`. They are kept, not copied: do not change them in place.
+            `additive_attention`. They are kept, not copied: a memory whose tensors were changed in
+            place since then, as by an optimizer, refuses to attend.
         activation, negative_slope, scale, backend: as in `additive_attention`.
 
     Returns:
@@ -58,7 +60,8 @@ def prepare_keys(
         pack_keys = ranged("prepare_keys", chosen.NAME, chosen.pack_keys)
         packed_key = pack_keys(key, activation=activation)
     options = scoring_options(activation, negative_slope, scale, key_lengths, packed_key)
-    return AdditiveMemory(key, value, weight, options, backend, lead, chosen)
+    versions = _versions(key, value, weight, key_lengths)
+    return AdditiveMemory(key, value, weight, options, backend, lead, chosen, versions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +78,9 @@ class AdditiveMemory:
         backend: as it was given.
         lead: the leading shape that these tensors broadcast to.
         chosen: the backend that computes.
+        versions: those of key, value, weight and key_lengths when they were prepared, or None if
+            one is an inference tensor or torch.compile traced it: then changes go unnoticed, as
+            those through ``.data`` always do.
     """
 
     key: Tensor
@@ -84,6 +90,7 @@ class AdditiveMemory:
     backend: str | None
     lead: tuple[int, ...]
     chosen: Backend = field(repr=False)
+    versions: tuple[int, ...] | None = field(repr=False)
 
     @property
     def key_lengths(self) -> Tensor | None:
@@ -141,24 +148,31 @@ class AdditiveMemory:
             context (*L, n, dv), or a tuple of context, weights and lse as asked for.
 
         Raises:
+            RuntimeError: key, value, weight or key_lengths were changed in place since they were
+                prepared.
             TypeError, ValueError: as `additive_attention`.
         """
         kept = self.options
+        key, value, weight = self.key, self.value, self.weight
+        now = _versions(key, value, weight, kept.key_lengths)
+        if now is not None and now != self.versions:
+            self.refuse_stale()
         options = tuple.__new__(Options, (  # in half the time of Options(...)
             attn_mask, kept.key_lengths, None, None, kept.packed_key, None, dropout_p, False,
             kept.activation, kept.negative_slope, kept.scale, return_weights,
         ))  # fmt: skip
-        arguments.step(query, self.key, self.lead, options, return_lse)
+        arguments.step(query, key, self.lead, options, return_lse)
         if dropout_p:
             options = options.seeded(draw_seed(query.device))
         attention = ranged("AdditiveMemory.attend", self.chosen.NAME, self.chosen.attention)
-        context, weights, lse = attention(query, self.key, self.value, self.weight, options)
+        context, weights, lse = attention(query, key, value, weight, options)
         return results(context, weights, lse if return_lse else None)
 
     def autocast(self, dtype: torch.dtype) -> AdditiveMemory:
         """Return this memory in `dtype`, prepared anew unless it has that dtype."""
         if self.key.dtype in (dtype, torch.float64):
             return self
+        self.refuse_stale()
         prepare, tensors = self.__reduce__()
         return prepare(*(cast(tensor, dtype) for tensor in tensors))
 
@@ -171,18 +185,25 @@ class AdditiveMemory:
                 broadcasts along `dim` stays as it is.
 
         Raises:
+            RuntimeError: as `attend`, for tensors that were changed.
             TypeError, ValueError: dim is no leading dimension, or index has the wrong type, shape
                 or range.
         """
+        self.refuse_stale()
         from_end = arguments.selection(dim, index, self.lead, self.key)
         lengths, packed = self.key_lengths, self.packed_key
+        key = _select(self.key, from_end - 2, index)
+        value = _select(self.value, from_end - 2, index)
+        weight = _select(self.weight, from_end - 1, index)
+        lengths = None if lengths is None else _select(lengths, from_end, index)
         selected = replace(
             self,
-            key=_select(self.key, from_end - 2, index),
-            value=_select(self.value, from_end - 2, index),
-            weight=_select(self.weight, from_end - 1, index),
+            key=key,
+            value=value,
+            weight=weight,
+            versions=_versions(key, value, weight, lengths),
             options=self.options._replace(
-                key_lengths=None if lengths is None else _select(lengths, from_end, index),
+                key_lengths=lengths,
                 packed_key=None if packed is None else _select(packed, from_end - 3, index),
             ),
         )
@@ -191,6 +212,20 @@ class AdditiveMemory:
         lead = list(self.lead)
         lead[from_end] = index.shape[0]
         return replace(selected, lead=tuple(lead))
+
+    def refuse_stale(self) -> None:
+        """Raise RuntimeError if a tensor of this memory was changed in place."""
+        tensors = self.key, self.value, self.weight, self.key_lengths
+        now = _versions(*tensors)
+        if now is None or self.versions is None:
+            return
+        names = "key", "value", "weight", "key_lengths"
+        for name, old, new in zip(names, self.versions, now, strict=True):
+            if old != new:
+                raise RuntimeError(
+                    f"{name} must be as it was when its keys were prepared, got one that was"
+                    f" changed in place (version {new}, prepared at {old}): prepare the keys anew"
+                )
 
     def __reduce__(self) -> tuple[Callable[..., AdditiveMemory], tuple[Tensor, ...]]:
         prepare = partial(
@@ -202,6 +237,19 @@ class AdditiveMemory:
             backend=self.backend,
         )
         return prepare, (self.key, self.value, self.weight)
+
+
+def _versions(
+    key: Tensor, value: Tensor, weight: Tensor, key_lengths: Tensor | None
+) -> tuple[int, ...] | None:
+    """Return the versions of the tensors, which count changes in place, or None if unknown."""
+    if is_dynamo_compiling():  # a graph would be bound to the numbers
+        return None
+    try:
+        lengths = 0 if key_lengths is None else key_lengths._version
+        return key._version, value._version, weight._version, lengths
+    except RuntimeError:  # of an inference tensor
+        return None
 
 
 def _select(tensor: Tensor, at: int, index: Tensor) -> Tensor:

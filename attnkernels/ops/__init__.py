@@ -4,6 +4,7 @@ A module imports only modules that come before it:
 
     codes      the table of activations; the numbers that Python and C++ share
     signature  the arguments of every operator; the options of a call
+    failures   errors of the operators as Python's
     shapes     leading shapes, dtypes of the arithmetic, masks
     dropout    Philox, the counter-based generator of dropout's masks
     seed       the seed of dropout, also under a trace

@@ -17,6 +17,7 @@ from torch.compiler import is_dynamo_compiling
 
 from . import plain
 from .codes import DETERMINISTIC
+from .failures import explain
 from .schema import composite
 from .signature import (
     BACKWARD,
@@ -70,7 +71,11 @@ def _forward_gradient(backward: Operator) -> Operator:
         saved, options = ctx.saved_tensors, ctx.options
         da = da if options[weights_exist] else None
         values = (dc, dlse, da, *saved, *options, _wanted(ctx, bits))
-        return _fitted(ctx, backward(*[values[place] for place in order]), saved)
+        try:
+            found = backward(*[values[place] for place in order])
+        except RuntimeError as error:
+            explain(error)
+        return _fitted(ctx, found, saved)
 
     return gradient
 
@@ -83,7 +88,11 @@ def _scores_gradient(backward: Operator) -> Operator:
         if grad is None:
             return _nothing(ctx)
         saved = ctx.saved_tensors  # backward has the arguments of ops.scores between two of its own
-        return _fitted(ctx, backward(grad, *saved, *ctx.options, _wanted(ctx, bits)), saved)
+        try:
+            found = backward(grad, *saved, *ctx.options, _wanted(ctx, bits))
+        except RuntimeError as error:
+            explain(error)
+        return _fitted(ctx, found, saved)
 
     return gradient
 
@@ -175,7 +184,7 @@ def _nothing(ctx: Any) -> tuple[None, ...]:
 
 
 def _fitted(ctx: Any, grads: tuple[Tensor | None, ...], inputs: Any) -> tuple[Tensor | None, ...]:
-    """Reduce gradients of the broadcast shape to those of the inputs: sum, then round."""
+    """Round gradients to the dtypes of the inputs; return None for those that are not wanted."""
     fitted = [_fit(g, x) for g, x in zip(grads, inputs, strict=False)]
     return *fitted, *(None,) * (len(ctx.needs_input_grad) - len(fitted))
 
@@ -183,8 +192,6 @@ def _fitted(ctx: Any, grads: tuple[Tensor | None, ...], inputs: Any) -> tuple[Te
 def _fit(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
     if like is None or grad is None or (grad.dim() == 1 and not grad.shape[0]):
         return None
-    if grad.dim() != like.dim() or grad.shape != like.shape:  # see `shapes.leading_shape`
-        grad = grad.sum_to_size(like.shape)
     return grad if grad.dtype == like.dtype else grad.to(dtype=like.dtype)
 
 

@@ -1,8 +1,7 @@
 """Shapes and dtypes of the operators' results, for tracing and for meta tensors.
 
-Results are in the dtype of the arithmetic. A gradient has the leading shape L that the inputs
-broadcast to; it has the dtype of its input, or that of the arithmetic if it is still to be summed
-over L. A result that is not wanted has no elements.
+Results are in the dtype of the arithmetic. A gradient has the shape of its input, and those of
+query, key and value its dtype too. A result that is not wanted has no elements.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ def _backward(
     wanted: int,
     **others: Any,
 ) -> tuple[Tensor, ...]:
-    lead = _attention_lead(query, key, value, weight, attn_mask=attn_mask, **others)
+    _attention_lead(query, key, value, weight, attn_mask=attn_mask, **others)
     mask = attn_mask.shape if attn_mask is not None and wanted & MASK else (0,)
     return (
-        _gradient(query, lead, 2, wanted & QUERY),
-        _gradient(key, lead, 2, wanted & KEY),
-        _gradient(value, lead, 2, wanted & VALUE),
-        _gradient(weight, lead, 1, wanted & WEIGHT),
+        _gradient(query, wanted & QUERY),
+        _gradient(key, wanted & KEY),
+        _gradient(value, wanted & VALUE),
+        _new(query, *weight.shape if wanted & WEIGHT else (0,)),
         _new(query, *mask),
     )
 
@@ -65,11 +64,11 @@ def _scores(*, query: Tensor, key: Tensor, weight: Tensor, **_: Any) -> Tensor:
 def _scores_backward(
     *, query: Tensor, key: Tensor, weight: Tensor, wanted: int, **_: Any
 ) -> tuple[Tensor, ...]:
-    lead = _lead(query, key, weight)
+    _lead(query, key, weight)
     return (
-        _gradient(query, lead, 2, wanted & QUERY),
-        _gradient(key, lead, 2, wanted & KEY),
-        _gradient(weight, lead, 1, wanted & WEIGHT),
+        _gradient(query, wanted & QUERY),
+        _gradient(key, wanted & KEY),
+        _new(query, *weight.shape if wanted & WEIGHT else (0,)),
     )
 
 
@@ -105,10 +104,5 @@ def _attention_lead(
     return _lead(query, key, weight, value.shape[:-2], mask_lead, lengths_lead)
 
 
-def _gradient(x: Tensor, lead: tuple[int, ...], trailing: int, wanted: int) -> Tensor:
-    """Return the gradient of `x`: in its dtype, unless it is still to be summed over L."""
-    if not wanted:
-        return _new(x, 0)
-    shape = (*lead, *x.shape[x.dim() - trailing :])
-    summed = trailing < 2 or x.dim() != len(shape) or x.shape != shape
-    return _new(x, *shape) if summed else x.new_empty(shape)
+def _gradient(x: Tensor, wanted: int) -> Tensor:
+    return x.new_empty(x.shape) if wanted else _new(x, 0)

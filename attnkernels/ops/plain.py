@@ -106,7 +106,7 @@ def of_attention(call: Call) -> tuple[Outputs, Tensors, Tensors]:
         found: dict[str, Any] = {"context": context, "weights": weights, "lse": lse}
         return tuple(found[OUTER[name]] for name in cotangents)
 
-    return outputs, _primals(call, FORWARD, call["context"].shape[:-2]), cotangents
+    return outputs, _primals(call, FORWARD), cotangents
 
 
 def of_scores(call: Call) -> tuple[Outputs, Tensors, Tensors]:
@@ -116,7 +116,7 @@ def of_scores(call: Call) -> tuple[Outputs, Tensors, Tensors]:
     def outputs(**inputs: Tensor) -> tuple[Tensor]:
         return (formula.scores(**inputs, options=options),)
 
-    return outputs, _primals(call, SCORES, call["grad"].shape[:-2]), {"grad": call["grad"]}
+    return outputs, _primals(call, SCORES), {"grad": call["grad"]}
 
 
 def vjp(outputs: Outputs, primals: Tensors, cotangents: tuple[Tensor, ...]) -> Any:
@@ -154,18 +154,10 @@ def _options(call: Call) -> Options:
     return Options(**{**given, "activation": find_activation(call["activation"]).name})
 
 
-def _primals(call: Call, signature: Signature, lead: tuple[int, ...]) -> Tensors:
-    """Return the inputs to differentiate the formula by, in the dtype of the arithmetic.
-
-    They are expanded to `lead`, except attn_mask, whose gradient has its own shape.
-    """
+def _primals(call: Call, signature: Signature) -> Tensors:
+    """Return the inputs to differentiate the formula by, in the dtype of the arithmetic."""
     acc = accumulate_dtype(call["query"].dtype)
-    primals = {}
-    for each in signature.leaves:
-        x = call[each.name]
-        if each.name != "attn_mask":
-            trailing = x.shape[x.dim() - (each.trailing or 0) :]
-            primals[each.name] = x.to(acc).expand(*lead, *trailing)
-        elif x is not None and x.is_floating_point():
-            primals[each.name] = x.to(acc)
-    return primals
+    leaves = {each.name: call[each.name] for each in signature.leaves}
+    return {
+        name: x.to(acc) for name, x in leaves.items() if x is not None and x.is_floating_point()
+    }

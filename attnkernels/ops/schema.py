@@ -2,9 +2,9 @@
 
 `define("native", "forward", ...)` makes attnkernels::native_forward and so on. A library, or a
 module that calls `implement`, supplies implementations for its devices. Outputs are in the dtype of
-the arithmetic: float32, or float64 for float64 inputs. Gradients have the leading shape L that the
-inputs broadcast to. Their dtype is that of their input, or that of the arithmetic if they are still
-to be summed over L: callers sum and round.
+the arithmetic: float32, or float64 for float64 inputs. Gradients have the shapes of their inputs:
+those of a broadcast input are summed inside. Those of query, key and value are rounded to the dtype
+of their input too; those of weight and attn_mask are left to callers to round.
 """
 
 from __future__ import annotations

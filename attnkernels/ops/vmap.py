@@ -16,21 +16,20 @@ def rule(name: str, op: Operator) -> Operator:
     signature = SIGNATURES[name]
     shared, broadcast = signature.places("shared"), _broadcast(signature)
     whole = signature.places("whole")
-    mask_result = None
-    if "attn_mask" in signature.results:  # its gradient has its own shape, not that of L
-        mask, mask_result = signature.place("attn_mask"), signature.results.index("attn_mask")
-        whole = (*whole, mask)
+    gradients = _gradients(signature)
 
     def call(info: Any, dims: Dims, *args: Any) -> Any:
         for place in shared:
             _refuse(signature.names[place], args[place], dims[place])
-        args, dims = _mapped(info.batch_size, dims, args, whole)
+        # each example has gradients of its own, and a gradient has the shape of its argument
+        leaves = [(i, place) for i, place, bit in gradients if args[-1] & bit]
+        args, dims = _mapped(info.batch_size, dims, args, (*whole, *(place for _, place in leaves)))
         outputs = op(*_leading(info.batch_size, dims, args, broadcast))
         if isinstance(outputs, Tensor):
             return outputs, 0
         outputs = list(outputs)
-        if mask_result is not None and outputs[mask_result].numel():
-            outputs[mask_result] = outputs[mask_result].view(args[mask].shape)
+        for i, place in leaves:
+            outputs[i] = outputs[i].view(args[place].shape)
         return tuple(outputs), tuple(0 if x.dim() > 1 else None for x in outputs)
 
     return call
@@ -42,6 +41,16 @@ def _broadcast(signature: Signature) -> tuple[tuple[int, int], ...]:
         (place, each.trailing)
         for place, each in enumerate(signature.arguments)
         if each.trailing is not None
+    )
+
+
+def _gradients(signature: Signature) -> tuple[tuple[int, int, int], ...]:
+    """Return (position among the results, position of its argument, bit) of each gradient."""
+    if signature.names[-1] != "wanted":
+        return ()
+    return tuple(
+        (signature.results.index(each.name), signature.place(each.name), each.wanted)
+        for each in signature.leaves
     )
 
 

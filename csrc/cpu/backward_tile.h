@@ -71,7 +71,9 @@ inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i
 template <class T>
 struct Gradients {
   T *query, *key, *value;
-  double* weight;  // (padded d) sums of to_w, then the sum of ds
+  double* weight;   // (padded d) sums of to_w, then the sum of ds
+  const T* factor;  // of each hidden unit, for those gradients that take it now and not at the end
+  bool query_takes, key_takes;
 };
 
 template <class T>
@@ -89,7 +91,7 @@ class BackwardPiece {
       take_queries(ib, std::min(block, is.end - ib));
       for (int64_t j0 = js.begin; j0 < js.end; j0 += tile_) {
         const int64_t keys = std::min(tile_, js.end - j0);
-        if (!visible(p_.causal, ib + rows_ - 1, j0, keys)) break;
+        if (!visible(p_.causal, ib + rows_ - 1, j0, keys) || p_.host->stopped()) break;
         run_keys(j0, keys);
       }
     }
@@ -188,14 +190,14 @@ class BackwardPiece {
     if (!out_.value || !from_context()) return;
     product(Coefficients<T>{s_.weight, 1, tile_}, at.keys, at.rows, grad_context_[at.r0],
             grad_context_.ld, static_cast<const T*>(nullptr),
-            out_.value + (item_.key_row + at.j0) * p_.dv, p_.dv, p_.dv);
+            out_.value + (item_.grad_value + at.j0) * p_.dv, p_.dv, p_.dv);
   }
 
   void add_mask(const At& at) {
     if (!p_.grad_mask) return;
     const int64_t row = p_.grad_mask_row, col = p_.grad_mask_col;
     for (int64_t r = 0; r < at.rows; r++) {
-      T* g = p_.grad_mask + item_.mask_grad + (at.i0 + r) * row + at.j0 * col;
+      T* g = p_.grad_mask + item_.grad_mask + (at.i0 + r) * row + at.j0 * col;
       const T* ds = s_.ds + r * tile_;
       for (int64_t j = 0; j < at.keys; j++) g[j * col] += ds[j];
     }
@@ -215,8 +217,9 @@ class BackwardPiece {
         scorer_,
         Tile<T>{
             {queries[at.r0], queries.ld}, scorer_.key_rows(), s_.ds, tile_, at.rows, at.keys, p_.d},
-        Sums<T>{out_.query ? out_.query + (item_.query_row + at.i0) * p_.d : nullptr,
-                out_.key ? out_.key + (item_.key_row + at.j0) * p_.d : nullptr, out_.weight},
+        Sums<T>{out_.query ? out_.query + (item_.grad_query + at.i0) * p_.d : nullptr,
+                out_.key ? out_.key + (item_.grad_key + at.j0) * p_.d : nullptr, out_.weight,
+                out_.query_takes ? out_.factor : nullptr, out_.key_takes ? out_.factor : nullptr},
         s_.sums);
   }
 

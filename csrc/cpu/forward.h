@@ -82,7 +82,7 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
   scorer.queries(b.i0, rows);
   for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
     const int64_t keys = std::min(tile, b.j1 - j0);
-    if (!visible(p.causal, b.i1 - 1, j0, keys)) break;
+    if (!visible(p.causal, b.i1 - 1, j0, keys) || p.host->stopped()) break;
     bool prepared = false;
     Matrix value;
     for (int64_t r0 = 0; r0 < rows; r0 += kTileRows) {

@@ -4,6 +4,8 @@
 #pragma once
 #include <torch/csrc/stable/library.h>
 
+#include <new>
+#include <stdexcept>
 #include <tuple>
 
 #include "torch/checks.h"
@@ -44,11 +46,13 @@ struct Operators {
                           const Maybe& packed_key, const Maybe& seed, double dropout_p,
                           bool is_causal, int64_t activation, double negative_slope, double scale,
                           bool return_weights) {
-    return Device::forward(
-        {query, key, weight, activation_of(activation), negative_slope, scale, &value,
-         given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k),
-         given(packed_key), given(seed), dropout_p, is_causal},
-        return_weights);
+    return naming_memory([&] {
+      return Device::forward(
+          {query, key, weight, activation_of(activation), negative_slope, scale, &value,
+           given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k),
+           given(packed_key), given(seed), dropout_p, is_causal},
+          return_weights);
+    });
   }
 
   static Tensors5 backward(const Maybe& grad_context, const Maybe& grad_lse,
@@ -60,25 +64,31 @@ struct Operators {
                            bool is_causal, int64_t activation, double negative_slope, double scale,
                            int64_t wanted) {
     auto whole = [](const Maybe& t) { return t ? Maybe(dense(*t)) : t; };
-    return Device::backward({query, key, weight, activation_of(activation), negative_slope, scale,
-                             &value, given(attn_mask), given(key_lengths), given(cu_seqlens_q),
-                             given(cu_seqlens_k), nullptr, given(seed), dropout_p, is_causal},
-                            {whole(grad_context), whole(grad_lse), whole(grad_weights),
-                             dense(context), dense(lse), dense(weights)},
-                            wanted);
+    return naming_memory([&] {
+      return Device::backward({query, key, weight, activation_of(activation), negative_slope, scale,
+                               &value, given(attn_mask), given(key_lengths), given(cu_seqlens_q),
+                               given(cu_seqlens_k), nullptr, given(seed), dropout_p, is_causal},
+                              {whole(grad_context), whole(grad_lse), whole(grad_weights),
+                               dense(context), dense(lse), dense(weights)},
+                              wanted);
+    });
   }
 
   static Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight,
                        int64_t activation, double negative_slope, double scale) {
-    return Device::scores({query, key, weight, activation_of(activation), negative_slope, scale});
+    return naming_memory([&] {
+      return Device::scores({query, key, weight, activation_of(activation), negative_slope, scale});
+    });
   }
 
   static Tensors3 scores_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
                                   const Tensor& weight, int64_t activation, double negative_slope,
                                   double scale, int64_t wanted) {
-    return Device::scores_backward(
-        {query, key, weight, activation_of(activation), negative_slope, scale}, dense(grad),
-        wanted);
+    return naming_memory([&] {
+      return Device::scores_backward(
+          {query, key, weight, activation_of(activation), negative_slope, scale}, dense(grad),
+          wanted);
+    });
   }
 
   static void implement(torch::stable::detail::StableLibrary& m) {
@@ -89,6 +99,15 @@ struct Operators {
   }
 
  private:
+  // Call f. Where the lists of its tasks do not fit in memory, say so as for tensors.
+  template <class F>
+  static auto naming_memory(const F& f) {
+    try {
+      return f();
+    } catch (const std::bad_alloc&) {
+      throw std::runtime_error("attnkernels: the list of tasks must fit in memory, got too many");
+    }
+  }
   static const Tensor* given(const Maybe& t) { return t ? &*t : nullptr; }
 };
 

@@ -29,6 +29,7 @@ inline void define_operators(torch::stable::detail::StableLibrary& m) {
       "Tensor key, Tensor weight)");
   m.def("native_pack_keys(Tensor key, int activation) -> Tensor");
   m.def("native_isa() -> str");
+  m.def("native_watch(int ensure_gil, int release_gil, int check, int main_thread) -> bool");
 }
 
 }  // namespace attnkernels

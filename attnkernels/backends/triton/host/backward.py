@@ -144,15 +144,15 @@ def _nothing(call: Call) -> sweeps.Sums:
 
 
 def _wanted(sums: sweeps.Sums, call: Call, wanted: int) -> sweeps.Sums:
-    """Return the wanted sums; the gradient of a whole matrix has the dtype of the matrix."""
+    """Return the wanted sums as gradients; that of the weight is not rounded."""
     grad_query, grad_key, grad_weight = sums
     nothing = call.new(0)
     return (
         _like(grad_query, call.query) if wanted & QUERY else nothing,
         _like(grad_key, call.key) if wanted & KEY else nothing,
-        grad_weight if wanted & WEIGHT else nothing,
+        grad_weight.sum_to_size(call.weight.shape) if wanted & WEIGHT else nothing,
     )
 
 
 def _like(grad: Tensor, x: Tensor) -> Tensor:
-    return grad.to(x.dtype) if x.dim() == grad.dim() and x.shape == grad.shape else grad
+    return grad.sum_to_size(x.shape).to(x.dtype)
