@@ -4,6 +4,7 @@
 
 #include "torch/cpu_call.h"
 #include "torch/cpu_host.h"
+#include "torch/schemas.h"
 
 namespace {
 
@@ -248,7 +249,7 @@ STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
   m.impl("native_pack_keys", TORCH_BOX(&pack_keys));
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnkernels, m) { m.def("native_isa() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(attnkernels, m) { define_operators(m); }
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CompositeExplicitAutograd, m) {
   m.impl("native_isa", TORCH_BOX(&isa));
 }
