@@ -78,12 +78,22 @@ def _pack_keys(*, key: Tensor, **_: Any) -> Tensor:
     return _new(key, *key.shape[:-2], panels, rows, PANEL)
 
 
+def _forward_jvp(**named: Any) -> tuple[Tensor, ...]:
+    return *_forward(**named), *_forward(**named)
+
+
+def _scores_jvp(**named: Any) -> tuple[Tensor, Tensor]:
+    return _scores(**named), _scores(**named)
+
+
 _FAKES: dict[str, Operator] = {
     "forward": _forward,
     "backward": _backward,
     "scores": _scores,
     "scores_backward": _scores_backward,
     "pack_keys": _pack_keys,
+    "forward_jvp": _forward_jvp,
+    "scores_jvp": _scores_jvp,
 }
 
 

@@ -31,8 +31,9 @@ class Call {
   int64_t queries, keys, key_rows;  // the most of any item; fewer keys than key_rows by key_lengths
   Items items;
 
-  // Gradients in `wanted` will be computed.
-  explicit Call(const Arguments& in, int64_t wanted = 0)
+  // Gradients in `wanted` will be computed. Items are leading indices, or sequences of one, unless
+  // the call `may_fold` them.
+  explicit Call(const Arguments& in, int64_t wanted = 0, bool may_fold = true)
       : n(size_from_end(in.query, 2)), m(size_from_end(in.key, 2)), d(size_from_end(in.query, 1)),
         dv(in.value ? size_from_end(*in.value, 1) : 0), queries(n), keys(m), key_rows(m) {
     check_width(in.key, d, "key");
@@ -65,7 +66,7 @@ class Call {
     if (wanted & kValue) take_gradient(*in.value, 2, Items::grad_value, m);
     if (wanted & kWeight) take_gradient(in.weight, 1, Items::grad_weight, 1);
     if (wanted & kMask) take_mask_gradient(in.attn_mask);
-    if (!in.cu_seqlens_q && !in.is_causal && !in.seed) fold(wanted);
+    if (may_fold && !in.cu_seqlens_q && !in.is_causal && !in.seed) fold(wanted);
     join();
     items.dims = dims_.data();
     items.rank = static_cast<int64_t>(dims_.size());
@@ -74,6 +75,24 @@ class Call {
 
   // Strides of the gradient of attn_mask.
   int64_t mask_row = 0, mask_col = 0;
+
+  // The tangents of every item, of a call that is not folded.
+  std::vector<cpu::Tangents> tangents(const InputTangents& in) const {
+    std::vector<cpu::Tangents> out(items.count, cpu::Tangents{});
+    auto place = [&](const Tensor* t, int64_t trailing, Matrix cpu::Tangents::* field,
+                     const std::vector<int64_t>& ends) {
+      if (!t) return;
+      const Slices at = slices(*t, trailing, leading);
+      for (int64_t k = 0; k < items.count; k++)
+        out[k].*field = at[k / items.sequences].at(ends.empty() ? 0 : ends[k % items.sequences]);
+    };
+    place(in.query, 2, &cpu::Tangents::query, query_ends_);
+    place(in.key, 2, &cpu::Tangents::key, key_ends_);
+    place(in.value, 2, &cpu::Tangents::value, key_ends_);
+    place(in.weight, 1, &cpu::Tangents::weight, {});
+    if (in.attn_mask) place(in.attn_mask, mask_rank(*in.attn_mask), &cpu::Tangents::mask, {});
+    return out;
+  }
 
   // Hidden units and value columns of all pairs.
   int64_t work() const { return pairs_ * (d + dv); }
