@@ -118,6 +118,7 @@ def run(
         options.out,
         options=vars(options),
         columns=COLUMNS,
+        keys=2,
         rows=[line(name, passages, n, cells[name]) for name in PASSES for n in passages.lengths],
         figures={
             "time": picture(passages, cells, "ms", 1e3, "seconds"),

@@ -139,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         given.out,
         options=asked,
         columns=["model", "search", "parameters", "seconds", *(f"{x}, %" for x in kinds)],
+        keys=2,
         rows=rows,
         figures=figures,
         record={

@@ -12,7 +12,6 @@ memory and in --naive-seconds, through torch.compile of it with --compile, and t
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -38,9 +37,8 @@ with needs("profile", "matplotlib"):  # checked now, because drawing comes after
     from rich.console import Console, Group
     from rich.live import Live
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-    from rich.table import Table
 
-    from . import report
+    from . import report, tables
 
 LENGTHS = [2**power for power in range(6, 17)]  # 64 to 65,536
 DEFAULT_SECONDS = 60.0  # per call of a default length, so that the default run takes minutes
@@ -137,7 +135,7 @@ def _check_inputs(device: Device, length: int, dim: int) -> None:
 def _run(
     options: argparse.Namespace, device: Device, text: Text, lengths: list[int], backend: str
 ) -> int:
-    console = Console(width=None if sys.stdout.isatty() else report.WIDTH)
+    console = tables.console()
     free_mib = device.free_memory() / 2**20
     machine = f"{device.name}, torch {torch.__version__}"
     console.print(f"{machine}, {show_mib(free_mib)} free; fused: backend {backend}")
@@ -224,13 +222,13 @@ def _measure(
         progress.update(task, description=f"{method.name}, {count(length, 'character')}")
 
     with Live(progress, console=console, refresh_per_second=8) as live:
-        drawn: Table | str = ""
+        drawn: tables.Table | str = ""
         try:
             encoded = encode(text.characters[: lengths[-1]], options.dim, options.seed)
             inputs = Attended(*(tensor.to(device.type) for tensor in encoded))
             for row in sweep(device, inputs, lengths, todo, options.backward, starting):
                 rows.append(row)
-                drawn = report.table(title, lengths, names, rows, console.width, ceilings)
+                drawn = report.table(title, lengths, names, rows, ceilings)
                 progress.advance(task, work[row.method, row.length])
                 live.update(Group(drawn, progress))
                 yield row

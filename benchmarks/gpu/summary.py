@@ -25,6 +25,20 @@ WIDTH = 170
 
 def summary(folder: Path, notes: list[str]) -> str:
     """Return the page, with failures first, and write it to summary.txt."""
+    written = io.StringIO()
+    show(Console(file=written, width=WIDTH, highlight=False, markup=False), folder, notes)
+    files.write(folder / "summary.txt", written.getvalue())
+    return written.getvalue()
+
+
+def show(console: Console, folder: Path, notes: list[str]) -> None:
+    """Print the page, as wide as the console."""
+    for part in filter(None, _parts(folder, notes)):
+        console.print(part, soft_wrap=isinstance(part, str))
+        console.print()
+
+
+def _parts(folder: Path, notes: list[str]) -> list[RenderableType]:
     parts: list[RenderableType] = ["\n".join(notes)]
     result = _json(folder / "results.json")
     if result:
@@ -41,13 +55,7 @@ def summary(folder: Path, notes: list[str]) -> str:
         parts.append(
             f"For the README: copy results.json to {name}, then python -m benchmarks.suite.table"
         )
-    written = io.StringIO()
-    console = Console(file=written, width=WIDTH, highlight=False, markup=False)
-    for part in filter(None, parts):
-        console.print(part, soft_wrap=isinstance(part, str))
-        console.print()
-    files.write(folder / "summary.txt", written.getvalue())
-    return written.getvalue()
+    return parts
 
 
 def _json(path: Path) -> Any:

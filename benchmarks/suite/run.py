@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from attnkernels.measure import files
 from attnkernels.measure.machine import cpu_name, triton_version
 from attnkernels.measure.options import positive, seconds
 from attnkernels.measure.wording import count, tolerate_any_encoding
+from attnkernels.profile import tables
 from benchmarks.ceiling.cpu import ceiling
 from benchmarks.suite import cases, providers
 from benchmarks.suite.cases import Case
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # KeOps reads it
 
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = tables.console()
     result = head("cpu", ceiling())
     whole = options.cases is None and options.providers is None
     default = RESULTS / default_name(result) if whole else None
@@ -83,8 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         interrupted = True
     if result["cases"]:
-        for table in rich_table(result):
-            console.print(table)
+        console.print(*rich_table(result))
         if path is not None and files.is_stream(path):
             write(path, result)
         drawn = options.plot is not None and draw(options.plot, result)
