@@ -25,11 +25,12 @@ import torch
 from attnkernels.backends import select
 from attnkernels.backends.base import Problem
 from attnkernels.extras import needs
+from attnkernels.measure.busy import Others, sentence
 from attnkernels.measure.device import Device, find
 from attnkernels.measure.machine import free_memory
 from attnkernels.measure.options import positive
 from attnkernels.measure.wording import count
-from attnkernels.profile.sweep import Row, methods, sweep
+from attnkernels.profile.sweep import Row, methods, spreads, sweep
 from attnkernels.profile.text import Attended, Text, check_memory, encode, read_text
 from attnkernels.profile.units import show_mib, show_ms, show_ratio
 from examples.options import parser
@@ -68,7 +69,7 @@ class Passages(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     """Run the example and return its exit status: 0, 130 if interrupted, 2 for bad usage."""
     command = parser("char_cost", "Measure the cost of attention when words become characters.")
-    command.add_argument("--text", metavar="FILE", help="UTF-8 (default: Python's documentation)")
+    command.add_argument("--text", metavar="FILE", help="UTF-8, - is standard input (default: Python's documentation)")
     command.add_argument("--dim", type=positive, default=256, help="width (default: %(default)s)")
     options = command.parse_args(arguments)
     size = TINY if options.tiny else FULL if options.full else DEFAULT
@@ -91,6 +92,7 @@ def run(
     options: argparse.Namespace, device: Device, text: Text, size: Size, kept: dict[str, list[Row]]
 ) -> int:
     """Measure the passages that are not among `kept`, and write everything."""
+    others = Others()
     with Console().status("encoding") as status:
         passages = encoded(text, size, options.dim, options.seed, device)
         backend = select(Problem(device.type, torch.float32), None).NAME
@@ -132,6 +134,9 @@ def run(
             "rows": {name: [vars(row) for row in rows] for name, rows in kept.items()},
         },
     )
+    everything = [row for rows in kept.values() for row in rows]
+    if busy := sentence(others.cpus(), spreads(everything)):
+        print(busy)
     return 0
 
 

@@ -13,9 +13,10 @@ from xml.etree import ElementTree
 from rich.console import Console, RenderableType
 
 from attnkernels.measure import files
+from attnkernels.measure.busy import sentence
 from attnkernels.profile.units import show_mib
 from benchmarks.gpu import pairs as gpu_pairs
-from benchmarks.suite.rates import BYTES, Result, about, machine
+from benchmarks.suite.rates import BYTES, Result, about, machine, spreads
 from benchmarks.suite.run import default_name
 from benchmarks.suite.table import rich_table
 from tools.sanitizer import tool as gpu_sanitizer
@@ -45,7 +46,8 @@ def _parts(folder: Path, notes: list[str]) -> list[RenderableType]:
         parts += [_head(result), _ceiling(result)]
     parts.append(_tests(folder))
     if result and result["cases"]:
-        parts += [*rich_table(result), about(result), *_long(result)]
+        parts += [*rich_table(result), sentence(None, spreads(result)) or ""]
+        parts += [about(result), *_long(result)]
         if pairs := gpu_pairs.tables(result):
             parts += [*pairs, gpu_pairs.ABOUT, gpu_pairs.preferences(result)]
     parts.append(gpu_sanitizer.report(folder, (result or {}).get("sanitizer", {})))

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from attnkernels.measure import files
+from attnkernels.measure.busy import Others, sentence
 from attnkernels.measure.machine import cpu_name, triton_version
 from attnkernels.measure.options import positive, seconds
 from attnkernels.measure.wording import count, tolerate_any_encoding
@@ -35,7 +36,7 @@ from benchmarks.suite.commit import commit
 from benchmarks.suite.measure import Timing, interleaved
 from benchmarks.suite.plot import draw
 from benchmarks.suite.providers import Provider
-from benchmarks.suite.rates import Result
+from benchmarks.suite.rates import Result, spreads
 from benchmarks.suite.table import rich_table
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         if direction in case.directions
         for dtype in dtypes
     ]
-    interrupted = False
+    interrupted, others = False, Others()
     try:
         for rows in _measure(jobs, chosen_providers, options.seconds, console):
             result["cases"] += rows
@@ -84,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
         interrupted = True
     if result["cases"]:
         console.print(*rich_table(result))
+        if busy := sentence(others.cpus(), spreads(result)):
+            console.print(busy, style="yellow", highlight=False)
         if path is not None and files.is_stream(path):
             write(path, result)
         drawn = options.plot is not None and draw(options.plot, result)

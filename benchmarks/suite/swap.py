@@ -21,6 +21,7 @@ from torch import Tensor
 
 from attnkernels.interop import replace_attention
 from attnkernels.measure import files
+from attnkernels.measure.busy import Others, sentence
 from attnkernels.measure.machine import cpu_name
 from attnkernels.measure.options import seconds
 from attnkernels.measure.wording import tolerate_any_encoding
@@ -151,6 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     torch.manual_seed(0)
     found, absent = cases()
+    others = Others()
     rows = [measure(case, options.seconds) for case in found]
     table = tables.Table("forward and backward", "own", "swapped", "times", "memory, own / swapped")
     for row in rows:
@@ -163,6 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     console = tables.console()
     console.print(table)
+    if busy := sentence(others.cpus(), []):
+        console.print(busy)
     for name, why in absent.items():
         console.print(f"not measured: {name}: {why}")
     if options.json:
