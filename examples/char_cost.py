@@ -17,6 +17,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from attnkernels.measure.device import Device, find
 from attnkernels.measure.machine import free_memory
 from attnkernels.measure.options import positive
 from attnkernels.measure.wording import count
+from attnkernels.profile.axes import memory_axis, time_axis
 from attnkernels.profile.sweep import Row, methods, spreads, sweep
 from attnkernels.profile.text import Attended, Text, check_memory, encode, read_text
 from attnkernels.profile.units import show_mib, show_ms, show_ratio
@@ -38,6 +40,7 @@ from examples.results import write
 from examples.training import INTERRUPTED
 
 with needs("examples"):
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
 
@@ -69,7 +72,11 @@ class Passages(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     """Run the example and return its exit status: 0, 130 if interrupted, 2 for bad usage."""
     command = parser("char_cost", "Measure the cost of attention when words become characters.")
-    command.add_argument("--text", metavar="FILE", help="UTF-8, - is standard input (default: Python's documentation)")
+    command.add_argument(
+        "--text",
+        metavar="FILE",
+        help="UTF-8, - is standard input (default: Python's documentation)",
+    )
     command.add_argument("--dim", type=positive, default=256, help="width (default: %(default)s)")
     options = command.parse_args(arguments)
     size = TINY if options.tiny else FULL if options.full else DEFAULT
@@ -123,8 +130,8 @@ def run(
         keys=2,
         rows=[line(name, passages, n, cells[name]) for name in PASSES for n in passages.lengths],
         figures={
-            "time": picture(passages, cells, "ms", 1e3, "seconds"),
-            "memory": picture(passages, cells, "peak_mib", 1, "peak extra memory, MiB"),
+            "time": picture(passages, cells, "ms", "time", time_axis),
+            "memory": picture(passages, cells, "peak_mib", "peak extra memory", memory_axis),
         },
         record={
             "device": device.facts(),
@@ -218,18 +225,22 @@ def cost(row: Row) -> str:
 
 
 def picture(
-    passages: Passages, cells: dict[str, Cells], field: str, unit: float, ylabel: str
+    passages: Passages,
+    cells: dict[str, Cells],
+    field: str,
+    ylabel: str,
+    label: Callable[[Axes], None],
 ) -> Figure:
     """Draw one line per method and pass, with one point per run that took a measurable time."""
-    series = {
-        f"{method}, {name}": [
-            (getattr(cells[name][length, method], field) or 0) / unit or None
-            for length in passages.lengths
+    series: dict[str | tuple[str, str], list[float | None]] = {
+        (method, name): [
+            getattr(cells[name][length, method], field) or None for length in passages.lengths
         ]
         for method in ("naive", "fused")
         for name in PASSES
     }
     figure = plot_cost(passages.lengths, series, ylabel=ylabel)
+    label(figure.axes[0])
     words = passages.names[passages.lengths[0]]
     figure.axes[0].set_xlabel(f"{words}, then characters: each attends to every other")
     return figure

@@ -80,7 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--device", choices=KINDS, default="cpu", help="cuda includes ROCm (default: cpu)")
-    add("--text", metavar="FILE", help="UTF-8, - is standard input (default: Python's documentation)")
+    add(
+        "--text",
+        metavar="FILE",
+        help="UTF-8, - is standard input (default: Python's documentation)",
+    )
     add("--lengths", metavar="N,N,...", type=_integers, help="default: 64, doubling to 65536")
     add("--dim", type=positive, default=256, help="width of query, key and value (default: 256)")
     add("--seed", type=seed, default=0, help="of the encoder's weights (default: 0)")
