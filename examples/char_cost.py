@@ -37,7 +37,7 @@ from attnkernels.profile.text import Attended, Text, check_memory, encode, read_
 from attnkernels.profile.units import show_mib, show_ms, show_ratio
 from examples.options import parser
 from examples.results import write
-from examples.training import INTERRUPTED
+from examples.training import interruptible
 
 with needs("examples"):
     from matplotlib.axes import Axes
@@ -69,6 +69,7 @@ class Passages(NamedTuple):
     states: dict[int, Attended]
 
 
+@interruptible
 def main(arguments: list[str] | None = None) -> int:
     """Run the example and return its exit status: 0, 130 if interrupted, 2 for bad usage."""
     command = parser("char_cost", "Measure the cost of attention when words become characters.")
@@ -88,11 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         kept = {name: restore(options, text, name) for name in PASSES}
     except ValueError as error:
         command.error(str(error))
-    try:
-        return run(options, device, text, size, kept)
-    except KeyboardInterrupt:
-        print("Interrupted. The same command with --resume continues.")
-        return INTERRUPTED
+    return run(options, device, text, size, kept)
 
 
 def run(
