@@ -230,10 +230,10 @@ def picture(
 ) -> Figure:
     """Draw one line per method and pass, with one point per run that took a measurable time."""
     series: dict[str | tuple[str, str], list[float | None]] = {
-        (method, name): [
+        (method, "both passes" if PASSES[name] else name): [
             getattr(cells[name][length, method], field) or None for length in passages.lengths
         ]
-        for method in ("naive", "fused")
+        for method in ("fused", "naive")
         for name in PASSES
     }
     figure = plot_cost(passages.lengths, series, ylabel=ylabel)

@@ -149,9 +149,11 @@ def test_the_pictures_tell_methods_by_colour_and_passes_by_line(tmp_path: Path) 
         cells[name][50, "naive"].ms = factor * 2
     (ax,) = char_cost.picture(passages, cells, "ms", "time", time_axis).axes
     looks = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in ax.lines}
-    assert list(looks) == ["naive, forward", "naive, both", "fused, forward", "fused, both"]
-    assert looks["naive, forward"][0] == looks["naive, both"][0] != looks["fused, both"][0]
-    assert looks["naive, forward"][1] == looks["fused, forward"][1] != looks["fused, both"][1]
+    methods, passes = ("fused", "naive"), ("forward", "both passes")
+    assert list(looks) == [f"{method}, {name}" for method in methods for name in passes]
+    fused, fused_both, naive, naive_both = looks.values()
+    assert fused[0] == fused_both[0] != naive[0] == naive_both[0]
+    assert fused[1] == naive[1] != fused_both[1] == naive_both[1]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == list(looks)
     shown = [label.get_text() for label in ax.get_yticklabels()]
     assert shown == ["10 µs", "100 µs", "1 ms", "10 ms", "100 ms", "1 s", "10 s", "1 min"]
