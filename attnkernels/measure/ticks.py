@@ -9,25 +9,24 @@ STEPS = ((1,), (1, 2, 5), tuple(range(1, 10)))  # within a decade, from coarse t
 FINEST = 12  # digits by which two ticks differ
 
 
-def ticks(low: float, high: float, preferred: Sequence[float] = ()) -> list[float]:
+def ticks(low: float, high: float, *preferred: Sequence[float]) -> list[float]:
     """Return round numbers in [low, high], two or more.
 
     Args:
         low, high: positive, low < high.
-        preferred: the numbers to use if two or more of them are in the range.
+        preferred: numbers to use, from coarse to fine, if two or more are in the range.
     """
-    found = _within(low, high, preferred)
     decades = range(floor(log10(low)) - 1, ceil(log10(high)) + 1)
-    for steps in STEPS:
-        if len(found) < 2:
-            found = _within(low, high, [step * 10.0**k for k in decades for step in steps])
+    for numbers in (
+        *preferred,
+        *([k * 10.0**e for e in decades for k in steps] for steps in STEPS),
+    ):
+        found = [number for number in numbers if low <= number <= high]
+        if len(found) >= 2:
+            return found
     digits = 0
     while len(found) < 2 and digits < FINEST:  # less than a digit apart: equidistant
         digits += 1
         unit = 10.0 ** (floor(log10(high)) - digits)
         found = [unit * k for k in range(ceil(low / unit), floor(high / unit) + 1)]
     return found
-
-
-def _within(low: float, high: float, numbers: Sequence[float]) -> list[float]:
-    return [number for number in numbers if low <= number <= high]

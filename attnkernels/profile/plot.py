@@ -130,9 +130,9 @@ def _say_what_does_not_fit(axes: Axes, rows: list[Row]) -> None:
         axes.annotate(
             f"needs {needs},\ndoes not fit" if row is refused[0] else f"needs {needs}",
             (row.length, row.estimated_mib or 0),
-            xytext=(-9, 2),
+            xytext=(9, 4) if row.length == rows[0].length else (-9, 2),
             textcoords="offset points",
-            ha="right",
+            ha="left" if row.length == rows[0].length else "right",
             fontsize=9,
             color=COLOURS["naive"],
         )

@@ -34,19 +34,22 @@ def test_times_are_in_the_units_of_people() -> None:
     "low, high, wanted",
     [
         (3.0, 7e4, ["10 ms", "100 ms", "1 s", "10 s", "1 min"]),
-        (22.0, 60.0, ["50 ms", "20 ms"]),
-        (3.1, 8.2, ["5 ms", "4 ms", "6 ms", "7 ms", "8 ms"]),
+        (3.1, 8.2, ["4 ms", "5 ms", "6 ms", "7 ms", "8 ms"]),
+        (20e3, 400e3, ["1 min", "20 s", "30 s", "2 min", "5 min"]),
+        (3e6, 5e7, ["1 h", "10 h"]),
+        (150e3, 250e3, ["200 s"]),
     ],
 )
 def test_a_short_axis_of_times_has_ticks(low: float, high: float, wanted: list[str]) -> None:
     found = labelled(time_axis, low, high)
-    assert len(found) >= 2 and set(found) <= {*wanted, *(f"{n} ms" for n in range(20, 70, 10))}
+    assert len(set(found)) >= 2
+    assert set(wanted) <= set(found) if len(wanted) == 1 else set(found) == set(wanted)
 
 
 def test_every_method_has_an_entry_in_the_legend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the naive formula does not fit from the first length on, only its memory is known."""
+    """A naive formula that never fits has an estimate of its memory alone."""
     rows = [Row(2**16, "naive", skipped="does not fit", estimated_mib=1e7, does_not_fit=True)]
     rows += [Row(2**16, "fused", 27e3, 27e3, 1, 66.0, 40.0)]
     drawn: list[Figure] = []

@@ -1,4 +1,4 @@
-"""What figures take: lists of steps, gradients, narrow dtypes; and the sentences about the rest."""
+"""Arrays for figures: lists of steps, gradients, narrow dtypes; and refusals of the rest."""
 
 from __future__ import annotations
 
