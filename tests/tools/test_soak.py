@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -194,6 +196,25 @@ def test_a_case_that_ends_the_process_is_a_failure(tmp_path: Path, ran: list[int
     progress, _ = run.soak(HERE, seed=0, cases=6, folder=tmp_path)
     assert progress.failures == [5] and ran == [0, 1, 2, 3, 4]
     assert "the process ended during this case" in (tmp_path / "failures.jsonl").read_text()
+
+
+def test_the_process_of_a_backend_is_told_of_an_interrupt(ctrl_c: None) -> None:
+    script = "import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit(130));"
+    script += "print('ready', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert command._wait(process) == command.INTERRUPTED
+
+
+def test_a_backend_goes_on_after_its_process_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    statuses = iter([-signal.SIGSEGV, 1])
+    monkeypatch.setattr(command.subprocess, "Popen", lambda args, env: started.append(args))
+    monkeypatch.setattr(command, "_wait", lambda process: next(statuses))
+    assert command.main(["--backend", "native", "--restart"]) == 1
+    first, second = started
+    assert "--restart" in first and second == [each for each in first if each != "--restart"]
 
 
 def test_growth_is_seen() -> None:

@@ -95,7 +95,9 @@ class _Draw:
             gradient_layout=self._one_of(
                 ("plain", "plain", "transposed", "sliced", "batch last", "expanded")
             ),
-            nan=self._nan(operands, mask, any(not all(pair) for pair in (sizes[:2], *sequences))),
+            nan=self._nan(
+                operands, mask, bool(lengths) or not all(map(all, (sizes[:2], *sequences)))
+            ),
             threads=2 if self._chance(0.1 if units == limits.units[0] else 0.7) else 1,
             callers=limits.callers if parallel else 1,
             deterministic=parallel or self._chance(0.5),
@@ -205,13 +207,13 @@ class _Draw:
             for name, x in operands.items()
         }
 
-    def _nan(self, operands: dict[str, Operand], mask: str, has_empty: bool) -> str:
+    def _nan(self, operands: dict[str, Operand], mask: str, may_be_empty: bool) -> str:
         """Return the operand that gets a NaN."""
         if not self._chance(0.05):
             return "none"
         name = self._one_of(tuple(operands))
-        # a sum over nothing times a NaN of the weight may be either
-        allowed = mask != "bool" if name == "attn_mask" else not (name == "weight" and has_empty)
+        # a NaN of the weight times a sum over nothing, as for a padded key, may be NaN
+        allowed = mask != "bool" if name == "attn_mask" else not (name == "weight" and may_be_empty)
         return name if allowed else "none"
 
     def _through(self, call: str, options: dict[str, Any]) -> tuple[str, ...]:

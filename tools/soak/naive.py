@@ -34,7 +34,7 @@ def scores(
         case "sigmoid":
             f = (0.5 * x).tanh() * 0.5 + 0.5
         case "relu":
-            f = x.clamp(min=0)
+            f = torch.where(x <= 0, 0.0, x)  # the derivative at 0 is 0, and NaN stays NaN
         case _:
             f = torch.where(x > 0, x, negative_slope * x)
     return (scale * (f * _wide(weight)[..., None, None, :]).sum(-1)).to(query.dtype)
