@@ -214,14 +214,12 @@ def _function(
         return False
 
     def apply(*inputs: Any) -> Any:
-        if _are_functorch_transforms_active() and is_dynamo_compiling():
-            return traced(*inputs)
         if forward_ad._current_level >= 0:
             outputs = with_tangents(inputs)
             if outputs is not None:
                 return outputs
         if _are_functorch_transforms_active():
-            return Transformable.apply(*inputs)
+            return (traced if is_dynamo_compiling() else Transformable.apply)(*inputs)
         if is_grad_enabled():
             for x in inputs[:leaves]:
                 if x is not None and x.requires_grad:

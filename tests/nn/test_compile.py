@@ -42,19 +42,22 @@ def test_a_learning_decoder_is_one_graph() -> None:
 def test_a_learning_decoder_under_torch_func(compiled: bool) -> None:
     decoder, inputs, memory = made()
     parameters = dict(decoder.named_parameters())
+    first = torch.randn(2, 7)  # torch.nn.GRUCell cannot map over examples with a state of its own
 
-    def loss(parameters: dict[str, Tensor], inputs: Tensor, memory: Tensor) -> Tensor:
-        outputs, contexts, _ = functional_call(decoder, parameters, (inputs, memory))
+    def loss(parameters: dict[str, Tensor], *example: Tensor) -> Tensor:
+        inputs, memory, state = (x.reshape(-1, *x.shape[-2:]) for x in example)
+        arguments = inputs, memory, None, state.flatten(0, 1)
+        outputs, contexts, _ = functional_call(decoder, parameters, arguments)
         return outputs.sum() + contexts.square().sum()
 
-    def samples(inputs: Tensor, memory: Tensor) -> Any:
-        each = vmap(grad(loss), (None, 0, 0))
-        return each(parameters, inputs.unsqueeze(1), memory.unsqueeze(1))
+    def samples(*examples: Tensor) -> Any:
+        return vmap(grad(loss), (None, 0, 0, 0))(parameters, *examples)
 
     if compiled:
         samples = torch.compile(samples, fullgraph=True, backend="aot_eager")
-    found = samples(inputs, memory.detach())
-    expected = torch.autograd.grad(loss(parameters, inputs, memory), parameters.values())
+    found = samples(inputs, memory.detach(), first.unsqueeze(1))
+    whole = loss(parameters, inputs, memory, first.unsqueeze(1))
+    expected = torch.autograd.grad(whole, tuple(parameters.values()))
     for name, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(found[name].sum(0), gradient)
 
