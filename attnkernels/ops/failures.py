@@ -22,8 +22,10 @@ def explain(error: RuntimeError) -> NoReturn:
         RuntimeError: any other `error`.
     """
     text = str(error)
-    if text.startswith(_INTERRUPTED) and error.__cause__ is not None:
-        raise error.__cause__
+    cause = error.__cause__
+    if text == _INTERRUPTED and cause is not None:
+        error.__cause__ = error.__context__ = None  # no cycle, which would keep the inputs alive
+        raise cause from None
     if text.startswith(_PREFIX) and _MEMORY in text:
         raise torch.OutOfMemoryError(text.removeprefix(_PREFIX)) from None
     raise error

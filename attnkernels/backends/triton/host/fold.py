@@ -54,7 +54,7 @@ def _is_nothing(x: Tensor) -> bool:
 
 
 def _folds(given: dict[str, Any]) -> bool:
-    if any(given.get(name) not in (None, False) for name in _APART):
+    if any(not (given.get(name) is None or given[name] is False) for name in _APART):
         return False
     query, weight, value = given["query"], given["weight"], given.get("value")
     others = [given["key"].shape[:-2], weight.shape[:-1], () if value is None else value.shape[:-2]]
