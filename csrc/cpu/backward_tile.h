@@ -206,12 +206,9 @@ class BackwardPiece {
   // dq, dk and the sums for dw, (E5) and (E6).
   void add_query_key_weight(const At& at) {
     if (!out_.query && !out_.key && !out_.weight) return;
-    if (out_.weight) {
-      double total = 0;
-      for (int64_t r = 0; r < at.rows; r++)
-        for (int64_t j = 0; j < at.keys; j++) total += static_cast<double>(s_.ds[r * tile_ + j]);
-      out_.weight[padded(p_.d)] += total;
-    }
+    if (out_.weight)
+      out_.weight[padded(p_.d)] +=
+          static_cast<double>(sum_as_sweep(s_.ds, tile_, at.rows, at.keys));
     const Rows<T> queries = scorer_.query_rows();
     sweep(
         scorer_,

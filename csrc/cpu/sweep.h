@@ -105,6 +105,30 @@ inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t 
   return weight;
 }
 
+// The sum of ds in the order in which a sweep sums ds r. If r is 1/2 throughout, as it is where a
+// hidden unit of queries and keys is 0, sum ds - 2 sum ds r is 0, as the sum of ds tanh(0) is.
+template <class T>
+T sum_as_sweep(const T* ds, int64_t ld, int64_t rows, int64_t keys) {
+  constexpr int64_t kAtOnce = 4;  // sums that do not wait for each other
+  T total = 0;
+  int64_t j = 0;
+  for (; j + 4 * kAtOnce <= keys; j += 4 * kAtOnce) {
+    T sums[kAtOnce] = {};
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t c = 0; c < 4; c++)
+        for (int64_t k = 0; k < kAtOnce; k++) sums[k] += ds[i * ld + j + 4 * k + c];
+    for (int64_t k = 0; k < kAtOnce; k++) total += sums[k];
+  }
+  for (int64_t width = 4; width; width = width == 4 ? 1 : 0)
+    for (; j + width <= keys; j += width) {
+      T sum = 0;
+      for (int64_t i = 0; i < rows; i++)
+        for (int64_t c = 0; c < width; c++) sum += ds[i * ld + j + c];
+      total += sum;
+    }
+  return total;
+}
+
 template <class T>
 inline void add_weight(double* out, Vec<T> weight) {
   alignas(64) T lanes[kLanes<T>];

@@ -52,8 +52,8 @@ PLANTED = [
         "no barrier before the gradients are read",
         "backward.cu",
         "backward.cu",
-        "dc, it, jt);\n        __syncthreads();",
-        "dc, it, jt);",
+        "__syncthreads_or(make_gradients(shared, p, job, act, dc, it, jt))",
+        "make_gradients(shared, p, job, act, dc, it, jt)",
     ),
     (
         "no barrier before a step's scores are read",

@@ -15,7 +15,8 @@ from helpers.inputs import BF16, F16, F32, F64, MANY, cumulative, make, normal
 from torch import Tensor
 from torch.nn.functional import linear
 
-from attnkernels import additive_attention, additive_attention_varlen
+from attnkernels import additive_attention, additive_attention_varlen, additive_scores
+from attnkernels.backends import native
 from attnkernels.testing import oracle
 
 NAMES = ("query", "key", "value", "weight")
@@ -129,6 +130,21 @@ def test_nearly_a_single_key(backend: str, tail: float, n: int, options: dict[st
     allowed = errors("reference")
     for name, error in errors(backend).items():
         assert error <= 4 * allowed[name], name
+
+
+@pytest.mark.parametrize("n, m", [(1, 7), (2, 200), (40, 150), (70, 19)])
+def test_a_hidden_unit_that_is_zero(backend: str, n: int, m: int) -> None:
+    """tanh(0) adds nothing to the gradient of weight: exactly so where sums have one order."""
+    if backend == "triton" or native.build_info().get("instruction set") == "emulated CUDA":
+        pytest.skip("GPU kernels add up in parts whose order is not that of the sum of ds")
+    query, key, value, weight = make((2, n, m, 24, 5))
+    with torch.no_grad():
+        query[..., 5:8] = key[..., 5:8] = 0
+    context = additive_attention(query, key, value, weight, backend=backend)
+    scores = additive_scores(query, key, weight, backend=backend)
+    for output in (context, scores):
+        (found,) = torch.autograd.grad(output, weight, torch.randn_like(output))
+        assert (found[5:8] == 0).all() and (found != 0).sum() == 21
 
 
 def test_adam_leaves_what_has_no_gradient(backend: str) -> None:
