@@ -30,12 +30,20 @@ struct Outputs {
   Tensor context, lse, weights;
 };
 
+// The tangents of the inputs, null where they are zero.
+struct InputTangents {
+  const Tensor *query, *key, *weight, *value = nullptr, *attn_mask = nullptr;
+};
+
+using Tensors2 = std::tuple<Tensor, Tensor>;
 using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
 using Tensors5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Tensors6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Device::forward(arguments, return_weights), Device::scores(arguments),
 // Device::scores_backward(arguments, grad, wanted) and Device::backward(arguments, outputs,
-// wanted).
+// wanted). A device with forward-mode derivatives has Device::forward_jvp(arguments, tangents,
+// return_weights) and Device::scores_jvp(arguments, tangents) as well.
 template <class Device>
 struct Operators {
   static Tensors3 forward(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -79,6 +87,50 @@ struct Operators {
     return Device::scores_backward(
         {query, key, weight, activation_of(activation), negative_slope, scale}, dense(grad),
         wanted);
+  }
+
+  static Tensors6 forward_jvp(const Maybe& query_tangent, const Maybe& key_tangent,
+                              const Maybe& value_tangent, const Maybe& weight_tangent,
+                              const Maybe& attn_mask_tangent, const Tensor& query,
+                              const Tensor& key, const Tensor& value, const Tensor& weight,
+                              const Maybe& attn_mask, const Maybe& key_lengths,
+                              const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k,
+                              const Maybe& seed, double dropout_p, bool is_causal,
+                              int64_t activation, double negative_slope, double scale,
+                              bool return_weights) {
+    check_tangent(query_tangent, query, "query_tangent");
+    check_tangent(key_tangent, key, "key_tangent");
+    check_tangent(value_tangent, value, "value_tangent");
+    check_tangent(weight_tangent, weight, "weight_tangent");
+    if (attn_mask_tangent) {
+      const bool floating = attn_mask && attn_mask->scalar_type() != ScalarType::Bool;
+      STD_TORCH_CHECK(floating, "attnkernels: attn_mask must be floating to have a tangent");
+      check_tangent(attn_mask_tangent, *attn_mask, "attn_mask_tangent");
+    }
+    return Device::forward_jvp(
+        {query, key, weight, activation_of(activation), negative_slope, scale, &value,
+         given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k), nullptr,
+         given(seed), dropout_p, is_causal},
+        {given(query_tangent), given(key_tangent), given(weight_tangent), given(value_tangent),
+         given(attn_mask_tangent)},
+        return_weights);
+  }
+
+  static Tensors2 scores_jvp(const Maybe& query_tangent, const Maybe& key_tangent,
+                             const Maybe& weight_tangent, const Tensor& query, const Tensor& key,
+                             const Tensor& weight, int64_t activation, double negative_slope,
+                             double scale) {
+    check_tangent(query_tangent, query, "query_tangent");
+    check_tangent(key_tangent, key, "key_tangent");
+    check_tangent(weight_tangent, weight, "weight_tangent");
+    return Device::scores_jvp(
+        {query, key, weight, activation_of(activation), negative_slope, scale},
+        {given(query_tangent), given(key_tangent), given(weight_tangent)});
+  }
+
+  static void implement_jvp(torch::stable::detail::StableLibrary& m) {
+    m.impl("native_forward_jvp", TORCH_BOX(&forward_jvp));
+    m.impl("native_scores_jvp", TORCH_BOX(&scores_jvp));
   }
 
   static void implement(torch::stable::detail::StableLibrary& m) {
