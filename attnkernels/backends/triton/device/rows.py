@@ -51,6 +51,17 @@ class Outer(NamedTuple):
     grad_weights: Any
 
 
+class Tangents(NamedTuple):
+    """Those of the inputs, prepared; value and mask may be None. `sizes` goes with their strides."""
+
+    sizes: Any
+    query_panels: Any
+    key_panels: Any
+    weights: Any
+    value: Any
+    mask: Any
+
+
 # Integers for which a kernel gains nothing from specialisation on 1 or on multiples of 16: compiled
 # once for all values.
 ANY = (
