@@ -10,9 +10,9 @@
 //     c' = alpha (c' + shift c) + (P s') u + P u'     (product.h)  and per row 1.5 KiB
 //     c  = alpha c + P u
 //
-// Tangents count from that of the row's highest score so far, so that sums do not cancel; shift is
-// what they change by as the highest score does. A row with one key has tangents of exactly 0, but
-// for that of its value.
+// Tangents count from that of the row's highest score so far, its origin, so that sums do not
+// cancel: a row with one key has tangents of exactly 0, but for those of its value and of lse. They
+// change by shift as the origin moves.
 //
 // A tile takes 64 x 64 x d elements at 7 instructions (tangent.h), about twice the forward's time,
 // and three products where the forward has one. Both contexts are kept in memory. One kernel serves

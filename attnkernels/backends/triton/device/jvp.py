@@ -5,9 +5,9 @@ With a dash for a tangent, P the softmax after dropout, and u the values,
     lse'_i = sum_j a_ij s'_ij       c'_i = sum_j P_ij (s'_ij - lse'_i) u_j + P_ij u'_j
     a'_ij  = a_ij (s'_ij - lse'_i), after dropout
 
-Tangents count from that of the row's highest score so far, its origin, so that sums do not cancel. A
-row with one key has tangents of exactly 0, but for that of its value. One kernel serves every n: a
-decoder step fills one row of a tile. tangent.py says what bounds it.
+Tangents count from that of the row's highest score so far, its origin, so that sums do not cancel:
+a row with one key has tangents of exactly 0, but for those of its value and of lse. One kernel
+serves every n: a decoder step fills one row of a tile. tangent.py says what bounds it.
 """
 
 import triton
@@ -32,9 +32,9 @@ from .tangent import tangent_tile
 @triton.jit
 def _columns(at, unit, c, dv, inside):
     """Load float32 [BJ, BV], columns c of rows at `at`."""
-    return tl.load(
-        at + c[None, :] * unit, mask=inside[:, None] & (c < dv)[None, :], other=0.0
-    ).to(tl.float32)
+    return tl.load(at + c[None, :] * unit, mask=inside[:, None] & (c < dv)[None, :], other=0.0).to(
+        tl.float32
+    )
 
 
 @triton.jit

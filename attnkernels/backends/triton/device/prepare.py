@@ -3,7 +3,8 @@
 A panel is a transposed tile of BLOCK rows: for every two hidden units, BLOCK pairs of float32. A
 thread reads two hidden units of a row with one 64-bit load, always the same distance on. A panel
 holds exp(gain * x), (E7). Where float32 cannot hold that, the range beside the panel says so and
-scores are computed from the inputs. For a pointwise activation, and for tangents, it holds gain * x.
+scores are computed from the inputs. For a pointwise activation, and for tangents, it holds
+gain * x.
 """
 
 import triton

@@ -52,7 +52,7 @@ class Outer(NamedTuple):
 
 
 class Tangents(NamedTuple):
-    """Those of the inputs, prepared; value and mask may be None. `sizes` goes with their strides."""
+    """Those of the inputs, as prepared; value and mask may be None. Strides are over `sizes`."""
 
     sizes: Any
     query_panels: Any

@@ -3,9 +3,10 @@
     s  = base + sum_t w_t f_t
     s' = base' + sum_t w'_t f_t + (w_t df_t) (q'_t + k'_t)
 
-A dash is a tangent. For a logistic activation f is r of (E7), and dr = (r^2 - r) dy for its exponent
-y = gain (q + k). The panels of tangents (prepare.py) hold gain x'. An element takes 7 instructions,
-one of them a reciprocal, which bounds it: (E9) does not give the single r that a tangent needs.
+A dash is a tangent. For a logistic activation f is r of (E7), and dr = (r^2 - r) dy for its
+exponent y = gain (q + k). The panels of tangents (prepare.py) hold gain x'. An element takes 7
+instructions, one of them a reciprocal, which bounds it: (E9) does not give the single r that a
+tangent needs.
 """
 
 import triton
@@ -62,13 +63,9 @@ def _panels(
         w0 *= unit
         w1 *= unit
         f, slope = _value_with_slope(a0, b0, negative_slope, ACTIVATION, TARGET)
-        s, tangent = _add_unit(
-            s, tangent, f, slope, da0 * w0 + db0 * w0, w0, dw0 * unit_tangent
-        )
+        s, tangent = _add_unit(s, tangent, f, slope, da0 * w0 + db0 * w0, w0, dw0 * unit_tangent)
         f, slope = _value_with_slope(a1, b1, negative_slope, ACTIVATION, TARGET)
-        s, tangent = _add_unit(
-            s, tangent, f, slope, da1 * w1 + db1 * w1, w1, dw1 * unit_tangent
-        )
+        s, tangent = _add_unit(s, tangent, f, slope, da1 * w1 + db1 * w1, w1, dw1 * unit_tangent)
     return s, tangent
 
 

@@ -11,6 +11,7 @@ from ..device.jvp import combine_jvp_kernel, jvp_kernel, scores_jvp_kernel, weig
 from ..device.rows import Tangents
 from . import configs
 from .call import Call, Prepared
+from .configs import Tile
 from .launch import launch, on, power_of_two
 
 Results = tuple[Tensor, Tensor, Tensor]  # context, lse and weights, or their tangents
@@ -55,7 +56,7 @@ def scores_jvp(
     scores, tangent = call.new(*shape), call.new(*shape)
     if scores.numel():
         with on(call.query):
-            prepared = _prepared(call, _of_tangents(call, arguments, given))
+            prepared = _prepared(call, _of_tangents(call, arguments, given), configs.TILES)
             launch(
                 scores_jvp_kernel,
                 call.leads * prepared.query_tiles * prepared.key_tiles,
@@ -79,17 +80,32 @@ def _of_tangents(call: Call, arguments: dict[str, Any], given: dict[str, Tensor 
     may be left out.
     """
     inputs = arguments | given
-    for name in ("query", "key", "weight"):
+    for name, tangent in given.items():
+        if tangent is not None:
+            _check(name, tangent, arguments[name])
+    for name, trailing in (("query", 2), ("key", 2), ("weight", 1)):
         if inputs[name] is None:
-            inputs[name] = arguments[name].new_zeros(()).expand(arguments[name].shape[-2:])
+            like = arguments[name]
+            inputs[name] = like.new_zeros(()).expand(like.shape[-trailing:])
     tangents = Call(**inputs)
     tangents.lead, tangents.leads = call.lead, call.leads
     return tangents
 
 
-def _prepared(call: Call, of_tangents: Call) -> Prepared:
+def _check(name: str, tangent: Tensor, primal: Tensor | None) -> None:
+    """Raise ValueError for a tangent unlike its primal: a kernel would read beyond it."""
+    if primal is None or not primal.is_floating_point():
+        raise ValueError(f"{name} must be floating to have a tangent")
+    if (tangent.shape, tangent.dtype) != (primal.shape, primal.dtype):
+        raise ValueError(
+            f"{name}_tangent must have the shape and dtype of its primal, {tuple(primal.shape)} and"
+            f" {primal.dtype}, got {tuple(tangent.shape)} and {tangent.dtype}"
+        )
+
+
+def _prepared(call: Call, of_tangents: Call, tiles: tuple[Tile, ...]) -> Prepared:
     """Prepare both calls, and return `call` with the argument "tangents"."""
-    tile = call.tile(configs.TILES)
+    tile = call.tile(tiles)
     prepared = Prepared(call, tile)
     made = Prepared(of_tangents, tile, exponentials=False).arguments
     prepared.arguments["tangents"] = Tangents(
@@ -112,7 +128,7 @@ def _attend(
     if return_weights:
         scores.fill_(-torch.inf)
         scores_tangent.zero_()
-    prepared = _prepared(call, of_tangents)
+    prepared = _prepared(call, of_tangents, configs.tangent_tiles())
     warps, programs = prepared.tile.warps, call.leads * prepared.query_tiles
     splits = call.parts(programs, warps, prepared.key_tiles)
     parts = {"context": context, "lse": lse}
