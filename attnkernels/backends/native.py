@@ -18,10 +18,6 @@ NAME = "native"
 _FLOAT64 = torch.float64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, _FLOAT64)
 
-_ops = define(NAME, *SIGNATURES)
-_fused = Fused(_ops)
-attention, scores = _fused.attention, _fused.scores
-
 
 def _load() -> str | None:
     """Load the library; return None, or a sentence that says why it did not load."""
@@ -39,6 +35,9 @@ def _load() -> str | None:
 
 
 _missing = _load()
+_ops = define(NAME, *SIGNATURES)  # after the library, which defines them too
+_fused = Fused(_ops)
+attention, scores = _fused.attention, _fused.scores
 
 
 def _implemented(name: str, device: str) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor, is_grad_enabled
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_dynamo_compiling, is_exporting
+from torch.onnx import is_in_onnx_export
 
 from ..ops.codes import STEP_QUERIES
 from . import native as native
@@ -48,13 +49,16 @@ def select(
         tensors: the query first, then the other inputs that may require a gradient.
         step: True for a decoder's step, False for tiles; by default, the query's rows decide.
 
-    `tensors` and `step` matter on a GPU only, and values never do.
+    `tensors` and `step` matter on a GPU only, and values never do. torch.onnx.export gets the
+    reference, since ONNX has its operations.
 
     Raises:
         ValueError: no backend can compute it (the message has every backend's reason), the named
             one cannot, or no backend has that name.
     """
     if name is None:
+        if is_exporting() and is_in_onnx_export():
+            return reference
         order = _fastest_first(tensors, step) if problem.device_type == "cuda" else BACKENDS
         for backend in order:
             if backend.why_not(problem) is None:

@@ -36,6 +36,8 @@ CONVENTIONS = {
 class Mlp(Fused):
     """MLPAttention: the context (B, dv) and weights (m, B) of a source that comes time first."""
 
+    scoring = ("to_scores",)
+
     def forward(
         self, decoder_state: Tensor, source_hids: Tensor, encoder_padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -52,6 +54,8 @@ class Mlp(Fused):
 
 class Location(Fused):
     """LocationAttention: the context and the weights."""
+
+    scoring = ("proj_out.1",)
 
     proj_enc_out: Tensor | None
 

@@ -43,6 +43,8 @@ CONVENTIONS = {
 class Location(Fused):
     """Attention of Tacotron 2: the context and the weights. The caller projects the keys."""
 
+    scoring = ("v",)
+
     def forward(
         self,
         attention_hidden_state: Tensor,

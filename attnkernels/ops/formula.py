@@ -112,7 +112,9 @@ def _packed(
 def _scores(q: Tensor, k: Tensor, w: Tensor, options: Options) -> Tensor:
     x = q.unsqueeze(-2) + k.unsqueeze(-3)  # (..., n, m, d)
     x = FUNCTIONS[options.activation](x, options.negative_slope)
-    return options.scale * torch.einsum("...ijt,...t->...ij", x, w)
+    if w.dim() > 1:  # not an einsum: ONNX has none of operands that differ in rank
+        return options.scale * (x @ w[..., None, :, None]).squeeze(-1)
+    return options.scale * (x @ w)
 
 
 def _softmax(s: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,8 +28,9 @@ def define(prefix: str, *names: str) -> SimpleNamespace:
     ops = SimpleNamespace()
     for name in names:
         full = f"{prefix}_{name}"
-        schema = SIGNATURES[name].schema()
-        _library.define(full + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        if not hasattr(torch.ops.attnkernels, full):  # the compiled library defines its own
+            schema = SIGNATURES[name].schema()
+            _library.define(full + schema, tags=(torch.Tag.pt2_compliant_tag,))
         op = getattr(torch.ops.attnkernels, full).default
         torch.library.register_fake(f"attnkernels::{full}", fake(name), lib=_library)
         torch.library.register_vmap(f"attnkernels::{full}", vmap.rule(name, op), lib=_library)

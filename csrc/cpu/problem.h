@@ -22,6 +22,11 @@ struct Item {
   int64_t counter;             // batch word of the dropout counter
 };
 
+// The tangents of an item's inputs; data is null for a tangent of zero.
+struct Tangents {
+  Matrix query, key, value, weight, mask;
+};
+
 struct Dropout {
   double p = 0;
   uint64_t seed = 0;
@@ -79,6 +84,19 @@ struct Scores : Problem {
   T* scores;  // (rows, pair_cols)
 };
 
+// The same with tangents, one per item; results have those of their primals beside them.
+template <class T>
+struct ForwardJvp : Forward<T> {
+  const Tangents* tangents;
+  T *context_tangent, *lse_tangent, *weights_tangent;
+};
+
+template <class T>
+struct ScoresJvp : Scores<T> {
+  const Tangents* tangents;
+  T* scores_tangent;
+};
+
 template <class T>
 struct Backward : Problem {
   // Either the gradient of raw scores, or what the backward of the attention needs. Absent ones are
@@ -106,6 +124,8 @@ struct Table {
   void (*scores)(const Scores<T>&, const Host&);
   void (*backward)(const Backward<T>&, const Host&);
   void (*pack)(const PackKeys<T>&, int64_t panel);
+  void (*forward_jvp)(const ForwardJvp<T>&, const Host&);
+  void (*scores_jvp)(const ScoresJvp<T>&, const Host&);
 };
 
 struct Kernels {

@@ -40,7 +40,8 @@ class Scorer {
     return width + 2 * rows * ld + 2 * keys * ld + keys * width;
   }
 
-  Scorer(const Problem& p, const Item& item, int64_t rows, T* scratch)
+  // `beside_weight` is the largest magnitude of what is divided as w is.
+  Scorer(const Problem& p, const Item& item, int64_t rows, T* scratch, T beside_weight = 0)
       : item_(item), d_(p.d), width_(padded(p.d)), ld_(row_stride(p.d)), activation_(p.activation),
         negative_slope_(static_cast<T>(p.negative_slope)) {
     const int64_t keys = tile_keys(d_);
@@ -50,7 +51,7 @@ class Scorer {
     key_raw_ = query_raw_ + rows * ld_;
     key_exp_ = key_raw_ + keys * ld_;
     panels_ = key_exp_ + keys * ld_;
-    set_weight(p.scale);
+    set_weight(p.scale, beside_weight);
   }
 
   // Rows i0 .. i0 + rows of the queries.
@@ -117,6 +118,11 @@ class Scorer {
           sums(PointwiseSum<Pointwise>{f}, query_raw_, r0, rows, out, ldo, next);
         });
     }
+    finish(rows, out, ldo);
+  }
+
+  // Scores from the sums of a form.
+  void finish(int64_t rows, T* out, int64_t ldo) const {
     const Vec<T> factor(factor_), offset(offset_);
     for (int64_t r = 0; r < rows; r++)
       for (int64_t j = 0; j < keys_; j += kLanes<T>) {
@@ -135,6 +141,10 @@ class Scorer {
   // The operands of the variant: exponentials, or the queries and keys themselves.
   Rows<T> query_rows() const { return {exponentials() ? query_exp_ : query_raw_, ld_}; }
   Rows<T> key_rows() const { return key_rows_; }
+  const T* panel(int64_t j) const { return panel_data_ + j * panel_rows_; }  // keys j .. j + kPanel
+  // w, divided by 2^power.
+  const T* weight() const { return w_; }
+  int power() const { return power_; }
   // Return true if every exponent of the tile is low enough for two factors to share a reciprocal.
   bool pairs_are_safe() const { return exponent_ <= Limits<T>::pair; }
 
@@ -144,15 +154,14 @@ class Scorer {
   }
 
   // Scale w by a power of two to at most 1, so that no intermediate product overflows.
-  void set_weight(double scale) {
+  void set_weight(double scale, T beside) {
     load_row(w_, item_.weight, 0, d_);
     std::fill(w_ + d_, w_ + width_, T(0));
-    const T largest = range_of(w_, width_).magnitude;
-    int power = 0;
-    if (largest > 0 && std::isfinite(largest)) std::frexp(largest, &power);
-    power = std::clamp(power, std::numeric_limits<T>::min_exponent,
-                       std::numeric_limits<T>::max_exponent - 2);
-    const T divided = std::ldexp(T(1), -power);
+    const T largest = Range<T>::larger(range_of(w_, width_).magnitude, beside);
+    if (largest > 0 && std::isfinite(largest)) std::frexp(largest, &power_);
+    power_ = std::clamp(power_, std::numeric_limits<T>::min_exponent,
+                        std::numeric_limits<T>::max_exponent - 2);
+    const T divided = std::ldexp(T(1), -power_);
     double totals[kLane] = {};
     for (int64_t t = 0; t < width_; t += kLane)
       for (int64_t l = 0; l < kLane; l++) {
@@ -160,7 +169,7 @@ class Scorer {
         w_[t + l] *= divided;
       }
     const double total = std::accumulate(totals, totals + kLane, 0.0);
-    const double unit = std::ldexp(scale, power);
+    const double unit = std::ldexp(scale, power_);
     factor_ = static_cast<T>(is_logistic(activation_) ? -info(activation_).span * unit : unit);
     offset_ = static_cast<T>(is_logistic(activation_) ? scale * total : 0);
   }
@@ -213,7 +222,7 @@ class Scorer {
     query += r0 * ld_;
     if (panels_ready_) {
       for (int64_t j = 0; j < keys_; j += kPanel)
-        panel_sums(form, query, ld_, rows, panel_data_ + j * panel_rows_, w_, width_, out + j, ldo,
+        panel_sums(form, query, ld_, rows, panel(j), w_, width_, out + j, ldo,
                    std::min(kPanel, keys_ - j));
     } else {
       typed<T>(key_lines_, [&](const auto* key) {
@@ -228,6 +237,7 @@ class Scorer {
   const Item& item_;
   int64_t d_, width_, ld_, i0_ = 0, rows_ = 0, keys_ = 0, panel_rows_ = 0;
   Activation activation_;
+  int power_ = 0;
   T negative_slope_, factor_, offset_, exponent_ = 0;
   T *w_, *query_exp_, *query_raw_, *key_raw_, *key_exp_, *panels_;
   const T* panel_data_ = nullptr;

@@ -50,6 +50,29 @@ class Call {
       list_batch(in);
   }
 
+  // The tangents of every item.
+  std::vector<cpu::Tangents> tangents(const InputTangents& in) const {
+    std::vector<cpu::Tangents> out(items.size(), cpu::Tangents{});
+    auto place = [&](const Tensor* t, int64_t trailing, Matrix cpu::Tangents::* field,
+                     const auto& first_row) {
+      if (!t) return;
+      const Slices at = slices(*t, trailing, leading);
+      for (size_t k = 0; k < items.size(); k++) {
+        const int64_t lead = static_cast<int64_t>(k) / sequences;
+        out[k].*field = at[lead].at(first_row(items[k], lead));
+      }
+    };
+    auto query_row = [&](const cpu::Item& item, int64_t lead) { return item.query_row - lead * n; };
+    auto key_row = [&](const cpu::Item& item, int64_t lead) { return item.key_row - lead * m; };
+    auto none = [](const cpu::Item&, int64_t) { return int64_t{0}; };
+    place(in.query, 2, &cpu::Tangents::query, query_row);
+    place(in.key, 2, &cpu::Tangents::key, key_row);
+    place(in.value, 2, &cpu::Tangents::value, key_row);
+    place(in.weight, 1, &cpu::Tangents::weight, none);
+    if (in.attn_mask) place(in.attn_mask, mask_rank(*in.attn_mask), &cpu::Tangents::mask, none);
+    return out;
+  }
+
   // Hidden units and value columns of all pairs.
   int64_t work() const {
     int64_t pairs = 0;

@@ -4,6 +4,7 @@
 
 #include "torch/cpu_call.h"
 #include "torch/cpu_host.h"
+#include "torch/schemas.h"
 
 namespace {
 
@@ -43,11 +44,19 @@ void compute(const Table<T>& table, const Scores<T>& p, const Host& host) {
   table.scores(p, host);
 }
 template <class T>
+void compute(const Table<T>& table, const ForwardJvp<T>& p, const Host& host) {
+  table.forward_jvp(p, host);
+}
+template <class T>
+void compute(const Table<T>& table, const ScoresJvp<T>& p, const Host& host) {
+  table.scores_jvp(p, host);
+}
+template <class T>
 void compute(const Table<T>& table, const Backward<T>& p, const Host& host) {
   table.backward(p, host);
 }
 
-// Compute a Forward, Scores or Backward, whose outputs `place` sets.
+// Compute one of the problems of problem.h, whose outputs `place` sets.
 template <template <class> class Operation, class Place>
 void run(const Arguments& in, const Call& call, const Place& place) {
   TorchHost torch(in.query, call.work());
@@ -112,19 +121,58 @@ Matrix rows_of(const Maybe& grad, bool has_columns) {
   return {grad->const_data_ptr(), has_columns ? size_from_end(*grad, 1) : 1, 1, dtype_of(*grad)};
 }
 
+// The results of the forward, or their tangents.
+struct ContextLseWeights {
+  Tensor context, lse, weights;
+
+  ContextLseWeights(const Arguments& in, const Call& call, bool return_weights)
+      : context(empty(in.query, call.leading.with({call.n, call.dv}))),
+        lse(empty(in.query, call.leading.with({call.n}))),
+        weights(return_weights ? zeros(in.query, call.leading.with({call.n, call.m}))
+                               : nothing(in.query)) {}
+
+  template <class T>
+  void place(Forward<T>& p) const {
+    p.context = data<T>(context);
+    p.lse = data<T>(lse);
+    p.weights = data<T>(weights);
+  }
+};
+
 struct Cpu {
   static Tensors3 forward(const Arguments& in, bool return_weights) {
     const Call call(in);
-    Tensor context = empty(in.query, call.leading.with({call.n, call.dv})),
-           lse = empty(in.query, call.leading.with({call.n}));
-    Tensor weights =
-        return_weights ? zeros(in.query, call.leading.with({call.n, call.m})) : nothing(in.query);
-    run<Forward>(in, call, [&]<class T>(Forward<T>& p) {
-      p.context = data<T>(context);
-      p.lse = data<T>(lse);
-      p.weights = data<T>(weights);
+    const ContextLseWeights out(in, call, return_weights);
+    run<Forward>(in, call, [&]<class T>(Forward<T>& p) { out.place(p); });
+    return {out.context, out.lse, out.weights};
+  }
+
+  static Tensors6 forward_jvp(const Arguments& in, const InputTangents& tangents,
+                              bool return_weights) {
+    const Call call(in);
+    const std::vector<Tangents> of_items = call.tangents(tangents);
+    const ContextLseWeights out(in, call, return_weights), tangent(in, call, return_weights);
+    run<ForwardJvp>(in, call, [&]<class T>(ForwardJvp<T>& p) {
+      out.place(p);
+      p.tangents = of_items.data();
+      p.context_tangent = data<T>(tangent.context);
+      p.lse_tangent = data<T>(tangent.lse);
+      p.weights_tangent = data<T>(tangent.weights);
     });
-    return {context, lse, weights};
+    return {out.context, out.lse, out.weights, tangent.context, tangent.lse, tangent.weights};
+  }
+
+  static Tensors2 scores_jvp(const Arguments& in, const InputTangents& tangents) {
+    const Call call(in);
+    const std::vector<Tangents> of_items = call.tangents(tangents);
+    Tensor out = empty(in.query, call.leading.with({call.n, call.m})),
+           tangent = empty(in.query, call.leading.with({call.n, call.m}));
+    run<ScoresJvp>(in, call, [&]<class T>(ScoresJvp<T>& p) {
+      p.scores = data<T>(out);
+      p.tangents = of_items.data();
+      p.scores_tangent = data<T>(tangent);
+    });
+    return {out, tangent};
   }
 
   static Tensor scores(const Arguments& in) {
@@ -197,10 +245,11 @@ std::string isa() { return kernels().isa; }
 
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
   Operators<Cpu>::implement(m);
+  Operators<Cpu>::implement_jvp(m);
   m.impl("native_pack_keys", TORCH_BOX(&pack_keys));
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(attnkernels, m) { m.def("native_isa() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(attnkernels, m) { define_operators(m); }
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CompositeExplicitAutograd, m) {
   m.impl("native_isa", TORCH_BOX(&isa));
 }

@@ -11,6 +11,7 @@
 
 #include "torch/cuda_call.h"
 #include "torch/outputs.h"
+#include "torch/schemas.h"
 
 #ifndef ATTNKERNELS_EMULATED
 // A symbol of torch's CUDA library: weak, so that this library loads without it.
@@ -229,7 +230,7 @@ STABLE_TORCH_LIBRARY_IMPL(attnkernels, CUDA, m) {
 }
 
 #ifdef ATTNKERNELS_EMULATED
-STABLE_TORCH_LIBRARY_FRAGMENT(attnkernels, m) { m.def("native_isa() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(attnkernels, m) { define_operators(m); }
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CompositeExplicitAutograd, m) {
   m.impl("native_isa", TORCH_BOX(&isa));
 }

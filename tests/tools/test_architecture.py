@@ -32,7 +32,9 @@ OPS = (
 )
 # Every module of backends that is not named here is a backend, and stands at the dots.
 BACKENDS = ("base", "fused", "...", "select", "__init__")
-INTEROP = ("__init__", "convention", "live", "attend", "libraries", "load", "trial", "replace")
+INTEROP = (
+    "__init__", "convention", "scoring", "live", "attend", "libraries", "load", "trial", "replace",
+)  # fmt: skip
 
 
 def modules() -> list[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from .scoring import why_called
 
 KEPT = "_attnkernels_kept"  # the attribute of a module that holds its prepared keys
 Draw = Callable[..., Tensor]  # sizes -> a random tensor of the module's dtype and device
@@ -62,7 +65,17 @@ class Fused(_Base):
     """Base of the classes whose methods take precedence over those of a library's class.
 
     It has no state but the attribute `KEPT`, which copies and pickles leave out.
+
+    Attributes:
+        scoring: the names of the layers whose matrix ``forward`` reads instead of calling them. A
+            call in which one of them is more than its matrix is computed by the library's class.
     """
+
+    scoring: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        if "forward" in vars(cls):
+            cls.forward = _unless_called(cls, cls.forward)
 
     if TYPE_CHECKING:  # the attributes are those of the library's class
 
@@ -74,6 +87,18 @@ class Fused(_Base):
             return super().__reduce_ex__(protocol)  # Keras saves and loads layers in its own way
         state = {name: x for name, x in self.__dict__.items() if name != KEPT}
         return _blank, cls.__bases__, state
+
+
+def _unless_called(cls: type[Fused], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `forward` for layers that can be read; otherwise the library's method is called."""
+
+    @wraps(forward)
+    def either(self: Any, *args: Any, **options: Any) -> Any:
+        if self.scoring and why_called(self, self.scoring):
+            return super(cls, self).forward(*args, **options)
+        return forward(self, *args, **options)
+
+    return either
 
 
 _CLASSES: dict[tuple[type, type], type[nn.Module]] = {}

@@ -13,6 +13,7 @@ from torch import nn
 
 from .libraries import CONVENTIONS, LIVE
 from .live import Fused, Live, fused_class
+from .scoring import why_called
 from .trial import difference
 
 
@@ -48,8 +49,9 @@ def replace_attention(model: nn.Module, *, only: Collection[str] | None = None) 
     of padding. Dropout drops different weights, at the same rate. A module that caches keys
     (SpeechBrain's ContentBasedAttention, ESPnet's AttAdd) has no second derivatives.
 
-    Copies and pickles of a swapped module are swapped too, except in Keras, which makes them from
-    its own class.
+    If the scoring layer later gets an adapter, hooks or another class, calls are computed by the
+    library's own method. Copies and pickles of a swapped module are swapped too, except in Keras,
+    which makes them from its own class.
 
     Args:
         model: any module, or a Keras layer or model on the torch backend.
@@ -127,7 +129,7 @@ def _recognise(module: nn.Module) -> Live | str | None:
     for live in named:
         if _takes(own, live):
             try:
-                return live.why_not(module) or live
+                return live.why_not(module) or why_called(module, live.fused.scoring) or live
             except (AttributeError, KeyError) as error:
                 return f"it is not the class that {live.convention!r} knows: {error}"
     if named:

@@ -1,0 +1,34 @@
+// The schemas of the operators. The library defines them itself, so that a program without Python
+// can load it, as AOTInductor's packages want. attnkernels/ops/signature.py declares the same,
+// which a test compares.
+#pragma once
+#include <torch/csrc/stable/library.h>
+
+namespace attnkernels {
+
+inline void define_operators(torch::stable::detail::StableLibrary& m) {
+  m.def(
+      "native_forward(Tensor query, Tensor key, Tensor value, Tensor weight, Tensor? "
+      "attn_mask, Tensor? key_lengths, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
+      "Tensor? packed_key, Tensor? seed, float dropout_p, bool is_causal, int activation, "
+      "float negative_slope, float scale, bool return_weights) -> (Tensor context, Tensor "
+      "lse, Tensor weights)");
+  m.def(
+      "native_backward(Tensor? grad_context, Tensor? grad_lse, Tensor? grad_weights, "
+      "Tensor query, Tensor key, Tensor value, Tensor weight, Tensor? attn_mask, Tensor? "
+      "key_lengths, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seed, Tensor "
+      "context, Tensor lse, Tensor weights, float dropout_p, bool is_causal, int "
+      "activation, float negative_slope, float scale, int wanted) -> (Tensor query, "
+      "Tensor key, Tensor value, Tensor weight, Tensor attn_mask)");
+  m.def(
+      "native_scores(Tensor query, Tensor key, Tensor weight, int activation, float "
+      "negative_slope, float scale) -> Tensor");
+  m.def(
+      "native_scores_backward(Tensor grad, Tensor query, Tensor key, Tensor weight, int "
+      "activation, float negative_slope, float scale, int wanted) -> (Tensor query, "
+      "Tensor key, Tensor weight)");
+  m.def("native_pack_keys(Tensor key, int activation) -> Tensor");
+  m.def("native_isa() -> str");
+}
+
+}  // namespace attnkernels

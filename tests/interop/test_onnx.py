@@ -1,0 +1,93 @@
+"""torch.onnx.export of the operator and of modules, run by ONNX Runtime at other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attnkernels import additive_attention
+from attnkernels.nn import AdditiveAttention
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
+pytest.importorskip("onnxscript", reason="the package onnxscript is not installed")
+
+DYNAMIC = torch.export.Dim.DYNAMIC
+Check = Callable[..., None]
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Callable[..., Check]:
+    def export(module: nn.Module, example: tuple[Tensor, ...], sizes: tuple[object, ...]) -> Check:
+        program = torch.onnx.export(
+            module.eval(), example, dynamo=True, dynamic_shapes=sizes, verbose=False
+        )
+        program.save(tmp_path / "module.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "module.onnx")
+        names = [each.name for each in session.get_inputs()]
+
+        def check(*inputs: Tensor) -> None:
+            with torch.no_grad():
+                wanted = module(*inputs)
+            wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+            arrays = (x.numpy() for x in inputs)
+            found = session.run(None, dict(zip(names, arrays, strict=True)))
+            for one, other in zip(found, wanted, strict=True):
+                torch.testing.assert_close(torch.from_numpy(one), other, rtol=1e-5, atol=1e-5)
+
+        return check
+
+    return export
+
+
+class Masked(nn.Module):
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, mask: Tensor, n: Tensor
+    ) -> tuple[Tensor, ...]:
+        options = {"attn_mask": mask, "key_lengths": n, "return_weights": True, "return_lse": True}
+        return additive_attention(query, key, value, weight, **options)
+
+
+def masked(batch: int, n: int, m: int, lengths: list[int]) -> tuple[Tensor, ...]:
+    mask = torch.rand(batch, n, m) > 0.3
+    mask[0, 0] = False  # a row without keys
+    shapes = (batch, n, 8), (batch, m, 8), (batch, m, 4), (8,)
+    return *map(torch.randn, shapes), mask, torch.tensor(lengths)
+
+
+def test_the_operator_with_masks_and_rows_without_keys(exported: Callable[..., Check]) -> None:
+    rows, keys = {0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC, 1: DYNAMIC}
+    sizes = (rows, keys, keys, None, {0: DYNAMIC, 1: DYNAMIC, 2: DYNAMIC}, {0: DYNAMIC})
+    check = exported(Masked(), masked(2, 5, 7, [7, 0]), sizes)
+    check(*masked(2, 5, 7, [7, 0]))
+    check(*masked(3, 4, 9, [9, 4, 0]))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_module(exported: Callable[..., Check], heads: int) -> None:
+    module = AdditiveAttention(12, 10, 8, num_heads=heads, normalize=True)
+    dynamic = {0: DYNAMIC, 1: DYNAMIC}
+    check = exported(module, (torch.randn(3, 5, 12), torch.randn(3, 7, 10)), (dynamic, dynamic))
+    check(torch.randn(3, 5, 12), torch.randn(3, 7, 10))
+    check(torch.randn(4, 2, 12), torch.randn(4, 11, 10))
+
+
+class Decoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = AdditiveAttention(6, 5, 8)
+
+    def forward(self, query: Tensor, memory: Tensor, lengths: Tensor) -> Tensor:
+        prepared = self.attention.prepare(memory, lengths)
+        context = self.attention.step(query, prepared)
+        return self.attention.step(query + context.sum(-1, keepdim=True), prepared)
+
+
+def test_steps_of_a_decoder(exported: Callable[..., Check]) -> None:
+    example = torch.randn(3, 6), torch.randn(3, 7, 5), torch.tensor([7, 3, 1])
+    check = exported(Decoder(), example, ({0: DYNAMIC}, {0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC}))
+    check(*example)
+    check(torch.randn(2, 6), torch.randn(2, 4, 5), torch.tensor([0, 4]))
