@@ -7,8 +7,8 @@ TRITON ?= triton==3.7.1
 SANITIZE_TESTS ?= tests/backends/test_native.py
 PYTEST_FLAGS ?=
 FILES = $(addprefix tests/$(1)/test_,$(addsuffix .py,$(2)))
-INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan unknown_activation)
-EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan unknown_activation \
+INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan jvp unknown_activation)
+EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan jvp unknown_activation \
 	memory_object func forward_mode hypothesis)
 
 BIN := $(VENV)/bin
