@@ -227,8 +227,8 @@ __global__ void __launch_bounds__(kThreads, 3)
 
 // One block per row: the results of its splits, each weighted by its share of the whole.
 __global__ void __launch_bounds__(kThreads)
-    combine_kernel(const __grid_constant__ Parts part, const __grid_constant__ Forward out,
-                   const __grid_constant__ Forward tangent, int64_t rows, int dv) {
+    combine_jvp_kernel(const __grid_constant__ Parts part, const __grid_constant__ Forward out,
+                       const __grid_constant__ Forward tangent, int64_t rows, int dv) {
   const int64_t row = blockIdx.x;
   auto lse = [&](int s) { return part.primal.lse[s * rows + row]; };
   float highest = -kInfinity, total = 0;
@@ -258,8 +258,8 @@ __global__ void __launch_bounds__(kThreads)
 // Turn scores into weights in place, (E2), and their tangents into those of the weights, both after
 // dropout; one thread per pair.
 __global__ void __launch_bounds__(kThreads)
-    weights_kernel(const __grid_constant__ Problem p, const __grid_constant__ Forward out,
-                   const __grid_constant__ Forward tangent) {
+    weights_jvp_kernel(const __grid_constant__ Problem p, const __grid_constant__ Forward out,
+                       const __grid_constant__ Forward tangent) {
   const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x;
   if (id >= p.batch.count * p.n * p.m) return;
   const int64_t row = id / p.m, b = row / p.n;
@@ -325,11 +325,11 @@ void forward_jvp(Problem p, const Owners& own, const Forward& f, Tangents tangen
            host.stream, p, tangents.inputs, part, act);
   });
   if (splits > 1)
-    launch("combine_jvp", combine_kernel, rows, kThreads, 0, host.stream, part, f, moved, rows,
+    launch("combine_jvp", combine_jvp_kernel, rows, kThreads, 0, host.stream, part, f, moved, rows,
            p.dv);
   if (f.weights)
-    launch("weights_jvp", weights_kernel, ceil_div(rows * p.m, kThreads), kThreads, 0, host.stream,
-           p, f, moved);
+    launch("weights_jvp", weights_jvp_kernel, ceil_div(rows * p.m, kThreads), kThreads, 0,
+           host.stream, p, f, moved);
 }
 
 void scores_jvp(Problem p, const Owners& own, float* out, Tangents tangents, const Host& host) {
