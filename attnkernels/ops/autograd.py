@@ -6,6 +6,7 @@ formula's memory.
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +14,18 @@ import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_map
 
 from . import plain
 from .codes import DETERMINISTIC
+from .forward_mode import Jvp
 from .signature import (
     BACKWARD,
     FORWARD,
+    FORWARD_JVP,
     SCORES,
     SCORES_BACKWARD,
+    SCORES_JVP,
     Operator,
     Signature,
     Values,
@@ -30,17 +35,21 @@ from .signature import (
 def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
     """Return ops.forward and ops.scores, with derivatives if one may be needed.
 
-    Calls with tangents of forward-mode AD are computed by the formula, forward and backward. The
-    derivatives are kept outside the operators: registering them would double the time of a call.
+    Calls with tangents of forward-mode AD are computed by ops.forward_jvp and ops.scores_jvp where
+    the backend has them, and otherwise by the formula, as in every backward. The derivatives are
+    kept outside the operators: registering them would double the time of a call.
     """
     backward = _function(ops.backward, plain.backward, BACKWARD, None, _backward_gradient)
+    gradient = _forward_gradient(backward)
+    op = getattr(ops, "forward_jvp", None)
     forward = _function(
         ops.forward,
         plain.forward,
         FORWARD,
         len(FORWARD.leaves),
-        _forward_gradient(backward),
+        gradient,
         keep_outputs=True,
+        fused=Jvp(op, plain.forward_jvp, FORWARD_JVP, FORWARD, gradient),
     )
     backward = _function(
         ops.scores_backward,
@@ -49,8 +58,16 @@ def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
         None,
         _scores_backward_gradient,
     )
-    leaves = len(SCORES.leaves)
-    scores = _function(ops.scores, plain.scores, SCORES, leaves, _scores_gradient(backward))
+    gradient = _scores_gradient(backward)
+    op = getattr(ops, "scores_jvp", None)
+    scores = _function(
+        ops.scores,
+        plain.scores,
+        SCORES,
+        len(SCORES.leaves),
+        gradient,
+        fused=Jvp(op, plain.scores_jvp, SCORES_JVP, SCORES, gradient),
+    )
     return forward, scores
 
 
@@ -80,7 +97,8 @@ def _scores_gradient(backward: Operator) -> Operator:
     def gradient(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return _nothing(ctx)
-        saved = ctx.saved_tensors  # backward has the arguments of ops.scores between two of its own
+        # backward has the arguments of ops.scores between two of its own
+        saved = ctx.saved_tensors[: len(SCORES.tensors)]
         return _fitted(ctx, backward(grad, *saved, *ctx.options, _wanted(ctx, bits)), saved)
 
     return gradient
@@ -93,10 +111,12 @@ def _function(
     leaves: int | None,
     gradient: Operator,
     keep_outputs: bool = False,
+    fused: Jvp | None = None,
 ) -> Operator:
     """Return `op` with the derivative `gradient`, used if one may be needed.
 
-    `by_formula` replaces `op` where an input has a tangent: it differentiates itself in every mode.
+    Where an input has a tangent, `fused` replaces `op` if it exists, or else `by_formula`, which
+    differentiates itself in every mode.
     The first `leaves` arguments may require a gradient, or all tensors if `leaves` is None. Tensors
     are saved, and the outputs if requested; the other arguments become ctx.options.
     """
@@ -104,7 +124,8 @@ def _function(
     leaves = tensors if leaves is None else leaves
 
     def keep(ctx: Any, inputs: Values, output: Any) -> None:
-        ctx.save_for_backward(*inputs[:tensors], *(output if keep_outputs else ()))
+        saved = *inputs[:tensors], *(output if keep_outputs else ())
+        ctx.save_for_backward(*saved)
         ctx.options = inputs[tensors:]
         ctx.set_materialize_grads(False)
 
@@ -126,9 +147,64 @@ def _function(
         def forward(*inputs: Any) -> Any:
             return op(*inputs)
 
+    class WithTangents(Transformable):
+        """The same in forward mode, under a transform inside a jvp."""
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Values, output: Any) -> None:
+            keep(ctx, inputs, output)
+            ctx.save_for_forward(*inputs[:tensors], *(output if keep_outputs else ()))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            assert fused is not None
+            inputs, _ = fused.unpacked((*ctx.saved_tensors[:tensors], *ctx.options))
+            return fused(inputs, tangents[: fused.leaves])[1]
+
+    class Computed(Plain):
+        """The outputs and tangents of `fused`, its last argument, with the derivative of `op`."""
+
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            *rest, (outputs, ctx.tangents) = inputs
+            outputs = tree_map(torch.detach, outputs)
+            keep(ctx, tuple(rest), outputs)
+            return outputs
+
+        @staticmethod
+        def jvp(ctx: Any, *_: Any) -> Any:
+            return ctx.tangents
+
+    seed = signature.names.index("seed") if "seed" in signature.names else None
+
+    def with_tangents(inputs: Values) -> Any:
+        if fused is None or not fused.exists(inputs):
+            return plain.with_tangents(by_formula, inputs)
+        # Where torch.compile gave up on a call, it would still compile its parts: without tangents.
+        compiles = "torch._dynamo" in sys.modules
+        return (torch.compiler.disable(by_fused) if compiles else by_fused)(inputs)
+
+    def by_fused(inputs: Values) -> Any:
+        found = fused.at_top(inputs)
+        if _are_functorch_transforms_active():
+            if found is not None:
+                return tree_map(forward_ad.make_dual, *found)
+            drops = seed is not None and inputs[seed] is not None  # no rule maps over its mask
+            return by_formula(*inputs) if drops else WithTangents.apply(*inputs)
+        if found is not None and needs_gradient(inputs):  # reverse mode may follow, with tangents
+            return Computed.apply(*inputs, found)
+        return None if found is None else tree_map(forward_ad.make_dual, *found)
+
+    def needs_gradient(inputs: Values) -> bool:
+        if is_grad_enabled():
+            for x in inputs[:leaves]:
+                if x is not None and x.requires_grad:
+                    return True
+        return False
+
     def apply(*inputs: Any) -> Any:
         if forward_ad._current_level >= 0:
-            outputs = plain.with_tangents(by_formula, inputs)
+            outputs = with_tangents(inputs)
             if outputs is not None:
                 return outputs
         if _are_functorch_transforms_active():

@@ -22,8 +22,11 @@ from .shapes import accumulate_dtype
 from .signature import (
     BACKWARD,
     FORWARD,
+    FORWARD_JVP,
     SCORES,
     SCORES_BACKWARD,
+    SCORES_JVP,
+    TANGENT,
     Operator,
     Options,
     Signature,
@@ -78,6 +81,43 @@ def scores(*args: Any) -> Tensor:
     """Return the result of ops.scores, rounded."""
     call = SCORES.named(args)
     return formula.scores(call["query"], call["key"], call["weight"], options=_options(call))
+
+
+def forward_jvp(*args: Any) -> tuple[Tensor, ...]:
+    """Return the results of ops.forward_jvp, in the dtype of the arithmetic."""
+    call = FORWARD_JVP.named(args)
+    _refuse_examples(call)
+    options = _options(call)
+
+    def outputs(
+        attn_mask: Tensor | None = options.attn_mask, **inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        masked = options._replace(attn_mask=attn_mask)
+        context, weights, lse = formula.attention(**inputs, options=masked)
+        return context, lse, context.new_empty(0) if weights is None else weights
+
+    return _beside_tangents(FORWARD, outputs, call)
+
+
+def scores_jvp(*args: Any) -> tuple[Tensor, ...]:
+    """Return the results of ops.scores_jvp, in the dtype of the arithmetic."""
+    call = SCORES_JVP.named(args)
+    options = _options(call)
+    return _beside_tangents(SCORES, lambda **x: (formula.scores(**x, options=options),), call)
+
+
+def _beside_tangents(signature: Signature, outputs: Outputs, call: Call) -> tuple[Tensor, ...]:
+    acc = accumulate_dtype(call["query"].dtype)
+    given = {each.name: call[each.name] for each in signature.leaves}
+    primals = {n: x.to(acc) for n, x in given.items() if x is not None and x.is_floating_point()}
+    tangents = {n: t.to(acc) for n in primals if (t := call[n + TANGENT]) is not None}
+
+    def moved(*args: Tensor) -> tuple[Tensor, ...]:
+        return outputs(**{**primals, **dict(zip(tangents, args, strict=True))})
+
+    at = tuple(primals[name] for name in tangents)
+    found, tangent = torch.func.jvp(moved, at, tuple(tangents.values()))
+    return *found, *tangent
 
 
 def backward(*args: Any) -> tuple[Tensor | None, ...]:
