@@ -19,7 +19,7 @@ CPU_TIMES = Path("/proc/stat")
 # system, irq, softirq and steal; user includes guests.
 BUSY_COLUMNS = (1, 2, 3, 6, 7, 8)
 # Measured on two cores with two threads, for 50 µs to 50 ms. In 10 samples others took up to 0.08
-# CPUs: medians were 1.02 to 1.56 times the best time. In 835 samples others took 0.6 or more: they were
+# CPUs: medians were 1.02 to 1.56 times the best. In 835 samples others took 0.6 or more: they were
 # 1.2 to 1,400 times the best, 23 times in half of them. There was nothing in between.
 MOST_CPUS = 0.1  # beyond those that the threads of this process leave free
 # Of the 113 medians in each of two quiet runs of the suite, 5% and 11% were more than 1.3 times

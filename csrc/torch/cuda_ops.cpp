@@ -152,29 +152,62 @@ class MaskGradient {
   bool summed_ = false;
 };
 
+// The results of the forward, or their tangents.
+struct Results {
+  Tensor context, lse, weights;
+
+  Results(const Arguments& in, const CudaCall& call, bool return_weights)
+      : context(empty(in.query, call.leading.with({call.problem.n, call.problem.dv}), "context")),
+        lse(empty(in.query, call.leading.with({call.problem.n}), "lse")),
+        weights(return_weights ? pairs(in, call, kWeights) : nothing(in.query)) {}
+
+  cuda::Forward place() const {
+    return {data<float>(context), data<float>(lse), data<float>(weights)};
+  }
+  static Tensor pairs(const Arguments& in, const CudaCall& call, const char* name) {
+    return empty(in.query, call.leading.with({call.problem.n, call.problem.m}), name);
+  }
+};
+
 struct Cuda {
   static Tensors3 forward(const Arguments& in, bool return_weights) {
     CudaCall call(in);
     call.done();
-    const int64_t n = call.problem.n;
-    Tensor context = empty(in.query, call.leading.with({n, call.problem.dv}), "context"),
-           lse = empty(in.query, call.leading.with({n}), "lse");
-    Tensor weights = return_weights
-                         ? empty(in.query, call.leading.with({n, call.problem.m}), kWeights)
-                         : nothing(in.query);
+    const Results out(in, call, return_weights);
     const CudaHost torch(in.query);
-    cuda::forward(call.problem, call.own,
-                  {data<float>(context), data<float>(lse), data<float>(weights)}, torch.host);
-    return {context, lse, weights};
+    cuda::forward(call.problem, call.own, out.place(), torch.host);
+    return {out.context, out.lse, out.weights};
+  }
+
+  static Tensors6 forward_jvp(const Arguments& in, const InputTangents& given,
+                              bool return_weights) {
+    CudaCall call(in);
+    cuda::Tangents tangents = call.done(given);
+    const Results out(in, call, return_weights), moved(in, call, return_weights);
+    tangents.outputs = moved.place();
+    const CudaHost torch(in.query);
+    cuda::forward_jvp(call.problem, call.own, out.place(), tangents, torch.host);
+    return {out.context, out.lse, out.weights, moved.context, moved.lse, moved.weights};
   }
 
   static Tensor scores(const Arguments& in) {
     CudaCall call(in);
     call.done();
-    Tensor out = empty(in.query, call.leading.with({call.problem.n, call.problem.m}), "scores");
+    const Tensor out = Results::pairs(in, call, "scores");
     const CudaHost torch(in.query);
     cuda::scores(call.problem, call.own, data<float>(out), torch.host);
     return out;
+  }
+
+  static Tensors2 scores_jvp(const Arguments& in, const InputTangents& given) {
+    CudaCall call(in);
+    cuda::Tangents tangents = call.done(given);
+    const Tensor out = Results::pairs(in, call, "scores"),
+                 moved = Results::pairs(in, call, "the tangent of scores");
+    tangents.outputs.weights = data<float>(moved);
+    const CudaHost torch(in.query);
+    cuda::scores_jvp(call.problem, call.own, data<float>(out), tangents, torch.host);
+    return {out, moved};
   }
 
   static Tensors3 scores_backward(const Arguments& in, const Tensor& grad, int64_t wanted) {
@@ -223,6 +256,7 @@ STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CUDA, m) {
 #endif
   Operators<Cuda>::implement(m);
+  Operators<Cuda>::implement_jvp(m);
 }
 
 #ifdef ATTNKERNELS_EMULATED

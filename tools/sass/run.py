@@ -43,10 +43,13 @@ TILED = {  # the kernels that work on tiles of scores, and their tiles
     "forward_kernel": configs.TILES,
     "scores_kernel": configs.TILES,
     "gradient_kernel": configs.backward_tiles(),
+    "jvp_kernel": configs.tangent_tiles(),
+    "scores_jvp_kernel": configs.TILES,
 }
 QUADS = ("quad", "bounded quad")
 VARIANTS = {  # the inner loops that each kernel must have
     **dict.fromkeys(TILED, (*QUADS, "direct")),
+    **dict.fromkeys(("jvp_kernel", "scores_jvp_kernel"), ("tangents", "direct")),
     "sweep_kernel": ("shared", "single", "direct"),
 }
 LARGEST = configs.TILES[0].BI, configs.TILES[0].BJ

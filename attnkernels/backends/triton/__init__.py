@@ -26,6 +26,8 @@ _MODULES = {
     "backward": "host.backward",
     "scores": "host.forward",
     "scores_backward": "host.backward",
+    "forward_jvp": "host.jvp",
+    "scores_jvp": "host.jvp",
 }
 _fused = Fused(define(NAME, *_MODULES))
 attention, scores = _fused.attention, _fused.scores

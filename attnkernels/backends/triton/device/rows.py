@@ -57,6 +57,17 @@ class Outer(NamedTuple):
     grad_lse: Any
 
 
+class Tangents(NamedTuple):
+    """Those of the inputs, as prepared; value and mask may be None. Strides are over `sizes`."""
+
+    sizes: Any
+    query_panels: Any
+    key_panels: Any
+    weights: Any
+    value: Any
+    mask: Any
+
+
 # Integers for which a kernel gains nothing from specialisation on 1 or on multiples of 16: compiled
 # once for all values.
 ANY = (
