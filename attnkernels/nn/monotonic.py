@@ -55,7 +55,7 @@ class MonotonicAttention(Projections):
 
     Attributes:
         query_proj, key_proj, weight, gain, bias: W and b, V, w, g; as in `Projections`.
-        score_bias: r, ().
+        score_bias: r, (1,).
 
     Raises:
         TypeError, ValueError: as `Projections`; or ``score_bias``, ``noise``, ``evaluation`` or
@@ -85,7 +85,7 @@ class MonotonicAttention(Projections):
         super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
         self.initial_score_bias, self.noise = score_bias, noise
         self.evaluation, self.backend = evaluation, backend
-        self.score_bias = nn.Parameter(torch.full((), score_bias, device=device, dtype=dtype))
+        self.score_bias = nn.Parameter(torch.full((1,), score_bias, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
         """Reset all parameters; ``score_bias`` takes its initial value."""
