@@ -15,6 +15,7 @@ from ..functional.memory import AdditiveMemory, prepare_keys
 from ..functional.results import Pair, Triple
 from ..ops.codes import ActivationName
 from . import inputs
+from .calls import Reading, is_sharded
 from .projections import Projections, merge_heads, split_heads
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ class AdditiveAttention(Projections):
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
         """
+        if type(key) is Reading:
+            return key.attend(query)
         key, value = inputs.memory(self, "key", key, value, key_lengths, range_later=True)
         batch, m, _ = key.shape
         steps = inputs.query_or_queries(self, query, batch)
@@ -197,10 +200,13 @@ class AdditiveAttention(Projections):
             TypeError, ValueError: as `forward`.
         """
         key, value = inputs.memory(self, "memory", memory, value, key_lengths, range_later=True)
+        weight = self.score_weight()
+        if is_sharded(self):  # FSDP2 frees its parameters until the next call
+            weight = weight.clone()
         prepared = prepare_keys(
             self._keys(key),
             split_heads(value, self.num_heads),
-            self.score_weight(),
+            weight,
             key_lengths=self._per_head(key_lengths),
             **self._scoring(),
         )
@@ -256,13 +262,21 @@ class AdditiveAttention(Projections):
         def attend(q: Tensor) -> Attended:
             return memory.attend(q, dropout_p=dropout_p, return_weights=return_weights)
 
-        return lambda query: self._attend_by(query, attend)
+        return self._read_by(attend)
 
-    def _attend_by(
-        self, query: Tensor, attend: Callable[[Tensor], Attended]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the contexts and weights of a query that is already checked."""
-        return self._merged(attend(self._rows(query)), query.ndim == 2)
+    def _read_by(
+        self, attend: Callable[[Tensor], Attended]
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+        """Return a function from queries that are already checked to contexts and weights.
+
+        It calls the module, so that hooks and wrappers see every step.
+        """
+
+        def attended(query: Tensor) -> Tensor | Pair:
+            return _results(*self._merged(attend(self._rows(query)), query.ndim == 2))
+
+        reading: Any = Reading(attended)
+        return lambda query: contexts_and_weights(self(query, reading))
 
     def _rows(self, query: Tensor) -> Tensor:
         """Return the projected query (B, [H,] n, d), with n = 1 if it has none."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..functional import checks
 from . import inputs
+from .calls import as_forward
 
 Embed = Callable[[Tensor], Tensor]  # tokens (R,), int64 -> inputs (R, e)
 
@@ -113,11 +114,12 @@ def beam_search(
     inputs.sizes(max_length=max_length, beams=beams)
     checks.number("length_penalty", length_penalty)
     start, eos = inputs.index("start", start), inputs.index("eos", eos)
-    prepared = rnn.prepared(memory, key_lengths)
+    prepared = as_forward(rnn, "prepared")(memory, key_lengths)
+    step = as_forward(rnn, "step")
     batch = prepared.batch
     device = prepared.device
     first_rows = torch.arange(batch, device=device).repeat_interleave(beams)
-    now = rnn.initial_state(prepared, state).index_select(first_rows)
+    now = as_forward(rnn, "initial_state")(prepared, state).index_select(first_rows)
 
     last = torch.full((batch * beams,), start, dtype=torch.int64, device=device)
     tokens = torch.empty(batch, beams, 0, dtype=torch.int64, device=device)
@@ -126,7 +128,7 @@ def beam_search(
     log_probs = torch.full((batch, beams), -torch.inf, device=device)
     log_probs[:, 0] = 0.0  # all beams are equal before the first step: only one of them counts
     for _ in range(max_length):
-        output, context, now = rnn.step(embed(last), prepared, now)
+        output, context, now = step(embed(last), prepared, now)
         log_p = _log_probs(readout(output, context), batch * beams, eos)
         vocabulary = log_p.shape[-1]
         log_p = log_p.view(batch, beams, vocabulary)
@@ -173,15 +175,16 @@ def greedy_search(
     inputs.sizes(max_length=max_length)
     start, eos = inputs.index("start", start), inputs.index("eos", eos)
     with torch.no_grad():
-        prepared = rnn.prepared(memory, key_lengths)
-        now = rnn.initial_state(prepared, state)
+        prepared = as_forward(rnn, "prepared")(memory, key_lengths)
+        step = as_forward(rnn, "step")
+        now = as_forward(rnn, "initial_state")(prepared, state)
         last = torch.full((prepared.batch,), start, device=prepared.device)
         done = torch.zeros_like(last, dtype=torch.bool)
         lengths = torch.zeros_like(last)
         total: Tensor | None = None
         tokens = []
         for _ in range(max_length):
-            output, context, now = rnn.step(embed(last), prepared, now)
+            output, context, now = step(embed(last), prepared, now)
             best = _log_probs(readout(output, context), prepared.batch, eos).max(-1)
             gained = best.values.masked_fill(done, 0.0)
             total = gained if total is None else total + gained

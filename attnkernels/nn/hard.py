@@ -11,6 +11,7 @@ from ..functional import checks
 from ..functional.attention import additive_scores
 from . import inputs
 from .alignment import ProjectedMemory, mask_of_step, mask_of_steps, masked_scores, project_memory
+from .calls import Reading
 from .projections import Projections
 
 
@@ -141,6 +142,8 @@ class HardAttention(Projections):
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
         """
+        if type(key) is Reading:
+            return key.attend(query)
         prepared = project_memory(self, "key", key, key_lengths, value)
         attn_mask = mask_of_steps(self, query, prepared, attn_mask)
         return self._choose(query, prepared, attn_mask, generator)

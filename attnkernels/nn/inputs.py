@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ..backends import BACKENDS
 from ..functional import checks
 
-
 _STRIDED = torch.strided
 
 

@@ -12,6 +12,7 @@ from ..functional import checks
 from ..functional.deferred import DeferredMemory, learns
 from . import inputs as arguments
 from .attention import AdditiveAttention, PreparedMemory
+from .calls import as_forward
 from .state import DecoderState, cell_output
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class AttentionRNN(nn.Module):
     In training the gradients of the prepared keys, the values and the score vector are computed
     once, after all steps, instead of once per step (see `attnkernels.functional.deferred`); with
     dropout of the weights they are computed step by step.
+
+    Every step calls ``cell`` and ``attention``, so their forward hooks run; those of ``attention``
+    get the query and return what its `forward` does.
 
     Args:
         cell: a module (input, state) -> state like `torch.nn.GRUCell` (the state is a tensor, and
@@ -258,7 +262,7 @@ class AttentionRNN(nn.Module):
                 prepared memory.
         """
         if not isinstance(memory, PreparedMemory):
-            return self.attention.prepare(memory, key_lengths)
+            return as_forward(self.attention, "prepare")(memory, key_lengths)
         if key_lengths is not None:
             raise ValueError(
                 "key_lengths must be None for a prepared memory, got a "
@@ -325,7 +329,7 @@ class AttentionRNN(nn.Module):
         if not (self.defer_gradients and learns(memory)) or attention.dropout_now:
             return attention._attend_to(prepared, return_weights)
         deferred = DeferredMemory(memory, steps, return_weights)
-        return lambda output: attention._attend_by(output, deferred.attend)
+        return attention._read_by(deferred.attend)
 
     def _attend_beams(self, prepared: PreparedMemory, beams: int, return_weights: bool) -> Attend:
         """Return the attention of `step`, of `beams` outputs per sequence."""

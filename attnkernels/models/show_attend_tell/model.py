@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...functional import checks
 from ...nn import Decoded, HardChoice, beam_search, greedy_search
+from ...nn.calls import as_forward
 from ..common import lengths_on_cpu, token
 from .decoder import CaptionDecoder
 from .losses import hard_loss, soft_loss
@@ -134,7 +135,9 @@ class ShowAttendTell(nn.Module):
             return Description(self.output(outputs), weights, None)
         chance = self.expected_chance if self.training else 0.0
         expected = torch.rand(len(images), device=images.device) < chance
-        outputs, weights, choice = self.decoder.choose(words, annotations, state, expected)
+        outputs, weights, choice = as_forward(self.decoder, "choose")(
+            words, annotations, state, expected
+        )
         return Description(self.output(outputs), weights, choice)
 
     if TYPE_CHECKING:
