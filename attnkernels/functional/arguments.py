@@ -10,6 +10,7 @@ from math import inf
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..backends.base import Problem
 from ..ops.shapes import leading_shape
@@ -17,6 +18,7 @@ from ..ops.signature import Options
 from . import checks
 
 _STRIDED = torch.strided
+_PLAIN = {Tensor, Parameter}
 _FLOATING = checks.FLOATING
 _ON_CPU = {dtype: Problem("cpu", dtype) for dtype in _FLOATING}
 Leads = dict[str, tuple[int, ...]]  # leading shapes by the name of the argument
@@ -125,8 +127,7 @@ def selection(dim: int, index: Tensor, lead: tuple[int, ...], key: Tensor) -> in
 
     Return the dimension of `lead` counted from its end, as a negative number.
     """
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    dim = checks.integer("dim", dim)
     if not -len(lead) <= dim < len(lead):
         raise ValueError(
             f"dim must be one of the {len(lead)} leading dimensions {lead} of the memory, got {dim}"
@@ -144,7 +145,7 @@ def selection(dim: int, index: Tensor, lead: tuple[int, ...], key: Tensor) -> in
 def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem | None:
     """Return the problem of a usual call in half the time, or None if it needs a closer look."""
     for x in (query, key, value, weight):
-        if not (isinstance(x, Tensor) and x.is_cpu and x.layout is _STRIDED):
+        if not (type(x) in _PLAIN and x.is_cpu and x.layout is _STRIDED):
             return None
     dtype = query.dtype
     problem = _ON_CPU.get(dtype)
@@ -163,7 +164,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem
 
 def _plain_step(query: Tensor, key: Tensor, lead: tuple[int, ...]) -> bool:
     """Return True for a usual step, in half the time, or False if it needs a closer look."""
-    if not (isinstance(query, Tensor) and query.is_cpu and query.layout is _STRIDED):
+    if not (type(query) in _PLAIN and query.is_cpu and query.layout is _STRIDED):
         return False
     if not (key.is_cpu and query.dtype is key.dtype):
         return False
@@ -180,7 +181,7 @@ def _same_kind(tensors: dict[str, Tensor]) -> Problem:
     checks.tensor(first_name, first, dtype=_FLOATING)
     dtype, on_cpu = first.dtype, first.is_cpu
     for name, x in tensors.items():
-        if not (isinstance(x, Tensor) and x.layout is _STRIDED):
+        if not (type(x) in _PLAIN and x.layout is _STRIDED):
             checks.tensor(name, x)
         if x.dtype is not dtype:
             raise TypeError(f"{name} must have the dtype of {first_name}, {dtype}, got {x.dtype}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..functional import checks
 from ..functional.results import Pair
-from ..nn import AdditiveAttention, AttentionRNN
+from ..nn import AdditiveAttention, AttentionRNN, inputs
 from .common import MaxoutReadout, Translator, lengths_on_cpu, read, tokens
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ class RNNsearch(Translator):
         decoder: an `AttentionRNN`; set ``decoder.defer_gradients`` to False for second derivatives.
 
     Raises:
-        TypeError: ``dropout`` is not a number.
-        ValueError: begin or end is not a target token other than padding, or dropout is not in
-            [0, 1).
+        TypeError: ``dropout`` is not a number, or begin or end is not an int.
+        ValueError: a size is not a positive int, begin or end is not a target token other than
+            padding, or dropout is not in [0, 1).
     """
 
     def __init__(
@@ -68,6 +68,13 @@ class RNNsearch(Translator):
         end: int = 2,
         backend: str | None = None,
     ) -> None:
+        embedding_dim, encoder_dim, hidden_dim, align_dim, maxout_dim = inputs.sizes(
+            embedding_dim=embedding_dim,
+            encoder_dim=encoder_dim,
+            hidden_dim=hidden_dim,
+            align_dim=align_dim,
+            maxout_dim=maxout_dim,
+        )
         super().__init__((source_size, target_size), embedding_dim, dropout, begin, end)
         self.encoder = nn.GRU(embedding_dim, encoder_dim, batch_first=True, bidirectional=True)
         self.initial = nn.Linear(encoder_dim, hidden_dim)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..functional import checks
-from ..nn import AdditiveAttention, AttentionRNN
+from ..nn import AdditiveAttention, AttentionRNN, inputs
 from .common import MaxoutReadout, Translator, lengths_on_cpu, tokens
 
 
@@ -54,6 +54,9 @@ class Seq2Seq(Translator):
         repeat_source: bool = False,
         backend: str | None = None,
     ) -> None:
+        embedding_dim, hidden_dim, maxout_dim = inputs.sizes(
+            embedding_dim=embedding_dim, hidden_dim=hidden_dim, maxout_dim=maxout_dim
+        )
         super().__init__((source_size, target_size), embedding_dim, dropout, begin, end)
         checks.flags(reverse_source=reverse_source, repeat_source=repeat_source)
         self.reverse_source, self.repeat_source = reverse_source, repeat_source

@@ -29,7 +29,9 @@ Attended = Tensor | tuple[Tensor, Tensor | None] | Triple
 class PreparedMemory:
     """The keys and values that a decoder keeps between steps; immutable.
 
-    Made by `AdditiveAttention.prepare`.
+    Made by `AdditiveAttention.prepare`. `torch.load` with ``weights_only=True`` needs
+    ``torch.serialization.add_safe_globals([PreparedMemory, restore_memory])``, where
+    ``restore_memory`` is that of `attnkernels.functional.memory`.
 
     Attributes:
         memory: the projected keys, the values and the score vector; its `lead` is (B,), with heads
@@ -114,11 +116,10 @@ class AdditiveAttention(Projections):
             device=device,
             dtype=dtype,
         )
-        checks.number("dropout", dropout, 0, 1)
-        checks.scoring(activation, negative_slope, scale)
+        self.dropout = checks.number("dropout", dropout, 0, 1)
+        self.negative_slope, self.scale = checks.scoring(activation, negative_slope, scale)
         inputs.backend_name(backend)
-        self.activation, self.negative_slope = activation, negative_slope
-        self.dropout, self.scale, self.backend = dropout, scale, backend
+        self.activation, self.backend = activation, backend
 
     @overload
     def forward(
@@ -153,8 +154,9 @@ class AdditiveAttention(Projections):
             key_lengths: (B,), int32 or int64, in [0, m]: how many keys of each sequence take part.
                 The range is checked on a CPU only.
             attn_mask: broadcastable to the shape of the weights; bool (True takes part) or of
-                query's dtype (added to the score; -inf excludes). With heads a mask of each
-                sequence is (B, 1, n, m): the first dimension of (x, n, m) is that of the heads.
+                query's dtype (added to the score; -inf excludes). A mask of the keys of each
+                sequence is (B, 1, m), with heads (B, 1, 1, m). With heads a mask of each sequence
+                or head has all dimensions of the weights: (B, n, m) and (H, n, m) are refused.
             return_weights: also return the weights, after dropout.
 
         Returns:
@@ -172,6 +174,8 @@ class AdditiveAttention(Projections):
         if attn_mask is not None:
             heads = {"H": self.num_heads} if self.num_heads > 1 else {}
             attn_mask = inputs.mask(attn_mask, query, B=batch, **heads, **steps, m=m)
+            if heads and attn_mask is not None:
+                inputs.mask_of_heads(attn_mask, B=batch, **heads, **steps, m=m)
             if attn_mask is not None and attn_mask.ndim and not steps:
                 attn_mask = attn_mask.unsqueeze(-2)
         result = additive_attention(
@@ -273,10 +277,15 @@ class AdditiveAttention(Projections):
         """
 
         def attended(query: Tensor) -> Tensor | Pair:
-            return _results(*self._merged(attend(self._rows(query)), query.ndim == 2))
+            context, weights = self._merged(attend(self._rows(query)), query.ndim == 2)
+            return context if weights is None else (context, weights)
+
+        def read(query: Tensor) -> tuple[Tensor, Tensor | None]:
+            found = self(query, reading)
+            return (found, None) if isinstance(found, Tensor) else found
 
         reading: Any = Reading(attended)
-        return lambda query: contexts_and_weights(self(query, reading))
+        return read
 
     def _rows(self, query: Tensor) -> Tensor:
         """Return the projected query (B, [H,] n, d), with n = 1 if it has none."""

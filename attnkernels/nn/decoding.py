@@ -111,9 +111,9 @@ def beam_search(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
-    inputs.sizes(max_length=max_length, beams=beams)
-    checks.number("length_penalty", length_penalty)
-    start, eos = inputs.index("start", start), inputs.index("eos", eos)
+    max_length, beams = inputs.sizes(max_length=max_length, beams=beams)
+    length_penalty = checks.number("length_penalty", length_penalty)
+    start, eos = _checked(rnn, embed, readout, start, eos)
     prepared = as_forward(rnn, "prepared")(memory, key_lengths)
     step = as_forward(rnn, "step")
     batch = prepared.batch
@@ -172,8 +172,8 @@ def greedy_search(
 
     Arguments, results and errors are those of `beam_search`.
     """
-    inputs.sizes(max_length=max_length)
-    start, eos = inputs.index("start", start), inputs.index("eos", eos)
+    (max_length,) = inputs.sizes(max_length=max_length)
+    start, eos = _checked(rnn, embed, readout, start, eos)
     with torch.no_grad():
         prepared = as_forward(rnn, "prepared")(memory, key_lengths)
         step = as_forward(rnn, "step")
@@ -197,6 +197,17 @@ def greedy_search(
     assert total is not None
     total = total.unsqueeze(1)
     return Decoded(torch.stack(tokens, -1).unsqueeze(1), lengths.unsqueeze(1), total, total)
+
+
+def _checked(rnn: object, embed: object, readout: object, start: Any, eos: Any) -> tuple[int, int]:
+    """Check what both searches take, and return the tokens `start` and `eos`."""
+    if not all(hasattr(rnn, name) for name in ("prepared", "initial_state", "step")):
+        raise TypeError(
+            f"rnn must have the methods prepared, initial_state and step, got {checks.kind(rnn)}"
+        )
+    for name, function in (("embed", embed), ("readout", readout)):
+        checks.instance(name, function, Callable, "a function")  # type: ignore[arg-type]
+    return checks.integer("start", start), checks.integer("eos", eos)
 
 
 def _log_probs(logits: Tensor, rows: int, eos: int) -> Tensor:

@@ -61,7 +61,7 @@ class LocationSensitiveAttention(StepwiseAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        inputs.sizes(channels=channels, kernel_size=kernel_size)
+        channels, kernel_size = inputs.sizes(channels=channels, kernel_size=kernel_size)
         checks.choice("cumulative", cumulative, (True, False, "both"))
         if not isinstance(cumulative, str):
             checks.flags(cumulative=cumulative)

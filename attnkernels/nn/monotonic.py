@@ -78,8 +78,8 @@ class MonotonicAttention(Projections):
         dtype: torch.dtype | None = None,
     ) -> None:
         checks.choice("evaluation", evaluation, ("hard", "expected"))
-        checks.number("score_bias", score_bias)
-        checks.number("noise", noise, 0)
+        score_bias = checks.number("score_bias", score_bias)
+        noise = checks.number("noise", noise, 0)
         inputs.backend_name(backend)
         sizes = query_dim, key_dim, hidden_dim
         super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
@@ -248,8 +248,11 @@ def expected_alignment(energy: Tensor, previous: Tensor) -> Tensor:
     those that underflow.
 
     Raises:
+        TypeError: an argument is not a floating tensor.
         ValueError: the shapes differ.
     """
+    checks.tensor("energy", energy, dtype=checks.FLOATING)
+    checks.tensor("previous", previous, dtype=checks.FLOATING)
     if energy.shape != previous.shape:
         raise ValueError(
             f"previous must have the shape of energy, {tuple(energy.shape)}, got "

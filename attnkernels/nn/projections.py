@@ -51,7 +51,7 @@ class Projections(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        inputs.sizes(
+        query_dim, key_dim, hidden_dim, num_heads = inputs.sizes(
             query_dim=query_dim, key_dim=key_dim, hidden_dim=hidden_dim, num_heads=num_heads
         )
         checks.multiple("hidden_dim", hidden_dim, "num_heads", num_heads)

@@ -120,6 +120,7 @@ class AttentionRNN(nn.Module):
         """
         prepared = self.prepared(memory, key_lengths)
         checks.tensor("inputs", inputs, "(B, T, e)", (prepared.batch, None, None))
+        self._fits("inputs", inputs, prepared)
         if not inputs.shape[1]:
             raise ValueError(f"inputs must have T of at least 1, got shape {tuple(inputs.shape)}")
         rows = inputs.unbind(1)
@@ -188,9 +189,10 @@ class AttentionRNN(nn.Module):
         Raises:
             TypeError, ValueError: as `forward`.
         """
-        checks.positive_int("steps", steps)
+        steps = checks.positive_int("steps", steps)
         prepared = self.prepared(memory, key_lengths)
         checks.tensor("first", first, "(B, e)", (prepared.batch, None))
+        self._fits("first", first, prepared)
 
         def following(t: int, output: Tensor, context: Tensor) -> Tensor:
             return feed(output, context)
@@ -240,6 +242,7 @@ class AttentionRNN(nn.Module):
         checks.instance("prepared", prepared, PreparedMemory, "what attention.prepare() returned")
         checks.instance("state", state, DecoderState, "a DecoderState")
         attend = self._attend_beams(prepared, _beams(inputs, prepared.batch), return_weights)
+        self._fits("inputs", inputs, prepared)
         return _results(*self._step(inputs, attend, state))
 
     def initial_state(self, prepared: PreparedMemory, state: Any = None) -> DecoderState:
@@ -316,6 +319,15 @@ class AttentionRNN(nn.Module):
             return DecoderState(state, attend(output)[0])
         value = prepared.memory.value
         return DecoderState(None, value.new_zeros(prepared.batch, prepared.value_dim))
+
+    def _fits(self, name: str, x: Tensor, prepared: PreparedMemory) -> None:
+        """Raise ValueError unless the cell takes the features of `x` and those of a context."""
+        width = getattr(self.cell, "input_size", None)  # of torch's cells
+        if type(width) is int and width != x.shape[-1] + prepared.value_dim:
+            raise ValueError(
+                f"{name} must have e = {width - prepared.value_dim} features, so that the cell "
+                f"gets e + value_dim = {width}, got shape {tuple(x.shape)}"
+            )
 
     def _output(self, name: str, state: Any, rows: int) -> Tensor:
         """Return the output of a cell, which is the query of its attention."""

@@ -114,7 +114,7 @@ CASES = {
         lambda: LocationSensitiveAttention(*SIZES, normalize=True, channels=2, kernel_size=3),
         _pairs,
     ),
-    "monotonic": Case(lambda: MonotonicAttention(*SIZES, evaluation="expected"), _pairs),
+    "moving": Case(lambda: MonotonicAttention(*SIZES, evaluation="expected"), _pairs),
     "hard": Case(lambda: HardAttention(*SIZES, evaluation="expected", normalize=True), _pairs),
     "pointer": Case(lambda: PointerHead(*SIZES, normalize=True), _pairs),
     "rnn": Case(lambda: _rnn(normalize=True), _decoded, ("attention", "cell")),

@@ -75,7 +75,7 @@ def test_hooks_of_hard_attention_see_every_word() -> None:
 MODULES = {
     "additive": lambda: AdditiveAttention(D, D, 8, normalize=True),
     "heads": lambda: AdditiveAttention(D, D, 8, num_heads=2, normalize=True),
-    "monotonic": lambda: MonotonicAttention(D, D, 8),
+    "moving": lambda: MonotonicAttention(D, D, 8),
     "coverage": lambda: CoverageAttention(D, D, 8, normalize=True),
     "decoder": lambda: AttentionRNN(
         nn.GRUCell(2 * D, D), AdditiveAttention(D, D, 8, normalize=True)
