@@ -34,7 +34,7 @@ def number(name: str, value: Any, low: float = -inf, high: float = inf) -> Any:
     """
     if type(value) is not float:
         if isinstance(value, bool) or not (isinstance(value, _NUMBERS) or _of_numpy(value, "fiu")):
-            raise TypeError(f"{name} must be a number, got {kind(value)}")
+            raise TypeError(f"{name} must be a number, got {type_name(value)}")
         if not isinstance(value, (torch.SymFloat, torch.SymInt)):
             value = int(value) if isinstance(value, Integral) else float(value)
     if not (low <= value <= high and -inf < value < inf):
@@ -57,7 +57,7 @@ def integer(name: str, value: Any) -> int:
     """Return `value` as an int; raise TypeError unless it is one, NumPy's included, and no bool."""
     if type(value) is not int:
         if isinstance(value, bool) or not (isinstance(value, int) or _of_numpy(value, "iu")):
-            raise TypeError(f"{name} must be an int, got {kind(value)}")
+            raise TypeError(f"{name} must be an int, got {type_name(value)}")
         value = int(value)
     return value
 
@@ -79,7 +79,7 @@ def multiple(name: str, value: int, of: str, divisor: int) -> None:
         raise ValueError(f"{name} must be a multiple of {of}, {divisor}, got {value}")
 
 
-def kind(value: object) -> str:
+def type_name(value: object) -> str:
     """Return the type of an argument, as messages name it."""
     of = type(value)
     if of.__module__ == "numpy":
@@ -96,7 +96,7 @@ def flags(**values: object) -> None:
     """Raise TypeError unless every one of the named `values` is True or False."""
     for name, value in values.items():
         if value is not True and value is not False:
-            raise TypeError(f"{name} must be a bool, got {kind(value)}")
+            raise TypeError(f"{name} must be a bool, got {type_name(value)}")
 
 
 def choice(name: str, value: object, choices: Collection[object]) -> None:
@@ -110,7 +110,7 @@ def instance(name: str, value: object, kind: type, wanted: str | None = None) ->
     """Raise TypeError unless `value` is a `kind`, which the message calls `wanted`."""
     if not isinstance(value, kind):
         wanted = wanted or f"of type {kind.__name__}"
-        raise TypeError(f"{name} must be {wanted}, got {kind(value)}")
+        raise TypeError(f"{name} must be {wanted}, got {type_name(value)}")
 
 
 def tensor(
@@ -134,7 +134,7 @@ def tensor(
         ValueError: it has another shape.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor{symbols and ' ' + symbols}, got {kind(x)}")
+        raise TypeError(f"{name} must be a tensor{symbols and ' ' + symbols}, got {type_name(x)}")
     if type(x).__name__ == "DTensor":
         raise TypeError(
             f"{name} must be a plain tensor, got a DTensor: call this on the local shards, with "

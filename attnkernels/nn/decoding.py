@@ -203,7 +203,7 @@ def _checked(rnn: object, embed: object, readout: object, start: Any, eos: Any) 
     """Check what both searches take, and return the tokens `start` and `eos`."""
     if not all(hasattr(rnn, name) for name in ("prepared", "initial_state", "step")):
         raise TypeError(
-            f"rnn must have the methods prepared, initial_state and step, got {checks.kind(rnn)}"
+            f"rnn must have the methods prepared, initial_state and step, got {checks.type_name(rnn)}"
         )
     for name, function in (("embed", embed), ("readout", readout)):
         checks.instance(name, function, Callable, "a function")  # type: ignore[arg-type]
