@@ -25,6 +25,8 @@ CONVENTIONS = {
 class Attention(Fused):
     """The tutorial's Attention: the context and the weights."""
 
+    scoring = staticmethod(lambda module: (module.full_att,))
+
     def forward(self, encoder_out: Tensor, decoder_hidden: Tensor) -> tuple[Tensor, Tensor]:
         return attend(
             self.decoder_att(decoder_hidden),

@@ -73,6 +73,8 @@ CONVENTIONS = {
 class Add(Fused):
     """AttAdd: the context and the weights."""
 
+    scoring = staticmethod(lambda module: (module.gvec,))
+
     def forward(
         self, enc_hs_pad: Tensor, enc_hs_len: Lengths, dec_z: Any, att_prev: Any, scaling: Any = 2.0
     ) -> tuple[Tensor, Tensor]:
@@ -91,6 +93,8 @@ class Add(Fused):
 
 class Location(Fused):
     """AttLoc: the context and the weights. A window of frames is computed by AttLoc itself."""
+
+    scoring = staticmethod(lambda module: (module.gvec,))
 
     def forward(
         self,
@@ -117,6 +121,8 @@ class Location(Fused):
 class Coverage(Fused):
     """AttCov: the context and the list of all weights, to which those of this step are added."""
 
+    scoring = staticmethod(lambda module: (module.gvec,))
+
     def forward(
         self,
         enc_hs_pad: Tensor,
@@ -140,6 +146,8 @@ class Heads(Fused):
 
     pre_compute_k: list[Tensor] | None
     pre_compute_v: list[Tensor] | None
+
+    scoring = staticmethod(lambda module: tuple(module.gvec))
 
     def forward(
         self, enc_hs_pad: Tensor, enc_hs_len: Lengths, dec_z: Tensor | None, att_prev: Any

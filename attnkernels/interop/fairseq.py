@@ -36,6 +36,8 @@ CONVENTIONS = {
 class Mlp(Fused):
     """MLPAttention: the context (B, dv) and weights (m, B) of a source that comes time first."""
 
+    scoring = staticmethod(lambda module: (module.to_scores,))
+
     def forward(
         self, decoder_state: Tensor, source_hids: Tensor, encoder_padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -54,6 +56,8 @@ class Location(Fused):
     """LocationAttention: the context and the weights."""
 
     proj_enc_out: Tensor | None
+
+    scoring = staticmethod(lambda module: (module.proj_out[1],))
 
     def forward(
         self,

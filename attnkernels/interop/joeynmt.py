@@ -25,6 +25,8 @@ CONVENTIONS = {
 class Bahdanau(Fused):
     """BahdanauAttention: the context (B, 1, dv) and weights (B, 1, m)."""
 
+    scoring = staticmethod(lambda module: (module.energy_layer,))
+
     def forward(self, query: Tensor, mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self._check_input_shapes_forward(query=query, mask=mask, values=values)
         assert self.proj_keys is not None, "projection keys have to get pre-computed"

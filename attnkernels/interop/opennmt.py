@@ -33,6 +33,8 @@ class Mlp(Fused):
     A call with coverage is computed by GlobalAttention itself.
     """
 
+    scoring = staticmethod(lambda module: (module.v,) if module.attn_type == "mlp" else ())
+
     def forward(
         self, src: Tensor, enc_out: Tensor, src_len: Tensor | None = None, coverage: Any = None
     ) -> tuple[Tensor, Tensor]:

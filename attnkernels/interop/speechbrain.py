@@ -41,6 +41,8 @@ CONVENTIONS = {
 class Content(Fused):
     """ContentBasedAttention: the context after ``mlp_out``, and the weights."""
 
+    scoring = staticmethod(lambda module: (module.mlp_attn,))
+
     def forward(
         self, enc_states: Tensor, enc_len: Tensor, dec_states: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -60,6 +62,8 @@ class Content(Fused):
 
 class Location(Fused):
     """LocationAwareAttention: as `Content`; ``prev_attn`` is detached, as in SpeechBrain."""
+
+    scoring = staticmethod(lambda module: (module.mlp_attn,))
 
     def forward(
         self, enc_states: Tensor, enc_len: Tensor, dec_states: Tensor

@@ -202,9 +202,8 @@ def greedy_search(
 def _checked(rnn: object, embed: object, readout: object, start: Any, eos: Any) -> tuple[int, int]:
     """Check what both searches take, and return the tokens `start` and `eos`."""
     if not all(hasattr(rnn, name) for name in ("prepared", "initial_state", "step")):
-        raise TypeError(
-            f"rnn must have the methods prepared, initial_state and step, got {checks.type_name(rnn)}"
-        )
+        wanted = "have the methods prepared, initial_state and step"
+        raise TypeError(f"rnn must {wanted}, got {checks.type_name(rnn)}")
     for name, function in (("embed", embed), ("readout", readout)):
         checks.instance(name, function, Callable, "a function")  # type: ignore[arg-type]
     return checks.integer("start", start), checks.integer("eos", eos)

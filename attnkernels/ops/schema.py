@@ -20,14 +20,21 @@ from .codes import find_activation
 from .fakes import fake
 from .signature import SIGNATURES, Operator
 
-_library = Library("attnkernels", "DEF")
+# Kept by importlib.reload, as torch keeps what was registered: an operator is defined only once.
+_library: Library = globals().get("_library") or Library("attnkernels", "DEF")
 
 
 def define(prefix: str, *names: str) -> SimpleNamespace:
-    """Define one backend's operators, those of `names`; return their overloads by name."""
+    """Define one backend's operators, those of `names`; return their overloads by name.
+
+    A module that is loaded again gets the operators of the first time.
+    """
     ops = SimpleNamespace()
     for name in names:
         full = f"{prefix}_{name}"
+        if hasattr(torch.ops.attnkernels, full):
+            setattr(ops, name, getattr(torch.ops.attnkernels, full).default)
+            continue
         schema = SIGNATURES[name].schema()
         _library.define(full + schema, tags=(torch.Tag.pt2_compliant_tag,))
         op = getattr(torch.ops.attnkernels, full).default
@@ -40,8 +47,11 @@ def define(prefix: str, *names: str) -> SimpleNamespace:
 def implement(full: str, function: Operator, dispatch_key: str) -> None:
     """Give operator `full` ("triton_forward") a Python implementation for one kind of device.
 
-    An unknown activation is refused before `function` is called.
+    An unknown activation is refused before `function` is called. A module that is loaded again
+    keeps the implementation of the first time.
     """
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"attnkernels::{full}", dispatch_key):
+        return
     activation = SIGNATURES[full.split("_", 1)[1]].place("activation")
 
     def checked(*args: Any) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 KEPT = "_attnkernels_kept"  # the attribute of a module that holds its prepared keys
 Draw = Callable[..., Tensor]  # sizes -> a random tensor of the module's dtype and device
@@ -62,7 +64,29 @@ class Fused(_Base):
     """Base of the classes whose methods take precedence over those of a library's class.
 
     It has no state but the attribute `KEPT`, which copies and pickles leave out.
+
+    Attributes:
+        scoring: a function of the module that returns the layers whose weights ``forward`` reads
+            instead of calling them. While one of them `adds_something`, such as an adapter, a hook
+            or a quantised layer, the library's own ``forward`` computes.
     """
+
+    scoring: ClassVar[Any] = staticmethod(lambda module: ())
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "scoring" not in vars(cls):  # a class of `fused_class`, or nothing to read
+            return
+        scoring, fused = cls.scoring, cls.forward
+
+        @wraps(fused)
+        def forward(self: Any, *args: Any, **options: Any) -> Any:
+            for layer in scoring(self):
+                if adds_something(layer) is not None:
+                    return super(cls, self).forward(*args, **options)
+            return fused(self, *args, **options)
+
+        cls.forward = forward
 
     if TYPE_CHECKING:  # the attributes are those of the library's class
 
@@ -74,6 +98,30 @@ class Fused(_Base):
             return super().__reduce_ex__(protocol)  # Keras saves and loads layers in its own way
         state = {name: x for name, x in self.__dict__.items() if name != KEPT}
         return _blank, cls.__bases__, state
+
+
+def adds_something(layer: nn.Module) -> str | None:
+    """Return a phrase for what a call of ``layer`` may do besides multiplying by its weight.
+
+    Return None for a `torch.nn.Linear`, parametrised or not.
+    """
+    of = type(layer)
+    if of is not nn.Linear and not (of.__bases__ == (nn.Linear,) and is_parametrized(layer)):
+        return f"is a {of.__name__}, not a torch.nn.Linear"
+    inside = layer.__dict__
+    if (
+        inside["_forward_hooks"]
+        or inside["_forward_pre_hooks"]
+        or inside["_backward_hooks"]
+        or inside["_backward_pre_hooks"]
+    ):
+        return "has hooks"
+    if "forward" in inside:
+        return "has a forward of its own"
+    weight = inside["_parameters"].get("weight")
+    if weight is not None and type(weight) is not nn.Parameter:
+        return f"has a weight of type {type(weight).__name__}"
+    return None
 
 
 _CLASSES: dict[tuple[type, type], type[nn.Module]] = {}
