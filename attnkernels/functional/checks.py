@@ -35,7 +35,7 @@ def number(name: str, value: Any, low: float = -inf, high: float = inf) -> Any:
     if type(value) is not float:
         if isinstance(value, bool) or not (isinstance(value, _NUMBERS) or _of_numpy(value, "fiu")):
             raise TypeError(f"{name} must be a number, got {type_name(value)}")
-        if not isinstance(value, (torch.SymFloat, torch.SymInt)):
+        if type(value) is not int and not isinstance(value, (torch.SymFloat, torch.SymInt)):
             value = int(value) if isinstance(value, Integral) else float(value)
     if not (low <= value <= high and -inf < value < inf):
         raise ValueError(f"{name} must {_range(low, high)}, got {value}")

@@ -152,7 +152,7 @@ class AdditiveMemory:
             attn_mask, kept.key_lengths, None, None, kept.packed_key, None, dropout_p, False,
             kept.activation, kept.negative_slope, kept.scale, return_weights,
         ))  # fmt: skip
-        arguments.step(query, self.key, self.lead, options, return_lse)
+        options = arguments.step(query, self.key, self.lead, options, return_lse)
         if dropout_p:
             options = options.seeded(draw_seed(query.device))
         attention = ranged("AdditiveMemory.attend", self.chosen.NAME, self.chosen.attention)

@@ -66,6 +66,11 @@ class Translator(nn.Module):
         """Return this model's arguments for `attnkernels.nn.beam_search`."""
         raise NotImplementedError
 
+    def _maxout(self, input_dim: int, maxout_dim: int) -> MaxoutReadout:
+        """Return the readout of the target's tokens."""
+        size = self.target_embedding.num_embeddings
+        return MaxoutReadout(input_dim, maxout_dim, size, self.dropout.p)
+
     def _embedded(self, source: Tensor) -> Tensor:
         return self.dropout(self.source_embedding(source))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..functional import checks
 from ..functional.results import Pair
 from ..nn import AdditiveAttention, AttentionRNN, inputs
-from .common import MaxoutReadout, Translator, lengths_on_cpu, read, tokens
+from .common import Translator, lengths_on_cpu, read, tokens
 
 if TYPE_CHECKING:
     from ..nn.overloads import EitherWay, NoWeights, Unpack, WithWeights
@@ -83,7 +83,7 @@ class RNNsearch(Translator):
             nn.GRUCell(embedding_dim + annotation_dim, hidden_dim),
             AdditiveAttention(hidden_dim, annotation_dim, align_dim, backend=backend),
         )
-        self.readout = MaxoutReadout(hidden_dim + annotation_dim, maxout_dim, target_size, dropout)
+        self.readout = self._maxout(hidden_dim + annotation_dim, maxout_dim)
 
     @overload
     def forward(

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..functional import checks
 from ..nn import AdditiveAttention, AttentionRNN, inputs
-from .common import MaxoutReadout, Translator, lengths_on_cpu, tokens
+from .common import Translator, lengths_on_cpu, tokens
 
 
 class Seq2Seq(Translator):
@@ -64,7 +64,7 @@ class Seq2Seq(Translator):
         self.vector = nn.Linear(hidden_dim, hidden_dim)
         self.initial = nn.Linear(hidden_dim, hidden_dim)
         self.decoder = nn.GRU(embedding_dim + hidden_dim, hidden_dim, batch_first=True)
-        self.readout = MaxoutReadout(2 * hidden_dim, maxout_dim, target_size, dropout)
+        self.readout = self._maxout(2 * hidden_dim, maxout_dim)
         # For the searches: attention to a memory of one row returns that row, whatever its score,
         # so its parameters have nothing to learn.
         attention = AdditiveAttention(hidden_dim, hidden_dim, 1, backend=backend)

@@ -36,8 +36,8 @@ from attnkernels.nn import (
     score_function_loss,
 )
 
-FLOATS = [np.float32, np.float64, np.float16, np.longdouble]
-INTS = [np.int64, np.int32, np.uint8]
+FLOATS = [np.float32, np.float16, np.longdouble]
+INTS = [np.int64, np.uint8]
 NO_NUMBERS = [np.bool_(True), True, np.array(1.0), np.array([1]), torch.tensor(1.0), "1", None]
 
 
