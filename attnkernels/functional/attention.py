@@ -127,7 +127,7 @@ def additive_attention(
         attn_mask, key_lengths, None, None, None, None, dropout_p, is_causal, activation,
         negative_slope, scale, return_weights,
     ))  # fmt: skip
-    problem = arguments.attention(query, key, value, weight, options, return_lse)
+    problem, options = arguments.attention(query, key, value, weight, options, return_lse)
     chosen = select(problem, backend, (query, key, value, weight))
     if dropout_p:
         options = options.seeded(draw_seed(query.device))
@@ -165,7 +165,7 @@ def additive_scores(
         TypeError, ValueError: as `additive_attention`.
     """
     options = scoring_options(activation, negative_slope, scale)
-    problem = arguments.scores(query, key, weight, options)
+    problem, options = arguments.scores(query, key, weight, options)
     chosen = select(problem, backend, (query, key, weight))
     return ranged("additive_scores", chosen.NAME, chosen.scores)(query, key, weight, options)
 
@@ -243,7 +243,7 @@ def additive_attention_varlen(
     """
     packed = (None, None, cu_seqlens_q, cu_seqlens_k, None, None, dropout_p, is_causal)
     options = Options(*packed, activation, negative_slope, scale)
-    problem = arguments.varlen(query, key, value, weight, options, return_lse)
+    problem, options = arguments.varlen(query, key, value, weight, options, return_lse)
     # Only the device knows the number of queries per sequence.
     chosen = select(problem, backend, (query, key, value, weight), step=False)
     if dropout_p:

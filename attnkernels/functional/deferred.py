@@ -131,7 +131,8 @@ class _Keys(torch.autograd.Function):
         value: Tensor,
         weight: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(key, value, weight)
+        # A copy: FSDP2 may have freed a parameter by the time of the backward below.
+        ctx.save_for_backward(key, value, weight.clone())
         ctx.progress = progress
         ctx.options = {
             "key_lengths": memory.key_lengths,

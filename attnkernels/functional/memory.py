@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, overload
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from ..backends.base import Backend
 from ..ops.codes import ActivationName
 from ..ops.seed import draw_seed
 from ..ops.signature import Options, scoring_options
-from . import arguments
+from . import arguments, checks
 from .annotations import ranged
 from .autocast import cast, follows_autocast
 from .results import Pair, Result, Triple, results
@@ -55,6 +54,8 @@ def prepare_keys(
     """
     options = scoring_options(activation, negative_slope, scale, key_lengths)
     problem, lead = arguments.prepared(key, value, weight, options)
+    if not type(negative_slope) is type(scale) is float:  # kept, so not as NumPy's
+        negative_slope, scale = checks.scoring(activation, negative_slope, scale)
     chosen = select(problem, backend, (key, value, weight), step=True)
     with torch.no_grad():  # gradients reach the key itself
         pack_keys = ranged("prepare_keys", chosen.NAME, chosen.pack_keys)
@@ -64,9 +65,12 @@ def prepare_keys(
     return AdditiveMemory(key, value, weight, options, backend, lead, chosen, versions)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AdditiveMemory:
     """Prepared keys and their values, made by `prepare_keys`; immutable.
+
+    `torch.load` with ``weights_only=True`` needs
+    ``torch.serialization.add_safe_globals([attnkernels.functional.memory.restore_memory])``.
 
     Attributes:
         key: (..., m, d); value (..., m, dv); weight (..., d): as they were given.
@@ -86,11 +90,11 @@ class AdditiveMemory:
     key: Tensor
     value: Tensor
     weight: Tensor
-    options: Options = field(repr=False)
+    options: Options
     backend: str | None
     lead: tuple[int, ...]
-    chosen: Backend = field(repr=False)
-    versions: tuple[int, ...] | None = field(repr=False)
+    chosen: Backend
+    versions: tuple[int, ...] | None
 
     @property
     def key_lengths(self) -> Tensor | None:
@@ -161,7 +165,7 @@ class AdditiveMemory:
             attn_mask, kept.key_lengths, None, None, kept.packed_key, None, dropout_p, False,
             kept.activation, kept.negative_slope, kept.scale, return_weights,
         ))  # fmt: skip
-        arguments.step(query, key, self.lead, options, return_lse)
+        options = arguments.step(query, key, self.lead, options, return_lse)
         if dropout_p:
             options = options.seeded(draw_seed(query.device))
         attention = ranged("AdditiveMemory.attend", self.chosen.NAME, self.chosen.attention)
@@ -227,16 +231,49 @@ class AdditiveMemory:
                     f" changed in place (version {new}, prepared at {old}): prepare the keys anew"
                 )
 
-    def __reduce__(self) -> tuple[Callable[..., AdditiveMemory], tuple[Tensor, ...]]:
-        prepare = partial(
-            prepare_keys,
-            key_lengths=self.key_lengths,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            scale=self.scale,
-            backend=self.backend,
+    def __reduce__(self) -> tuple[Callable[..., AdditiveMemory], tuple[Any, ...]]:
+        kept = self.key_lengths, self.activation, self.negative_slope, self.scale, self.backend
+        return restore_memory, (self.key, self.value, self.weight, *kept)
+
+    def __repr__(self) -> str:
+        lengths = self.key_lengths
+        given = {"key": self.key, "value": self.value, "weight": self.weight}
+        given |= {} if lengths is None else {"key_lengths": lengths}
+        return (
+            f"AdditiveMemory({described(given)}, activation={self.activation!r}, "
+            f"scale={self.scale}, backend={self.backend!r}, lead={tuple(self.lead)})"
         )
-        return prepare, (self.key, self.value, self.weight)
+
+
+def restore_memory(
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    key_lengths: Tensor | None,
+    activation: ActivationName,
+    negative_slope: float,
+    scale: float,
+    backend: str | None,
+) -> AdditiveMemory:
+    """Prepare the keys of a saved memory; arguments as in `prepare_keys`."""
+    return prepare_keys(
+        key,
+        value,
+        weight,
+        key_lengths=key_lengths,
+        activation=activation,
+        negative_slope=negative_slope,
+        scale=scale,
+        backend=backend,
+    )
+
+
+def described(tensors: Mapping[str, Tensor | None]) -> str:
+    """Return tensors as the `repr` of a memory shows them: on one line, without their values."""
+    return ", ".join(
+        f"{name}={x if x is None else f'{x.dtype}{list(x.shape)}'.removeprefix('torch.')}"
+        for name, x in tensors.items()
+    )
 
 
 def _versions(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..functional import checks
 from ..functional.results import Pair
-from ..nn import AdditiveAttention, AttentionRNN
-from .common import MaxoutReadout, Translator, lengths_on_cpu, read, tokens
+from ..nn import AdditiveAttention, AttentionRNN, inputs
+from .common import Translator, lengths_on_cpu, read, tokens
 
 if TYPE_CHECKING:
     from ..nn.overloads import EitherWay, NoWeights, Unpack, WithWeights
@@ -49,9 +49,10 @@ class RNNsearch(Translator):
         decoder: an `AttentionRNN`.
 
     Raises:
-        TypeError: ``dropout`` is not a number, or ``defer_gradients`` is not a bool.
-        ValueError: begin or end is not a target token other than padding, or dropout is not in
-            [0, 1).
+        TypeError: ``dropout`` is not a number, begin or end is not an int, or ``defer_gradients`` is
+            not a bool.
+        ValueError: a size is not a positive int, begin or end is not a target token other than
+            padding, or dropout is not in [0, 1).
     """
 
     def __init__(
@@ -70,6 +71,13 @@ class RNNsearch(Translator):
         defer_gradients: bool = True,
         backend: str | None = None,
     ) -> None:
+        embedding_dim, encoder_dim, hidden_dim, align_dim, maxout_dim = inputs.sizes(
+            embedding_dim=embedding_dim,
+            encoder_dim=encoder_dim,
+            hidden_dim=hidden_dim,
+            align_dim=align_dim,
+            maxout_dim=maxout_dim,
+        )
         super().__init__((source_size, target_size), embedding_dim, dropout, begin, end)
         self.encoder = nn.GRU(embedding_dim, encoder_dim, batch_first=True, bidirectional=True)
         self.initial = nn.Linear(encoder_dim, hidden_dim)
@@ -79,7 +87,7 @@ class RNNsearch(Translator):
             AdditiveAttention(hidden_dim, annotation_dim, align_dim, backend=backend),
             defer_gradients=defer_gradients,
         )
-        self.readout = MaxoutReadout(hidden_dim + annotation_dim, maxout_dim, target_size, dropout)
+        self.readout = self._maxout(hidden_dim + annotation_dim, maxout_dim)
 
     @overload
     def forward(

@@ -21,14 +21,22 @@ from .codes import find_activation
 from .fakes import fake
 from .signature import SIGNATURES, Operator
 
-_library = Library("attnkernels", "DEF")
+# Kept by importlib.reload, as torch keeps what was registered: an operator is defined only once.
+_library: Library = globals().get("_library") or Library("attnkernels", "DEF")
+_ready: dict[str, Any] = globals().get("_ready") or {}  # the operators, by name
 
 
 def define(prefix: str, *names: str) -> SimpleNamespace:
-    """Define one backend's operators, those of `names`; return their overloads by name."""
+    """Define one backend's operators, those of `names`; return their overloads by name.
+
+    A module that is loaded again gets the operators of the first time.
+    """
     ops = SimpleNamespace()
     for name in names:
         full = f"{prefix}_{name}"
+        if full in _ready:
+            setattr(ops, name, _ready[full])
+            continue
         if not hasattr(torch.ops.attnkernels, full):  # the compiled library defines its own
             schema = SIGNATURES[name].schema()
             _library.define(full + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -36,14 +44,18 @@ def define(prefix: str, *names: str) -> SimpleNamespace:
         torch.library.register_fake(f"attnkernels::{full}", fake(name), lib=_library)
         torch.library.register_vmap(f"attnkernels::{full}", vmap.rule(name, op), lib=_library)
         setattr(ops, name, op)
+        _ready[full] = op
     return ops
 
 
 def implement(full: str, function: Operator, dispatch_key: str) -> None:
     """Give operator `full` ("triton_forward") a Python implementation for one kind of device.
 
-    An unknown activation is refused before `function` is called.
+    An unknown activation is refused before `function` is called. A module that is loaded again
+    keeps the implementation of the first time.
     """
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"attnkernels::{full}", dispatch_key):
+        return
     activation = SIGNATURES[full.split("_", 1)[1]].place("activation")
 
     def checked(*args: Any) -> Any:
@@ -60,6 +72,8 @@ def composite(op: Any, function: Operator) -> Operator:
     torch.func and autograd do with it, which Dynamo's own trace of them does not always get right.
     """
     name = f"{op._schema.name.split('::')[1]}_traced"
+    if name in _ready:
+        return _ready[name]
     schema = str(op._schema)
     _library.define(name + schema[schema.index("(") :], tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -72,4 +86,5 @@ def composite(op: Any, function: Operator) -> Operator:
     _library.impl(name, call, "CompositeImplicitAutograd")
     # Before functorch gives the call to its levels: `function` uses rules of its own.
     _library.impl(name, call, "FuncTorchDynamicLayerFrontMode")
-    return getattr(torch.ops.attnkernels, name).default
+    _ready[name] = getattr(torch.ops.attnkernels, name).default
+    return _ready[name]

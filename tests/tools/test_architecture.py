@@ -32,9 +32,7 @@ OPS = (
 )
 # Every module of backends that is not named here is a backend, and stands at the dots.
 BACKENDS = ("base", "fused", "...", "select", "__init__")
-INTEROP = (
-    "__init__", "convention", "scoring", "live", "attend", "libraries", "load", "trial", "replace",
-)  # fmt: skip
+INTEROP = ("__init__", "convention", "live", "attend", "libraries", "load", "trial", "replace")
 
 
 def modules() -> list[str]:

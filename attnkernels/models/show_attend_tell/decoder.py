@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from ...nn import (
     PreparedMemory,
     ProjectedMemory,
 )
+from ...nn.calls import Reading
 from ...nn.rnn import Attend
 
 
@@ -133,4 +134,5 @@ class CaptionDecoder(AttentionRNN):
         assert self.hard is not None
         memory = prepared.memory
         projected = ProjectedMemory(memory.key, memory.value, memory.weight, memory.key_lengths)
-        return partial(self.hard.step, prepared=projected)
+        hard, reading = self.hard, Reading(partial(self.hard.step, prepared=projected))
+        return lambda hidden: hard(hidden, cast(Any, reading))
