@@ -49,8 +49,8 @@ class RNNsearch(Translator):
         decoder: an `AttentionRNN`.
 
     Raises:
-        TypeError: ``dropout`` is not a number, begin or end is not an int, or ``defer_gradients`` is
-            not a bool.
+        TypeError: ``dropout`` is not a number, begin or end is not an int, or ``defer_gradients``
+            is not a bool.
         ValueError: a size is not a positive int, begin or end is not a target token other than
             padding, or dropout is not in [0, 1).
     """

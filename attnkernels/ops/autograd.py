@@ -196,6 +196,7 @@ def _function(
         return (torch.compiler.disable(by_fused) if compiles else by_fused)(inputs)
 
     def by_fused(inputs: Values) -> Any:
+        assert fused is not None
         found = fused.at_top(inputs)
         if _are_functorch_transforms_active():
             if found is not None:

@@ -116,7 +116,7 @@ def _beside_tangents(signature: Signature, outputs: Outputs, call: Call) -> tupl
         return outputs(**{**primals, **dict(zip(tangents, args, strict=True))})
 
     at = tuple(primals[name] for name in tangents)
-    found, tangent = torch.func.jvp(moved, at, tuple(tangents.values()))
+    found, tangent, *_ = torch.func.jvp(moved, at, tuple(tangents.values()))
     return *found, *tangent
 
 

@@ -72,7 +72,7 @@ def _fake(size: Any = (), call: int = 0, *, device: torch.device) -> Tensor:
 
 def _of_examples(size: Any = (), call: int = 0, *, device: torch.device) -> Tensor:
     """Follow the randomness of torch.func.vmap, as torch's own random operations do."""
-    level = retrieve_current_functorch_interpreter()
+    level: Any = retrieve_current_functorch_interpreter()
     randomness = level.randomness()
     if randomness == "error":
         torch.randint(0, 1, ())  # raises torch's error
@@ -85,7 +85,7 @@ def _of_examples(size: Any = (), call: int = 0, *, device: torch.device) -> Tens
 
 def _mark(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Tensor:
     """Trace `draw_seed`: the seed must be saved, or drawn again from the same state."""
-    size, *_ = *args, ()
+    size = args[0] if args else ()
     calls = sum(node.target is _draw for node in mode.tracer.graph.nodes)
     proxy = mode.tracer.create_proxy("call_function", _draw, (size, calls), kwargs)
     _save(proxy.node.meta)
