@@ -12,13 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active
-from torch._C._functorch import TransformType, peek_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from .signature import TANGENT, Operator, Signature, Values
 
 _KEYS = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}
+
+
+def transforms() -> tuple[list[TransformType], list[TransformType]]:
+    """Return the transforms of torch.func, the outermost first, and those inside of every jvp."""
+    if not _are_functorch_transforms_active():
+        return [], []
+    keys = [level.key() for level in get_interpreter_stack() or ()]
+    inside = keys[::-1]
+    return keys, inside[: inside.index(TransformType.Jvp)] if TransformType.Jvp in keys else inside
+
+
+def is_first_order(keys: list[TransformType], inside: list[TransformType]) -> bool:
+    """Return True unless jvps are nested, or something other than reverse mode is inside of one."""
+    return keys.count(TransformType.Jvp) < 2 and all(key == TransformType.Grad for key in inside)
 
 
 class Jvp:
@@ -47,11 +61,8 @@ class Jvp:
         """Return True if the operator has a kernel for these inputs, and no compiler traces it."""
         return not is_dynamo_compiling() and _has_kernel(self._op, inputs[0].device.type)
 
-    def at_top(self, inputs: Values) -> tuple[Any, Any] | None:
-        """Return outputs and tangents if the innermost transform is a jvp with tangents."""
-        if _are_functorch_transforms_active():
-            if peek_interpreter_stack().key() != TransformType.Jvp:
-                return None
+    def of_duals(self, inputs: Values) -> tuple[Any, Any] | None:
+        """Return outputs and tangents, or None if no input has a tangent at the innermost level."""
         primals, tangents = self.unpacked(inputs)
         return None if tangents is None else self(primals, tangents)
 
@@ -61,7 +72,9 @@ class Jvp:
             forward_ad.unpack_dual(x) if isinstance(x, Tensor) and x.is_floating_point() else None
             for x in inputs[: self.leaves]
         ]
-        primals = [x if dual is None else dual.primal for x, dual in zip(inputs, duals, strict=False)]
+        primals = (
+            x if dual is None else dual.primal for x, dual in zip(inputs, duals, strict=False)
+        )
         tangents = tuple(None if dual is None else dual.tangent for dual in duals)
         found = any(tangent is not None for tangent in tangents)
         return (*primals, *inputs[self.leaves :]), tangents if found else None
