@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from . import plain
 from .codes import DETERMINISTIC
-from .forward_mode import Jvp, is_first_order, transforms
+from .forward_mode import Jvp, is_first_order, is_vectorized, transforms
 from .signature import (
     BACKWARD,
     FORWARD,
@@ -188,8 +188,11 @@ def _function(
         if not is_first_order(keys, inside):
             return by_formula(*inputs)
         assert fused is not None
-        found = None if inside else fused.of_duals(inputs)
-        if found is not None:
+        primals, tangents = (inputs, None) if inside else fused.unpacked(inputs)
+        if tangents is not None:
+            if is_vectorized(tangents):
+                return by_formula(*inputs)
+            found = fused(primals, tangents)
             if keys or not needs_gradient(inputs):
                 return tree_map(forward_ad.make_dual, *found)
             return Computed.apply(*inputs, found)  # reverse mode may follow, with tangents

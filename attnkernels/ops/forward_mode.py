@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active
-from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    is_legacy_batchedtensor,
+)
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
@@ -33,6 +37,11 @@ def transforms() -> tuple[list[TransformType], list[TransformType]]:
 def is_first_order(keys: list[TransformType], inside: list[TransformType]) -> bool:
     """Return True unless jvps are nested, or something other than reverse mode is inside of one."""
     return keys.count(TransformType.Jvp) < 2 and all(key == TransformType.Grad for key in inside)
+
+
+def is_vectorized(tangents: Values) -> bool:
+    """Return True for tangents of torch.autograd's own vmap, which has no rule for make_dual."""
+    return any(t is not None and is_legacy_batchedtensor(t) for t in tangents)
 
 
 class Jvp:
@@ -60,11 +69,6 @@ class Jvp:
     def exists(self, inputs: Values) -> bool:
         """Return True if the operator has a kernel for these inputs, and no compiler traces it."""
         return not is_dynamo_compiling() and _has_kernel(self._op, inputs[0].device.type)
-
-    def of_duals(self, inputs: Values) -> tuple[Any, Any] | None:
-        """Return outputs and tangents, or None if no input has a tangent at the innermost level."""
-        primals, tangents = self.unpacked(inputs)
-        return None if tangents is None else self(primals, tangents)
 
     def unpacked(self, inputs: Values) -> tuple[Values, Values | None]:
         """Return primals, and the tangents of the leaves, or None if there are none."""
