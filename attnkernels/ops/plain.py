@@ -1,6 +1,7 @@
 """The operators in terms of the formula, where derivatives need PyTorch's own operations.
 
-Forward-mode derivatives and second derivatives go through here, with the formula's use of memory.
+Second derivatives go through here, with the formula's use of memory, and so do forward-mode ones
+for which a backend has no kernel.
 """
 
 from __future__ import annotations

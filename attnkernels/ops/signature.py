@@ -181,7 +181,7 @@ SCORES_BACKWARD = Signature(
     (Argument("grad", whole=True), _QUERY, _KEY, _WEIGHT, *_SCORING, _WANTED),
     ("query", "key", "weight"),
 )
-# A tangent has the shape and the dtype of its primal; None stands for zeros. That of attn_mask
+# A tangent has the shape and the dtype of its primal; None stands for zeros. One of attn_mask
 # exists only if the mask is floating, and does not count where a pair is excluded.
 FORWARD_JVP = Signature(
     (
