@@ -128,8 +128,9 @@ def additive_attention(
         gradients. NaN in an input that takes part gives NaN.
 
     All results have first and second derivatives for query, key, value, weight and a floating
-    attn_mask, in reverse and in forward mode. A call whose inputs have forward-mode tangents takes
-    the time and memory of the naive formula, O(n m d). Under autocast, inputs are cast as for
+    attn_mask, in reverse and in forward mode. First ones are fused, in forward mode where the
+    backend has a kernel for tangents ("native" on a CPU) and outside `torch.compile`; all others
+    take the time and memory of the naive formula, O(n m d). Under autocast, inputs are cast as for
     `torch.matmul`.
 
     Raises:

@@ -11,6 +11,7 @@ A module imports only modules that come before it:
     fakes      shapes of the results, for tracing
     vmap       rules of torch.func.vmap
     schema     `define` makes a backend's operators; `implement` gives them Python functions
+    forward_mode  tangents by the fused operators
     autograd   derivatives: first, second, and in forward mode
 
 A backend with kernels calls `schema.define` and `autograd.differentiable` (through

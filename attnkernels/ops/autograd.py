@@ -1,7 +1,6 @@
-"""First derivatives by the backward operators; second and forward-mode ones by the formula.
+"""First derivatives by the operators of a backend; second derivatives by the formula.
 
-A first derivative in reverse mode costs a few times the forward; the others cost the naive
-formula's memory.
+A first derivative costs a few times the forward; the others cost the naive formula's memory.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from . import plain
 from .codes import DETERMINISTIC
-from .forward_mode import Jvp
+from .forward_mode import Jvp, is_first_order, is_vectorized, transforms
 from .signature import (
     BACKWARD,
     FORWARD,
@@ -185,15 +184,22 @@ def _function(
         return (torch.compiler.disable(by_fused) if compiles else by_fused)(inputs)
 
     def by_fused(inputs: Values) -> Any:
-        found = fused.at_top(inputs)
-        if _are_functorch_transforms_active():
-            if found is not None:
+        keys, inside = transforms()
+        if not is_first_order(keys, inside):
+            return by_formula(*inputs)
+        assert fused is not None
+        primals, tangents = (inputs, None) if inside else fused.unpacked(inputs)
+        if tangents is not None:
+            if is_vectorized(tangents):
+                return by_formula(*inputs)
+            found = fused(primals, tangents)
+            if keys or not needs_gradient(inputs):
                 return tree_map(forward_ad.make_dual, *found)
+            return Computed.apply(*inputs, found)  # reverse mode may follow, with tangents
+        if keys:
             drops = seed is not None and inputs[seed] is not None  # no rule maps over its mask
             return by_formula(*inputs) if drops else WithTangents.apply(*inputs)
-        if found is not None and needs_gradient(inputs):  # reverse mode may follow, with tangents
-            return Computed.apply(*inputs, found)
-        return None if found is None else tree_map(forward_ad.make_dual, *found)
+        return None
 
     def needs_gradient(inputs: Values) -> bool:
         if is_grad_enabled():

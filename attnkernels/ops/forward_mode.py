@@ -12,13 +12,36 @@ from typing import Any
 import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active
-from torch._C._functorch import TransformType, peek_interpreter_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    is_legacy_batchedtensor,
+)
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from .signature import TANGENT, Operator, Signature, Values
 
 _KEYS = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}
+
+
+def transforms() -> tuple[list[TransformType], list[TransformType]]:
+    """Return the transforms of torch.func, the outermost first, and those inside of every jvp."""
+    if not _are_functorch_transforms_active():
+        return [], []
+    keys = [level.key() for level in get_interpreter_stack() or ()]
+    inside = keys[::-1]
+    return keys, inside[: inside.index(TransformType.Jvp)] if TransformType.Jvp in keys else inside
+
+
+def is_first_order(keys: list[TransformType], inside: list[TransformType]) -> bool:
+    """Return True unless jvps are nested, or something other than reverse mode is inside of one."""
+    return keys.count(TransformType.Jvp) < 2 and all(key == TransformType.Grad for key in inside)
+
+
+def is_vectorized(tangents: Values) -> bool:
+    """Return True for tangents of torch.autograd's own vmap, which has no rule for make_dual."""
+    return any(t is not None and is_legacy_batchedtensor(t) for t in tangents)
 
 
 class Jvp:
@@ -47,21 +70,15 @@ class Jvp:
         """Return True if the operator has a kernel for these inputs, and no compiler traces it."""
         return not is_dynamo_compiling() and _has_kernel(self._op, inputs[0].device.type)
 
-    def at_top(self, inputs: Values) -> tuple[Any, Any] | None:
-        """Return outputs and tangents if the innermost transform is a jvp with tangents."""
-        if _are_functorch_transforms_active():
-            if peek_interpreter_stack().key() != TransformType.Jvp:
-                return None
-        primals, tangents = self.unpacked(inputs)
-        return None if tangents is None else self(primals, tangents)
-
     def unpacked(self, inputs: Values) -> tuple[Values, Values | None]:
         """Return primals, and the tangents of the leaves, or None if there are none."""
         duals = [
             forward_ad.unpack_dual(x) if isinstance(x, Tensor) and x.is_floating_point() else None
             for x in inputs[: self.leaves]
         ]
-        primals = [x if dual is None else dual.primal for x, dual in zip(inputs, duals, strict=False)]
+        primals = (
+            x if dual is None else dual.primal for x, dual in zip(inputs, duals, strict=False)
+        )
         tangents = tuple(None if dual is None else dual.tangent for dual in duals)
         found = any(tangent is not None for tangent in tangents)
         return (*primals, *inputs[self.leaves :]), tangents if found else None

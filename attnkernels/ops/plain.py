@@ -1,6 +1,7 @@
 """The operators in terms of the formula, where derivatives need PyTorch's own operations.
 
-Forward-mode derivatives and second derivatives go through here, with the formula's use of memory.
+Second derivatives go through here, with the formula's use of memory, and so do forward-mode ones
+for which a backend has no kernel.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def _beside_tangents(signature: Signature, outputs: Outputs, call: Call) -> tupl
         return outputs(**{**primals, **dict(zip(tangents, args, strict=True))})
 
     at = tuple(primals[name] for name in tangents)
-    found, tangent = torch.func.jvp(moved, at, tuple(tangents.values()))
+    found, tangent, *_ = torch.func.jvp(moved, at, tuple(tangents.values()))
     return *found, *tangent
 
 

@@ -181,8 +181,8 @@ SCORES_BACKWARD = Signature(
     (Argument("grad", whole=True), _QUERY, _KEY, _WEIGHT, *_SCORING, _WANTED),
     ("query", "key", "weight"),
 )
-# A tangent has the shape and the dtype of its primal; None stands for zeros. One of attn_mask exists
-# only if the mask is floating, and does not count where a pair is excluded.
+# A tangent has the shape and the dtype of its primal; None stands for zeros. One of attn_mask
+# exists only if the mask is floating, and does not count where a pair is excluded.
 FORWARD_JVP = Signature(
     (
         *(_tangent(each) for each in _INPUTS if each.wanted),
