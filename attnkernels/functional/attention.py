@@ -112,7 +112,7 @@ def additive_attention(
 
     All results have first and second derivatives for query, key, value, weight and a floating
     attn_mask, in reverse and in forward mode. First ones are fused, in forward mode where the
-    backend has a kernel for tangents ("native" on a CPU) and outside `torch.compile`; all others
+    backend has a kernel for tangents ("native", "triton") and outside `torch.compile`; all others
     take the time and memory of the naive formula, O(n m d), second ones in reverse mode about
     7 n m d numbers. Under autocast, inputs are cast as for
     `torch.matmul`.
