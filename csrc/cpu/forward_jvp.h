@@ -107,8 +107,7 @@ void forward_jvp_block(const ForwardJvp<T>& p, const Block& b, const ForwardJvpS
         scorer.keys(j0, keys);
         value = in_line(item.value.at(j0), keys, p.dv, ld, s.value, true);
         if (tangents.value.data)
-          value_tangent =
-              in_line(tangents.value.at(j0), keys, p.dv, ld, s.value_tangent, true);
+          value_tangent = in_line(tangents.value.at(j0), keys, p.dv, ld, s.value_tangent, true);
       }
       scorer.score(r0, count, s.scores, s.tangents, tile);
       apply_mask(s.scores, s.mask, tile, p, item, i0, count, j0, keys);
@@ -147,8 +146,7 @@ inline void finish_row_jvp(const ForwardJvp<T>& p, int64_t row, const SoftmaxJvp
   const T mean = *at.total * scale;
   finish_row(p, row, *at.primal.high, total, at.primal.context);
   T* out = p.context_tangent + row * p.dv;
-  for (int64_t c = 0; c < p.dv; c++)
-    out[c] = scale * (at.context[c] - mean * at.primal.context[c]);
+  for (int64_t c = 0; c < p.dv; c++) out[c] = scale * (at.context[c] - mean * at.primal.context[c]);
   p.lse_tangent[row] = total == 0 ? T(0) : *at.base + mean;
 }
 

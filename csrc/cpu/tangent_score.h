@@ -2,8 +2,8 @@
 // of queries and keys multiplied by w.
 #pragma once
 #include "pair_tangents.h"
-#include "scratch.h"
 #include "score.h"
+#include "scratch.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
@@ -22,8 +22,7 @@ class TangentScorer {
                 T* scratch)
       : tangents_(tangents), d_(p.d), width_(padded(p.d)), ld_(row_stride(p.d)),
         needed_(tangents.query.data || tangents.key.data || tangents.weight.data),
-        s_(carve(p, rows, Parts<T>(scratch))),
-        scorer_(p, item, rows, s_.scorer, load_weight(p)) {
+        s_(carve(p, rows, Parts<T>(scratch))), scorer_(p, item, rows, s_.scorer, load_weight(p)) {
     const auto& f = info(p.activation);
     const double unit = std::ldexp(p.scale, scorer_.power());
     factor_ = static_cast<T>(is_logistic(p.activation) ? f.span * f.gain * unit : unit);
@@ -82,9 +81,8 @@ class TangentScorer {
   template <class P>
   static Scratch carve(const Problem& p, int64_t rows, P&& parts) {
     const int64_t ld = row_stride(p.d);
-    return {parts.take(Scorer<T>::scratch(p, rows)), parts.take(padded(p.d)),
-            parts.take(rows * ld), parts.take(tile_keys(p.d) * padded(p.d)),
-            parts.take(kPanel * ld)};
+    return {parts.take(Scorer<T>::scratch(p, rows)), parts.take(padded(p.d)), parts.take(rows * ld),
+            parts.take(tile_keys(p.d) * padded(p.d)), parts.take(kPanel * ld)};
   }
 
   // Load the tangent of w; return its largest magnitude.
