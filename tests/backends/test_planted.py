@@ -45,8 +45,8 @@ PLANTED = [
         "no barrier before a stage is written again",
         "forward.cu",
         "score.h",
-        "act);\n    __syncthreads();",
-        "act);",
+        "kStageQuads);\n    __syncthreads();",
+        "kStageQuads);",
     ),
     (
         "no barrier before the gradients are read",
