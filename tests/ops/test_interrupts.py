@@ -18,6 +18,7 @@ START = """
 import os, signal, sys, threading, time, torch
 from attnkernels import additive_attention, additive_scores, prepare_keys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores the signal
 torch.set_num_threads(THREADS)
 n = 30_000
 query, key, value = (torch.randn(1, n, 128) for _ in range(3))
@@ -94,15 +95,13 @@ except KeyboardInterrupt:
 def test_a_handler_that_returns_lets_the_call_go_on() -> None:
     program = """
 seen = []
-signal.signal(signal.SIGALRM, lambda *_: seen.append(time.perf_counter()))
-signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
-inputs = [x[:, :6000] for x in (query, key, value)]
-start = time.perf_counter()
+signal.signal(signal.SIGALRM, lambda *_: seen.append(1))
+inputs = [x[:, :12_000] for x in (query, key, value)]
+signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
 found = additive_attention(*inputs, weight, backend="native")
-end = time.perf_counter()
 signal.setitimer(signal.ITIMER_REAL, 0)
+assert len(seen) > 1, seen  # signals that wait for the end of the call are one
 assert torch.equal(found, additive_attention(*inputs, weight, backend="native"))
-assert end - start < 1 or any(start < at < end - 0.3 for at in seen), (start, seen, end)
 print("over")
 """
     done = run(program)

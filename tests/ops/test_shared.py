@@ -97,6 +97,7 @@ def test_a_batch_of_nothing_gives_gradients_of_zero(
 
 PROBE = """
 import sys, torch
+import torch.fx.experimental.symbolic_shapes  # which torch.autograd.grad imports
 from attnkernels import additive_attention
 
 def kib(field):
