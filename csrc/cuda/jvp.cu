@@ -179,7 +179,7 @@ __device__ __forceinline__ void finish_rows(Shared& shared, const Parts& out, bo
 
 // Block (b, tile of queries, split of the keys). Every b has n queries and m keys in all.
 template <class Act>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, 2)
     jvp_kernel(const __grid_constant__ Problem p, const __grid_constant__ Problem tangents,
                const __grid_constant__ Parts out, const __grid_constant__ Act act) {
   DYNAMIC_SHARED(Shared, shared_);
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(kThreads, 3)
 }
 
 // One block per row: the results of its splits, each weighted by its share of the whole.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     combine_jvp_kernel(const __grid_constant__ Parts part, const __grid_constant__ Forward out,
                        const __grid_constant__ Forward tangent, int64_t rows, int dv) {
   const int64_t row = blockIdx.x;
@@ -312,7 +312,7 @@ void forward_jvp(Problem p, const Owners& own, const Forward& f, Tangents tangen
   prepare(tangents.inputs, tangents.own, host, true);
   const Forward& moved = tangents.outputs;
   const int64_t blocks = p.batch.count * p.queries.tiles;
-  const int splits = parts_for(blocks, p.keys.tiles, host, 3);
+  const int splits = parts_for(blocks, p.keys.tiles, host, 2);
   Parts part{{f.context, f.lse, f.weights, splits},
              {moved.context, moved.lse, moved.weights, splits}};
   if (splits > 1)
