@@ -6,9 +6,10 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 SANITIZE_TESTS ?= tests/backends/test_native.py
 PYTEST_FLAGS ?=
+SOAK ?=
 FILES = $(addprefix tests/$(1)/test_,$(addsuffix .py,$(2)))
-INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan unknown_activation)
-EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan unknown_activation \
+INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation)
+EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation \
 	memory_object func forward_mode hypothesis)
 
 BIN := $(VENV)/bin
@@ -19,7 +20,7 @@ SANITIZER = ATTNKERNELS_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv build profile examples test peers bench gpu sass sanitize docs lint format wheel clean
+.PHONY: help venv build profile examples test peers bench gpu sass sanitize soak docs lint format wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +77,11 @@ sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan, t
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS) $(SANITIZE_TESTS)
 	LIBRARY=$$(ATTNKERNELS_SANITIZE=1 $(BIN)/python tests/emulator/library.py) && \
 	$(SANITIZER) ATTNKERNELS_LIBRARY=$$LIBRARY $(BIN)/python -m pytest -q -n 2 $(PYTEST_FLAGS) $(EMULATED)
+
+soak: $(VENV)/.dev build ## random cases for hours, memory that may not grow, races; make soak SOAK="--seed 1"
+	$(BIN)/python -m tools.soak --races
+	$(BIN)/python -m tools.soak --memory
+	$(BIN)/python -m tools.soak $(SOAK)
 
 docs: $(VENV)/.dev build ## the site in build/site, built strictly, and the tests of its code
 	$(BIN)/pip install -q --no-build-isolation -e ".[docs]"

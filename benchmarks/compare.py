@@ -20,12 +20,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from attnkernels.measure import files
 from attnkernels.measure.machine import cpu_name
 from attnkernels.measure.options import positive, seconds
 from attnkernels.measure.wording import count, tolerate_any_encoding
+from attnkernels.profile import tables
 from benchmarks.comparison import build, jobs, report
 from benchmarks.comparison.build import WORKTREE, BuildError
 from benchmarks.comparison.interleave import SIDES, Measured, WorkerError, measure
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _compare(options: argparse.Namespace, chosen: list[jobs.Job]) -> int:
-    console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    console = tables.console(highlight=False)
     trees = {}
     with console.status("") as status:
         for side in SIDES:

@@ -57,6 +57,7 @@ DEFAULT = Size(steps=2000)
 FULL = Size(steps=20000, batch=256, test=10000, canvas=(64, 96), most=9)
 
 
+@training.interruptible
 def main(arguments: list[str] | None = None) -> int:
     options = parser("caption_digits", __doc__.splitlines()[0]).parse_args(arguments)
     size = TINY if options.tiny else FULL if options.full else DEFAULT

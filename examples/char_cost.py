@@ -17,6 +17,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,18 +26,21 @@ import torch
 from attnkernels.backends import select
 from attnkernels.backends.base import Problem
 from attnkernels.extras import needs
+from attnkernels.measure.busy import Others, sentence
 from attnkernels.measure.device import Device, find
 from attnkernels.measure.machine import free_memory
 from attnkernels.measure.options import positive
 from attnkernels.measure.wording import count
-from attnkernels.profile.sweep import Row, methods, sweep
+from attnkernels.profile.axes import memory_axis, time_axis
+from attnkernels.profile.sweep import Row, methods, spreads, sweep
 from attnkernels.profile.text import Attended, Text, check_memory, encode, read_text
 from attnkernels.profile.units import show_mib, show_ms, show_ratio
 from examples.options import parser
 from examples.results import write
-from examples.training import INTERRUPTED
+from examples.training import interruptible
 
 with needs("examples"):
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
 
@@ -65,10 +69,15 @@ class Passages(NamedTuple):
     states: dict[int, Attended]
 
 
+@interruptible
 def main(arguments: list[str] | None = None) -> int:
     """Run the example and return its exit status: 0, 130 if interrupted, 2 for bad usage."""
     command = parser("char_cost", "Measure the cost of attention when words become characters.")
-    command.add_argument("--text", metavar="FILE", help="UTF-8 (default: Python's documentation)")
+    command.add_argument(
+        "--text",
+        metavar="FILE",
+        help="UTF-8, - is standard input (default: Python's documentation)",
+    )
     command.add_argument("--dim", type=positive, default=256, help="width (default: %(default)s)")
     options = command.parse_args(arguments)
     size = TINY if options.tiny else FULL if options.full else DEFAULT
@@ -80,17 +89,14 @@ def main(arguments: list[str] | None = None) -> int:
         kept = {name: restore(options, text, name) for name in PASSES}
     except ValueError as error:
         command.error(str(error))
-    try:
-        return run(options, device, text, size, kept)
-    except KeyboardInterrupt:
-        print("Interrupted. The same command with --resume continues.")
-        return INTERRUPTED
+    return run(options, device, text, size, kept)
 
 
 def run(
     options: argparse.Namespace, device: Device, text: Text, size: Size, kept: dict[str, list[Row]]
 ) -> int:
     """Measure the passages that are not among `kept`, and write everything."""
+    others = Others()
     with Console().status("encoding") as status:
         passages = encoded(text, size, options.dim, options.seed, device)
         backend = select(Problem(device.type, torch.float32), None).NAME
@@ -118,10 +124,11 @@ def run(
         options.out,
         options=vars(options),
         columns=COLUMNS,
+        keys=2,
         rows=[line(name, passages, n, cells[name]) for name in PASSES for n in passages.lengths],
         figures={
-            "time": picture(passages, cells, "ms", 1e3, "seconds"),
-            "memory": picture(passages, cells, "peak_mib", 1, "peak extra memory, MiB"),
+            "time": picture(passages, cells, "ms", "time", time_axis),
+            "memory": picture(passages, cells, "peak_mib", "peak extra memory", memory_axis),
         },
         record={
             "device": device.facts(),
@@ -131,6 +138,9 @@ def run(
             "rows": {name: [vars(row) for row in rows] for name, rows in kept.items()},
         },
     )
+    everything = [row for rows in kept.values() for row in rows]
+    if busy := sentence(others.cpus(), spreads(everything)):
+        print(busy)
     return 0
 
 
@@ -212,18 +222,22 @@ def cost(row: Row) -> str:
 
 
 def picture(
-    passages: Passages, cells: dict[str, Cells], field: str, unit: float, ylabel: str
+    passages: Passages,
+    cells: dict[str, Cells],
+    field: str,
+    ylabel: str,
+    label: Callable[[Axes], None],
 ) -> Figure:
     """Draw one line per method and pass, with one point per run that took a measurable time."""
-    series = {
-        f"{method}, {name}": [
-            (getattr(cells[name][length, method], field) or 0) / unit or None
-            for length in passages.lengths
+    series: dict[str | tuple[str, str], list[float | None]] = {
+        (method, "both passes" if PASSES[name] else name): [
+            getattr(cells[name][length, method], field) or None for length in passages.lengths
         ]
-        for method in ("naive", "fused")
+        for method in ("fused", "naive")
         for name in PASSES
     }
     figure = plot_cost(passages.lengths, series, ylabel=ylabel)
+    label(figure.axes[0])
     words = passages.names[passages.lengths[0]]
     figure.axes[0].set_xlabel(f"{words}, then characters: each attends to every other")
     return figure

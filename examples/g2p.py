@@ -30,7 +30,7 @@ from examples import g2p_data as data
 from examples.options import parser
 from examples.results import write
 from examples.side_by_side import side_by_side
-from examples.training import Watch, descend, train
+from examples.training import Watch, descend, interruptible, train
 
 with needs("examples"):
     from matplotlib.figure import Figure
@@ -90,6 +90,7 @@ TINY = Size(
 )
 
 
+@interruptible
 def main(arguments: list[str] | None = None) -> int:
     """Train the four models, decode the held-out words, and write the results."""
     options = parser("g2p", "Spelling to pronunciation: a fixed vector against attention.")
@@ -139,6 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
         given.out,
         options=asked,
         columns=["model", "search", "parameters", "seconds", *(f"{x}, %" for x in kinds)],
+        keys=2,
         rows=rows,
         figures=figures,
         record={

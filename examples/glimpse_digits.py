@@ -68,6 +68,7 @@ class Canvases(NamedTuple):
     corners: Tensor
 
 
+@training.interruptible
 def main(arguments: list[str] | None = None) -> int:
     options = parser("glimpse_digits", __doc__.splitlines()[0]).parse_args(arguments)
     size = TINY if options.tiny else FULL if options.full else DEFAULT

@@ -15,9 +15,9 @@ from benchmarks.suite.commit import commit
 
 with needs("examples"):
     from matplotlib.figure import Figure
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
+
+    from attnkernels.profile import tables
 
 
 def write(
@@ -25,6 +25,7 @@ def write(
     *,
     options: Mapping[str, Any],
     columns: Sequence[str],
+    keys: int = 1,
     rows: Sequence[Sequence[str]],
     figures: Mapping[str, Figure],
     record: Mapping[str, Any],
@@ -35,6 +36,7 @@ def write(
         out: the folder, created if missing.
         options: the arguments of the command.
         columns, rows: columns and rows of the table.
+        keys: the number of columns that name a row.
         figures: maps file names without suffix to figures.
         record: the values of the table as numbers, and other facts of the run.
     """
@@ -52,8 +54,13 @@ def write(
         **record,
     }
     files.write(out / "results.json", json.dumps(everything, indent=2) + "\n")
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console().print(table)
+    tables.console().print(table(columns, rows, keys))
     print(f"Table, pictures and figures are in {out.resolve()}")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], keys: int) -> tables.Table:
+    """Return the table for a terminal."""
+    made = tables.Table(*columns, keys=keys)
+    for row in rows:
+        made.add_row(*map(Text, row))
+    return made

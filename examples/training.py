@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -173,6 +174,20 @@ def advance(bar: Progress, task: Any, done: int, steps: int, loss: float | None)
     """Show the progress of a training."""
     text = "" if loss is None else f"loss {loss:.4f}"
     bar.update(task, completed=done, total=steps, loss=text)
+
+
+def interruptible(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
+    """Let Ctrl-C end `main` with a sentence and status 130, also while it evaluates or draws."""
+
+    @wraps(main)
+    def run(arguments: list[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except KeyboardInterrupt:
+            print("Interrupted. The same command with --resume continues.")
+            return INTERRUPTED
+
+    return run
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..ops.autograd import differentiable
 from ..ops.codes import ACTIVATIONS
+from ..ops.failures import explain
 from ..ops.signature import Options
 
 
@@ -25,11 +26,14 @@ class Fused:
             attn_mask, key_lengths, cu_seqlens_q, cu_seqlens_k, packed_key, seed, dropout_p,
             is_causal, activation, negative_slope, scale, return_weights,
         ) = options  # fmt: skip
-        context, lse, weights = self._forward(
-            query, key, value, weight, attn_mask, key_lengths, cu_seqlens_q, cu_seqlens_k,
-            packed_key, seed, dropout_p, is_causal, ACTIVATIONS[activation].code, negative_slope,
-            scale, return_weights,
-        )  # fmt: skip
+        try:
+            context, lse, weights = self._forward(
+                query, key, value, weight, attn_mask, key_lengths, cu_seqlens_q, cu_seqlens_k,
+                packed_key, seed, dropout_p, is_causal, ACTIVATIONS[activation].code,
+                negative_slope, scale, return_weights,
+            )  # fmt: skip
+        except RuntimeError as error:
+            explain(error)
         if context.dtype != query.dtype:
             context = context.to(dtype=query.dtype)  # by name saves half a microsecond
         return context, _rounded(weights, query) if return_weights else None, lse
@@ -37,7 +41,10 @@ class Fused:
     def scores(self, query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
         """Return (E1); see `Backend.scores`."""
         code = ACTIVATIONS[options.activation].code
-        scores = self._scores(query, key, weight, code, options.negative_slope, options.scale)
+        try:
+            scores = self._scores(query, key, weight, code, options.negative_slope, options.scale)
+        except RuntimeError as error:
+            explain(error)
         return _rounded(scores, query)
 
 

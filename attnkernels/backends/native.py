@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import threading
 from pathlib import Path
 
 import torch
@@ -60,6 +62,18 @@ def _why_not_cuda() -> str | None:
 _no_cuda = _why_not_cuda()
 # The tests run the CUDA kernels on CPU tensors.
 _emulated = _missing is None and torch.ops.attnkernels.native_isa() == "emulated CUDA"
+
+
+def _watch_signals() -> None:
+    """Let the CPU kernels ask Python for signals, so that Ctrl-C ends a long call."""
+    python = ctypes.pythonapi
+    functions = python.PyGILState_Ensure, python.PyGILState_Release, python.PyErr_CheckSignals
+    addresses = (ctypes.cast(function, ctypes.c_void_p).value for function in functions)
+    torch.ops.attnkernels.native_watch(*addresses, threading.main_thread().ident)
+
+
+if _missing is None and not _emulated:
+    _watch_signals()
 _packs = {"cpu": _implemented("pack_keys", "CPU"), "cuda": _implemented("pack_keys", "CUDA")}
 
 

@@ -10,6 +10,7 @@ from math import inf
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..backends.base import Problem
 from ..ops.shapes import leading_shape
@@ -17,6 +18,7 @@ from ..ops.signature import Options
 from . import checks
 
 _STRIDED = torch.strided
+_PLAIN = {Tensor, Parameter}
 _FLOATING = checks.FLOATING
 _ON_CPU = {dtype: Problem("cpu", dtype) for dtype in _FLOATING}
 Leads = dict[str, tuple[int, ...]]  # leading shapes by the name of the argument
@@ -24,8 +26,8 @@ Leads = dict[str, tuple[int, ...]]  # leading shapes by the name of the argument
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options, return_lse: bool
-) -> Problem:
-    """Check the arguments of `additive_attention`."""
+) -> tuple[Problem, Options]:
+    """Check the arguments of `additive_attention`; return the options with Python's numbers."""
     (
         attn_mask, key_lengths, _, _, _, _, dropout_p, is_causal, activation, slope, scale,
         return_weights,
@@ -41,26 +43,25 @@ def attention(
     if not (is_causal is False and return_weights is False and return_lse is False):
         checks.flags(is_causal=is_causal, return_weights=return_weights, return_lse=return_lse)
     if type(dropout_p) is not float or not 0 <= dropout_p <= 1:
-        checks.number("dropout_p", dropout_p, 0, 1)
+        options = options._replace(dropout_p=checks.number("dropout_p", dropout_p, 0, 1))
     if not (activation == "tanh" and slope == 0.2 and type(scale) is float and -inf < scale < inf):
-        checks.scoring(activation, slope, scale)  # of any but the defaults
-    return problem
+        options = _scored(options)  # of any but the defaults
+    return problem, options
 
 
-def scores(query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Problem:
-    """Check the arguments of `additive_scores`."""
+def scores(query: Tensor, key: Tensor, weight: Tensor, options: Options) -> tuple[Problem, Options]:
+    """Check the arguments of `additive_scores`; return the options as `attention` does."""
     problem = _plain(query, key, key, weight)  # the key stands in for a value
     if problem is None:
         problem = _same_kind({"query": query, "key": key, "weight": weight})
         _leading(_pairs(query, key, weight))
-    checks.scoring(options.activation, options.negative_slope, options.scale)
-    return problem
+    return problem, _scored(options)
 
 
 def varlen(
     query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options, return_lse: bool
-) -> Problem:
-    """Check the arguments of `additive_attention_varlen`."""
+) -> tuple[Problem, Options]:
+    """Check the arguments of `additive_attention_varlen`; return the options as `attention`."""
     problem = _plain(query, key, value, weight)
     if problem is None:
         problem = _same_kind({"query": query, "key": key, "value": value, "weight": weight})
@@ -75,9 +76,7 @@ def varlen(
             f"{sequences_q} and {sequences_k}"
         )
     checks.flags(is_causal=options.is_causal, return_lse=return_lse)
-    checks.number("dropout_p", options.dropout_p, 0, 1)
-    checks.scoring(options.activation, options.negative_slope, options.scale)
-    return problem
+    return problem, _dropping(_scored(options))
 
 
 def prepared(
@@ -100,8 +99,11 @@ def prepared(
 
 def step(
     query: Tensor, key: Tensor, lead: tuple[int, ...], options: Options, return_lse: bool
-) -> None:
-    """Check what is new in a step: the query and the options, against prepared keys."""
+) -> Options:
+    """Check what is new in a step: the query, against prepared keys, and the options.
+
+    Return the options as `attention` does.
+    """
     attn_mask, return_weights = options.attn_mask, options.return_weights
     if attn_mask is not None or not _plain_step(query, key, lead):
         _same_kind({"the prepared key": key, "query": query})
@@ -117,7 +119,21 @@ def step(
     for flag in (return_weights, return_lse):
         if flag is not True and flag is not False:
             checks.flags(return_weights=return_weights, return_lse=return_lse)
-    checks.number("dropout_p", options.dropout_p, 0, 1)
+    return _dropping(options)
+
+
+def _scored(options: Options) -> Options:
+    """Return the options with the numbers of a score as Python's, or raise."""
+    slope, scale = checks.scoring(options.activation, options.negative_slope, options.scale)
+    if slope is options.negative_slope and scale is options.scale:
+        return options
+    return options._replace(negative_slope=slope, scale=scale)
+
+
+def _dropping(options: Options) -> Options:
+    """Return the options with the probability of dropout as Python's number, or raise."""
+    dropout_p = checks.number("dropout_p", options.dropout_p, 0, 1)
+    return options if dropout_p is options.dropout_p else options._replace(dropout_p=dropout_p)
 
 
 def selection(dim: int, index: Tensor, lead: tuple[int, ...], key: Tensor) -> int:
@@ -125,8 +141,7 @@ def selection(dim: int, index: Tensor, lead: tuple[int, ...], key: Tensor) -> in
 
     Return the dimension of `lead` counted from its end, as a negative number.
     """
-    if isinstance(dim, bool) or not isinstance(dim, int):
-        raise TypeError(f"dim must be an int, got {type(dim).__name__}")
+    dim = checks.integer("dim", dim)
     if not -len(lead) <= dim < len(lead):
         raise ValueError(
             f"dim must be one of the {len(lead)} leading dimensions {lead} of the memory, got {dim}"
@@ -144,7 +159,7 @@ def selection(dim: int, index: Tensor, lead: tuple[int, ...], key: Tensor) -> in
 def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem | None:
     """Return the problem of a usual call in half the time, or None if it needs a closer look."""
     for x in (query, key, value, weight):
-        if not (isinstance(x, Tensor) and x.is_cpu and x.layout is _STRIDED):
+        if not (type(x) in _PLAIN and x.is_cpu and x.layout is _STRIDED):
             return None
     dtype = query.dtype
     problem = _ON_CPU.get(dtype)
@@ -163,12 +178,12 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem
 
 def _plain_step(query: Tensor, key: Tensor, lead: tuple[int, ...]) -> bool:
     """Return True for a usual step, in half the time, or False if it needs a closer look."""
-    if not (isinstance(query, Tensor) and query.is_cpu and query.layout is _STRIDED):
+    if not (type(query) in _PLAIN and query.is_cpu and query.layout is _STRIDED):
         return False
     if not (key.is_cpu and query.dtype is key.dtype):
         return False
     q = query.shape
-    if len(q) < 2:
+    if len(q) != len(lead) + 2:  # first: see `leading_shape`
         return False
     *of_q, _, d = q
     return d == key.shape[-1] and tuple(of_q) == lead
@@ -180,7 +195,7 @@ def _same_kind(tensors: dict[str, Tensor]) -> Problem:
     checks.tensor(first_name, first, dtype=_FLOATING)
     dtype, on_cpu = first.dtype, first.is_cpu
     for name, x in tensors.items():
-        if not (isinstance(x, Tensor) and x.layout is _STRIDED):
+        if not (type(x) in _PLAIN and x.layout is _STRIDED):
             checks.tensor(name, x)
         if x.dtype is not dtype:
             raise TypeError(f"{name} must have the dtype of {first_name}, {dtype}, got {x.dtype}")

@@ -11,14 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, overload
 
-import torch
 from torch import Tensor
-from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
-from torch.autograd import forward_ad
-from torch.compiler import is_dynamo_compiling
 
 from ..backends import select
 from ..ops.codes import ActivationName
+from ..ops.seed import draw_seed
 from ..ops.signature import Options, scoring_options
 from . import arguments
 from .annotations import ranged
@@ -30,22 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from . import results as types
-
-
-def draw_seed(device: torch.device) -> Tensor:
-    """Return the seed of one call's dropout, from torch's generator: a 0-d int64 tensor.
-
-    Raises:
-        NotImplementedError: `torch.func.linearize` traces the call. The function that it returns
-            would draw another seed at every call.
-    """
-    if forward_ad._current_level >= 0 and not is_dynamo_compiling():
-        if _get_dispatch_mode(_TorchDispatchModeKey.PROXY) is not None:
-            raise NotImplementedError(
-                "dropout_p must be 0 under torch.func.linearize, whose result would drop other"
-                " weights at every call: use torch.func.jvp"
-            )
-    return torch.randint(0, 2**62, (), device=device)
 
 
 @overload
@@ -111,7 +92,9 @@ def additive_attention(
         is_causal: key j takes part for query i when j <= i. All masks combine by "and".
         dropout_p: in [0, 1], the probability that a weight is dropped; the others are multiplied
             by 1 / (1 - dropout_p). The mask follows torch's generator: the same seed gives the
-            same mask on any backend and at any number of threads. Set it to 0 in evaluation.
+            same mask on any backend, at any number of threads and under torch.compile, unless
+            other random operations are compiled with the call, whose numbers inductor takes from
+            another stream. Set it to 0 in evaluation.
         activation: f of (E1): "tanh" or another name in `attnkernels.ops.codes.ACTIVATIONS`, such
             as "leaky_relu" (GATv2).
         negative_slope: in [0, 1], the slope of "leaky_relu" below 0.
@@ -128,8 +111,10 @@ def additive_attention(
         gradients. NaN in an input that takes part gives NaN.
 
     All results have first and second derivatives for query, key, value, weight and a floating
-    attn_mask, in reverse and in forward mode. A call whose inputs have forward-mode tangents takes
-    the time and memory of the naive formula, O(n m d). Under autocast, inputs are cast as for
+    attn_mask, in reverse and in forward mode. First ones are fused, in forward mode where the
+    backend has a kernel for tangents ("native", "triton") and outside `torch.compile`; all others
+    take the time and memory of the naive formula, O(n m d), second ones in reverse mode about
+    7 n m d numbers. Under autocast, inputs are cast as for
     `torch.matmul`.
 
     Raises:
@@ -143,7 +128,7 @@ def additive_attention(
         attn_mask, key_lengths, None, None, None, None, dropout_p, is_causal, activation,
         negative_slope, scale, return_weights,
     ))  # fmt: skip
-    problem = arguments.attention(query, key, value, weight, options, return_lse)
+    problem, options = arguments.attention(query, key, value, weight, options, return_lse)
     chosen = select(problem, backend, (query, key, value, weight))
     if dropout_p:
         options = options.seeded(draw_seed(query.device))
@@ -181,7 +166,7 @@ def additive_scores(
         TypeError, ValueError: as `additive_attention`.
     """
     options = scoring_options(activation, negative_slope, scale)
-    problem = arguments.scores(query, key, weight, options)
+    problem, options = arguments.scores(query, key, weight, options)
     chosen = select(problem, backend, (query, key, weight))
     return ranged("additive_scores", chosen.NAME, chosen.scores)(query, key, weight, options)
 
@@ -259,7 +244,7 @@ def additive_attention_varlen(
     """
     packed = (None, None, cu_seqlens_q, cu_seqlens_k, None, None, dropout_p, is_causal)
     options = Options(*packed, activation, negative_slope, scale)
-    problem = arguments.varlen(query, key, value, weight, options, return_lse)
+    problem, options = arguments.varlen(query, key, value, weight, options, return_lse)
     # Only the device knows the number of queries per sequence.
     chosen = select(problem, backend, (query, key, value, weight), step=False)
     if dropout_p:

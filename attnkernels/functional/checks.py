@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from math import inf
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -22,17 +23,28 @@ _ACTIVATIONS = tuple(ACTIVATIONS)
 _NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
 
 
-def number(name: str, value: Any, low: float = -inf, high: float = inf) -> None:
-    """Raise unless `value` is a finite number in [low, high]; a bool is not a number.
+def number(name: str, value: Any, low: float = -inf, high: float = inf) -> Any:
+    """Return `value`, NumPy's as Python's, if it is a finite number in [low, high].
+
+    A bool is not a number.
 
     Raises:
         TypeError: it is not a number.
         ValueError: it is outside the range, or NaN or infinite.
     """
-    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, _NUMBERS)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if type(value) is not float:
+        if isinstance(value, bool) or not (isinstance(value, _NUMBERS) or _of_numpy(value, "fiu")):
+            raise TypeError(f"{name} must be a number, got {type_name(value)}")
+        if type(value) is not int and not isinstance(value, (torch.SymFloat, torch.SymInt)):
+            value = int(value) if isinstance(value, Integral) else float(value)
     if not (low <= value <= high and -inf < value < inf):
         raise ValueError(f"{name} must {_range(low, high)}, got {value}")
+    return value
+
+
+def _of_numpy(value: object, kinds: str) -> bool:
+    """Return True for a scalar of NumPy whose dtype is of one of those kinds."""
+    return isinstance(value, Real) and getattr(getattr(value, "dtype", None), "kind", "-") in kinds
 
 
 def _range(low: float, high: float) -> str:
@@ -41,10 +53,24 @@ def _range(low: float, high: float) -> str:
     return f"be finite and at least {low:g}" if low > -inf else "be finite"
 
 
-def positive_int(name: str, value: object) -> None:
-    """Raise ValueError unless `value` is an int of at least 1; a bool is not an int."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def integer(name: str, value: Any) -> int:
+    """Return `value` as an int; raise TypeError unless it is one, NumPy's included, and no bool."""
+    if type(value) is not int:
+        if isinstance(value, bool) or not (isinstance(value, int) or _of_numpy(value, "iu")):
+            raise TypeError(f"{name} must be an int, got {type_name(value)}")
+        value = int(value)
+    return value
+
+
+def positive_int(name: str, value: Any) -> int:
+    """Return `value` as an int; raise ValueError unless it is an `integer` of at least 1."""
+    try:
+        found = integer(name, value)
+    except TypeError:
+        found = 0
+    if found < 1:
         raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+    return found
 
 
 def multiple(name: str, value: int, of: str, divisor: int) -> None:
@@ -53,11 +79,24 @@ def multiple(name: str, value: int, of: str, divisor: int) -> None:
         raise ValueError(f"{name} must be a multiple of {of}, {divisor}, got {value}")
 
 
+def type_name(value: object) -> str:
+    """Return the type of an argument, as messages name it."""
+    of = type(value)
+    if of.__module__ == "numpy":
+        return f"numpy.{of.__name__}"
+    if of.__name__ == "Proxy" and of.__module__.startswith("torch.fx"):
+        return (
+            "a torch.fx.Proxy: use torch.export, or make the module a leaf of the tracer"
+            " (torch.fx.Tracer.is_leaf_module), the function one of torch.fx.wrap"
+        )
+    return of.__name__
+
+
 def flags(**values: object) -> None:
     """Raise TypeError unless every one of the named `values` is True or False."""
     for name, value in values.items():
         if value is not True and value is not False:
-            raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+            raise TypeError(f"{name} must be a bool, got {type_name(value)}")
 
 
 def choice(name: str, value: object, choices: Collection[object]) -> None:
@@ -71,7 +110,7 @@ def instance(name: str, value: object, kind: type, wanted: str | None = None) ->
     """Raise TypeError unless `value` is a `kind`, which the message calls `wanted`."""
     if not isinstance(value, kind):
         wanted = wanted or f"of type {kind.__name__}"
-        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+        raise TypeError(f"{name} must be {wanted}, got {type_name(value)}")
 
 
 def tensor(
@@ -95,8 +134,11 @@ def tensor(
         ValueError: it has another shape.
     """
     if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor{symbols and ' ' + symbols}, got {type_name(x)}")
+    if type(x).__name__ == "DTensor":
         raise TypeError(
-            f"{name} must be a tensor{symbols and ' ' + symbols}, got {type(x).__name__}"
+            f"{name} must be a plain tensor, got a DTensor: call this on the local shards, with "
+            "torch.distributed.tensor.experimental.local_map"
         )
     if x.layout is not torch.strided:
         raise TypeError(f"{name} must be a dense (strided) tensor, got layout {x.layout}")
@@ -166,8 +208,8 @@ def same_device(name: str, x: Tensor, other: Tensor) -> None:
         )
 
 
-def scoring(activation: object, negative_slope: object, scale: object) -> None:
-    """Raise unless these are valid options of a score, (E1); modules check them on construction.
+def scoring(activation: object, negative_slope: Any, scale: Any) -> tuple[Any, Any]:
+    """Return the slope and the scale, NumPy's as Python's, if these are options of a score, (E1).
 
     Raises:
         TypeError: a number has the wrong type.
@@ -175,10 +217,9 @@ def scoring(activation: object, negative_slope: object, scale: object) -> None:
     """
     if type(activation) is str and type(negative_slope) is float and type(scale) is float:
         if activation in ACTIVATIONS and 0 <= negative_slope <= 1 and -inf < scale < inf:
-            return  # in a third of the time
+            return negative_slope, scale  # in a third of the time
     choice("activation", activation, _ACTIVATIONS)
-    number("negative_slope", negative_slope, 0, 1)
-    number("scale", scale)
+    return number("negative_slope", negative_slope, 0, 1), number("scale", scale)
 
 
 def readable(x: Tensor) -> list[int] | None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from .attention import additive_attention
 from .memory import AdditiveMemory
@@ -43,6 +44,7 @@ class DeferredMemory:
 
     def __init__(self, memory: AdditiveMemory, steps: int, return_weights: bool) -> None:
         _refuse_forward_transforms()
+        memory.refuse_stale()
         tensors = (memory.key, memory.value, memory.weight)
         key, value, weight = (x.detach() for x in tensors)
         self.memory = replace(memory, key=key, value=value, weight=weight)
@@ -103,9 +105,13 @@ class _Progress:
 def learns(memory: AdditiveMemory) -> bool:
     """Return True if some tensor of `memory` requires a gradient and gradients are enabled.
 
-    Inside a level of forward-mode AD return False: deferred gradients have no tangents.
+    Inside a level of forward-mode AD return False: deferred gradients have no tangents. Return
+    False, with the same results, under transforms of `torch.func` and torch.compile too: neither
+    can trace gradients that wait for each other.
     """
     if forward_ad._current_level >= 0:
+        return False
+    if _are_functorch_transforms_active() or is_dynamo_compiling():
         return False
     tensors = memory.key, memory.value, memory.weight
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
@@ -125,7 +131,8 @@ class _Keys(torch.autograd.Function):
         value: Tensor,
         weight: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(key, value, weight)
+        # A copy: FSDP2 may have freed a parameter by the time of the backward below.
+        ctx.save_for_backward(key, value, weight.clone())
         ctx.progress = progress
         ctx.options = {
             "key_lengths": memory.key_lengths,
@@ -179,8 +186,8 @@ class _Step(torch.autograd.Function):
             raise RuntimeError(
                 "create_graph must be False where the gradients of the keys are deferred until "
                 "after the steps, because these have no second derivatives, got True: make "
-                "AttentionRNN with defer_gradients=False, or leave this module out of "
-                "replace_attention"
+                "AttentionRNN, or the model that holds it, with defer_gradients=False, or leave "
+                "this module out of replace_attention"
             )
         if all(grad is None for grad in grads):
             return (None,) * (3 + ctx.places)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, overload
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from ..backends import select
 from ..backends.base import Backend
 from ..ops.codes import ActivationName
+from ..ops.seed import draw_seed
 from ..ops.signature import Options, scoring_options
-from . import arguments
+from . import arguments, checks
 from .annotations import ranged
-from .attention import draw_seed
 from .autocast import cast, follows_autocast
 from .results import Pair, Result, Triple, results
 
@@ -42,7 +42,8 @@ def prepare_keys(
 
     Args:
         key: (..., m, d), value (..., m, dv), weight (d,) or (..., d), key_lengths: as in
-            `additive_attention`. They are kept, not copied: do not change them in place.
+            `additive_attention`. They are kept, not copied: a memory whose tensors were changed in
+            place since then, as by an optimizer, refuses to attend.
         activation, negative_slope, scale, backend: as in `additive_attention`.
 
     Returns:
@@ -53,17 +54,23 @@ def prepare_keys(
     """
     options = scoring_options(activation, negative_slope, scale, key_lengths)
     problem, lead = arguments.prepared(key, value, weight, options)
+    if not type(negative_slope) is type(scale) is float:  # kept, so not as NumPy's
+        negative_slope, scale = checks.scoring(activation, negative_slope, scale)
     chosen = select(problem, backend, (key, value, weight), step=True)
     with torch.no_grad():  # gradients reach the key itself
         pack_keys = ranged("prepare_keys", chosen.NAME, chosen.pack_keys)
         packed_key = pack_keys(key, activation=activation)
     options = scoring_options(activation, negative_slope, scale, key_lengths, packed_key)
-    return AdditiveMemory(key, value, weight, options, backend, lead, chosen)
+    versions = _versions(key, value, weight, key_lengths)
+    return AdditiveMemory(key, value, weight, options, backend, lead, chosen, versions)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AdditiveMemory:
     """Prepared keys and their values, made by `prepare_keys`; immutable.
+
+    `torch.load` with ``weights_only=True`` needs
+    ``torch.serialization.add_safe_globals([attnkernels.functional.memory.restore_memory])``.
 
     Attributes:
         key: (..., m, d); value (..., m, dv); weight (..., d): as they were given.
@@ -75,15 +82,19 @@ class AdditiveMemory:
         backend: as it was given.
         lead: the leading shape that these tensors broadcast to.
         chosen: the backend that computes.
+        versions: those of key, value, weight and key_lengths when they were prepared, or None if
+            one is an inference tensor or torch.compile traced it: then changes go unnoticed, as
+            those through ``.data`` always do.
     """
 
     key: Tensor
     value: Tensor
     weight: Tensor
-    options: Options = field(repr=False)
+    options: Options
     backend: str | None
     lead: tuple[int, ...]
-    chosen: Backend = field(repr=False)
+    chosen: Backend
+    versions: tuple[int, ...] | None
 
     @property
     def key_lengths(self) -> Tensor | None:
@@ -141,24 +152,31 @@ class AdditiveMemory:
             context (*L, n, dv), or a tuple of context, weights and lse as asked for.
 
         Raises:
+            RuntimeError: key, value, weight or key_lengths were changed in place since they were
+                prepared.
             TypeError, ValueError: as `additive_attention`.
         """
         kept = self.options
+        key, value, weight = self.key, self.value, self.weight
+        now = _versions(key, value, weight, kept.key_lengths)
+        if now is not None and now != self.versions:
+            self.refuse_stale()
         options = tuple.__new__(Options, (  # in half the time of Options(...)
             attn_mask, kept.key_lengths, None, None, kept.packed_key, None, dropout_p, False,
             kept.activation, kept.negative_slope, kept.scale, return_weights,
         ))  # fmt: skip
-        arguments.step(query, self.key, self.lead, options, return_lse)
+        options = arguments.step(query, key, self.lead, options, return_lse)
         if dropout_p:
             options = options.seeded(draw_seed(query.device))
         attention = ranged("AdditiveMemory.attend", self.chosen.NAME, self.chosen.attention)
-        context, weights, lse = attention(query, self.key, self.value, self.weight, options)
+        context, weights, lse = attention(query, key, value, weight, options)
         return results(context, weights, lse if return_lse else None)
 
     def autocast(self, dtype: torch.dtype) -> AdditiveMemory:
         """Return this memory in `dtype`, prepared anew unless it has that dtype."""
         if self.key.dtype in (dtype, torch.float64):
             return self
+        self.refuse_stale()
         prepare, tensors = self.__reduce__()
         return prepare(*(cast(tensor, dtype) for tensor in tensors))
 
@@ -171,18 +189,25 @@ class AdditiveMemory:
                 broadcasts along `dim` stays as it is.
 
         Raises:
+            RuntimeError: as `attend`, for tensors that were changed.
             TypeError, ValueError: dim is no leading dimension, or index has the wrong type, shape
                 or range.
         """
+        self.refuse_stale()
         from_end = arguments.selection(dim, index, self.lead, self.key)
         lengths, packed = self.key_lengths, self.packed_key
+        key = _select(self.key, from_end - 2, index)
+        value = _select(self.value, from_end - 2, index)
+        weight = _select(self.weight, from_end - 1, index)
+        lengths = None if lengths is None else _select(lengths, from_end, index)
         selected = replace(
             self,
-            key=_select(self.key, from_end - 2, index),
-            value=_select(self.value, from_end - 2, index),
-            weight=_select(self.weight, from_end - 1, index),
+            key=key,
+            value=value,
+            weight=weight,
+            versions=_versions(key, value, weight, lengths),
             options=self.options._replace(
-                key_lengths=None if lengths is None else _select(lengths, from_end, index),
+                key_lengths=lengths,
                 packed_key=None if packed is None else _select(packed, from_end - 3, index),
             ),
         )
@@ -192,16 +217,76 @@ class AdditiveMemory:
         lead[from_end] = index.shape[0]
         return replace(selected, lead=tuple(lead))
 
-    def __reduce__(self) -> tuple[Callable[..., AdditiveMemory], tuple[Tensor, ...]]:
-        prepare = partial(
-            prepare_keys,
-            key_lengths=self.key_lengths,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
-            scale=self.scale,
-            backend=self.backend,
+    def refuse_stale(self) -> None:
+        """Raise RuntimeError if a tensor of this memory was changed in place."""
+        tensors = self.key, self.value, self.weight, self.key_lengths
+        now = _versions(*tensors)
+        if now is None or self.versions is None:
+            return
+        names = "key", "value", "weight", "key_lengths"
+        for name, old, new in zip(names, self.versions, now, strict=True):
+            if old != new:
+                raise RuntimeError(
+                    f"{name} must be as it was when its keys were prepared, got one that was"
+                    f" changed in place (version {new}, prepared at {old}): prepare the keys anew"
+                )
+
+    def __reduce__(self) -> tuple[Callable[..., AdditiveMemory], tuple[Any, ...]]:
+        kept = self.key_lengths, self.activation, self.negative_slope, self.scale, self.backend
+        return restore_memory, (self.key, self.value, self.weight, *kept)
+
+    def __repr__(self) -> str:
+        lengths = self.key_lengths
+        given = {"key": self.key, "value": self.value, "weight": self.weight}
+        given |= {} if lengths is None else {"key_lengths": lengths}
+        return (
+            f"AdditiveMemory({described(given)}, activation={self.activation!r}, "
+            f"scale={self.scale}, backend={self.backend!r}, lead={tuple(self.lead)})"
         )
-        return prepare, (self.key, self.value, self.weight)
+
+
+def restore_memory(
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    key_lengths: Tensor | None,
+    activation: ActivationName,
+    negative_slope: float,
+    scale: float,
+    backend: str | None,
+) -> AdditiveMemory:
+    """Prepare the keys of a saved memory; arguments as in `prepare_keys`."""
+    return prepare_keys(
+        key,
+        value,
+        weight,
+        key_lengths=key_lengths,
+        activation=activation,
+        negative_slope=negative_slope,
+        scale=scale,
+        backend=backend,
+    )
+
+
+def described(tensors: Mapping[str, Tensor | None]) -> str:
+    """Return tensors as the `repr` of a memory shows them: on one line, without their values."""
+    return ", ".join(
+        f"{name}={x if x is None else f'{x.dtype}{list(x.shape)}'.removeprefix('torch.')}"
+        for name, x in tensors.items()
+    )
+
+
+def _versions(
+    key: Tensor, value: Tensor, weight: Tensor, key_lengths: Tensor | None
+) -> tuple[int, ...] | None:
+    """Return the versions of the tensors, which count changes in place, or None if unknown."""
+    if is_dynamo_compiling():  # a graph would be bound to the numbers
+        return None
+    try:
+        lengths = 0 if key_lengths is None else key_lengths._version
+        return key._version, value._version, weight._version, lengths
+    except RuntimeError:  # of an inference tensor
+        return None
 
 
 def _select(tensor: Tensor, at: int, index: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ CONVENTIONS = {
 class Attention(Fused):
     """The tutorial's Attention: the context and the weights."""
 
-    scoring = ("full_att",)
+    scoring = staticmethod(lambda module: (module.full_att,))
 
     def forward(self, encoder_out: Tensor, decoder_hidden: Tensor) -> tuple[Tensor, Tensor]:
         return attend(

@@ -73,7 +73,7 @@ CONVENTIONS = {
 class Add(Fused):
     """AttAdd: the context and the weights."""
 
-    scoring = ("gvec",)
+    scoring = staticmethod(lambda module: (module.gvec,))
 
     def forward(
         self, enc_hs_pad: Tensor, enc_hs_len: Lengths, dec_z: Any, att_prev: Any, scaling: Any = 2.0
@@ -94,7 +94,7 @@ class Add(Fused):
 class Location(Fused):
     """AttLoc: the context and the weights. A window of frames is computed by AttLoc itself."""
 
-    scoring = ("gvec",)
+    scoring = staticmethod(lambda module: (module.gvec,))
 
     def forward(
         self,
@@ -121,7 +121,7 @@ class Location(Fused):
 class Coverage(Fused):
     """AttCov: the context and the list of all weights, to which those of this step are added."""
 
-    scoring = ("gvec",)
+    scoring = staticmethod(lambda module: (module.gvec,))
 
     def forward(
         self,
@@ -144,10 +144,10 @@ class Coverage(Fused):
 class Heads(Fused):
     """AttMultiHeadAdd: the context after ``mlp_o``, and a list of each head's weights."""
 
-    scoring = ("gvec",)
-
     pre_compute_k: list[Tensor] | None
     pre_compute_v: list[Tensor] | None
+
+    scoring = staticmethod(lambda module: tuple(module.gvec))
 
     def forward(
         self, enc_hs_pad: Tensor, enc_hs_len: Lengths, dec_z: Tensor | None, att_prev: Any

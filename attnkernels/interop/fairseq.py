@@ -36,7 +36,7 @@ CONVENTIONS = {
 class Mlp(Fused):
     """MLPAttention: the context (B, dv) and weights (m, B) of a source that comes time first."""
 
-    scoring = ("to_scores",)
+    scoring = staticmethod(lambda module: (module.to_scores,))
 
     def forward(
         self, decoder_state: Tensor, source_hids: Tensor, encoder_padding_mask: Tensor | None
@@ -55,9 +55,9 @@ class Mlp(Fused):
 class Location(Fused):
     """LocationAttention: the context and the weights."""
 
-    scoring = ("proj_out.1",)
-
     proj_enc_out: Tensor | None
+
+    scoring = staticmethod(lambda module: (module.proj_out[1],))
 
     def forward(
         self,

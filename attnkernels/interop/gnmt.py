@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..functional.attention import additive_attention
 from ..nn import AdditiveAttention
-from .core.convention import ANY_NORMALIZE, ONE, Convention, Entry
+from .core.convention import ANY_NORMALIZE, Convention, Entry
 from .core.live import Draw, Fused, Live, M, Results, trial_lengths
 
 CONVENTIONS = {
@@ -19,7 +19,7 @@ CONVENTIONS = {
             Entry("query_proj.weight", ("linear_q.weight",)),
             Entry("key_proj.weight", ("linear_k.weight",)),
             Entry("weight", ("linear_att",)),
-            Entry("gain", ("normalize_scalar",), ONE),
+            Entry("gain", ("normalize_scalar",)),
             Entry("bias", ("normalize_bias",)),
         ),
         ANY_NORMALIZE,

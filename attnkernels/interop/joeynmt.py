@@ -25,7 +25,7 @@ CONVENTIONS = {
 class Bahdanau(Fused):
     """BahdanauAttention: the context (B, 1, dv) and weights (B, 1, m)."""
 
-    scoring = ("energy_layer",)
+    scoring = staticmethod(lambda module: (module.energy_layer,))
 
     def forward(self, query: Tensor, mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self._check_input_shapes_forward(query=query, mask=mask, values=values)

@@ -33,7 +33,7 @@ class Mlp(Fused):
     A call with coverage is computed by GlobalAttention itself.
     """
 
-    scoring = ("v",)
+    scoring = staticmethod(lambda module: (module.v,) if module.attn_type == "mlp" else ())
 
     def forward(
         self, src: Tensor, enc_out: Tensor, src_len: Tensor | None = None, coverage: Any = None

@@ -41,7 +41,7 @@ CONVENTIONS = {
 class Content(Fused):
     """ContentBasedAttention: the context after ``mlp_out``, and the weights."""
 
-    scoring = ("mlp_attn",)
+    scoring = staticmethod(lambda module: (module.mlp_attn,))
 
     def forward(
         self, enc_states: Tensor, enc_len: Tensor, dec_states: Tensor
@@ -63,7 +63,7 @@ class Content(Fused):
 class Location(Fused):
     """LocationAwareAttention: as `Content`; ``prev_attn`` is detached, as in SpeechBrain."""
 
-    scoring = ("mlp_attn",)
+    scoring = staticmethod(lambda module: (module.mlp_attn,))
 
     def forward(
         self, enc_states: Tensor, enc_len: Tensor, dec_states: Tensor

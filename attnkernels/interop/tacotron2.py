@@ -43,7 +43,7 @@ CONVENTIONS = {
 class Location(Fused):
     """Attention of Tacotron 2: the context and the weights. The caller projects the keys."""
 
-    scoring = ("v",)
+    scoring = staticmethod(lambda module: (_scoring(module.v),))
 
     def forward(
         self,
@@ -65,6 +65,14 @@ class Location(Fused):
 def _linear(layer: Any) -> Any:
     """Return the Linear itself, inside NVIDIA's wrapper."""
     return getattr(layer, "linear_layer", layer)
+
+
+def _scoring(layer: Any) -> Any:
+    """Return the Linear itself if the wrapper does nothing else."""
+    inside = layer.__dict__
+    alone = inside["_modules"].keys() == {"linear_layer"} and not inside["_parameters"]
+    watched = inside["_forward_hooks"] or inside["_forward_pre_hooks"] or "forward" in inside
+    return layer.linear_layer if alone and not watched else layer
 
 
 def _trial(module: Any, draw: Draw) -> Results:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..nn import AdditiveAttention
-from .core.convention import ANY_NORMALIZE, SAME, TRANSPOSED, Convention, Entry
+from .core.convention import ANY_NORMALIZE, SAME, SCALAR, TRANSPOSED, Convention, Entry
 
 
 def _variable(target: str, name: str, layout: str = SAME) -> Entry:
@@ -18,7 +18,7 @@ CONVENTIONS = {
             _variable("query_proj.weight", "query_layer/kernel", TRANSPOSED),
             _variable("key_proj.weight", "memory_layer/kernel", TRANSPOSED),
             _variable("weight", "attention_v"),
-            _variable("gain", "attention_g"),
+            _variable("gain", "attention_g", SCALAR),
             _variable("bias", "attention_b"),
         ),
         ANY_NORMALIZE,

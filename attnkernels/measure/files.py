@@ -1,7 +1,7 @@
 """Write the files that a command is asked for.
 
 A regular file is replaced at once, so a reader never sees half of it. A symbolic link is followed.
-A device or a pipe is written to and never replaced.
+A device or a pipe is written to and never replaced; "-" is standard output.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 NO_FILE = ("", "none")
+STANDARD_INPUT, STANDARD_OUTPUT = Path("/dev/stdin"), Path("/dev/stdout")
+PATIENCE = 1.0  # seconds of waiting before a line says so
 NOT_OFFERED = {"pgf", "raw", "rgba"}  # pgf needs LaTeX, the others are bare pixels
 
 
@@ -25,6 +29,8 @@ def output(text: str) -> Path | None:
     """Return the path that an option names, or None for "" and "none" (type of an argument)."""
     if text in NO_FILE:
         return None
+    if text == "-":
+        return STANDARD_OUTPUT
     if text.endswith(os.sep):
         raise argparse.ArgumentTypeError(f"{text} is a folder; it must be a file")
     return Path(text)
@@ -38,6 +44,19 @@ def folder(text: str) -> Path:
     except (OSError, RuntimeError) as error:
         raise argparse.ArgumentTypeError(f"cannot write to {text}: {_reason(error)}") from None
     return path
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say on standard error, once, that the command waits for `what`, if the block takes long."""
+    line = f"Waiting for {what}; Ctrl-C ends it."
+    timer = threading.Timer(PATIENCE, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def is_stream(path: Path) -> bool:
@@ -61,7 +80,8 @@ def write(path: Path, content: str | bytes) -> None:
         descriptor = _descriptor(path.stat())
         sys.stdout.flush()
         closes = descriptor is None
-        with open(path if descriptor is None else descriptor, "wb", closefd=closes) as stream:
+        opened = path if descriptor is None else descriptor
+        with waiting(f"{path} to be read"), open(opened, "wb", closefd=closes) as stream:
             stream.write(data)
         return
     path = path.resolve()  # replace the target of a link, not the link

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..functional import checks
-from ..nn import Decoded, beam_search, greedy_search
+from ..nn import Decoded, beam_search, greedy_search, inputs
 
 
 class Translator(nn.Module):
@@ -22,22 +22,23 @@ class Translator(nn.Module):
         embedding_dim, dropout, begin, end: as in `RNNsearch`.
 
     Raises:
-        TypeError: ``dropout`` is not a number.
-        ValueError: begin or end is not a target token other than padding, or dropout is not in
-            [0, 1).
+        TypeError: ``dropout`` is not a number, or begin or end is not an int.
+        ValueError: a size is not a positive int, begin or end is not a target token other than
+            padding, or dropout is not in [0, 1).
     """
 
     def __init__(
         self, sizes: tuple[int, int], embedding_dim: int, dropout: float, begin: int, end: int
     ) -> None:
         super().__init__()
-        source_size, target_size = sizes
-        checks.number("dropout", dropout)
+        source_size, target_size, embedding_dim = inputs.sizes(
+            source_size=sizes[0], target_size=sizes[1], embedding_dim=embedding_dim
+        )
+        dropout = checks.number("dropout", dropout)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-        token("begin", begin, target_size)
-        token("end", end, target_size)
-        self.begin, self.end = begin, end
+        self.begin = token("begin", begin, target_size)
+        self.end = token("end", end, target_size)
         self.source_embedding = nn.Embedding(source_size, embedding_dim, padding_idx=0)
         self.target_embedding = nn.Embedding(target_size, embedding_dim, padding_idx=0)
         self.dropout = nn.Dropout(dropout)
@@ -64,6 +65,11 @@ class Translator(nn.Module):
     def _searched(self, source: Tensor, source_lengths: Tensor) -> dict[str, Any]:
         """Return this model's arguments for `attnkernels.nn.beam_search`."""
         raise NotImplementedError
+
+    def _maxout(self, input_dim: int, maxout_dim: int) -> MaxoutReadout:
+        """Return the readout of the target's tokens."""
+        size = self.target_embedding.num_embeddings
+        return MaxoutReadout(input_dim, maxout_dim, size, self.dropout.p)
 
     def _embedded(self, source: Tensor) -> Tensor:
         return self.dropout(self.source_embedding(source))
@@ -120,10 +126,12 @@ def read(encoder: nn.RNNBase, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, 
     return outputs, state
 
 
-def token(name: str, value: int, size: int) -> None:
-    """Raise ValueError unless `value` is a token other than padding: in [1, size)."""
+def token(name: str, value: int, size: int) -> int:
+    """Return `value` as an int; raise unless it is a token other than padding: in [1, size)."""
+    value = checks.integer(name, value)
     if not 0 < value < size:
         raise ValueError(f"{name} must be a token in [1, {size}), got {value}")
+    return value
 
 
 def tokens(name: str, x: Tensor, size: int, batch: int | None = None) -> None:

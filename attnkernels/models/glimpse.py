@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..functional import checks
 from ..nn import inputs, score_function_loss
+from ..ops.seed import saved
 
 
 class Glimpses(NamedTuple):
@@ -52,7 +53,7 @@ def glimpse(images: Tensor, locations: Tensor, size: int, scales: int = 1) -> Te
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
-    inputs.sizes(size=size, scales=scales)
+    size, scales = inputs.sizes(size=size, scales=scales)
     check_images(images, None)
     checks.tensor("locations", locations, "(B, 2)", (len(images), 2), (images.dtype,))
     height, width = images.shape[-2:]
@@ -109,9 +110,13 @@ class RecurrentAttentionModel(nn.Module):
         std: float = 0.15,
     ) -> None:
         super().__init__()
-        inputs.sizes(classes=classes, channels=channels, size=size, scales=scales)
-        inputs.sizes(glimpses=glimpses, features=features, hidden=hidden)
-        checks.number("std", std)
+        classes, channels, size, scales = inputs.sizes(
+            classes=classes, channels=channels, size=size, scales=scales
+        )
+        glimpses, features, hidden = inputs.sizes(
+            glimpses=glimpses, features=features, hidden=hidden
+        )
+        std = checks.number("std", std)
         if std <= 0:
             raise ValueError(f"std must be positive, got {std}")
         self.channels, self.size, self.scales = channels, size, scales
@@ -170,7 +175,7 @@ class RecurrentAttentionModel(nn.Module):
             location = mean.detach()
             if self.training:
                 noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-                location = location + self.std * noise.to(mean)
+                location = location + self.std * saved(noise).to(mean)
             locations.append(location)
             means.append(mean)
             baselines.append(self.baseline(state.detach()).squeeze(-1))

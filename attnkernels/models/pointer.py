@@ -94,7 +94,7 @@ class PointerNetwork(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        inputs.sizes(features=features, hidden_dim=hidden_dim)
+        features, hidden_dim = inputs.sizes(features=features, hidden_dim=hidden_dim)
         checks.flags(distinct=distinct)
         self.features, self.distinct = features, distinct
         self.encoder = nn.LSTM(features, hidden_dim, batch_first=True)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..functional import checks
 from ..functional.results import Pair
-from ..nn import AdditiveAttention, AttentionRNN
-from .common import MaxoutReadout, Translator, lengths_on_cpu, read, tokens
+from ..nn import AdditiveAttention, AttentionRNN, inputs
+from .common import Translator, lengths_on_cpu, read, tokens
 
 if TYPE_CHECKING:
     from ..nn.overloads import EitherWay, NoWeights, Unpack, WithWeights
@@ -42,15 +42,17 @@ class RNNsearch(Translator):
         maxout_dim: maxout units (l: 500).
         dropout: in [0, 1), of the embeddings and of the maxout units, in training.
         begin, end: the target token y_0, and the token that ends a sequence.
+        defer_gradients: False allows second derivatives; see `AttentionRNN`.
         backend: as in `attnkernels.additive_attention`.
 
     Attributes:
-        decoder: an `AttentionRNN`; set ``decoder.defer_gradients`` to False for second derivatives.
+        decoder: an `AttentionRNN`.
 
     Raises:
-        TypeError: ``dropout`` is not a number.
-        ValueError: begin or end is not a target token other than padding, or dropout is not in
-            [0, 1).
+        TypeError: ``dropout`` is not a number, begin or end is not an int, or ``defer_gradients``
+            is not a bool.
+        ValueError: a size is not a positive int, begin or end is not a target token other than
+            padding, or dropout is not in [0, 1).
     """
 
     def __init__(
@@ -66,8 +68,16 @@ class RNNsearch(Translator):
         dropout: float = 0.0,
         begin: int = 1,
         end: int = 2,
+        defer_gradients: bool = True,
         backend: str | None = None,
     ) -> None:
+        embedding_dim, encoder_dim, hidden_dim, align_dim, maxout_dim = inputs.sizes(
+            embedding_dim=embedding_dim,
+            encoder_dim=encoder_dim,
+            hidden_dim=hidden_dim,
+            align_dim=align_dim,
+            maxout_dim=maxout_dim,
+        )
         super().__init__((source_size, target_size), embedding_dim, dropout, begin, end)
         self.encoder = nn.GRU(embedding_dim, encoder_dim, batch_first=True, bidirectional=True)
         self.initial = nn.Linear(encoder_dim, hidden_dim)
@@ -75,8 +85,9 @@ class RNNsearch(Translator):
         self.decoder = AttentionRNN(
             nn.GRUCell(embedding_dim + annotation_dim, hidden_dim),
             AdditiveAttention(hidden_dim, annotation_dim, align_dim, backend=backend),
+            defer_gradients=defer_gradients,
         )
-        self.readout = MaxoutReadout(hidden_dim + annotation_dim, maxout_dim, target_size, dropout)
+        self.readout = self._maxout(hidden_dim + annotation_dim, maxout_dim)
 
     @overload
     def forward(

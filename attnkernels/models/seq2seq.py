@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from ..functional import checks
-from ..nn import AdditiveAttention, AttentionRNN
-from .common import MaxoutReadout, Translator, lengths_on_cpu, tokens
+from ..nn import AdditiveAttention, AttentionRNN, inputs
+from .common import Translator, lengths_on_cpu, tokens
 
 
 class Seq2Seq(Translator):
@@ -54,6 +54,9 @@ class Seq2Seq(Translator):
         repeat_source: bool = False,
         backend: str | None = None,
     ) -> None:
+        embedding_dim, hidden_dim, maxout_dim = inputs.sizes(
+            embedding_dim=embedding_dim, hidden_dim=hidden_dim, maxout_dim=maxout_dim
+        )
         super().__init__((source_size, target_size), embedding_dim, dropout, begin, end)
         checks.flags(reverse_source=reverse_source, repeat_source=repeat_source)
         self.reverse_source, self.repeat_source = reverse_source, repeat_source
@@ -61,7 +64,7 @@ class Seq2Seq(Translator):
         self.vector = nn.Linear(hidden_dim, hidden_dim)
         self.initial = nn.Linear(hidden_dim, hidden_dim)
         self.decoder = nn.GRU(embedding_dim + hidden_dim, hidden_dim, batch_first=True)
-        self.readout = MaxoutReadout(2 * hidden_dim, maxout_dim, target_size, dropout)
+        self.readout = self._maxout(2 * hidden_dim, maxout_dim)
         # For the searches: attention to a memory of one row returns that row, whatever its score,
         # so its parameters have nothing to learn.
         attention = AdditiveAttention(hidden_dim, hidden_dim, 1, backend=backend)

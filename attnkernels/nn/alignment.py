@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..functional import checks
 from ..functional.attention import additive_attention
+from ..functional.memory import described
 from ..functional.results import Pair
 from . import inputs
 from .inputs import present, zero_padding
@@ -22,9 +23,12 @@ M = TypeVar("M", bound="ProjectedMemory")
 Initial = Literal["zeros", "uniform"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ProjectedMemory:
     """The part of a memory that a decoder keeps between steps; immutable.
+
+    `torch.load` with ``weights_only=True`` needs its class in
+    ``torch.serialization.add_safe_globals``.
 
     Attributes:
         keys: (B, m, hidden_dim), the projected memory.
@@ -37,6 +41,9 @@ class ProjectedMemory:
     value: Tensor
     weight: Tensor
     key_lengths: Tensor | None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({described(vars(self))})"
 
     @property
     def batch(self) -> int:
@@ -57,7 +64,7 @@ class ProjectedMemory:
         return replace(self, **batched)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AlignmentState(ProjectedMemory):
     """A projected memory and the weights of the steps so far.
 
@@ -94,10 +101,9 @@ class StepwiseAttention(Projections):
             TypeError, ValueError: ``initial``, ``scale`` or ``backend`` is wrong.
         """
         checks.choice("initial", initial, ("zeros", "uniform"))
-        checks.number("scale", scale)
+        self.scale = checks.number("scale", scale)
         inputs.backend_name(backend)
-        self.initial, self.cumulates = initial, cumulates
-        self.scale, self.backend = scale, backend
+        self.initial, self.cumulates, self.backend = initial, cumulates, backend
 
     def reset_parameters(self) -> None:
         """Reset all parameters, those of a subclass's layers by their own rules."""

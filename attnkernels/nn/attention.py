@@ -15,6 +15,7 @@ from ..functional.memory import AdditiveMemory, prepare_keys
 from ..functional.results import Pair, Triple
 from ..ops.codes import ActivationName
 from . import inputs
+from .calls import Reading, is_sharded
 from .projections import Projections, merge_heads, split_heads
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ Attended = Tensor | tuple[Tensor, Tensor | None] | Triple
 class PreparedMemory:
     """The keys and values that a decoder keeps between steps; immutable.
 
-    Made by `AdditiveAttention.prepare`.
+    Made by `AdditiveAttention.prepare`. `torch.load` with ``weights_only=True`` needs
+    ``torch.serialization.add_safe_globals([PreparedMemory, restore_memory])``, where
+    ``restore_memory`` is that of `attnkernels.functional.memory`.
 
     Attributes:
         memory: the projected keys, the values and the score vector; its `lead` is (B,), with heads
@@ -113,11 +116,10 @@ class AdditiveAttention(Projections):
             device=device,
             dtype=dtype,
         )
-        checks.number("dropout", dropout, 0, 1)
-        checks.scoring(activation, negative_slope, scale)
+        self.dropout = checks.number("dropout", dropout, 0, 1)
+        self.negative_slope, self.scale = checks.scoring(activation, negative_slope, scale)
         inputs.backend_name(backend)
-        self.activation, self.negative_slope = activation, negative_slope
-        self.dropout, self.scale, self.backend = dropout, scale, backend
+        self.activation, self.backend = activation, backend
 
     @overload
     def forward(
@@ -152,8 +154,9 @@ class AdditiveAttention(Projections):
             key_lengths: (B,), int32 or int64, in [0, m]: how many keys of each sequence take part.
                 The range is checked on a CPU only.
             attn_mask: broadcastable to the shape of the weights; bool (True takes part) or of
-                query's dtype (added to the score; -inf excludes). With heads a mask of each
-                sequence is (B, 1, n, m): the first dimension of (x, n, m) is that of the heads.
+                query's dtype (added to the score; -inf excludes). A mask of the keys of each
+                sequence is (B, 1, m), with heads (B, 1, 1, m). With heads a mask of each sequence
+                or head has all dimensions of the weights: (B, n, m) and (H, n, m) are refused.
             return_weights: also return the weights, after dropout.
 
         Returns:
@@ -163,12 +166,16 @@ class AdditiveAttention(Projections):
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
         """
+        if type(key) is Reading:
+            return key.attend(query)
         key, value = inputs.memory(self, "key", key, value, key_lengths, range_later=True)
         batch, m, _ = key.shape
         steps = inputs.query_or_queries(self, query, batch)
         if attn_mask is not None:
             heads = {"H": self.num_heads} if self.num_heads > 1 else {}
             attn_mask = inputs.mask(attn_mask, query, B=batch, **heads, **steps, m=m)
+            if heads and attn_mask is not None:
+                inputs.mask_of_heads(attn_mask, B=batch, **heads, **steps, m=m)
             if attn_mask is not None and attn_mask.ndim and not steps:
                 attn_mask = attn_mask.unsqueeze(-2)
         result = additive_attention(
@@ -197,10 +204,13 @@ class AdditiveAttention(Projections):
             TypeError, ValueError: as `forward`.
         """
         key, value = inputs.memory(self, "memory", memory, value, key_lengths, range_later=True)
+        weight = self.score_weight()
+        if is_sharded(self):  # FSDP2 frees its parameters until the next call
+            weight = weight.clone()
         prepared = prepare_keys(
             self._keys(key),
             split_heads(value, self.num_heads),
-            self.score_weight(),
+            weight,
             key_lengths=self._per_head(key_lengths),
             **self._scoring(),
         )
@@ -256,13 +266,26 @@ class AdditiveAttention(Projections):
         def attend(q: Tensor) -> Attended:
             return memory.attend(q, dropout_p=dropout_p, return_weights=return_weights)
 
-        return lambda query: self._attend_by(query, attend)
+        return self._read_by(attend)
 
-    def _attend_by(
-        self, query: Tensor, attend: Callable[[Tensor], Attended]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the contexts and weights of a query that is already checked."""
-        return self._merged(attend(self._rows(query)), query.ndim == 2)
+    def _read_by(
+        self, attend: Callable[[Tensor], Attended]
+    ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
+        """Return a function from queries that are already checked to contexts and weights.
+
+        It calls the module, so that hooks and wrappers see every step.
+        """
+
+        def attended(query: Tensor) -> Tensor | Pair:
+            context, weights = self._merged(attend(self._rows(query)), query.ndim == 2)
+            return context if weights is None else (context, weights)
+
+        def read(query: Tensor) -> tuple[Tensor, Tensor | None]:
+            found = self(query, reading)
+            return (found, None) if isinstance(found, Tensor) else found
+
+        reading: Any = Reading(attended)
+        return read
 
     def _rows(self, query: Tensor) -> Tensor:
         """Return the projected query (B, [H,] n, d), with n = 1 if it has none."""

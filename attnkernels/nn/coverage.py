@@ -49,7 +49,7 @@ class CoverageAttention(StepwiseAttention):
         sizes = query_dim, key_dim, hidden_dim
         super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
         self._set_options(initial=initial, cumulates=True, scale=scale, backend=backend)
-        self.coverage_proj = nn.Linear(1, hidden_dim, bias=False, device=device, dtype=dtype)
+        self.coverage_proj = nn.Linear(1, self.hidden_dim, bias=False, device=device, dtype=dtype)
 
     def added_keys(self, state: AlignmentState) -> Tensor:
         """Return w_c c of every position, (B, m, hidden_dim)."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..functional import checks
 from . import inputs
+from .calls import as_forward
 
 Embed = Callable[[Tensor], Tensor]  # tokens (R,), int64 -> inputs (R, e)
 
@@ -110,14 +111,15 @@ def beam_search(
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
     """
-    inputs.sizes(max_length=max_length, beams=beams)
-    checks.number("length_penalty", length_penalty)
-    start, eos = inputs.index("start", start), inputs.index("eos", eos)
-    prepared = rnn.prepared(memory, key_lengths)
+    max_length, beams = inputs.sizes(max_length=max_length, beams=beams)
+    length_penalty = checks.number("length_penalty", length_penalty)
+    start, eos = _checked(rnn, embed, readout, start, eos)
+    prepared = as_forward(rnn, "prepared")(memory, key_lengths)
+    step = as_forward(rnn, "step")
     batch = prepared.batch
     device = prepared.device
     first_rows = torch.arange(batch, device=device).repeat_interleave(beams)
-    now = rnn.initial_state(prepared, state).index_select(first_rows)
+    now = as_forward(rnn, "initial_state")(prepared, state).index_select(first_rows)
 
     last = torch.full((batch * beams,), start, dtype=torch.int64, device=device)
     tokens = torch.empty(batch, beams, 0, dtype=torch.int64, device=device)
@@ -126,7 +128,7 @@ def beam_search(
     log_probs = torch.full((batch, beams), -torch.inf, device=device)
     log_probs[:, 0] = 0.0  # all beams are equal before the first step: only one of them counts
     for _ in range(max_length):
-        output, context, now = rnn.step(embed(last), prepared, now)
+        output, context, now = step(embed(last), prepared, now)
         log_p = _log_probs(readout(output, context), batch * beams, eos)
         vocabulary = log_p.shape[-1]
         log_p = log_p.view(batch, beams, vocabulary)
@@ -170,18 +172,19 @@ def greedy_search(
 
     Arguments, results and errors are those of `beam_search`.
     """
-    inputs.sizes(max_length=max_length)
-    start, eos = inputs.index("start", start), inputs.index("eos", eos)
+    (max_length,) = inputs.sizes(max_length=max_length)
+    start, eos = _checked(rnn, embed, readout, start, eos)
     with torch.no_grad():
-        prepared = rnn.prepared(memory, key_lengths)
-        now = rnn.initial_state(prepared, state)
+        prepared = as_forward(rnn, "prepared")(memory, key_lengths)
+        step = as_forward(rnn, "step")
+        now = as_forward(rnn, "initial_state")(prepared, state)
         last = torch.full((prepared.batch,), start, device=prepared.device)
         done = torch.zeros_like(last, dtype=torch.bool)
         lengths = torch.zeros_like(last)
         total: Tensor | None = None
         tokens = []
         for _ in range(max_length):
-            output, context, now = rnn.step(embed(last), prepared, now)
+            output, context, now = step(embed(last), prepared, now)
             best = _log_probs(readout(output, context), prepared.batch, eos).max(-1)
             gained = best.values.masked_fill(done, 0.0)
             total = gained if total is None else total + gained
@@ -194,6 +197,16 @@ def greedy_search(
     assert total is not None
     total = total.unsqueeze(1)
     return Decoded(torch.stack(tokens, -1).unsqueeze(1), lengths.unsqueeze(1), total, total)
+
+
+def _checked(rnn: object, embed: object, readout: object, start: Any, eos: Any) -> tuple[int, int]:
+    """Check what both searches take, and return the tokens `start` and `eos`."""
+    if not all(hasattr(rnn, name) for name in ("prepared", "initial_state", "step")):
+        wanted = "have the methods prepared, initial_state and step"
+        raise TypeError(f"rnn must {wanted}, got {checks.type_name(rnn)}")
+    for name, function in (("embed", embed), ("readout", readout)):
+        checks.instance(name, function, Callable, "a function")  # type: ignore[arg-type]
+    return checks.integer("start", start), checks.integer("eos", eos)
 
 
 def _log_probs(logits: Tensor, rows: int, eos: int) -> Tensor:

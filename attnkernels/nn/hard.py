@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ..functional import checks
 from ..functional.attention import additive_scores
+from ..ops.seed import saved
 from . import inputs
 from .alignment import ProjectedMemory, mask_of_step, mask_of_steps, masked_scores, project_memory
+from .calls import Reading
 from .projections import Projections
 
 
@@ -72,9 +74,9 @@ class HardAttention(Projections):
         sizes = query_dim, key_dim, hidden_dim
         super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
         checks.choice("evaluation", evaluation, ("argmax", "expected"))
-        checks.number("scale", scale)
+        self.scale = checks.number("scale", scale)
         inputs.backend_name(backend)
-        self.evaluation, self.scale, self.backend = evaluation, scale, backend
+        self.evaluation, self.backend = evaluation, backend
 
     def prepare(
         self, memory: Tensor, key_lengths: Tensor | None = None, value: Tensor | None = None
@@ -141,6 +143,8 @@ class HardAttention(Projections):
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
         """
+        if type(key) is Reading:
+            return key.attend(query)
         prepared = project_memory(self, "key", key, key_lengths, value)
         attn_mask = mask_of_steps(self, query, prepared, attn_mask)
         return self._choose(query, prepared, attn_mask, generator)
@@ -168,7 +172,9 @@ class HardAttention(Projections):
         p = log_p.exp()
         if self.training:
             rows = p.detach().flatten(0, 1)
-            drawn = torch.multinomial(rows, 1, generator=generator) if len(rows) else rows.long()
+            drawn = rows.long()
+            if len(rows):
+                drawn = saved(torch.multinomial(rows, 1, generator=generator))
             positions = drawn[:, :1].reshape(nothing.shape)
         else:
             positions = log_p.argmax(-1)
@@ -212,8 +218,11 @@ def score_function_loss(
         (B, n), or what the arguments broadcast to: sum it over steps and average it over a batch.
 
     Raises:
-        TypeError: log_prob is not a tensor.
+        TypeError: log_prob is not a tensor, or another argument neither a tensor nor a number.
     """
     checks.tensor("log_prob", log_prob)
+    for name, x in (("reward", reward), ("baseline", baseline)):
+        if not isinstance(x, Tensor):
+            checks.number(name, x)
     advantage = torch.as_tensor(reward - baseline, device=log_prob.device).detach()
     return -advantage * log_prob

@@ -7,7 +7,6 @@ passes on unchanged, such as a flag, is checked by the operator.
 
 from __future__ import annotations
 
-import operator
 from typing import Any, Literal, Protocol
 
 import torch
@@ -34,18 +33,9 @@ class HasQueries(Protocol):
     query_proj: nn.Linear
 
 
-def sizes(**values: Any) -> None:
-    """Raise ValueError unless every one of the named `values` is an int of at least 1."""
-    for name, value in values.items():
-        checks.positive_int(name, value)
-
-
-def index(name: str, value: Any) -> int:
-    """Return `value` as an int; raise TypeError unless it is an integer, NumPy's included."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+def sizes(**values: Any) -> Any:
+    """Return the named `values` as ints; raise ValueError unless all are ints of at least 1."""
+    return tuple(checks.positive_int(name, value) for name, value in values.items())
 
 
 def backend_name(name: str | None) -> None:
@@ -93,6 +83,9 @@ def memory(
     batch, m, _ = shape
     if value is not None:
         checks.tensor("value", value, "(B, m, value_dim)", (batch, m, None))
+        checks.same_device("value", value, key)
+        if value.dtype is not key.dtype and _under_autocast(value) is not _under_autocast(key):
+            raise TypeError(f"value must have the dtype of {name}, {key.dtype}, got {value.dtype}")
     if module.num_heads > 1:
         name, width = (name, module.key_dim) if value is None else ("value", value.shape[-1])
         checks.multiple(f"the last dimension of {name}", width, "num_heads", module.num_heads)
@@ -151,7 +144,8 @@ def mask(attn_mask: Tensor | None, x: Tensor, **weights: int) -> Tensor | None:
         attn_mask = attn_mask.to(wanted)
     checks.same_device("attn_mask", attn_mask, x)
     given, shape = attn_mask.shape, tuple(weights.values())
-    if given == shape[-len(given) :]:  # most masks, in a fraction of the time
+    # Most masks, in a fraction of the time. Lengths first: see `ops.shapes.leading_shape`.
+    if len(given) <= len(shape) and given == shape[-len(given) :]:
         return attn_mask
     if len(given) > len(shape) or any(
         size not in (1, wanted)
@@ -162,6 +156,20 @@ def mask(attn_mask: Tensor | None, x: Tensor, **weights: int) -> Tensor | None:
             f"got shape {tuple(given)}"
         )
     return attn_mask
+
+
+def mask_of_heads(attn_mask: Tensor, **weights: int) -> None:
+    """Raise ValueError for a mask of sequences or of heads: one of the two dimensions is missing.
+
+    As many sequences as heads would otherwise be taken for the heads.
+    """
+    given = attn_mask.shape
+    if len(given) == len(weights) - 1 and given[0] != 1:
+        raise ValueError(
+            f"attn_mask must have all dimensions of the weights, ({', '.join(weights)}) = "
+            f"{tuple(weights.values())}, got shape {tuple(given)}: unsqueeze(1) a mask of each "
+            "sequence, unsqueeze(0) one of each head"
+        )
 
 
 def present(lengths: Tensor, m: int) -> Tensor:

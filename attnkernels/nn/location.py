@@ -61,7 +61,7 @@ class LocationSensitiveAttention(StepwiseAttention):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        inputs.sizes(channels=channels, kernel_size=kernel_size)
+        channels, kernel_size = inputs.sizes(channels=channels, kernel_size=kernel_size)
         checks.choice("cumulative", cumulative, (True, False, "both"))
         if not isinstance(cumulative, str):
             checks.flags(cumulative=cumulative)
@@ -77,7 +77,7 @@ class LocationSensitiveAttention(StepwiseAttention):
         self.location_conv = nn.Conv1d(
             seen, channels, kernel_size, padding=kernel_size // 2, **layer
         )
-        self.location_proj = nn.Linear(channels, hidden_dim, **layer)
+        self.location_proj = nn.Linear(channels, self.hidden_dim, **layer)
 
     def added_keys(self, state: AlignmentState) -> Tensor:
         """Return U f of every position, (B, m, hidden_dim)."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..functional import checks
 from ..functional.attention import additive_scores
 from ..functional.results import Pair
+from ..ops.seed import saved
 from . import inputs
 from .alignment import (
     AlignmentState,
@@ -55,7 +56,7 @@ class MonotonicAttention(Projections):
 
     Attributes:
         query_proj, key_proj, weight, gain, bias: W and b, V, w, g; as in `Projections`.
-        score_bias: r, ().
+        score_bias: r, (1,).
 
     Raises:
         TypeError, ValueError: as `Projections`; or ``score_bias``, ``noise``, ``evaluation`` or
@@ -78,14 +79,14 @@ class MonotonicAttention(Projections):
         dtype: torch.dtype | None = None,
     ) -> None:
         checks.choice("evaluation", evaluation, ("hard", "expected"))
-        checks.number("score_bias", score_bias)
-        checks.number("noise", noise, 0)
+        score_bias = checks.number("score_bias", score_bias)
+        noise = checks.number("noise", noise, 0)
         inputs.backend_name(backend)
         sizes = query_dim, key_dim, hidden_dim
         super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
         self.initial_score_bias, self.noise = score_bias, noise
         self.evaluation, self.backend = evaluation, backend
-        self.score_bias = nn.Parameter(torch.full((), score_bias, device=device, dtype=dtype))
+        self.score_bias = nn.Parameter(torch.full((1,), score_bias, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
         """Reset all parameters; ``score_bias`` takes its initial value."""
@@ -216,9 +217,10 @@ class MonotonicAttention(Projections):
     ) -> AlignmentState:
         """Return the state after a step of energy (B, 1, m) and attn_mask (B, 1, m)."""
         if self.training and self.noise:
-            energy = energy + self.noise * torch.randn(
+            noise = torch.randn(
                 energy.shape, generator=generator, dtype=energy.dtype, device=energy.device
             )
+            energy = energy + self.noise * saved(noise)
         energy = masked_scores(energy, state.key_lengths, attn_mask).squeeze(1)
         if not self.training and self.evaluation == "hard":
             # With p_ij of 0 or 1 the expectation is the choice itself.
@@ -248,8 +250,11 @@ def expected_alignment(energy: Tensor, previous: Tensor) -> Tensor:
     those that underflow.
 
     Raises:
+        TypeError: an argument is not a floating tensor.
         ValueError: the shapes differ.
     """
+    checks.tensor("energy", energy, dtype=checks.FLOATING)
+    checks.tensor("previous", previous, dtype=checks.FLOATING)
     if energy.shape != previous.shape:
         raise ValueError(
             f"previous must have the shape of energy, {tuple(energy.shape)}, got "

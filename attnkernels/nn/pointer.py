@@ -42,9 +42,9 @@ class PointerHead(Projections):
     ) -> None:
         sizes = query_dim, key_dim, hidden_dim
         super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
-        checks.number("scale", scale)
+        self.scale = checks.number("scale", scale)
         inputs.backend_name(backend)
-        self.scale, self.backend = scale, backend
+        self.backend = backend
 
     def forward(
         self,

@@ -57,13 +57,15 @@ class AttentionPooling(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        inputs.sizes(key_dim=key_dim, hidden_dim=hidden_dim, num_heads=num_heads)
+        key_dim, hidden_dim, num_heads = inputs.sizes(
+            key_dim=key_dim, hidden_dim=hidden_dim, num_heads=num_heads
+        )
         checks.multiple("key_dim", key_dim, "num_heads", num_heads)
         checks.multiple("hidden_dim", hidden_dim, "num_heads", num_heads)
-        checks.number("dropout", dropout, 0, 1)
+        self.dropout = checks.number("dropout", dropout, 0, 1)
         inputs.backend_name(backend)
         self.key_dim, self.num_heads = key_dim, num_heads
-        self.dropout, self.backend = dropout, backend
+        self.backend = backend
         self.key_proj = nn.Linear(key_dim, hidden_dim, bias=False, device=device, dtype=dtype)
         self.query = nn.Parameter(torch.empty(hidden_dim, device=device, dtype=dtype))
         shape = (hidden_dim,) if num_heads == 1 else (num_heads, hidden_dim // num_heads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +31,7 @@ class Projections(nn.Module):
         query_proj: Linear(query_dim, hidden_dim).
         key_proj: Linear(key_dim, hidden_dim) without a bias.
         weight: (hidden_dim,), with heads (num_heads, hidden_dim // num_heads).
-        gain: (), and bias: (hidden_dim,); None without ``normalize``.
+        gain: (1,), and bias: (hidden_dim,); None without ``normalize``.
 
     Raises:
         TypeError: ``bias`` or ``normalize`` is not a bool.
@@ -49,7 +51,7 @@ class Projections(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        inputs.sizes(
+        query_dim, key_dim, hidden_dim, num_heads = inputs.sizes(
             query_dim=query_dim, key_dim=key_dim, hidden_dim=hidden_dim, num_heads=num_heads
         )
         checks.multiple("hidden_dim", hidden_dim, "num_heads", num_heads)
@@ -63,7 +65,7 @@ class Projections(nn.Module):
         self.gain: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
         if normalize:
-            self.gain = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+            self.gain = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
             self.bias = nn.Parameter(torch.empty(hidden_dim, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -117,6 +119,16 @@ class Projections(nn.Module):
     def _keys(self, memory: Tensor) -> Tensor:
         """Run `project_key` on a memory that is already checked."""
         return split_heads(self.key_proj(memory), self.num_heads)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any
+    ) -> None:
+        """Load parameters of shape (1,) from entries of shape () as well, which they once had."""
+        for name, parameter in self._parameters.items():
+            entry = state_dict.get(prefix + name)
+            if parameter is not None and parameter.shape == (1,) and isinstance(entry, Tensor):
+                state_dict[prefix + name] = entry.reshape(1) if entry.ndim == 0 else entry
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, normalize={self.normalize}"

@@ -12,6 +12,7 @@ from ..functional import checks
 from ..functional.deferred import DeferredMemory, learns
 from . import inputs as arguments
 from .attention import AdditiveAttention, PreparedMemory
+from .calls import as_forward
 from .state import DecoderState, cell_output
 
 if TYPE_CHECKING:
@@ -38,14 +39,17 @@ class AttentionRNN(nn.Module):
     once, after all steps, instead of once per step (see `attnkernels.functional.deferred`); with
     dropout of the weights they are computed step by step.
 
+    Every step calls ``cell`` and ``attention``, so their forward hooks run; those of ``attention``
+    get the query and return what its `forward` does.
+
     Args:
         cell: a module (input, state) -> state like `torch.nn.GRUCell` (the state is a tensor, and
             the output) or `torch.nn.LSTMCell` (the state is a tuple that starts with the output).
             Its input has the features of input_t followed by those of a context.
         attention: an `AdditiveAttention` whose query_dim is the size of the cell's output.
         defer_gradients: False computes the gradients of the keys step by step. This is slower, and
-            required for second derivatives (``create_graph=True``) and reverse-mode transforms of
-            `torch.func`. Forward-mode differentiation always computes them step by step.
+            required for second derivatives (``create_graph=True``). Forward-mode differentiation,
+            the transforms of `torch.func` and torch.compile always compute them step by step.
 
     Raises:
         TypeError: cell is not callable, attention is not an `AdditiveAttention`, or
@@ -116,6 +120,7 @@ class AttentionRNN(nn.Module):
         """
         prepared = self.prepared(memory, key_lengths)
         checks.tensor("inputs", inputs, "(B, T, e)", (prepared.batch, None, None))
+        self._fits("inputs", inputs, prepared)
         if not inputs.shape[1]:
             raise ValueError(f"inputs must have T of at least 1, got shape {tuple(inputs.shape)}")
         rows = inputs.unbind(1)
@@ -184,9 +189,10 @@ class AttentionRNN(nn.Module):
         Raises:
             TypeError, ValueError: as `forward`.
         """
-        checks.positive_int("steps", steps)
+        steps = checks.positive_int("steps", steps)
         prepared = self.prepared(memory, key_lengths)
         checks.tensor("first", first, "(B, e)", (prepared.batch, None))
+        self._fits("first", first, prepared)
 
         def following(t: int, output: Tensor, context: Tensor) -> Tensor:
             return feed(output, context)
@@ -236,6 +242,7 @@ class AttentionRNN(nn.Module):
         checks.instance("prepared", prepared, PreparedMemory, "what attention.prepare() returned")
         checks.instance("state", state, DecoderState, "a DecoderState")
         attend = self._attend_beams(prepared, _beams(inputs, prepared.batch), return_weights)
+        self._fits("inputs", inputs, prepared)
         return _results(*self._step(inputs, attend, state))
 
     def initial_state(self, prepared: PreparedMemory, state: Any = None) -> DecoderState:
@@ -258,7 +265,7 @@ class AttentionRNN(nn.Module):
                 prepared memory.
         """
         if not isinstance(memory, PreparedMemory):
-            return self.attention.prepare(memory, key_lengths)
+            return as_forward(self.attention, "prepare")(memory, key_lengths)
         if key_lengths is not None:
             raise ValueError(
                 "key_lengths must be None for a prepared memory, got a "
@@ -313,6 +320,15 @@ class AttentionRNN(nn.Module):
         value = prepared.memory.value
         return DecoderState(None, value.new_zeros(prepared.batch, prepared.value_dim))
 
+    def _fits(self, name: str, x: Tensor, prepared: PreparedMemory) -> None:
+        """Raise ValueError unless the cell takes the features of `x` and those of a context."""
+        width = getattr(self.cell, "input_size", None)  # of torch's cells
+        if type(width) is int and width != x.shape[-1] + prepared.value_dim:
+            raise ValueError(
+                f"{name} must have e = {width - prepared.value_dim} features, so that the cell "
+                f"gets e + value_dim = {width}, got shape {tuple(x.shape)}"
+            )
+
     def _output(self, name: str, state: Any, rows: int) -> Tensor:
         """Return the output of a cell, which is the query of its attention."""
         output = cell_output(state)
@@ -325,7 +341,7 @@ class AttentionRNN(nn.Module):
         if not (self.defer_gradients and learns(memory)) or attention.dropout_now:
             return attention._attend_to(prepared, return_weights)
         deferred = DeferredMemory(memory, steps, return_weights)
-        return lambda output: attention._attend_by(output, deferred.attend)
+        return attention._read_by(deferred.attend)
 
     def _attend_beams(self, prepared: PreparedMemory, beams: int, return_weights: bool) -> Attend:
         """Return the attention of `step`, of `beams` outputs per sequence."""

@@ -1,11 +1,11 @@
-"""First derivatives by the backward operators; second and forward-mode ones by the formula.
+"""First derivatives by the operators of a backend; second derivatives by the formula.
 
-A first derivative in reverse mode costs a few times the forward; the others cost the naive
-formula's memory.
+A first derivative costs a few times the forward; the others cost the naive formula's memory.
 """
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,14 +13,21 @@ import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
+from torch.utils._pytree import tree_map
 
 from . import plain
 from .codes import DETERMINISTIC
+from .failures import explain
+from .forward_mode import Jvp, is_first_order, is_vectorized, transforms
+from .schema import composite
 from .signature import (
     BACKWARD,
     FORWARD,
+    FORWARD_JVP,
     SCORES,
     SCORES_BACKWARD,
+    SCORES_JVP,
     Operator,
     Signature,
     Values,
@@ -30,17 +37,21 @@ from .signature import (
 def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
     """Return ops.forward and ops.scores, with derivatives if one may be needed.
 
-    Calls with tangents of forward-mode AD are computed by the formula, forward and backward. The
-    derivatives are kept outside the operators: registering them would double the time of a call.
+    Calls with tangents of forward-mode AD are computed by ops.forward_jvp and ops.scores_jvp where
+    the backend has them, and otherwise by the formula, as in every backward. The derivatives are
+    kept outside the operators: registering them would double the time of a call.
     """
     backward = _function(ops.backward, plain.backward, BACKWARD, None, _backward_gradient)
+    gradient = _forward_gradient(backward)
+    op = getattr(ops, "forward_jvp", None)
     forward = _function(
         ops.forward,
         plain.forward,
         FORWARD,
         len(FORWARD.leaves),
-        _forward_gradient(backward),
+        gradient,
         keep_outputs=True,
+        fused=Jvp(op, plain.forward_jvp, FORWARD_JVP, FORWARD, gradient),
     )
     backward = _function(
         ops.scores_backward,
@@ -49,8 +60,16 @@ def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
         None,
         _scores_backward_gradient,
     )
-    leaves = len(SCORES.leaves)
-    scores = _function(ops.scores, plain.scores, SCORES, leaves, _scores_gradient(backward))
+    gradient = _scores_gradient(backward)
+    op = getattr(ops, "scores_jvp", None)
+    scores = _function(
+        ops.scores,
+        plain.scores,
+        SCORES,
+        len(SCORES.leaves),
+        gradient,
+        fused=Jvp(op, plain.scores_jvp, SCORES_JVP, SCORES, gradient),
+    )
     return forward, scores
 
 
@@ -68,7 +87,11 @@ def _forward_gradient(backward: Operator) -> Operator:
         saved, options = ctx.saved_tensors, ctx.options
         da = da if options[weights_exist] else None
         values = (dc, dlse, da, *saved, *options, _wanted(ctx, bits))
-        return _fitted(ctx, backward(*[values[place] for place in order]), saved)
+        try:
+            found = backward(*[values[place] for place in order])
+        except RuntimeError as error:
+            explain(error)
+        return _fitted(ctx, found, saved)
 
     return gradient
 
@@ -80,8 +103,13 @@ def _scores_gradient(backward: Operator) -> Operator:
     def gradient(ctx: Any, grad: Tensor | None) -> Any:
         if grad is None:
             return _nothing(ctx)
-        saved = ctx.saved_tensors  # backward has the arguments of ops.scores between two of its own
-        return _fitted(ctx, backward(grad, *saved, *ctx.options, _wanted(ctx, bits)), saved)
+        # backward has the arguments of ops.scores between two of its own
+        saved = ctx.saved_tensors[: len(SCORES.tensors)]
+        try:
+            found = backward(grad, *saved, *ctx.options, _wanted(ctx, bits))
+        except RuntimeError as error:
+            explain(error)
+        return _fitted(ctx, found, saved)
 
     return gradient
 
@@ -93,10 +121,12 @@ def _function(
     leaves: int | None,
     gradient: Operator,
     keep_outputs: bool = False,
+    fused: Jvp | None = None,
 ) -> Operator:
     """Return `op` with the derivative `gradient`, used if one may be needed.
 
-    `by_formula` replaces `op` where an input has a tangent: it differentiates itself in every mode.
+    Where an input has a tangent, `fused` replaces `op` if it exists, or else `by_formula`, which
+    differentiates itself in every mode.
     The first `leaves` arguments may require a gradient, or all tensors if `leaves` is None. Tensors
     are saved, and the outputs if requested; the other arguments become ctx.options.
     """
@@ -104,7 +134,8 @@ def _function(
     leaves = tensors if leaves is None else leaves
 
     def keep(ctx: Any, inputs: Values, output: Any) -> None:
-        ctx.save_for_backward(*inputs[:tensors], *(output if keep_outputs else ()))
+        saved = *inputs[:tensors], *(output if keep_outputs else ())
+        ctx.save_for_backward(*saved)
         ctx.options = inputs[tensors:]
         ctx.set_materialize_grads(False)
 
@@ -126,20 +157,92 @@ def _function(
         def forward(*inputs: Any) -> Any:
             return op(*inputs)
 
-    def apply(*inputs: Any) -> Any:
-        if forward_ad._current_level >= 0:
-            outputs = plain.with_tangents(by_formula, inputs)
-            if outputs is not None:
-                return outputs
-        if _are_functorch_transforms_active():
-            return Transformable.apply(*inputs)
+    class WithTangents(Transformable):
+        """The same in forward mode, under a transform inside a jvp."""
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Values, output: Any) -> None:
+            keep(ctx, inputs, output)
+            ctx.save_for_forward(*inputs[:tensors], *(output if keep_outputs else ()))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            assert fused is not None
+            inputs, _ = fused.unpacked((*ctx.saved_tensors[:tensors], *ctx.options))
+            return fused(inputs, tangents[: fused.leaves])[1]
+
+    class Computed(Plain):
+        """The outputs and tangents of `fused`, its last argument, with the derivative of `op`."""
+
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            *rest, (outputs, ctx.tangents) = inputs
+            outputs = tree_map(torch.detach, outputs)
+            keep(ctx, tuple(rest), outputs)
+            return outputs
+
+        @staticmethod
+        def jvp(ctx: Any, *_: Any) -> Any:
+            return ctx.tangents
+
+    seed = signature.names.index("seed") if "seed" in signature.names else None
+
+    def with_tangents(inputs: Values) -> Any:
+        if fused is None or not fused.exists(inputs):
+            return plain.with_tangents(by_formula, inputs)
+        # Where torch.compile gave up on a call, it would still compile its parts: without tangents.
+        compiles = "torch._dynamo" in sys.modules
+        return (torch.compiler.disable(by_fused) if compiles else by_fused)(inputs)
+
+    def by_fused(inputs: Values) -> Any:
+        keys, inside = transforms()
+        if not is_first_order(keys, inside):
+            return by_formula(*inputs)
+        assert fused is not None
+        primals, tangents = (inputs, None) if inside else fused.unpacked(inputs)
+        if tangents is not None:
+            if is_vectorized(tangents):
+                return by_formula(*inputs)
+            found = fused(primals, tangents)
+            if keys or not needs_gradient(inputs):
+                return tree_map(forward_ad.make_dual, *found)
+            return Computed.apply(*inputs, found)  # reverse mode may follow, with tangents
+        if keys:
+            drops = seed is not None and inputs[seed] is not None  # no rule maps over its mask
+            return by_formula(*inputs) if drops else WithTangents.apply(*inputs)
+        return None
+
+    def needs_gradient(inputs: Values) -> bool:
         if is_grad_enabled():
             for x in inputs[:leaves]:
                 if x is not None and x.requires_grad:
-                    return Plain.apply(*inputs)
+                    return True
+        return False
+
+    def apply(*inputs: Any) -> Any:
+        if forward_ad._current_level >= 0:
+            outputs = with_tangents(inputs)
+            if outputs is not None:
+                return outputs
+        if _are_functorch_transforms_active():
+            return (traced if is_dynamo_compiling() else Transformable.apply)(*inputs)
+        if is_grad_enabled():  # needs_gradient(), whose call would take 0.1 us
+            for x in inputs[:leaves]:
+                if x is not None and x.requires_grad:
+                    return Plain.apply(*(_distinct(inputs) if is_dynamo_compiling() else inputs))
         return op(*inputs)
 
+    traced = composite(op, apply)
     return apply
+
+
+def _distinct(inputs: Values) -> Values:
+    """Return `inputs` with views for tensors that came before, which Dynamo refuses to trace."""
+    seen: list[Any] = []
+    for x in inputs:
+        again = isinstance(x, Tensor) and any(x is y for y in seen)
+        seen.append(x.view_as(x) if again else x)
+    return tuple(seen)
 
 
 def _bits(signature: Signature) -> tuple[int, ...]:
@@ -161,7 +264,7 @@ def _nothing(ctx: Any) -> tuple[None, ...]:
 
 
 def _fitted(ctx: Any, grads: tuple[Tensor | None, ...], inputs: Any) -> tuple[Tensor | None, ...]:
-    """Reduce gradients of the broadcast shape to those of the inputs: sum, then round."""
+    """Round gradients to the dtypes of the inputs; return None for those that are not wanted."""
     fitted = [_fit(g, x) for g, x in zip(grads, inputs, strict=False)]
     return *fitted, *(None,) * (len(ctx.needs_input_grad) - len(fitted))
 
@@ -169,8 +272,6 @@ def _fitted(ctx: Any, grads: tuple[Tensor | None, ...], inputs: Any) -> tuple[Te
 def _fit(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
     if like is None or grad is None or (grad.dim() == 1 and not grad.shape[0]):
         return None
-    if grad.shape != like.shape:
-        grad = grad.sum_to_size(like.shape)
     return grad if grad.dtype == like.dtype else grad.to(dtype=like.dtype)
 
 

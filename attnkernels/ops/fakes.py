@@ -1,8 +1,7 @@
 """Shapes and dtypes of the operators' results, for tracing and for meta tensors.
 
-Results are in the dtype of the arithmetic. A gradient has the leading shape L that the inputs
-broadcast to; it has the dtype of its input, or that of the arithmetic if it is still to be summed
-over L. A result that is not wanted has no elements.
+Results are in the dtype of the arithmetic. A gradient has the shape of its input, and those of
+query, key and value its dtype too. A result that is not wanted has no elements.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ def _backward(
     wanted: int,
     **others: Any,
 ) -> tuple[Tensor, ...]:
-    lead = _attention_lead(query, key, value, weight, attn_mask=attn_mask, **others)
+    _attention_lead(query, key, value, weight, attn_mask=attn_mask, **others)
     mask = attn_mask.shape if attn_mask is not None and wanted & MASK else (0,)
     return (
-        _gradient(query, lead, 2, wanted & QUERY),
-        _gradient(key, lead, 2, wanted & KEY),
-        _gradient(value, lead, 2, wanted & VALUE),
-        _gradient(weight, lead, 1, wanted & WEIGHT),
+        _gradient(query, wanted & QUERY),
+        _gradient(key, wanted & KEY),
+        _gradient(value, wanted & VALUE),
+        _new(query, *weight.shape if wanted & WEIGHT else (0,)),
         _new(query, *mask),
     )
 
@@ -65,11 +64,11 @@ def _scores(*, query: Tensor, key: Tensor, weight: Tensor, **_: Any) -> Tensor:
 def _scores_backward(
     *, query: Tensor, key: Tensor, weight: Tensor, wanted: int, **_: Any
 ) -> tuple[Tensor, ...]:
-    lead = _lead(query, key, weight)
+    _lead(query, key, weight)
     return (
-        _gradient(query, lead, 2, wanted & QUERY),
-        _gradient(key, lead, 2, wanted & KEY),
-        _gradient(weight, lead, 1, wanted & WEIGHT),
+        _gradient(query, wanted & QUERY),
+        _gradient(key, wanted & KEY),
+        _new(query, *weight.shape if wanted & WEIGHT else (0,)),
     )
 
 
@@ -79,12 +78,22 @@ def _pack_keys(*, key: Tensor, **_: Any) -> Tensor:
     return _new(key, *key.shape[:-2], panels, rows, PANEL)
 
 
+def _forward_jvp(**named: Any) -> tuple[Tensor, ...]:
+    return *_forward(**named), *_forward(**named)
+
+
+def _scores_jvp(**named: Any) -> tuple[Tensor, Tensor]:
+    return _scores(**named), _scores(**named)
+
+
 _FAKES: dict[str, Operator] = {
     "forward": _forward,
     "backward": _backward,
     "scores": _scores,
     "scores_backward": _scores_backward,
     "pack_keys": _pack_keys,
+    "forward_jvp": _forward_jvp,
+    "scores_jvp": _scores_jvp,
 }
 
 
@@ -105,10 +114,5 @@ def _attention_lead(
     return _lead(query, key, weight, value.shape[:-2], mask_lead, lengths_lead)
 
 
-def _gradient(x: Tensor, lead: tuple[int, ...], trailing: int, wanted: int) -> Tensor:
-    """Return the gradient of `x`: in its dtype, unless it is still to be summed over L."""
-    if not wanted:
-        return _new(x, 0)
-    shape = (*lead, *x.shape[x.dim() - trailing :])
-    summed = trailing < 2 or x.shape != shape
-    return _new(x, *shape) if summed else x.new_empty(shape)
+def _gradient(x: Tensor, wanted: int) -> Tensor:
+    return x.new_empty(x.shape) if wanted else _new(x, 0)

@@ -1,6 +1,7 @@
 """The operators in terms of the formula, where derivatives need PyTorch's own operations.
 
-Forward-mode derivatives and second derivatives go through here, with the formula's use of memory.
+Second derivatives go through here, with the formula's use of memory, and so do forward-mode ones
+for which a backend has no kernel.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from .shapes import accumulate_dtype
 from .signature import (
     BACKWARD,
     FORWARD,
+    FORWARD_JVP,
     SCORES,
     SCORES_BACKWARD,
+    SCORES_JVP,
+    TANGENT,
     Operator,
     Options,
     Signature,
@@ -80,6 +84,43 @@ def scores(*args: Any) -> Tensor:
     return formula.scores(call["query"], call["key"], call["weight"], options=_options(call))
 
 
+def forward_jvp(*args: Any) -> tuple[Tensor, ...]:
+    """Return the results of ops.forward_jvp, in the dtype of the arithmetic."""
+    call = FORWARD_JVP.named(args)
+    _refuse_examples(call)
+    options = _options(call)
+
+    def outputs(
+        attn_mask: Tensor | None = options.attn_mask, **inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        masked = options._replace(attn_mask=attn_mask)
+        context, weights, lse = formula.attention(**inputs, options=masked)
+        return context, lse, context.new_empty(0) if weights is None else weights
+
+    return _beside_tangents(FORWARD, outputs, call)
+
+
+def scores_jvp(*args: Any) -> tuple[Tensor, ...]:
+    """Return the results of ops.scores_jvp, in the dtype of the arithmetic."""
+    call = SCORES_JVP.named(args)
+    options = _options(call)
+    return _beside_tangents(SCORES, lambda **x: (formula.scores(**x, options=options),), call)
+
+
+def _beside_tangents(signature: Signature, outputs: Outputs, call: Call) -> tuple[Tensor, ...]:
+    acc = accumulate_dtype(call["query"].dtype)
+    given = {each.name: call[each.name] for each in signature.leaves}
+    primals = {n: x.to(acc) for n, x in given.items() if x is not None and x.is_floating_point()}
+    tangents = {n: t.to(acc) for n in primals if (t := call[n + TANGENT]) is not None}
+
+    def moved(*args: Tensor) -> tuple[Tensor, ...]:
+        return outputs(**{**primals, **dict(zip(tangents, args, strict=True))})
+
+    at = tuple(primals[name] for name in tangents)
+    found, tangent, *_ = torch.func.jvp(moved, at, tuple(tangents.values()))
+    return *found, *tangent
+
+
 def backward(*args: Any) -> tuple[Tensor | None, ...]:
     """Return the gradients of ops.backward, wanted or not, in the dtype of the arithmetic."""
     return _first(BACKWARD, *of_attention(BACKWARD.named(args)))
@@ -106,7 +147,7 @@ def of_attention(call: Call) -> tuple[Outputs, Tensors, Tensors]:
         found: dict[str, Any] = {"context": context, "weights": weights, "lse": lse}
         return tuple(found[OUTER[name]] for name in cotangents)
 
-    return outputs, _primals(call, FORWARD, call["context"].shape[:-2]), cotangents
+    return outputs, _primals(call, FORWARD), cotangents
 
 
 def of_scores(call: Call) -> tuple[Outputs, Tensors, Tensors]:
@@ -116,7 +157,7 @@ def of_scores(call: Call) -> tuple[Outputs, Tensors, Tensors]:
     def outputs(**inputs: Tensor) -> tuple[Tensor]:
         return (formula.scores(**inputs, options=options),)
 
-    return outputs, _primals(call, SCORES, call["grad"].shape[:-2]), {"grad": call["grad"]}
+    return outputs, _primals(call, SCORES), {"grad": call["grad"]}
 
 
 def vjp(outputs: Outputs, primals: Tensors, cotangents: tuple[Tensor, ...]) -> Any:
@@ -154,18 +195,10 @@ def _options(call: Call) -> Options:
     return Options(**{**given, "activation": find_activation(call["activation"]).name})
 
 
-def _primals(call: Call, signature: Signature, lead: tuple[int, ...]) -> Tensors:
-    """Return the inputs to differentiate the formula by, in the dtype of the arithmetic.
-
-    They are expanded to `lead`, except attn_mask, whose gradient has its own shape.
-    """
+def _primals(call: Call, signature: Signature) -> Tensors:
+    """Return the inputs to differentiate the formula by, in the dtype of the arithmetic."""
     acc = accumulate_dtype(call["query"].dtype)
-    primals = {}
-    for each in signature.leaves:
-        x = call[each.name]
-        if each.name != "attn_mask":
-            trailing = x.shape[x.dim() - (each.trailing or 0) :]
-            primals[each.name] = x.to(acc).expand(*lead, *trailing)
-        elif x is not None and x.is_floating_point():
-            primals[each.name] = x.to(acc)
-    return primals
+    leaves = {each.name: call[each.name] for each in signature.leaves}
+    return {
+        name: x.to(acc) for name, x in leaves.items() if x is not None and x.is_floating_point()
+    }

@@ -2,9 +2,9 @@
 
 `define("native", "forward", ...)` makes attnkernels::native_forward and so on. A library, or a
 module that calls `implement`, supplies implementations for its devices. Outputs are in the dtype of
-the arithmetic: float32, or float64 for float64 inputs. Gradients have the leading shape L that the
-inputs broadcast to. Their dtype is that of their input, or that of the arithmetic if they are still
-to be summed over L: callers sum and round.
+the arithmetic: float32, or float64 for float64 inputs. Gradients have the shapes of their inputs:
+those of a broadcast input are summed inside. Those of query, key and value are rounded to the dtype
+of their input too; those of weight and attn_mask are left to callers to round.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.library import Library
 
 from . import vmap
@@ -20,14 +21,22 @@ from .codes import find_activation
 from .fakes import fake
 from .signature import SIGNATURES, Operator
 
-_library = Library("attnkernels", "DEF")
+# Kept by importlib.reload, as torch keeps what was registered: an operator is defined only once.
+_library: Library = globals().get("_library") or Library("attnkernels", "DEF")
+_ready: dict[str, Any] = globals().get("_ready") or {}  # the operators, by name
 
 
 def define(prefix: str, *names: str) -> SimpleNamespace:
-    """Define one backend's operators, those of `names`; return their overloads by name."""
+    """Define one backend's operators, those of `names`; return their overloads by name.
+
+    A module that is loaded again gets the operators of the first time.
+    """
     ops = SimpleNamespace()
     for name in names:
         full = f"{prefix}_{name}"
+        if full in _ready:
+            setattr(ops, name, _ready[full])
+            continue
         if not hasattr(torch.ops.attnkernels, full):  # the compiled library defines its own
             schema = SIGNATURES[name].schema()
             _library.define(full + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -35,14 +44,18 @@ def define(prefix: str, *names: str) -> SimpleNamespace:
         torch.library.register_fake(f"attnkernels::{full}", fake(name), lib=_library)
         torch.library.register_vmap(f"attnkernels::{full}", vmap.rule(name, op), lib=_library)
         setattr(ops, name, op)
+        _ready[full] = op
     return ops
 
 
 def implement(full: str, function: Operator, dispatch_key: str) -> None:
     """Give operator `full` ("triton_forward") a Python implementation for one kind of device.
 
-    An unknown activation is refused before `function` is called.
+    An unknown activation is refused before `function` is called. A module that is loaded again
+    keeps the implementation of the first time.
     """
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"attnkernels::{full}", dispatch_key):
+        return
     activation = SIGNATURES[full.split("_", 1)[1]].place("activation")
 
     def checked(*args: Any) -> Any:
@@ -50,3 +63,28 @@ def implement(full: str, function: Operator, dispatch_key: str) -> None:
         return function(*args)
 
     _library.impl(full, checked, dispatch_key)
+
+
+def composite(op: Any, function: Operator) -> Operator:
+    """Return an operator that is `function` of the arguments of `op`, itself made of operators.
+
+    torch.compile puts it into its graph as it is. AOTAutograd then runs `function`, and traces what
+    torch.func and autograd do with it, which Dynamo's own trace of them does not always get right.
+    """
+    name = f"{op._schema.name.split('::')[1]}_traced"
+    if name in _ready:
+        return _ready[name]
+    schema = str(op._schema)
+    _library.define(name + schema[schema.index("(") :], tags=(torch.Tag.pt2_compliant_tag,))
+
+    def call(*args: Any) -> Any:
+        outputs = function(*args)
+        if isinstance(outputs, Tensor):
+            return outputs
+        return tuple(args[0].new_empty(0) if x is None else x for x in outputs)
+
+    _library.impl(name, call, "CompositeImplicitAutograd")
+    # Before functorch gives the call to its levels: `function` uses rules of its own.
+    _library.impl(name, call, "FuncTorchDynamicLayerFrontMode")
+    _ready[name] = getattr(torch.ops.attnkernels, name).default
+    return _ready[name]

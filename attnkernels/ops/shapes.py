@@ -17,10 +17,12 @@ def leading_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape that `shapes` broadcast to; raise ValueError if they do not.
 
     Faster than `torch.broadcast_shapes` in the common case: equal shapes cost one comparison.
+    Lengths are compared first: tuples compare sizes before their lengths, and a trace would be
+    bound to the outcome.
     """
     result = shapes[0]
     for shape in shapes[1:]:
-        if shape and shape != result:
+        if shape and (len(shape) != len(result) or shape != result):
             result = _broadcast(result, shape)
     return tuple(result)
 

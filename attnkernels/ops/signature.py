@@ -1,6 +1,6 @@
 """The arguments of every operator, declared once.
 
-Every backend has the same five operators. schema, fakes, vmap and autograd derive from these
+Every backend has the same operators. schema, fakes, vmap and autograd derive from these
 declarations and look up arguments by name. A new argument takes one line here, and one in
 each function that reads it.
 """
@@ -115,6 +115,21 @@ class Signature:
         """Return the positions of the arguments among `names`, so that calls need no names."""
         return tuple(list(names).index(name) for name in self.names)
 
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Return (position of a tangent, position of its primal) of each tangent."""
+        return tuple(
+            (place, self.place(each.name.removesuffix(TANGENT)))
+            for place, each in enumerate(self.arguments)
+            if each.name.endswith(TANGENT)
+        )
+
+
+TANGENT = "_tangent"  # the suffix of the name of a tangent, after that of its primal
+
+
+def _tangent(primal: Argument) -> Argument:
+    return Argument(primal.name + TANGENT, "Tensor?", primal.trailing)
+
 
 _QUERY = Argument("query", trailing=2, wanted=codes.QUERY)
 _KEY = Argument("key", trailing=2, wanted=codes.KEY)
@@ -166,6 +181,22 @@ SCORES_BACKWARD = Signature(
     (Argument("grad", whole=True), _QUERY, _KEY, _WEIGHT, *_SCORING, _WANTED),
     ("query", "key", "weight"),
 )
+# A tangent has the shape and the dtype of its primal; None stands for zeros. One of attn_mask
+# exists only if the mask is floating, and does not count where a pair is excluded.
+FORWARD_JVP = Signature(
+    (
+        *(_tangent(each) for each in _INPUTS if each.wanted),
+        *_INPUTS,
+        _SEED,
+        *_OPTIONS,
+        Argument("return_weights", "bool"),
+    ),
+    (*FORWARD.results, *(name + TANGENT for name in FORWARD.results)),
+)
+SCORES_JVP = Signature(
+    (*map(_tangent, (_QUERY, _KEY, _WEIGHT)), *SCORES.arguments),
+    ("scores", "scores" + TANGENT),
+)
 PACK_KEYS = Signature((_KEY, _ACTIVATION), ("packed_key",))
 
 SIGNATURES = {
@@ -174,4 +205,6 @@ SIGNATURES = {
     "scores": SCORES,
     "scores_backward": SCORES_BACKWARD,
     "pack_keys": PACK_KEYS,
+    "forward_jvp": FORWARD_JVP,
+    "scores_jvp": SCORES_JVP,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .signature import SIGNATURES, Operator, Signature, Values
@@ -16,24 +17,45 @@ def rule(name: str, op: Operator) -> Operator:
     signature = SIGNATURES[name]
     shared, broadcast = signature.places("shared"), _broadcast(signature)
     whole = signature.places("whole")
-    mask_result = None
-    if "attn_mask" in signature.results:  # its gradient has its own shape, not that of L
-        mask, mask_result = signature.place("attn_mask"), signature.results.index("attn_mask")
-        whole = (*whole, mask)
+    gradients = _gradients(signature)
+
+    first = next(place for place, _ in broadcast if signature.arguments[place].type == "Tensor")
+    pairs, seed = signature.pairs(), None
+    if pairs and "seed" in signature.names:
+        seed = signature.place("seed")
 
     def call(info: Any, dims: Dims, *args: Any) -> Any:
+        if seed is not None and args[seed] is not None and dims[seed] is None:
+            return _one_by_one(op, info.batch_size, dims, args)
+        for pair in pairs:  # a tangent has the shape of its primal: both are mapped, or neither
+            if pair[1] == first or any(dims[place] is not None for place in pair):
+                args, dims = _mapped(info.batch_size, dims, args, pair)
         for place in shared:
             _refuse(signature.names[place], args[place], dims[place])
-        args, dims = _mapped(info.batch_size, dims, args, whole)
-        outputs = op(*_leading(info.batch_size, dims, args, broadcast))
+        # each example has gradients of its own, and a gradient has the shape of its argument
+        leaves = [(i, place) for i, place, bit in gradients if args[-1] & bit]
+        args, dims = _mapped(info.batch_size, dims, args, (*whole, *(place for _, place in leaves)))
+        outputs = op(*_leading(info.batch_size, dims, args, broadcast, first))
         if isinstance(outputs, Tensor):
             return outputs, 0
         outputs = list(outputs)
-        if mask_result is not None and outputs[mask_result].numel():
-            outputs[mask_result] = outputs[mask_result].view(args[mask].shape)
+        for i, place in leaves:
+            outputs[i] = outputs[i].view(args[place].shape)
         return tuple(outputs), tuple(0 if x.dim() > 1 else None for x in outputs)
 
     return call
+
+
+def _one_by_one(op: Operator, size: int, dims: Dims, args: Values) -> Any:
+    """Return the results of a loop over the examples, each with the dropout of a call of its own.
+
+    Forward-mode derivatives are mapped over by jacfwd, whose examples share one mask.
+    """
+    outputs = [
+        op(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, dims, strict=True)))
+        for i in range(size)
+    ]
+    return tuple(map(torch.stack, zip(*outputs, strict=True))), (0,) * len(outputs[0])
 
 
 def _broadcast(signature: Signature) -> tuple[tuple[int, int], ...]:
@@ -42,6 +64,16 @@ def _broadcast(signature: Signature) -> tuple[tuple[int, int], ...]:
         (place, each.trailing)
         for place, each in enumerate(signature.arguments)
         if each.trailing is not None
+    )
+
+
+def _gradients(signature: Signature) -> tuple[tuple[int, int, int], ...]:
+    """Return (position among the results, position of its argument, bit) of each gradient."""
+    if signature.names[-1] != "wanted":
+        return ()
+    return tuple(
+        (signature.results.index(each.name), signature.place(each.name), each.wanted)
+        for each in signature.leaves
     )
 
 
@@ -69,14 +101,13 @@ def _mapped(size: int, dims: Dims, args: Values, which: tuple[int, ...]) -> tupl
 
 
 def _leading(
-    size: int, dims: Dims, args: Values, broadcast: tuple[tuple[int, int], ...]
+    size: int, dims: Dims, args: Values, broadcast: tuple[tuple[int, int], ...], first: int
 ) -> list[Any]:
     """Return `args` with the mapped dimension as the first leading one.
 
-    The first argument that broadcasts always has it.
+    Argument `first` always has it.
     """
     out = list(args)
-    first = broadcast[0][0]
     rank = max(
         args[place].dim() - (dims[place] is not None) - trailing
         for place, trailing in broadcast

@@ -12,7 +12,6 @@ memory and in --naive-seconds, through torch.compile of it with --compile, and t
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
@@ -25,22 +24,22 @@ from ..backends import select
 from ..backends.base import Problem
 from ..extras import needs
 from ..measure import files
+from ..measure.busy import Others, sentence
 from ..measure.device import KINDS, Device, find
 from ..measure.machine import free_memory
 from ..measure.options import positive, seconds, seed
 from ..measure.wording import count, tolerate_any_encoding
 from .plot import draw
-from .sweep import Method, Row, methods, nominal_work, sweep
-from .text import Attended, Text, check_memory, encode, read_text
+from .sweep import Method, Row, methods, nominal_work, spreads, sweep
+from .text import Attended, Text, check_memory, encode, read_text, source
 from .units import show_mib
 
 with needs("profile", "matplotlib"):  # checked now, because drawing comes after hours of measuring
     from rich.console import Console, Group
     from rich.live import Live
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-    from rich.table import Table
 
-    from . import report
+    from . import report, tables
 
 LENGTHS = [2**power for power in range(6, 17)]  # 64 to 65,536
 DEFAULT_SECONDS = 60.0  # per call of a default length, so that the default run takes minutes
@@ -61,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.dim < 2 or options.dim % 2:
             raise ValueError(f"--dim must be an even number, 2 or more, got {options.dim}")
         outputs = {"--json": options.json, "--plot": options.plot}
-        files.check(outputs, {"--text": Path(options.text) if options.text else None})
+        files.check(outputs, {"--text": source(options.text)})
         files.check_figure("--plot", options.plot)
         device = find(options.device)
         check_memory(lengths[-1], options.dim, free_memory())
@@ -69,6 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
         backend = select(Problem(device.type, torch.float32), options.backend).NAME
     except ValueError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:  # while it waited for the text
+        return INTERRUPTED
     return _run(options, device, text, lengths, backend)
 
 
@@ -79,7 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--device", choices=KINDS, default="cpu", help="cuda includes ROCm (default: cpu)")
-    add("--text", metavar="FILE", help="a UTF-8 file (default: Python's own documentation)")
+    add(
+        "--text",
+        metavar="FILE",
+        help="UTF-8, - is standard input (default: Python's documentation)",
+    )
     add("--lengths", metavar="N,N,...", type=_integers, help="default: 64, doubling to 65536")
     add("--dim", type=positive, default=256, help="width of query, key and value (default: 256)")
     add("--seed", type=seed, default=0, help="of the encoder's weights (default: 0)")
@@ -91,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         type=seconds,
         default=10.0,
         metavar="S",
-        help="skip the naive formula when one call would take longer (default: 10)",
+        help="skip the naive formula where a call is expected to take longer, by the square of the "
+        "length and the last call; a call that has begun is not stopped (default: 10)",
     )
     for kind in ("json", "plot"):
         help = f"where to write the {kind} (default: none)"
@@ -137,7 +143,7 @@ def _check_inputs(device: Device, length: int, dim: int) -> None:
 def _run(
     options: argparse.Namespace, device: Device, text: Text, lengths: list[int], backend: str
 ) -> int:
-    console = Console(width=None if sys.stdout.isatty() else report.WIDTH)
+    console = tables.console()
     free_mib = device.free_memory() / 2**20
     machine = f"{device.name}, torch {torch.__version__}"
     console.print(f"{machine}, {show_mib(free_mib)} free; fused: backend {backend}")
@@ -146,6 +152,7 @@ def _run(
 
     head = _head(options, device, text, backend)
     rows: list[Row] = []
+    others = Others()
     try:
         for _ in _measure(options, device, text, lengths, backend, console, title, rows):
             if options.json is not None and not files.is_stream(options.json):
@@ -155,7 +162,11 @@ def _run(
     except KeyboardInterrupt:
         interrupted = True
 
+    taken = others.cpus()
+    head["other_cpus"] = None if taken is None else round(taken, 2)
     console.print()
+    if busy := sentence(taken, spreads(rows)):
+        console.print(busy, style="yellow", highlight=False)
     console.print(report.sentence(rows, options.dim, options.backward), highlight=False)
     if interrupted:
         console.print("Interrupted: these are the measurements so far.")
@@ -224,13 +235,13 @@ def _measure(
         progress.update(task, description=f"{method.name}, {count(length, 'character')}")
 
     with Live(progress, console=console, refresh_per_second=8) as live:
-        drawn: Table | str = ""
+        drawn: tables.Table | str = ""
         try:
             encoded = encode(text.characters[: lengths[-1]], options.dim, options.seed)
             inputs = Attended(*(tensor.to(device.type) for tensor in encoded))
             for row in sweep(device, inputs, lengths, todo, options.backward, starting):
                 rows.append(row)
-                drawn = report.table(title, lengths, names, rows, console.width, ceilings)
+                drawn = report.table(title, lengths, names, rows, ceilings)
                 progress.advance(task, work[row.method, row.length])
                 live.update(Group(drawn, progress))
                 yield row

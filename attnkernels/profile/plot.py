@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..measure.files import write_figure
 from ..measure.palette import BLUE, FAINT, GRID, INK, ORANGE, PINK
 from ..measure.wording import printable
+from .axes import memory_axis, time_axis
 from .sweep import Row
 from .units import show_mib, show_ms
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 COLOURS = {"naive": ORANGE, "compile": PINK, "fused": BLUE}
 MARKERS = {"naive": "o", "compile": "D", "fused": "s"}
 LABELS = {"naive": "naive formula", "compile": "torch.compile", "fused": "attnkernels"}
-TIME_TICKS = [10.0**power for power in range(-3, 9)]  # milliseconds
-MEMORY_TICKS = [1024.0**step * power for step in (0, 1, 2) for power in (1, 10, 100)]
-MEMORY_TICKS = [0.001, 0.01, 0.1, *MEMORY_TICKS, 1024.0**3]  # mebibytes
+LEGEND = 4.0  # factor by which the axes end above the data, where the legend is
 
 
 def draw(path: Path, rows: list[Row], title: str, free_mib: float) -> None:
@@ -36,13 +35,19 @@ def draw(path: Path, rows: list[Row], title: str, free_mib: float) -> None:
     times, memory = figure.subplots(1, 2)
     _panel(times, rows, "ms", "estimated_ms", "Time")
     _panel(memory, rows, "peak_mib", "estimated_mib", "Peak extra memory")
-    _ticks(times, TIME_TICKS, show_ms)
-    _ticks(memory, MEMORY_TICKS, show_mib)
+    time_axis(times, LEGEND)
+    memory_axis(memory, LEGEND)
     _mark_free_memory(memory, free_mib)
     _label_last(times, rows, "ms", show_ms)
     _label_last(memory, rows, "peak_mib", show_mib)
     _say_what_does_not_fit(memory, rows)
-    times.legend(frameon=False, loc="upper left", labelcolor=INK)
+    shown = {  # a method that was never run has its estimated memory only
+        label: line
+        for axes in (times, memory)
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    style: dict[str, Any] = {"frameon": False, "loc": "upper left", "labelcolor": INK}
+    times.legend(shown.values(), shown.keys(), **style)
     title = printable(title)  # the name of the text, in which a dollar is a dollar
     figure.suptitle(title, fontsize=12, color=INK, x=0.012, ha="left", parse_math=False)
 
@@ -87,15 +92,6 @@ def _short(length: int) -> str:
     return f"{length // 1024}k" if length >= 1024 and length % 1024 == 0 else str(length)
 
 
-def _ticks(axes: Axes, ticks: list[float], show: Callable[[float], str]) -> None:
-    """Label the powers within the data, and leave room above for the legend."""
-    low, high = axes.get_ylim()
-    high *= 4
-    shown = [tick for tick in ticks if low <= tick <= high]
-    axes.set_yticks(shown, [show(tick) for tick in shown])
-    axes.set_ylim(low, high)
-
-
 def _mark_free_memory(axes: Axes, free_mib: float) -> None:
     if free_mib > axes.get_ylim()[1]:
         return  # no measurement came near it
@@ -134,9 +130,9 @@ def _say_what_does_not_fit(axes: Axes, rows: list[Row]) -> None:
         axes.annotate(
             f"needs {needs},\ndoes not fit" if row is refused[0] else f"needs {needs}",
             (row.length, row.estimated_mib or 0),
-            xytext=(-9, 2),
+            xytext=(9, 4) if row.length == rows[0].length else (-9, 2),
             textcoords="offset points",
-            ha="right",
+            ha="left" if row.length == rows[0].length else "right",
             fontsize=9,
             color=COLOURS["naive"],
         )

@@ -8,19 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from ..measure import files
 from ..measure.wording import count
 from .sweep import Row
+from .tables import Table
 from .units import show_mib, show_ms, show_rate, show_ratio
 
 STYLES = {"naive": "dark_orange", "compile": "magenta", "fused": "dodger_blue1"}
 NOTHING = Text("–", style="dim")
-WIDTH = 114
 
 Cells = dict[tuple[int, str], Row]
 
@@ -40,32 +38,27 @@ def table(
     lengths: list[int],
     names: list[str],
     rows: list[Row],
-    width: int = WIDTH,
     ceilings: Mapping[str, float] | None = None,
 ) -> Table:
     """Make the table: one line per length reached, and three columns per method.
 
     If clocks were counted, one more column has the elements per clock of the fused operator, and
-    the caption has the `ceilings` to compare it with. In a terminal narrower than WIDTH three
-    methods do not fit, and their rates are left out.
+    the caption has the `ceilings` to compare it with.
     """
-    compact = width < WIDTH and len(names) > 2
-    clocks = not compact and any(row.elements_per_clock is not None for row in rows)
+    clocks = any(row.elements_per_clock is not None for row in rows)
     cells = by_cell(rows)
-    drawn = Table(title=escape(title), title_style="bold", box=SIMPLE_HEAD, show_edge=False)
-    drawn.padding = (0, 0, 0, 1)
-    drawn.add_column("\nlength", justify="right", no_wrap=True)
+    drawn = Table(title=escape(title), title_style="bold")
+    drawn.add_column("\nlength", justify="right")
     for name in names:
-        for heading in (f"{name}\ntime", "\nmemory", "\nG/s")[: 2 if compact else 3]:
-            drawn.add_column(heading, justify="right", header_style=STYLES[name], no_wrap=True)
+        for heading in ("time", "memory", "G/s"):
+            drawn.add_column(f"{name}\n{heading}", justify="right", header_style=STYLES[name])
     if clocks:
-        heading = "/clock\n/SM"
-        drawn.add_column(heading, justify="right", header_style=STYLES["fused"], no_wrap=True)
-    others = [name for name in names if name != "fused"][: 1 if compact else 2]
+        drawn.add_column("/clock\n/SM", justify="right", header_style=STYLES["fused"])
+    others = [name for name in names if name != "fused"]
     for name in others:
         heading = "times\nfaster" if name == "naive" else f"than\n{name}"
-        drawn.add_column(heading, justify="right", style="bold green", no_wrap=True)
-    drawn.add_column("less\nmemory", justify="right", style="bold green", no_wrap=True)
+        drawn.add_column(heading, justify="right", style="bold green")
+    drawn.add_column("less\nmemory", justify="right", style="bold green")
 
     for length in lengths:
         reached = [cells.get((length, name)) for name in names]
@@ -73,7 +66,7 @@ def table(
             break
         line: list[str | Text] = [f"{length:,}"]
         for row in reached:
-            line += _measurement(row)[: 2 if compact else 3]
+            line += _measurement(row)
         fused = cells.get((length, "fused"))
         if clocks:
             achieved = fused.elements_per_clock if fused is not None else None
@@ -82,7 +75,7 @@ def table(
             line.append(_show(ratio(cells.get((length, name)), fused, "ms")))
         line.append(_show(ratio(cells.get((length, "naive")), fused, "peak_mib")))
         drawn.add_row(*line)
-    notes = [] if compact else ["G/s: 10^9 elements (i, j, t) per second"]
+    notes = ["G/s: 10^9 elements (i, j, t) per second"]
     if clocks:
         notes.append("/clock/SM: elements per clock per SM")
         if ceilings:

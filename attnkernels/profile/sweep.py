@@ -158,6 +158,11 @@ def sweep(
             yield row
 
 
+def spreads(rows: list[Row]) -> list[float]:
+    """Return the median over the minimum of every row that has three repeats or more."""
+    return [row.ms / row.min_ms for row in rows if row.repeats >= 3 and row.ms and row.min_ms]
+
+
 def _out_of_memory(error: Exception) -> bool:
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return known or NO_MEMORY in str(error)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..measure.files import STANDARD_INPUT, waiting
 from ..measure.wording import count
 from .units import show_mib
 
@@ -32,7 +33,9 @@ class Attended(NamedTuple):
 
 
 def read_text(path: str | None = None) -> Text:
-    """Read a UTF-8 file; without a path, read Python's own documentation.
+    """Read a UTF-8 file, or standard input for "-"; without a path, Python's own documentation.
+
+    A byte-order mark is no character of the text.
 
     Raises:
         ValueError: the file is missing, unreadable, empty or not UTF-8.
@@ -41,18 +44,29 @@ def read_text(path: str | None = None) -> Text:
         from pydoc_data.topics import topics
 
         return Text("pydoc_data.topics", "\n".join(topics[name] for name in sorted(topics)))
+    shell = path == "-"
+    name = "of standard input" if shell else path
     try:
-        characters = Path(path).read_text(encoding="utf-8").removeprefix("\ufeff")
+        with (
+            waiting(f"the text {name}"),
+            open(0 if shell else path, encoding="utf-8", closefd=not shell) as file,
+        ):
+            characters = file.read().removeprefix("\ufeff")
     except OSError as error:
-        raise ValueError(f"cannot read the text {path}: {error.strerror}") from None
+        raise ValueError(f"cannot read the text {name}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"the text {path} is not UTF-8: byte {error.object[error.start]:#04x} "
+            f"the text {name} is not UTF-8: byte {error.object[error.start]:#04x} "
             f"at position {error.start} ({error.reason})"
         ) from None
     if not characters:
-        raise ValueError(f"the text {path} is empty")
-    return Text(path, characters)
+        raise ValueError(f"the text {name} is empty")
+    return Text("standard input" if shell else path, characters)
+
+
+def source(path: str | None) -> Path | None:
+    """Return the file that `read_text` reads, None for Python's own documentation."""
+    return STANDARD_INPUT if path == "-" else Path(path) if path else None
 
 
 def encoder_bytes(length: int, dim: int) -> float:

@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 
 from ..extras import needs
 from .figures import COLOURS, FAINT, INK, MARKERS, axes_or_new, numbers, strings
-from .fonts import as_given
+from .fonts import as_given, shortened
+from .labels import place
 
 METHODS = ("pca", "tsne")
+LONGEST = 32  # letters of a label
 PERPLEXITY = 30.0  # of t-SNE, as in scikit-learn; smaller for fewer than 91 vectors
 
 
@@ -45,7 +47,7 @@ def plot_embeddings(
     Raises:
         ImportError: scikit-learn is not installed; it comes with the extra "viz".
         TypeError: vectors are not numbers, labels or groups are not strings, or ax is not Axes.
-        ValueError: a size does not fit, or method is unknown.
+        ValueError: a size does not fit, all vectors are equal, or method is unknown.
     """
     vectors = numbers("vectors", vectors, "(N, d)", 2)
     if vectors.shape[0] < 3 or vectors.shape[1] < 2:
@@ -57,35 +59,38 @@ def plot_embeddings(
         groups = strings("groups", groups, len(vectors), "each vector")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    points, names = _reduce(vectors.astype(np.float64), method, seed)
+    points, names = _reduce(_scaled(vectors.astype(np.float64)), method, seed)
+    labels = [shortened(label, LONGEST) for label in labels]
 
     figure, ax = axes_or_new(ax, 8.0, 6.4)
     looks = zip(cycle(COLOURS), cycle(MARKERS), strict=False)
     for group in [None] if groups is None else dict.fromkeys(groups):
         mine = [group is None or each == group for each in groups or labels]
         colour, marker = next(looks)
+        name = None if group is None else shortened(group, LONGEST)
         x, y = points[mine].T
-        ax.scatter(x, y, s=28, marker=marker, color=colour, label=group, linewidths=0)
-    for point, label in zip(points, labels, strict=True):
-        ax.annotate(
-            label,
-            point,
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=8 if len(labels) <= 100 else 6,
-            color=INK,
-            **as_given([label]),
-        )
+        ax.scatter(x, y, s=28, marker=marker, color=colour, label=name, linewidths=0)
     if groups is not None:
         for text in ax.legend(frameon=False, labelcolor=INK).get_texts():
-            text.update(as_given(groups))
+            text.update(as_given([text.get_text()]))
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_xlabel(names[0], color=FAINT, fontsize=9)
     ax.set_ylabel(names[1], color=FAINT, fontsize=9)
     ax.spines[:].set_color("#cccccc")
     ax.margins(0.08)
+    place(ax, points, labels, fontsize=8 if len(labels) <= 100 else 6)
     return figure
+
+
+def _scaled(vectors: np.ndarray) -> np.ndarray:
+    """Shift and scale the vectors into [-2, 2], which changes no picture; refuse equal ones."""
+    vectors = vectors / (np.abs(vectors).max() or 1.0)
+    vectors -= vectors[0].copy()
+    largest = np.abs(vectors).max()
+    if largest == 0:
+        raise ValueError(f"vectors must not all be equal, got {len(vectors)} equal ones")
+    return vectors / largest
 
 
 def _reduce(vectors: np.ndarray, method: str, seed: int) -> tuple[np.ndarray, list[str]]:

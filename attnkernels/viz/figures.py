@@ -55,20 +55,37 @@ def numbers(name: str, x: Any, shape: str, *ndims: int) -> np.ndarray:
         ValueError: x has another number of dimensions than `ndims` (`shape` describes them for the
             message), is empty, or holds NaN or infinities.
     """
-    if isinstance(x, torch.Tensor):
-        x = x.detach().cpu()
-        x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()  # numpy has no bfloat16
+    steps = isinstance(x, (list, tuple))
     try:
-        found = np.asarray(x)
+        found = np.asarray(_plain(x))
     except ValueError:
         raise ValueError(f"{name} must be {shape}, got rows of different lengths") from None
     if found.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold real numbers, got {found.dtype}")
     if found.ndim not in ndims or not found.size:
-        raise ValueError(f"{name} must be {shape} and not empty, got shape {found.shape}")
+        hint = _of_a_batch(name, found.ndim - max(ndims), steps) if found.size else ""
+        raise ValueError(f"{name} must be {shape} and not empty, got shape {found.shape}{hint}")
     if not np.isfinite(found).all():
         raise ValueError(f"{name} must be finite, got NaN or infinities")
     return found
+
+
+def _plain(x: Any) -> Any:
+    """Return what NumPy converts: tensors in lists too, without gradients, on the CPU."""
+    if isinstance(x, torch.Tensor):
+        x = x.detach().cpu()
+        narrow = x.is_floating_point() and x.dtype.itemsize <= 2  # NumPy has no bfloat16
+        return (x.float() if narrow else x).numpy()
+    return [_plain(each) for each in x] if isinstance(x, (list, tuple)) else x
+
+
+def _of_a_batch(name: str, more: int, steps: bool) -> str:
+    """Return the rest of a sentence that shows how to select one of a batch."""
+    if more < 1:
+        return ""
+    first = ", ".join(["0"] * more)
+    taken = f"[x[{first}] for x in {name}]" if steps else f"{name}[{first}]"
+    return f": take one of the batch, as in {taken}"
 
 
 def attention_weights(x: Any, shape: str, ndim: int) -> np.ndarray:

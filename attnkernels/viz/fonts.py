@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
+import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
+from unicodedata import bidirectional, east_asian_width
 
+import matplotlib
+from matplotlib import ft2font
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
 # Characters that would be invisible or would break a line.
 VISIBLE = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥"})
+SHAPES = hasattr(ft2font, "__libraqm_version__")  # lays text out in the order of its script
 PLACEHOLDERS = "Last Resort"  # matplotlib's font of placeholder boxes
 
 
@@ -18,7 +24,15 @@ def as_given(texts: Iterable[str]) -> dict[str, Any]:
 
     A "$" is a dollar sign, not the start of a formula. Characters missing from the default font
     come from other installed fonts; matplotlib warns about those that no font has, and draws boxes.
+    Before 3.11 it draws text that runs from right to left in the wrong order, which a warning says.
     """
+    texts = list(texts)
+    if not SHAPES and any(bidirectional(c) in ("R", "AL") for text in texts for c in text):
+        warnings.warn(
+            f"matplotlib {matplotlib.__version__} draws text that runs from right to left in the "
+            "wrong order; 3.11 draws it right",
+            stacklevel=3,
+        )
     families = FontProperties().get_family()
     missing = frozenset(c for text in texts for c in text if not c.isspace())
     for family in families:
@@ -33,6 +47,35 @@ def as_given(texts: Iterable[str]) -> dict[str, Any]:
 def visible(token: str) -> str:
     """Replace line ends, tabs, and a token of spaces with visible signs."""
     return "␣" * len(token) if token.strip(" ") == "" else token.translate(VISIBLE)
+
+
+def columns(text: str) -> int:
+    """Return the width of the text in letters; an East Asian wide character counts as two."""
+    return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def shortened(text: str, most: float) -> str:
+    """Return the text, with an ellipsis in its middle if it is wider than `most` letters."""
+    if columns(text) <= most:
+        return text
+    head = tail = ""
+    for first, last in zip(text, reversed(text), strict=True):
+        if columns(head + first + tail) >= most:
+            break
+        head += first
+        if columns(head + last + tail) >= most:
+            break
+        tail = last + tail
+    return f"{head}…{tail}"
+
+
+def wrapped(text: str, most: float) -> str:
+    """Return the text in lines of at most `most` letters, broken between words where possible."""
+    lines = []
+    for line in text.splitlines():
+        letters = int(most * len(line) / max(1, columns(line)))  # half as many if they are wide
+        lines += textwrap.wrap(line, max(1, letters)) if columns(line) > most else [line]
+    return "\n".join(lines)
 
 
 @lru_cache

@@ -8,16 +8,30 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
+from torch.nn import functional
 
 from .figures import INK, WEIGHTS, NotebookFigure, attention_weights, axes_or_new, numbers, strings
-from .fonts import as_given
+from .fonts import as_given, shortened, wrapped
 
 PANEL = 1.9  # width of one panel in inches
 COLUMNS = 6  # of panels, by default
+LETTERS, LINES = 21, 3  # of the word over a panel, at most
+HINTS = {  # by the number of channels, negative if they come last
+    1: ": take image[0]",
+    3: ": image.permute(1, 2, 0) puts the channels last",
+    4: ": image[:3].permute(1, 2, 0) drops alpha and puts the channels last",
+    -1: ": take image[..., 0]",
+    -4: ": image[..., :3] drops alpha",
+}
+LIGHT, IMAGE = 0.65, 0.65  # parts of the colours of the weights and of the image in their sum
+SMOOTH = 256  # pixels of a panel's longer side, at least
 OUTLINE = [withStroke(linewidth=2.5, foreground="black")]
 
 
@@ -31,8 +45,8 @@ def plot_image_attention(
 ) -> Figure:
     """Draw the weights of each word of a caption (Xu et al., 1502.03044, figures 2 and 3).
 
-    Each word has a panel: the image, under the weights of the word scaled to its size. All panels
-    share their colours, which run from 0 to the largest weight.
+    Each word has a panel: the image plus the colours of the weights of the word, scaled to its
+    size. All panels share these colours, which run from 0 to the largest weight.
 
     Args:
         image: (H, W) in grey, scaled from its darkest to its brightest value, or (H, W, 3) in
@@ -66,30 +80,46 @@ def plot_image_attention(
             )
 
     rows = ceil(len(words) / columns)
+    words = [wrapped(shortened(word, LINES * LETTERS), LETTERS) for word in words]
     height = PANEL * picture.shape[0] / picture.shape[1]
-    figure = NotebookFigure(PANEL * columns + 0.9, (height + 0.35) * rows)
+    height += 0.25 * (1 + max(word.count("\n") for word in words)) + 0.2
+    figure = NotebookFigure(PANEL * columns + 0.9, height * rows)
     panels = figure.subplots(rows, columns, squeeze=False)
     over = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
+    most = weights.max() or 1.0
+    shades = ListedColormap(LIGHT * matplotlib.colormaps[WEIGHTS](np.linspace(0, 1, 256))[:, :3])
     for at, panel in enumerate(panels.flat):
         panel.set_axis_off()
         if at >= len(words):
             continue
-        panel.imshow(picture, cmap="gray")
-        drawn = panel.imshow(
-            weights[at],
-            cmap=WEIGHTS,
-            alpha=0.65,
-            vmin=0.0,
-            vmax=weights.max() or 1.0,
-            extent=over,
-            interpolation="bilinear",
-        )
+        panel.imshow(_lit(picture, weights[at] / most, shades), extent=over)
         panel.set_title(words[at], fontsize=10, color=INK, **as_given([words[at]]))
         if centres is not None:
             cross = panel.plot(*centres[at], marker="x", color="white", clip_on=False)
             cross[0].set_path_effects(OUTLINE)
-    figure.colorbar(drawn, ax=panels, label="weight", fraction=0.05, pad=0.02, aspect=30)
+    bar = ScalarMappable(Normalize(0.0, most), shades)
+    figure.colorbar(bar, ax=panels, label="weight", fraction=0.05, pad=0.02, aspect=30)
     return figure
+
+
+def _lit(picture: np.ndarray, shares: np.ndarray, shades: Colormap) -> np.ndarray:
+    """Return the sum (H', W', 3) of the image and the shades of `shares`, clipped to [0, 1].
+
+    A blend by transparency would dim the image wherever the weights are small.
+    """
+    fine = ceil(SMOOTH / max(picture.shape[:2]))  # a smooth map over a small image
+    image = picture.astype(np.float64)
+    if image.ndim == 2:
+        image = (image - image.min()) / (np.ptp(image) or 1.0)
+        image = np.repeat(image[..., None], 3, -1)
+    elif picture.dtype == np.uint8:
+        image /= 255
+    image = image.repeat(fine, 0).repeat(fine, 1)
+    size = image.shape[:2]
+    smooth = functional.interpolate(
+        torch.from_numpy(shares)[None, None], size, mode="bilinear", align_corners=False
+    )
+    return np.clip(IMAGE * image + shades(smooth[0, 0].numpy())[..., :3], 0, 1)
 
 
 def plot_glimpses(
@@ -157,6 +187,8 @@ def plot_glimpses(
     ax.set_ylim(rows - 0.5, -0.5)
     ax.set_axis_off()
     if title is not None:
+        inches = ax.get_position().width * figure.get_size_inches()[0]
+        title = wrapped(title, inches / (11 * 0.65 / 72))
         ax.set_title(title, color=INK, fontsize=11, **as_given([title]))
     return figure
 
@@ -166,7 +198,8 @@ def _picture(image: Any) -> np.ndarray:
     found = numbers("image", image, shape, 2, 3)
     if found.ndim == 3:
         if found.shape[2] != 3:
-            raise ValueError(f"image must be {shape}, got shape {found.shape}")
+            hint = HINTS.get(found.shape[0]) or HINTS.get(-found.shape[2], "")
+            raise ValueError(f"image must be {shape}, got shape {found.shape}{hint}")
         if found.dtype.kind == "f":
             if found.min() < 0 or found.max() > 1:
                 raise ValueError(

@@ -8,9 +8,7 @@ from itertools import chain
 from statistics import median
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
+from attnkernels.profile.tables import Table
 from benchmarks.comparison.interleave import Bursts, Measured
 
 LIMIT = 1.03  # a smaller factor is not reported
@@ -91,11 +89,11 @@ def rows(measured: Measured) -> list[dict[str, Any]]:
 
 def table(measured: Measured, rows: list[dict[str, Any]]) -> Table:
     """Draw the rows for a terminal."""
-    drawn = Table(box=SIMPLE_HEAD, show_edge=False)
+    drawn = Table()
     drawn.add_column("case")
     for heading in ("base", "head", "ratio", f"{COVERAGE:.0%} interval"):
-        drawn.add_column(heading, justify="right", no_wrap=True)
-    drawn.add_column("verdict", no_wrap=True)
+        drawn.add_column(heading, justify="right")
+    drawn.add_column("verdict")
     for job, row in zip(measured.bursts, rows, strict=True):
         verdict = row["verdict"]
         cells = [""] * 4

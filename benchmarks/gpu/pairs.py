@@ -5,11 +5,9 @@ from __future__ import annotations
 from math import exp, log
 from statistics import mean
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from attnkernels.backends import ON_GPU
 from attnkernels.ops.codes import STEP_QUERIES
+from attnkernels.profile.tables import Table
 from attnkernels.profile.units import show_ms, show_ratio
 from benchmarks.suite import rates
 from benchmarks.suite.providers import LATENCY
@@ -29,8 +27,7 @@ def tables(result: Result) -> list[Table]:
     measured = _pairs(result)
     made = []
     for dtype in dict.fromkeys(dtype for dtype, _, _ in measured):
-        table = Table(title=f"{dtype}: {' / '.join(OURS)}", box=SIMPLE_HEAD, show_edge=False)
-        table.padding = (0, 0, 0, 1)
+        table = Table(title=f"{dtype}: {' / '.join(OURS)}", keys=2)
         headings = ["time", f"{OURS[1]} takes", *rates.columns(result), "launch", "x launch"]
         for place, heading in enumerate(["case", "pass", *headings]):
             table.add_column(heading, justify="left" if place < 2 else "right")

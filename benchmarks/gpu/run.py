@@ -37,11 +37,12 @@ from attnkernels.measure import cuda, files
 from attnkernels.measure.files import folder
 from attnkernels.measure.options import seconds
 from attnkernels.measure.wording import tolerate_any_encoding
+from attnkernels.profile import tables
 from benchmarks.ceiling import cpu as ceiling
 from benchmarks.ceiling import gpu as gpu_ceiling
 from benchmarks.gpu.cases import sentence
 from benchmarks.gpu.environment import environment
-from benchmarks.gpu.summary import summary
+from benchmarks.gpu.summary import show, summary
 from benchmarks.suite.rates import Result
 from benchmarks.suite.run import INTERRUPTED, head, write
 from tools.sanitizer import tool as gpu_sanitizer
@@ -113,7 +114,8 @@ def main(arguments: list[str] | None = None) -> int:
         except Exception as error:
             run.note(f"{name}: {sentence(error)}")
         summary(options.out, run.notes)
-    print(summary(options.out, run.notes))
+    summary(options.out, run.notes)
+    show(tables.console(highlight=False, markup=False), options.out, run.notes)
     return INTERRUPTED if interrupted else 0
 
 

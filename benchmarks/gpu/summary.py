@@ -13,9 +13,10 @@ from xml.etree import ElementTree
 from rich.console import Console, RenderableType
 
 from attnkernels.measure import files
+from attnkernels.measure.busy import sentence
 from attnkernels.profile.units import show_mib
 from benchmarks.gpu import pairs as gpu_pairs
-from benchmarks.suite.rates import BYTES, Result, about, machine
+from benchmarks.suite.rates import BYTES, Result, about, machine, spreads
 from benchmarks.suite.run import default_name
 from benchmarks.suite.table import rich_table
 from tools.sanitizer import tool as gpu_sanitizer
@@ -25,13 +26,28 @@ WIDTH = 170
 
 def summary(folder: Path, notes: list[str]) -> str:
     """Return the page, with failures first, and write it to summary.txt."""
+    written = io.StringIO()
+    show(Console(file=written, width=WIDTH, highlight=False, markup=False), folder, notes)
+    files.write(folder / "summary.txt", written.getvalue())
+    return written.getvalue()
+
+
+def show(console: Console, folder: Path, notes: list[str]) -> None:
+    """Print the page, as wide as the console."""
+    for part in filter(None, _parts(folder, notes)):
+        console.print(part, soft_wrap=isinstance(part, str))
+        console.print()
+
+
+def _parts(folder: Path, notes: list[str]) -> list[RenderableType]:
     parts: list[RenderableType] = ["\n".join(notes)]
     result = _json(folder / "results.json")
     if result:
         parts += [_head(result), _ceiling(result)]
     parts.append(_tests(folder))
     if result and result["cases"]:
-        parts += [*rich_table(result), about(result), *_long(result)]
+        parts += [*rich_table(result), sentence(None, spreads(result)) or ""]
+        parts += [about(result), *_long(result)]
         if pairs := gpu_pairs.tables(result):
             parts += [*pairs, gpu_pairs.ABOUT, gpu_pairs.preferences(result)]
     parts.append(gpu_sanitizer.report(folder, (result or {}).get("sanitizer", {})))
@@ -41,13 +57,7 @@ def summary(folder: Path, notes: list[str]) -> str:
         parts.append(
             f"For the README: copy results.json to {name}, then python -m benchmarks.suite.table"
         )
-    written = io.StringIO()
-    console = Console(file=written, width=WIDTH, highlight=False, markup=False)
-    for part in filter(None, parts):
-        console.print(part, soft_wrap=isinstance(part, str))
-        console.print()
-    files.write(folder / "summary.txt", written.getvalue())
-    return written.getvalue()
+    return parts
 
 
 def _json(path: Path) -> Any:

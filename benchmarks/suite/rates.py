@@ -45,6 +45,11 @@ def rates(result: Result, row: Row | None) -> dict[str, str]:
     return found
 
 
+def spreads(result: Result) -> list[float]:
+    """Return the median over the minimum of every measurement."""
+    return [row["median_ms"] / row["min_ms"] for row in result["cases"] if row["min_ms"]]
+
+
 def copy_gb(known: dict[str, float]) -> float:
     """Return the faster copy of a GPU's ceiling, in 10^9 bytes per second."""
     return max(known["torch_copy_gb"], known.get("copy_gb", 0))

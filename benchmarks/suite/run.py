@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -25,9 +24,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from attnkernels.measure import files
+from attnkernels.measure.busy import Others, sentence
 from attnkernels.measure.machine import cpu_name, triton_version
 from attnkernels.measure.options import positive, seconds
 from attnkernels.measure.wording import count, tolerate_any_encoding
+from attnkernels.profile import tables
 from benchmarks.ceiling.cpu import ceiling
 from benchmarks.suite import cases, providers
 from benchmarks.suite.cases import Case
@@ -35,7 +36,7 @@ from benchmarks.suite.commit import commit
 from benchmarks.suite.measure import Timing, interleaved
 from benchmarks.suite.plot import draw
 from benchmarks.suite.providers import Provider
-from benchmarks.suite.rates import Result
+from benchmarks.suite.rates import Result, spreads
 from benchmarks.suite.table import rich_table
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # KeOps reads it
 
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = tables.console()
     result = head("cpu", ceiling())
     whole = options.cases is None and options.providers is None
     default = RESULTS / default_name(result) if whole else None
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         if direction in case.directions
         for dtype in dtypes
     ]
-    interrupted = False
+    interrupted, others = False, Others()
     try:
         for rows in _measure(jobs, chosen_providers, options.seconds, console):
             result["cases"] += rows
@@ -83,8 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         interrupted = True
     if result["cases"]:
-        for table in rich_table(result):
-            console.print(table)
+        console.print(*rich_table(result))
+        if busy := sentence(others.cpus(), spreads(result)):
+            console.print(busy, style="yellow", highlight=False)
         if path is not None and files.is_stream(path):
             write(path, result)
         drawn = options.plot is not None and draw(options.plot, result)

@@ -17,15 +17,15 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from attnkernels.interop import replace_attention
 from attnkernels.measure import files
+from attnkernels.measure.busy import Others, sentence
 from attnkernels.measure.machine import cpu_name
 from attnkernels.measure.options import seconds
 from attnkernels.measure.wording import tolerate_any_encoding
+from attnkernels.profile import tables
 from benchmarks.suite import peers
 from benchmarks.suite.commit import commit
 from benchmarks.suite.measure import interleaved
@@ -152,8 +152,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     torch.manual_seed(0)
     found, absent = cases()
+    others = Others()
     rows = [measure(case, options.seconds) for case in found]
-    table = Table("forward and backward", "own", "swapped", "times", "memory, own / swapped")
+    table = tables.Table("forward and backward", "own", "swapped", "times", "memory, own / swapped")
     for row in rows:
         table.add_row(
             row["case"],
@@ -162,8 +163,10 @@ def main(arguments: list[str] | None = None) -> int:
             f"{row['times']:.1f}x",
             f"{row['own_peak_mib']:.0f} / {row['swapped_peak_mib']:.0f} MiB",
         )
-    console = Console()
+    console = tables.console()
     console.print(table)
+    if busy := sentence(others.cpus(), []):
+        console.print(busy)
     for name, why in absent.items():
         console.print(f"not measured: {name}: {why}")
     if options.json:

@@ -13,10 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from attnkernels.measure.files import write
+from attnkernels.profile.tables import Table
 from attnkernels.profile.units import show_mib, show_ms, show_ratio
 from benchmarks.suite import rates
 from benchmarks.suite.cases import GRAPH
@@ -118,9 +116,8 @@ def rich_table(result: Result) -> list[Table]:
     names, mine = provider_names(result), ours(result)
     tables = []
     for dtype in dtypes(result):
-        table = Table(title=dtype, box=SIMPLE_HEAD, show_edge=False)
-        table.padding = (0, 0, 0, 1)
-        for place, heading in enumerate(["case", "shape", "pass", *names]):
+        table = Table(title=dtype, keys=2)
+        for place, heading in enumerate(["case", "pass", "shape", *names]):
             style = "bold" if heading == mine else None
             table.add_column(heading, justify="left" if place < 3 else "right", style=style)
         last = ["x eager", "x compile", f"eager / {mine}", *rates.columns(result)]
@@ -128,7 +125,8 @@ def rich_table(result: Result) -> list[Table]:
             style = "green" if heading.startswith("x ") else None
             table.add_column(heading, justify="right", style=style)
         for line in lines(result, dtype):
-            table.add_row(*_cells(line, names))
+            case, shape, direction, *rest = _cells(line, names)
+            table.add_row(case, direction, shape, *rest)
         tables.append(table)
     return tables
 

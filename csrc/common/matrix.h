@@ -18,6 +18,12 @@ struct Matrix {
   }
 };
 
+// Element k of int32 or int64.
+inline int64_t integer_at(const void* data, Dtype dtype, int64_t k) {
+  return dtype == Dtype::i32 ? static_cast<const int32_t*>(data)[k]
+                             : static_cast<const int64_t*>(data)[k];
+}
+
 // A contiguous gradient in the dtype of the result; data is null if it is not wanted.
 struct Output {
   void* data = nullptr;

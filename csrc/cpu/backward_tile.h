@@ -2,8 +2,7 @@
 // recomputed scores.
 #pragma once
 #include "backward_plan.h"
-#include "mask.h"
-#include "philox.h"
+#include "delta.h"
 #include "product.h"
 #include "scratch.h"
 #include "sweep.h"
@@ -35,29 +34,11 @@ struct BackwardScratch {
   }
 };
 
-// delta_i = sum_j a_ij da_ij - dlse_i, where da is the gradient of the weights: D_i of (E4), with
-// the contribution of every output.
-template <class T>
-T row_delta(const Backward<T>& p, const Item& item, int64_t i) {
-  const int64_t row = item.query_row + i;
-  T delta = 0;
-  auto add = [&](const Matrix& g, int64_t g_row, const T* out, int64_t count) {
-    const T* grad = static_cast<const T*>(g.at(g_row).data);
-    double total = 0;
-    for (int64_t c = 0; c < count; c++) total += static_cast<double>(grad[c * g.col] * out[c]);
-    delta += static_cast<T>(total);
-  };
-  if (p.grad_context.data) add(p.grad_context, row, p.context + row * p.dv, p.dv);
-  if (p.grad_weights.data)
-    add(p.grad_weights, item.pair_row + i, p.weights + (item.pair_row + i) * p.pair_cols, item.m);
-  if (p.grad_lse.data) delta -= *static_cast<const T*>(p.grad_lse.at(row).data);
-  return delta;
-}
-
 // Turn scores in `weight` and da in `ds` into the weights that were used and ds of (E4).
-template <class T>
+// centre(j) computes da_ij - D_i without cancellation, for a pair with most of the row's weight.
+template <class T, class Centre>
 inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i, int64_t j0,
-                               int64_t keys, T delta, T* weight, T* ds) {
+                               int64_t keys, T delta, T* weight, T* ds, const Centre& centre) {
   using V = Vec<T>;
   const T lse = p.lse[item.query_row + i];
   if (lse == -std::numeric_limits<T>::infinity()) {
@@ -70,11 +51,19 @@ inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i
     for (int64_t j = 0; j < keys; j++) ds[j] += static_cast<const T*>(g.data)[j * g.col];
   }
   if (p.dropout.p > 0) drop_row(ds, p.dropout.p, p.dropout.seed, item.counter, i, j0, keys);
+  V most(T(0));
   for (int64_t j = 0; j < keys; j += kLanes<T>) {
     const V a = exp_weight(load(weight + j) - V(lse));
+    most = at_least(a, most);
     a.store(weight + j);
     (a * (load(ds + j) - V(delta))).store(ds + j);
   }
+  const bool only = visible(p.causal, i, 0, item.m) == 1;
+  if (max(most) > (only ? T(0) : T(0.5)))
+    for (int64_t j = 0; j < keys; j++) {
+      if (only && weight[j] > 0) weight[j] = 1;  // however the score was rounded
+      if (weight[j] > T(0.5)) ds[j] = weight[j] * centre(j);
+    }
   if (p.dropout.p > 0) drop_row(weight, p.dropout.p, p.dropout.seed, item.counter, i, j0, keys);
 }
 
@@ -82,14 +71,16 @@ inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i
 template <class T>
 struct Gradients {
   T *query, *key, *value;
-  double* weight;  // (padded d) sums of to_w, then the sum of ds
+  double* weight;   // (padded d) sums of to_w, then the sum of ds
+  const T* factor;  // of each hidden unit, for those gradients that take it now and not at the end
+  bool query_takes, key_takes;
 };
 
 template <class T>
 class BackwardPiece {
  public:
-  BackwardPiece(const Backward<T>& p, const Item& item, const T* delta, const Gradients<T>& out,
-                const BackwardScratch<T>& s)
+  BackwardPiece(const Backward<T>& p, const Item& item, const Delta<T>* delta,
+                const Gradients<T>& out, const BackwardScratch<T>& s)
       : p_(p), item_(item), delta_(delta), out_(out), s_(s), width_(padded(p.dv)),
         ld_(row_stride(p.dv)), scorer_(p, item, BackwardScratch<T>::rows(p), s.scorer) {}
 
@@ -100,7 +91,7 @@ class BackwardPiece {
       take_queries(ib, std::min(block, is.end - ib));
       for (int64_t j0 = js.begin; j0 < js.end; j0 += tile_) {
         const int64_t keys = std::min(tile_, js.end - j0);
-        if (!visible(p_.causal, ib + rows_ - 1, j0, keys)) break;
+        if (!visible(p_.causal, ib + rows_ - 1, j0, keys) || p_.host->stopped()) break;
         run_keys(j0, keys);
       }
     }
@@ -165,9 +156,17 @@ class BackwardPiece {
     scorer_.score(at.r0, at.rows, s_.weight, tile_);
     apply_mask(s_.weight, s_.mask, tile_, p_, item_, at.i0, at.rows, at.j0, at.keys);
     context_part(at);
-    for (int64_t r = 0; r < at.rows; r++)
-      score_gradient_row(p_, item_, at.i0 + r, at.j0, at.keys, delta_[item_.query_row + at.i0 + r],
-                         s_.weight + r * tile_, s_.ds + r * tile_);
+    const bool context = from_context();
+    for (int64_t r = 0; r < at.rows; r++) {
+      const int64_t i = at.i0 + r;
+      const Delta<T>& delta = delta_[item_.query_row + i];
+      const T* dc = context ? grad_context_[at.r0 + r] : nullptr;
+      score_gradient_row(p_, item_, i, at.j0, at.keys, delta.total(), s_.weight + r * tile_,
+                         s_.ds + r * tile_, [&](int64_t j) {
+                           return centred(p_, item_, delta, i, at.j0 + j, dc,
+                                          context ? value_[j] : nullptr);
+                         });
+    }
   }
 
   // ds <- dc_i . u_j, the part of the context in da.
@@ -191,14 +190,14 @@ class BackwardPiece {
     if (!out_.value || !from_context()) return;
     product(Coefficients<T>{s_.weight, 1, tile_}, at.keys, at.rows, grad_context_[at.r0],
             grad_context_.ld, static_cast<const T*>(nullptr),
-            out_.value + (item_.key_row + at.j0) * p_.dv, p_.dv, p_.dv);
+            out_.value + (item_.grad_value + at.j0) * p_.dv, p_.dv, p_.dv);
   }
 
   void add_mask(const At& at) {
     if (!p_.grad_mask) return;
     const int64_t row = p_.grad_mask_row, col = p_.grad_mask_col;
     for (int64_t r = 0; r < at.rows; r++) {
-      T* g = p_.grad_mask + item_.mask_grad + (at.i0 + r) * row + at.j0 * col;
+      T* g = p_.grad_mask + item_.grad_mask + (at.i0 + r) * row + at.j0 * col;
       const T* ds = s_.ds + r * tile_;
       for (int64_t j = 0; j < at.keys; j++) g[j * col] += ds[j];
     }
@@ -207,25 +206,23 @@ class BackwardPiece {
   // dq, dk and the sums for dw, (E5) and (E6).
   void add_query_key_weight(const At& at) {
     if (!out_.query && !out_.key && !out_.weight) return;
-    if (out_.weight) {
-      double total = 0;
-      for (int64_t r = 0; r < at.rows; r++)
-        for (int64_t j = 0; j < at.keys; j++) total += static_cast<double>(s_.ds[r * tile_ + j]);
-      out_.weight[padded(p_.d)] += total;
-    }
+    if (out_.weight)
+      out_.weight[padded(p_.d)] +=
+          static_cast<double>(sum_as_sweep(s_.ds, tile_, at.rows, at.keys));
     const Rows<T> queries = scorer_.query_rows();
     sweep(
         scorer_,
         Tile<T>{
             {queries[at.r0], queries.ld}, scorer_.key_rows(), s_.ds, tile_, at.rows, at.keys, p_.d},
-        Sums<T>{out_.query ? out_.query + (item_.query_row + at.i0) * p_.d : nullptr,
-                out_.key ? out_.key + (item_.key_row + at.j0) * p_.d : nullptr, out_.weight},
+        Sums<T>{out_.query ? out_.query + (item_.grad_query + at.i0) * p_.d : nullptr,
+                out_.key ? out_.key + (item_.grad_key + at.j0) * p_.d : nullptr, out_.weight,
+                out_.query_takes ? out_.factor : nullptr, out_.key_takes ? out_.factor : nullptr},
         s_.sums);
   }
 
   const Backward<T>& p_;
   const Item& item_;
-  const T* delta_;
+  const Delta<T>* delta_;
   const Gradients<T>& out_;
   const BackwardScratch<T>& s_;
   int64_t width_, ld_;  // of rows of values

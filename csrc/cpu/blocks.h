@@ -1,5 +1,4 @@
-// Blocks: the part of an item that one task of the forward, of raw scores or of row-wise work
-// takes.
+// Blocks: the part of an item that one task of the forward or of raw scores takes.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -20,24 +19,25 @@ struct Block {
 template <class Blocks>
 int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
   int64_t rows = 0;
-  for (int64_t b = 0; b < p.count; b++) rows += p.items[b].n;
+  for (int64_t b = 0; b < p.count; b++) rows += p.items.queries(b);
   const int64_t most = block_rows(p), tile = tile_keys(p.d);
   // Two blocks per thread, so that one slow thread does not hold up the rest. Larger blocks are
   // better: keys are prepared once per block.
   const int64_t limit = std::clamp<int64_t>((rows + 2 * threads - 1) / (2 * threads),
                                             std::min<int64_t>(kTileRows, most), most);
-  auto pieces = [&](const Item& item) { return (item.n + limit - 1) / limit; };
+  auto pieces = [&](int64_t b) { return (p.items.queries(b) + limit - 1) / limit; };
   int64_t count = 0;
-  for (int64_t b = 0; b < p.count; b++) count += pieces(p.items[b]);
+  for (int64_t b = 0; b < p.count; b++) count += pieces(b);
   const int64_t wanted = split_keys && count < 2 * threads
                              ? (2 * threads + count - 1) / std::max<int64_t>(1, count)
                              : 1;
+  blocks.reserve(count);  // growing would take three times the memory
   int64_t parts = 0;
   for (int64_t b = 0; b < p.count; b++) {
-    const Item& item = p.items[b];
+    const Item item = p.items[b];
     if (!item.n) continue;
     const int64_t size =
-        ((item.n + pieces(item) - 1) / pieces(item) + 3) / 4 * 4;  // alike, and whole registers
+        ((item.n + pieces(b) - 1) / pieces(b) + 3) / 4 * 4;  // alike, and whole registers
     for (int64_t i = 0; i < item.n; i += size) {
       const int64_t i1 = std::min(item.n, i + size);
       const int64_t tiles = (item.m + tile - 1) / tile,
@@ -50,17 +50,6 @@ int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
     }
   }
   return parts;
-}
-
-// The rows of every item, queries and keys alike, in blocks for row-wise work; at least one per
-// item.
-inline std::vector<Block> row_blocks(const Problem& p) {
-  constexpr int64_t each = 128;
-  std::vector<Block> blocks;
-  for (int64_t b = 0; b < p.count; b++)
-    for (int64_t i = 0; i < std::max<int64_t>({1, p.items[b].n, p.items[b].m}); i += each)
-      blocks.push_back({b, i, i + each, 0, 0, -1});
-  return blocks;
 }
 
 }  // namespace CPU_CAPABILITY

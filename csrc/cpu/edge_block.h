@@ -71,8 +71,8 @@ struct EdgeWeights {
       : width(padded(p.d)), rows(p.head_count * width), factor(p.head_count),
         offset(p.head_count) {
     for (int64_t h = 0; h < p.head_count; h++) {
-      const ScoreFactor<T> f =
-          scaled_weight(p.heads[h].weight, p.activation, p.scale, p.d, row(h));
+      const ScaledWeight<T> f =
+          scale_weight(p.heads[h].weight, p.activation, p.scale, p.d, row(h));
       factor[h] = f.factor;
       offset[h] = f.offset;
     }

@@ -22,6 +22,16 @@ template <class T>
 struct Softmax {
   T *high, *total, *context;
   int64_t ld;
+
+  static Softmax take(Parts<T>& parts, int64_t rows, int64_t ld) {
+    return {parts.take(rows), parts.take(rows), parts.take(rows * ld), ld};
+  }
+  Softmax from(int64_t row) const { return {high + row, total + row, context + row * ld, ld}; }
+  void clear(int64_t rows) const {
+    std::fill(high, high + rows, -std::numeric_limits<T>::infinity());
+    std::fill(total, total + rows, T(0));
+    std::fill(context, context + rows * ld, T(0));
+  }
 };
 
 // One row of a tile: P = exp(S - new maximum). Return alpha = exp(old maximum - new maximum), by
@@ -51,7 +61,8 @@ inline T softmax_row(T* s, int64_t ld, T& high, T& total) {
 
 template <class T>
 struct ForwardScratch {
-  T *scorer, *scores, *mask, *value, *alpha, *high, *total, *context;
+  T *scorer, *scores, *mask, *value, *alpha;
+  Softmax<T> state;
   static int64_t carve(const Problem& p, T* base, ForwardScratch* s) {
     const int64_t rows = block_rows(p), tile = tile_keys(p.d), ld = row_stride(p.dv);
     Parts<T> parts(base);
@@ -60,9 +71,7 @@ struct ForwardScratch {
                      parts.take(tile_rows(p) * tile),
                      parts.take(tile * ld),
                      parts.take(tile_rows(p)),
-                     parts.take(rows),
-                     parts.take(rows),
-                     parts.take(rows * ld)};
+                     Softmax<T>::take(parts, rows, ld)};
     if (s) *s = f;
     return parts.taken();
   }
@@ -74,15 +83,12 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
   const Item& item = p.items[b.item];
   const int64_t rows = b.i1 - b.i0;
   const int64_t tile = tile_keys(p.d);
-  std::fill(state.high, state.high + rows, -std::numeric_limits<T>::infinity());
-  std::fill(state.total, state.total + rows, T(0));
-  for (int64_t r = 0; r < rows; r++)
-    std::fill(state.context + r * state.ld, state.context + r * state.ld + p.dv, T(0));
+  state.clear(rows);
   Scorer<T> scorer(p, item, block_rows(p), s.scorer);
   scorer.queries(b.i0, rows);
   for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
     const int64_t keys = std::min(tile, b.j1 - j0);
-    if (!visible(p.causal, b.i1 - 1, j0, keys)) break;
+    if (!visible(p.causal, b.i1 - 1, j0, keys) || p.host->stopped()) break;
     bool prepared = false;
     Matrix value;
     for (int64_t r0 = 0; r0 < rows; r0 += kTileRows) {
@@ -162,32 +168,57 @@ void finish_weights(const Forward<T>& p, const Block& b) {
   }
 }
 
+// The operations of a sweep, for run_blocks: those of the forward. Its problem is a Forward.
 template <class T>
-void forward(const Forward<T>& p, const Host& host) {
+struct ForwardSweep {
+  using Number = T;
+  using State = Softmax<T>;
+  using Scratch = ForwardScratch<T>;
+
+  static void block(const Forward<T>& p, const Block& b, const Scratch& s, const State& state) {
+    forward_block(p, b, s, state);
+  }
+  static void finish(const Forward<T>& p, const Block& b, const State& state) {
+    for (int64_t r = 0; r < b.i1 - b.i0; r++)
+      finish_row(p, p.items[b.item].query_row + b.i0 + r, state.high[r], state.total[r],
+                 state.context + r * state.ld);
+  }
+  static void finish_weights(const Forward<T>& p, const Block& b) { cpu::finish_weights(p, b); }
+  static void merge(const Forward<T>& p, const Block* parts, int64_t count, const State& state,
+                    int64_t rows_before) {
+    cpu::merge(p, parts, count, state, rows_before);
+  }
+};
+
+// Run the blocks of a sweep, then merge and finish those that were split.
+template <class Sweep, class P>
+void run_blocks(const P& p, const Host& host) {
+  using T = typename Sweep::Number;
+  using State = typename Sweep::State;
+  using Scratch = typename Sweep::Scratch;
   std::vector<Block> blocks;
   const int64_t parts = cut(p, host.threads, blocks, true), ld = row_stride(p.dv);
-  const int64_t size = ForwardScratch<T>::carve(p, nullptr, nullptr);
+  const int64_t size = Scratch::carve(p, nullptr, nullptr);
   T* scratch = host.allocate<T>(host.threads * size);
-  const Softmax<T> all{host.allocate<T>(parts), host.allocate<T>(parts),
-                       host.allocate<T>(parts * ld), ld};
+  Parts<T> counted(nullptr);
+  State::take(counted, parts, ld);
+  Parts<T> taken(host.allocate<T>(counted.taken()));
+  const State all = State::take(taken, parts, ld);
 
   host.run(static_cast<int64_t>(blocks.size()), [&](int64_t task, int64_t worker) {
     const Block& b = blocks[task];
-    ForwardScratch<T> s;
-    ForwardScratch<T>::carve(p, scratch + worker * size, &s);
+    Scratch s;
+    Scratch::carve(p, scratch + worker * size, &s);
     const Item& item = p.items[b.item];
     if (p.weights)
       for (int64_t i = b.i0; i < b.i1; i++) {
         T* row = p.weights + (item.pair_row + i) * p.pair_cols;
         std::fill(row + b.j0, row + b.j1, -std::numeric_limits<T>::infinity());
       }
-    if (b.part >= 0)
-      return forward_block(p, b, s,
-                           {all.high + b.part, all.total + b.part, all.context + b.part * ld, ld});
-    forward_block(p, b, s, {s.high, s.total, s.context, ld});
-    for (int64_t r = 0; r < b.i1 - b.i0; r++)
-      finish_row(p, item.query_row + b.i0 + r, s.high[r], s.total[r], s.context + r * ld);
-    if (p.weights) finish_weights(p, b);
+    if (b.part >= 0) return Sweep::block(p, b, s, all.from(b.part));
+    Sweep::block(p, b, s, s.state);
+    Sweep::finish(p, b, s.state);
+    if (p.weights) Sweep::finish_weights(p, b);
   });
 
   std::vector<int64_t> first;  // the first part of each block that was split
@@ -198,10 +229,15 @@ void forward(const Forward<T>& p, const Host& host) {
     int64_t end = k + 1;
     while (end < static_cast<int64_t>(blocks.size()) && blocks[end].part >= 0 && blocks[end].j0 > 0)
       end++;
-    merge(p, &blocks[k], end - k, all, blocks[k].part);
+    Sweep::merge(p, &blocks[k], end - k, all, blocks[k].part);
     if (p.weights)
-      for (int64_t e = k; e < end; e++) finish_weights(p, blocks[e]);
+      for (int64_t e = k; e < end; e++) Sweep::finish_weights(p, blocks[e]);
   });
+}
+
+template <class T>
+void forward(const Forward<T>& p, const Host& host) {
+  run_blocks<ForwardSweep<T>>(p, host);
 }
 
 }  // namespace CPU_CAPABILITY

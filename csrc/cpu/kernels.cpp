@@ -2,6 +2,7 @@
 // it.
 #include "backward.h"
 #include "forward.h"
+#include "forward_jvp.h"
 #include "scores.h"
 
 namespace attnkernels::cpu {
@@ -14,8 +15,10 @@ namespace attnkernels::cpu {
 extern const Kernels ATTNKERNELS_NAME(CPU_CAPABILITY);
 const Kernels ATTNKERNELS_NAME(CPU_CAPABILITY) = {
     ATTNKERNELS_STRING(CPU_CAPABILITY),
-    {forward<float>, scores<float>, backward<float>, pack_panel<float>},
-    {forward<double>, scores<double>, backward<double>, pack_panel<double>},
+    {forward<float>, scores<float>, backward<float>, pack_panel<float>, forward_jvp<float>,
+     scores_jvp<float>},
+    {forward<double>, scores<double>, backward<double>, pack_panel<double>, forward_jvp<double>,
+     scores_jvp<double>},
 };
 
 }  // namespace attnkernels::cpu

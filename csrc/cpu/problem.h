@@ -6,20 +6,13 @@
 #include "common/activation.h"
 #include "common/contract.h"
 #include "common/matrix.h"
+#include "cpu/items.h"
 
 namespace attnkernels::cpu {
 
-// One attention: that of a leading index, or of one sequence of a packed batch. A problem is a list
-// of items.
-struct Item {
-  Matrix query, key, value, weight, mask;  // mask.data null: none
-  const void* packed;                      // prepared keys, or null
-  int64_t n, m;                            // queries, and keys that take part
-  int64_t key_rows;                        // keys in memory, at least m
-  int64_t query_row, key_row;  // first row in the outputs of shape (rows, d) and (rows, dv)
-  int64_t pair_row;            // first row in the outputs of shape (rows, pair_cols)
-  int64_t mask_grad;           // offset of this item's mask gradient
-  int64_t counter;             // batch word of the dropout counter
+// The tangents of an item's inputs; data is null for a tangent of zero.
+struct Tangents {
+  Matrix query, key, value, weight, mask;
 };
 
 struct Dropout {
@@ -27,10 +20,13 @@ struct Dropout {
   uint64_t seed = 0;
 };
 
+struct Host;
+
 struct Problem {
-  const Item* items;
+  const Host* host;
+  Items items;
   int64_t count;
-  int64_t queries;  // the most of any item
+  int64_t queries, keys, key_rows;  // the most of any item: see Item
   int64_t d, dv;
   int64_t pair_cols;  // row length of the (rows, m) outputs
   Activation activation;
@@ -39,7 +35,7 @@ struct Problem {
   Dropout dropout;
 };
 
-// Threads and memory, provided by the operator.
+// Threads, memory and interrupts, provided by the operator.
 struct Host {
   int threads;
   void* self;
@@ -47,11 +43,15 @@ struct Host {
   void* (*allocate_bytes)(void* self, int64_t bytes);
   void (*run_tasks)(void* self, int64_t tasks,
                     void (*call)(const void* f, int64_t task, int64_t worker), const void* f);
+  bool (*is_stopped)(void* self);
 
   template <class T>
   T* allocate(int64_t count) const {
     return static_cast<T*>(allocate_bytes(self, count * static_cast<int64_t>(sizeof(T))));
   }
+  // True once the call was interrupted. Tasks ask before every tile and return, whatever they have
+  // not done: `run` then throws.
+  bool stopped() const { return is_stopped(self); }
   // Call f(task, worker) for every task, in any order and on any thread. Two tasks that run at the
   // same time have different workers, worker < threads.
   template <class F>
@@ -63,6 +63,11 @@ struct Host {
         },
         &f);
   }
+};
+
+// A gradient of `rows` rows in all; see Output.
+struct Gradient : Output {
+  int64_t rows = 0;
 };
 
 // Outputs and arithmetic are in T: float for float32, bfloat16 and float16 inputs, double for
@@ -79,6 +84,19 @@ struct Scores : Problem {
   T* scores;  // (rows, pair_cols)
 };
 
+// The same with tangents, one per item; results have those of their primals beside them.
+template <class T>
+struct ForwardJvp : Forward<T> {
+  const Tangents* tangents;
+  T *context_tangent, *lse_tangent, *weights_tangent;
+};
+
+template <class T>
+struct ScoresJvp : Scores<T> {
+  const Tangents* tangents;
+  T* scores_tangent;
+};
+
 template <class T>
 struct Backward : Problem {
   // Either the gradient of raw scores, or what the backward of the attention needs. Absent ones are
@@ -86,9 +104,11 @@ struct Backward : Problem {
   const T* grad_scores;                         // (rows, pair_cols)
   const T *context, *lse, *weights;             // as the forward returned them
   Matrix grad_context, grad_lse, grad_weights;  // (rows, dv), (rows, 1), (rows, pair_cols)
-  Output grad_query, grad_key, grad_value;      // (rows, d), (rows, d), (rows, dv)
-  T* grad_weight;                               // (items, d), or null
-  T* grad_mask;                                 // zero on entry, or null
+  // In the shapes of the inputs: items that share an input add to one gradient.
+  Gradient grad_query, grad_key, grad_value;
+  T* grad_weight;  // (weight_count, d), or null
+  int64_t weight_count;
+  T* grad_mask;  // zero on entry, or null
   int64_t grad_mask_row, grad_mask_col;
 };
 
@@ -106,6 +126,8 @@ struct Table {
   void (*scores)(const Scores<T>&, const Host&);
   void (*backward)(const Backward<T>&, const Host&);
   void (*pack)(const PackKeys<T>&, int64_t panel);
+  void (*forward_jvp)(const ForwardJvp<T>&, const Host&);
+  void (*scores_jvp)(const ScoresJvp<T>&, const Host&);
 };
 
 struct Kernels {

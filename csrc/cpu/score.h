@@ -1,10 +1,9 @@
 // Scores of a tile, (E1) by (E7) and (E9). A block of queries is prepared once, for one tile of
 // keys after another.
 #pragma once
-#include <numeric>
 #include <vector>
 
-#include "pack.h"
+#include "weight.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
@@ -31,38 +30,6 @@ constexpr int64_t row_stride(int64_t d) {
   return padded(d) / kLane % 2 ? padded(d) : padded(d) + kLane;
 }
 
-// The score is factor * (what a form sums up with the scaled w) + offset.
-template <class T>
-struct ScoreFactor {
-  T factor, offset;
-};
-
-// Write w (padded d) scaled by a power of two to at most 1, so that no intermediate product
-// overflows.
-template <class T>
-inline ScoreFactor<T> scaled_weight(const Matrix& weight, Activation activation, double scale,
-                                    int64_t d, T* w) {
-  const int64_t width = padded(d);
-  load_row(w, weight, 0, d);
-  std::fill(w + d, w + width, T(0));
-  const T largest = range_of(w, width).magnitude;
-  int power = 0;
-  if (largest > 0 && std::isfinite(largest)) std::frexp(largest, &power);
-  power = std::clamp(power, std::numeric_limits<T>::min_exponent,
-                     std::numeric_limits<T>::max_exponent - 2);
-  const T divided = std::ldexp(T(1), -power);
-  double totals[kLane] = {};
-  for (int64_t t = 0; t < width; t += kLane)
-    for (int64_t l = 0; l < kLane; l++) {
-      totals[l] += static_cast<double>(w[t + l]);
-      w[t + l] *= divided;
-    }
-  const double total = std::accumulate(totals, totals + kLane, 0.0);
-  const double unit = std::ldexp(scale, power);
-  if (!is_logistic(activation)) return {static_cast<T>(unit), T(0)};
-  return {static_cast<T>(-info(activation).span * unit), static_cast<T>(scale * total)};
-}
-
 template <class T>
 class Scorer {
  public:
@@ -72,7 +39,8 @@ class Scorer {
     return width + 2 * rows * ld + 2 * keys * ld + keys * width;
   }
 
-  Scorer(const Problem& p, const Item& item, int64_t rows, T* scratch)
+  // `beside_weight` is the largest magnitude of what is divided as w is.
+  Scorer(const Problem& p, const Item& item, int64_t rows, T* scratch, T beside_weight = 0)
       : item_(item), d_(p.d), width_(padded(p.d)), ld_(row_stride(p.d)), activation_(p.activation),
         negative_slope_(static_cast<T>(p.negative_slope)) {
     const int64_t keys = tile_keys(d_);
@@ -82,7 +50,8 @@ class Scorer {
     key_raw_ = query_raw_ + rows * ld_;
     key_exp_ = key_raw_ + keys * ld_;
     panels_ = key_exp_ + keys * ld_;
-    const ScoreFactor<T> f = scaled_weight(item.weight, p.activation, p.scale, d_, w_);
+    const ScaledWeight<T> f = scale_weight(item.weight, p.activation, p.scale, d_, w_, beside_weight);
+    power_ = f.power;
     factor_ = f.factor;
     offset_ = f.offset;
   }
@@ -151,6 +120,11 @@ class Scorer {
           sums(PointwiseSum<Pointwise>{f}, query_raw_, r0, rows, out, ldo, next);
         });
     }
+    finish(rows, out, ldo);
+  }
+
+  // Scores from the sums of a form.
+  void finish(int64_t rows, T* out, int64_t ldo) const {
     const Vec<T> factor(factor_), offset(offset_);
     for (int64_t r = 0; r < rows; r++)
       for (int64_t j = 0; j < keys_; j += kLanes<T>) {
@@ -169,6 +143,10 @@ class Scorer {
   // The operands of the variant: exponentials, or the queries and keys themselves.
   Rows<T> query_rows() const { return {exponentials() ? query_exp_ : query_raw_, ld_}; }
   Rows<T> key_rows() const { return key_rows_; }
+  const T* panel(int64_t j) const { return panel_data_ + j * panel_rows_; }  // keys j .. j + kPanel
+  // w, divided by 2^power.
+  const T* weight() const { return w_; }
+  int power() const { return power_; }
   // Return true if every exponent of the tile is low enough for two factors to share a reciprocal.
   bool pairs_are_safe() const { return exponent_ <= Limits<T>::pair; }
 
@@ -225,7 +203,7 @@ class Scorer {
     query += r0 * ld_;
     if (panels_ready_) {
       for (int64_t j = 0; j < keys_; j += kPanel)
-        panel_sums(form, query, ld_, rows, panel_data_ + j * panel_rows_, w_, width_, out + j, ldo,
+        panel_sums(form, query, ld_, rows, panel(j), w_, width_, out + j, ldo,
                    std::min(kPanel, keys_ - j));
     } else {
       typed<T>(key_lines_, [&](const auto* key) {
@@ -240,6 +218,7 @@ class Scorer {
   const Item& item_;
   int64_t d_, width_, ld_, i0_ = 0, rows_ = 0, keys_ = 0, panel_rows_ = 0;
   Activation activation_;
+  int power_;
   T negative_slope_, factor_, offset_, exponent_ = 0;
   T *w_, *query_exp_, *query_raw_, *key_raw_, *key_exp_, *panels_;
   const T* panel_data_ = nullptr;

@@ -19,7 +19,7 @@ void scores(const Scores<T>& p, const Host& host) {
     T* out = scratch + worker * size;
     Scorer<T> scorer(p, item, rows_most, out + tile_rows(p) * tile);
     scorer.queries(b.i0, rows);
-    for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
+    for (int64_t j0 = b.j0; j0 < b.j1 && !p.host->stopped(); j0 += tile) {
       const int64_t keys = std::min(tile, b.j1 - j0);
       scorer.keys(j0, keys, false, rows > kNarrow);
       for (int64_t r0 = 0; r0 < rows; r0 += kTileRows) {

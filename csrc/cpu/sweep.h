@@ -62,13 +62,21 @@ template <class T>
 struct Sums {
   T *query, *key;  // rows of d
   double* weight;  // (padded d)
+  // Factors of each hidden unit, null for 1.
+  const T* query_factor = nullptr;
+  const T* key_factor = nullptr;
 };
+
+template <class T>
+C10_ALWAYS_INLINE Vec<T> times(Vec<T> x, const T* factor, int64_t t) {
+  return factor ? x * load(factor + t) : x;
+}
 
 // Add the sums of keys j .. j + K and hidden units t .. t + lanes over all queries to `grad_key`,
 // and those over these keys to `query` (rows, ldq). Return those for dw.
 template <int K, class T, class Gradient>
 inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t j, int64_t t,
-                         int64_t count, T* query, int64_t ldq, T* grad_key) {
+                         int64_t count, T* query, int64_t ldq, T* grad_key, const T* factor) {
   using V = Vec<T>;
   V b[K], key[K], weight(T(0));
 #pragma GCC unroll 4
@@ -92,8 +100,33 @@ inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t 
   }
   if (grad_key)
 #pragma GCC unroll 4
-    for (int c = 0; c < K; c++) add_to(grad_key + (j + c) * tile.d + t, key[c], count);
+    for (int c = 0; c < K; c++)
+      add_to(grad_key + (j + c) * tile.d + t, times(key[c], factor, t), count);
   return weight;
+}
+
+// The sum of ds in the order in which a sweep sums ds r. If r is 1/2 throughout, as it is where a
+// hidden unit of queries and keys is 0, sum ds - 2 sum ds r is 0, as the sum of ds tanh(0) is.
+template <class T>
+T sum_as_sweep(const T* ds, int64_t ld, int64_t rows, int64_t keys) {
+  constexpr int64_t kAtOnce = 4;  // sums that do not wait for each other
+  T total = 0;
+  int64_t j = 0;
+  for (; j + 4 * kAtOnce <= keys; j += 4 * kAtOnce) {
+    T sums[kAtOnce] = {};
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t c = 0; c < 4; c++)
+        for (int64_t k = 0; k < kAtOnce; k++) sums[k] += ds[i * ld + j + 4 * k + c];
+    for (int64_t k = 0; k < kAtOnce; k++) total += sums[k];
+  }
+  for (int64_t width = 4; width; width = width == 4 ? 1 : 0)
+    for (; j + width <= keys; j += width) {
+      T sum = 0;
+      for (int64_t i = 0; i < rows; i++)
+        for (int64_t c = 0; c < width; c++) sum += ds[i * ld + j + c];
+      total += sum;
+    }
+  return total;
 }
 
 template <class T>
@@ -115,12 +148,14 @@ void sweep_columns(const Gradient& gradient, const Tile<T>& tile, const Sums<T>&
     Vec<T> weight(T(0));
     int64_t j = 0;
     for (; j + 4 <= tile.keys; j += 4)
-      weight = weight + sweep_keys<4>(gradient, tile, j, t, count, query, L, out.key);
+      weight =
+          weight + sweep_keys<4>(gradient, tile, j, t, count, query, L, out.key, out.key_factor);
     for (; j < tile.keys; j++)
-      weight = weight + sweep_keys<1>(gradient, tile, j, t, count, query, L, out.key);
+      weight =
+          weight + sweep_keys<1>(gradient, tile, j, t, count, query, L, out.key, out.key_factor);
     if (out.query)
       for (int64_t i = 0; i < tile.rows; i++)
-        add_to(out.query + i * tile.d + t, load(query + i * L), count);
+        add_to(out.query + i * tile.d + t, times(load(query + i * L), out.query_factor, t), count);
     if (out.weight) add_weight(out.weight + t, weight);
   }
 }
@@ -137,8 +172,9 @@ void sweep_rows(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& ou
     const bool four = j + 4 <= tile.keys;
     for (int64_t t = 0; t < tile.d; t += L) {
       const int64_t count = std::min(L, tile.d - t);
-      const Vec<T> w = four ? sweep_keys<4>(gradient, tile, j, t, count, sums + t, ld, out.key)
-                            : sweep_keys<1>(gradient, tile, j, t, count, sums + t, ld, out.key);
+      const Vec<T> w =
+          four ? sweep_keys<4>(gradient, tile, j, t, count, sums + t, ld, out.key, out.key_factor)
+               : sweep_keys<1>(gradient, tile, j, t, count, sums + t, ld, out.key, out.key_factor);
       (load(weight + t) + w).store(weight + t);
     }
     j += four ? 4 : 1;
@@ -147,7 +183,8 @@ void sweep_rows(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& ou
     const int64_t count = std::min(L, tile.d - t);
     if (out.query)
       for (int64_t i = 0; i < tile.rows; i++)
-        add_to(out.query + i * tile.d + t, load(sums + i * ld + t), count);
+        add_to(out.query + i * tile.d + t, times(load(sums + i * ld + t), out.query_factor, t),
+               count);
     if (out.weight) add_weight(out.weight + t, load(weight + t));
   }
 }

@@ -12,6 +12,7 @@
 // atomics that return nothing, 12 bytes per 32 elements; see sums.h for their order.
 #include <algorithm>
 
+#include "cuda/delta.h"
 #include "cuda/product.h"
 #include "cuda/score.h"
 #include "cuda/sweep.h"
@@ -36,14 +37,17 @@ struct Shared {
     float used[kTile * kPitch];  // by key, then query
   };
   float ds[kTile * kPitch];  // by key, then query
-  float totals[kThreads];    // of ds, per thread
+  // of the pair with most of a row: how many there are, its key in the tile, its weight
+  int most[kTile], most_key[kTile];
+  float most_weight[kTile];
+  float totals[kThreads];  // of ds, per thread
   Place at;
   Part part;
 };
 
 struct Job {
   Backward f;
-  const float* delta;
+  Delta delta;
   Sum query, key, value, weight;
   int query_parts, key_parts;
 };
@@ -129,16 +133,19 @@ __device__ __forceinline__ void add_gradients(const Shared& shared, const Proble
   }
 }
 
-// Compute ds and the weights after dropout of a tile, (E4).
+// Compute ds and the weights after dropout of a tile, (E4), except ds of pairs with most of their
+// row. Return true if this thread has found one.
 template <class Act>
-__device__ __forceinline__ void make_gradients(Shared& shared, const Problem& p, const Job& job,
+__device__ __forceinline__ bool make_gradients(Shared& shared, const Problem& p, const Job& job,
                                                const Act& act, const float* dc, int it, int jt) {
   const Place& at = shared.at;
   const Backward& f = job.f;
+  if (threadIdx.x < kTile) shared.most[threadIdx.x] = 0;
   Scores x;
   score_tile(x, shared.stages, p, act, at, it, jt);
   __syncthreads();  // the stages have been read, and G is there
   float total = 0;
+  bool found = false;
   each_pair(it, jt, x, [&](int i, int j, float s) {
     float& cell = shared.ds[j % kTile * kPitch + i % kTile];
     float added, ds = 0, used = 0;
@@ -149,15 +156,43 @@ __device__ __forceinline__ void make_gradients(Shared& shared, const Problem& p,
       float g = dc ? cell : 0.f;
       if (f.grad_weights) g += f.grad_weights[row * p.m + j];
       used = dropped(a, keep);
-      ds = a * (dropped(g, keep) - job.delta[row]);
-      if (f.grad_mask)
-        atomicAdd(f.grad_mask + shared.part.mask_at + i * f.mask_row + j * f.mask_col, ds);
+      if (a > kMost && atomicAdd(&shared.most[i % kTile], 1) == 0) {
+        shared.most_key[i % kTile] = j % kTile;
+        shared.most_weight[i % kTile] = a;
+        found = true;
+      } else {
+        ds = a * (dropped(g, keep) - job.delta.total[row]);
+        if (f.grad_mask)
+          atomicAdd(f.grad_mask + shared.part.mask_at + i * f.mask_row + j * f.mask_col, ds);
+      }
     }
     cell = ds;
     shared.used[j % kTile * kPitch + i % kTile] = used;
     total += ds;
   });
   shared.totals[threadIdx.x] += total;
+  return found;
+}
+
+// Compute ds of the pairs with most of their row, 16 rows per warp.
+__device__ __forceinline__ void centre_pairs(Shared& shared, const Problem& p, const Job& job,
+                                             int it, int jt) {
+  const Place& at = shared.at;
+  const Backward& f = job.f;
+  const float error = context_error(p, true);
+  for (int row = threadIdx.x / 32; row < kTile; row += kThreads / 32) {
+    if (!shared.most[row]) continue;
+    const int i = it * kTile + row, key = shared.most_key[row], j = jt * kTile + key;
+    const float keep = p.seed ? kept(p, at.item, i, j) : 1.f;
+    const float ds = shared.most_weight[row] * centred(p, f, job.delta, at.query_row + i, j, keep,
+                                                       at.value_at + j * p.value.row, error);
+    if (threadIdx.x % 32 == 0) {
+      shared.ds[key * kPitch + row] = ds;
+      shared.totals[threadIdx.x] += ds;
+      if (f.grad_mask)
+        atomicAdd(f.grad_mask + shared.part.mask_at + i * f.mask_row + j * f.mask_col, ds);
+    }
+  }
 }
 
 // Take the gradients of raw scores as ds of a tile.
@@ -222,8 +257,10 @@ __global__ void __launch_bounds__(kThreads, 3)
         const float* const dc =
             f.grad_context ? f.grad_context + (at.query_row + it * kTile) * p.dv : nullptr;
         if (dc) outer_products(shared, p, dc, rows, columns, jt);
-        make_gradients(shared, p, job, act, dc, it, jt);
-        __syncthreads();
+        if (__syncthreads_or(make_gradients(shared, p, job, act, dc, it, jt))) {
+          centre_pairs(shared, p, job, it, jt);
+          __syncthreads();
+        }
         float* const grad_value = job.value.row(part.query, at.key_row + jt * kTile);
         if (grad_value && dc) add_value_gradient(shared, p, dc, grad_value, rows, columns);
       }
@@ -269,7 +306,7 @@ void backward(Problem p, const Owners& own, const Backward& f, const Host& host)
     return;
   }
   prepare(p, own, host);
-  Job job{f, nullptr, {}, {}, {}, {}, 1, 1};
+  Job job{f, {}, {}, {}, {}, {}, 1, 1};
   cut(job, p, host);
   const int64_t items = p.batch.count * p.sequences;
   const int64_t query_copies = f.deterministic ? job.key_parts : 1;

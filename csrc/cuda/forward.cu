@@ -10,18 +10,12 @@
 // writes only its own part, in the cache. A tile of scores costs 64 x 64 x d elements at 3.9
 // instructions (score.h), its softmax 25 per pair, the update of its context 0.6 per multiply-add.
 // If there are few tiles of queries, blocks split the keys and combine_kernel joins their parts.
+#include "cuda/part.h"
 #include "cuda/product.h"
 #include "cuda/score.h"
 
 namespace attnkernels::cuda {
 namespace {
-
-// The part of a block: its tile and number of queries, its tiles of keys, and its first row of the
-// context and of lse.
-struct Part {
-  int it, rows, first, last;
-  int64_t row;
-};
 
 struct Shared {
   Stage stages[2];
@@ -105,28 +99,6 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
   });
 }
 
-// All threads of a block call this; on return all but the stages and P can be read.
-__device__ __forceinline__ void find_part(Shared& shared, const Problem& p, const Split& out) {
-  const int split = blockIdx.x % out.splits, tile = blockIdx.x / out.splits % p.queries.tiles;
-  const int64_t b = blockIdx.x / out.splits / p.queries.tiles;
-  const int s = sequence_of(p.query_ends, p.sequences, tile);
-  find(shared.at, p, b, s);
-  if (threadIdx.x == 0) {
-    const int it = tile - extent(p.query_ends, s, p.n).tile, keys = shared.at.keys;
-    const int end = p.causal ? min(keys, (it + 1) * kTile) : keys;
-    const int tiles = static_cast<int>(ceil_div(end, kTile));
-    const int share = static_cast<int>(ceil_div(tiles, out.splits));
-    shared.part = {it, shared.at.queries - it * kTile, split * share,
-                   min((split + 1) * share, tiles),
-                   split * p.batch.count * p.n + shared.at.query_row + it * kTile};
-  }
-  if (threadIdx.x < kTile) {
-    shared.highest[threadIdx.x] = -kInfinity;
-    shared.total[threadIdx.x] = 0;
-  }
-  __syncthreads();
-}
-
 // Block (b, tile of queries, split of the keys). Every b has n queries and m keys in all.
 template <class Act>
 __global__ void __launch_bounds__(kThreads, 4)
@@ -136,8 +108,12 @@ __global__ void __launch_bounds__(kThreads, 4)
   Shared& shared = *shared_;
   const Place& at = shared.at;
   const Part& part = shared.part;
-  find_part(shared, p, out);
+  find_part(shared.at, shared.part, p, out.splits);
   if (part.rows <= 0) return;
+  if (threadIdx.x < kTile) {
+    shared.highest[threadIdx.x] = -kInfinity;
+    shared.total[threadIdx.x] = 0;
+  }
 
   bool started = false;
   for (int jt = part.first; jt < part.last; jt++) {

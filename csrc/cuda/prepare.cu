@@ -5,7 +5,8 @@
 //
 // A panel holds exp(gain x), (E7), so that scores need no exponentials of their own: there are
 // (n + m) d of them in all. Where float32 cannot hold exp, the range beside the panel says so and
-// scores are computed from the inputs. For a pointwise activation a panel holds x.
+// scores are computed from the inputs. For a pointwise activation, and for tangents, a panel holds
+// gain x.
 //
 // A block of 128 threads makes one panel: a warp reads 4 rows of 8 quads, 128 or 64 bytes per row,
 // and writes 64 bytes at a time. It is bound by memory. Shared memory: 8 floats.
@@ -28,7 +29,7 @@ struct Prepare {
   Own own;
   float* weights;
   int sequences, d, padded;
-  bool logistic;
+  bool logistic, exponentials;
   float gain, span, scale;
 };
 
@@ -53,14 +54,14 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
       float y[4];
       for (int e = 0; e < 4; e++) {
         const int t = 4 * quad + e;
-        const bool there = first + row < count && t < p.d;
+        const bool there = side.x.data && first + row < count && t < p.d;
         y[e] =
             there ? p.gain * load(side.x.data, side.x.dtype, at + row * side.x.row + t * side.x.col)
                   : 0.f;
         high = fmaxf(high, y[e]);
         // NaN counts as infinite: a shared reciprocal would carry it to a neighbour
         size = fmaxf(size, y[e] == y[e] ? fabsf(y[e]) : kInfinity);
-        if (p.logistic) y[e] = exp_exact(y[e]);
+        if (p.exponentials) y[e] = exp_exact(y[e]);
       }
       reinterpret_cast<float4*>(out)[quad * kTile + row] = make_float4(y[0], y[1], y[2], y[3]);
     }
@@ -89,8 +90,9 @@ __device__ void make_weights(const Prepare& p, int64_t b) {
   const int64_t at = offset(p.own.batch, b, p.own.lead);
   float* const out = p.weights + b * (p.padded + 4);
   const float factor = p.logistic ? -p.span * p.scale : p.scale;
+  const int given = p.weight.data ? p.d : 0;
   auto weight = [&](int t) {
-    return t < p.d ? load(p.weight.data, p.weight.dtype, at + t * p.weight.col) : 0.f;
+    return t < given ? load(p.weight.data, p.weight.dtype, at + t * p.weight.col) : 0.f;
   };
   float largest = 0, sum = 0;
   for (int t = threadIdx.x % 32; t < p.d; t += 32) {
@@ -130,7 +132,7 @@ void allocate(Side& side, int padded, const Host& host) {
 
 }  // namespace
 
-void prepare(Problem& p, const Owners& own, const Host& host) {
+void prepare(Problem& p, const Owners& own, const Host& host, bool tangents) {
   p.padded = static_cast<int>(ceil_div(p.d, 4) * 4);
   Prepare job{{p.query, {}, own.query, p.query_ends, {}, p.n},
               {p.key, p.lengths, own.key, p.key_ends, {}, p.m},
@@ -141,6 +143,7 @@ void prepare(Problem& p, const Owners& own, const Host& host) {
               p.d,
               p.padded,
               is_logistic(p.activation),
+              is_logistic(p.activation) && !tangents,
               static_cast<float>(info(p.activation).gain),
               static_cast<float>(info(p.activation).span),
               p.scale};

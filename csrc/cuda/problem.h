@@ -80,6 +80,13 @@ struct Forward {
   float* weights;  // (batch, n, m), or null
 };
 
+// The tangents of the inputs and of the outputs; an input's tangent without data is zero.
+struct Tangents {
+  Problem inputs;  // the same problem with tangents as its inputs
+  Owners own;
+  Forward outputs;
+};
+
 struct Backward {
   // Either the gradient of raw scores, or the operands of the backward of the whole operator; null
   // for those that are absent. All are float32 and contiguous.
@@ -113,5 +120,7 @@ int processors(int device);  // multiprocessors
 void forward(Problem, const Owners&, const Forward&, const Host&);
 void scores(Problem, const Owners&, float* out, const Host&);
 void backward(Problem, const Owners&, const Backward&, const Host&);
+void forward_jvp(Problem, const Owners&, const Forward&, Tangents, const Host&);
+void scores_jvp(Problem, const Owners&, float* out, Tangents, const Host&);  // in outputs.weights
 
 }  // namespace attnkernels::cuda

@@ -80,33 +80,52 @@ __device__ __forceinline__ void copy_stage(Stage& to, const float4* a, const flo
   if (static_cast<int>(threadIdx.x) < quads) async_copy16(&to.w[threadIdx.x], w + threadIdx.x);
 }
 
-// On return all threads are past their last use of the stages.
-template <Form form, class Act>
-__device__ __forceinline__ void add_panels(Scores& s, Stage* stages, const Problem& p,
-                                           const Act& act, const Place& at, int it, int jt) {
-  const int quads = p.padded / 4;
-  auto* a = reinterpret_cast<const float4*>(p.queries.data) + (at.query_panel + it) * quads * kTile;
-  auto* b = reinterpret_cast<const float4*>(p.keys.data) + (at.key_panel + jt) * quads * kTile;
-  auto* w = reinterpret_cast<const float4*>(at.weights);
-  auto copy = [&](int first) {
-    const int left = quads - first, skip = first * kTile;
-    if (left > 0)
-      copy_stage(stages[first / kStageQuads % 2], a + skip, b + skip, w + first,
-                 left < kStageQuads ? left : kStageQuads);
+// The panels of a tile and the weights, as vectors of four hidden units.
+struct Operands {
+  const float4 *a, *b, *w;
+
+  __device__ __forceinline__ Operands(const Problem& p, const Place& at, int it, int jt) {
+    const int64_t panel = int64_t{p.padded / 4} * kTile;
+    a = reinterpret_cast<const float4*>(p.queries.data) + (at.query_panel + it) * panel;
+    b = reinterpret_cast<const float4*>(p.keys.data) + (at.key_panel + jt) * panel;
+    w = reinterpret_cast<const float4*>(at.weights);
+  }
+  __device__ __forceinline__ void copy(Stage& to, int first, int quads) const {
+    copy_stage(to, a + first * kTile, b + first * kTile, w + first, quads);
+  }
+};
+
+// Call copy(stage, first quad, quads), 0 or 1 being the stage, and use(stage, quads) once the
+// copies are there, while the next ones are under way. On return all threads are past their last
+// use.
+template <class Copy, class Use>
+__device__ __forceinline__ void each_stage(int quads, const Copy& copy, const Use& use) {
+  auto start = [&](int first) {
+    const int left = quads - first;
+    if (left > 0) copy(first / kStageQuads % 2, first, left < kStageQuads ? left : kStageQuads);
     async_commit();
   };
-  copy(0);
+  start(0);
 #pragma unroll 1
   for (int first = 0; first < quads; first += kStageQuads) {
-    copy(first + kStageQuads);
+    start(first + kStageQuads);
     async_wait<1>();
     __syncthreads();
     const int left = quads - first;
-    add_stage<form>(s, stages[first / kStageQuads % 2], left < kStageQuads ? left : kStageQuads,
-                    act);
+    use(first / kStageQuads % 2, left < kStageQuads ? left : kStageQuads);
     __syncthreads();
   }
   async_wait<0>();
+}
+
+template <Form form, class Act>
+__device__ __forceinline__ void add_panels(Scores& s, Stage* stages, const Problem& p,
+                                           const Act& act, const Place& at, int it, int jt) {
+  const Operands from(p, at, it, jt);
+  each_stage(
+      p.padded / 4,
+      [&](int stage, int first, int quads) { from.copy(stages[stage], first, quads); },
+      [&](int stage, int quads) { add_stage<form>(s, stages[stage], quads, act); });
 }
 
 // The same from the inputs, right for any of them: x = 1 + exp(gain (q + k)) may be infinite.

@@ -29,8 +29,9 @@ inline int parts_for(int64_t blocks, int64_t tiles, const Host& host, int64_t ea
   return static_cast<int>(std::clamp<int64_t>(wanted, 1, std::max<int64_t>(tiles, 1)));
 }
 
-// Make panels, ranges and weights: prepare.cu.
-void prepare(Problem&, const Owners&, const Host&);
+// Make panels, ranges and weights: prepare.cu. A problem of tangents may lack its inputs, which are
+// then zero.
+void prepare(Problem&, const Owners&, const Host&, bool tangents = false);
 
 // The outputs of the blocks of a forward, which split the keys among them.
 struct Split {

@@ -2,6 +2,7 @@
 // time: each warp makes ds of 4 keys, then each thread has a hidden unit or a column. Keys and
 // values are read twice, the second time from the cache; their gradients are written once, in their
 // final dtype. Shared memory: 32 gradients and 32 weights per query.
+#include "cuda/delta.h"
 #include "cuda/step.h"
 #include "cuda/sums.h"
 
@@ -12,7 +13,7 @@ constexpr int kBackwardKeys = 32;  // that a block takes at a time
 
 struct StepJob {
   Backward f;
-  const float* delta;
+  Delta delta;
   Sum query, weight;
   int parts;
   float factor;  // gradient_factor()
@@ -38,12 +39,19 @@ __device__ __forceinline__ float few_gradients(float* ds, float* used, const Pro
                        [](const float4& c, const float4& u, int) { return dot(c, u); });
   }
   float total = 0;
+  unsigned most = 0;  // a bit per pair with most of its row
+  auto add_mask = [&](int i, int e, float gradient) {
+    if (f.grad_mask && lane == 0)
+      atomicAdd(
+          f.grad_mask + offset(p.batch, b, f.mask_lead) + i * f.mask_row + (j + e) * f.mask_col,
+          gradient);
+  };
 #pragma unroll
   for (int e = 0; e < K; e++)
 #pragma unroll
     for (int i = 0; i < kStep; i++) {
       const int64_t row = b * p.n + i;
-      float added, gradient = 0, weighs = 0;
+      float added, gradient = 0, weighs = 0, heavy = 0;
       if (i < p.n && takes_part(p, mask_at, p.n, columns, i, j + e, added)) {
         if (f.grad_scores) {
           gradient = f.grad_scores[row * p.m + j + e];
@@ -53,19 +61,35 @@ __device__ __forceinline__ float few_gradients(float* ds, float* used, const Pro
           float y = f.grad_context ? g[e][i] : 0.f;
           if (f.grad_weights) y += f.grad_weights[row * p.m + j + e];
           weighs = dropped(a, keep);
-          gradient = a * (dropped(y, keep) - job.delta[row]);
-          if (f.grad_mask && lane == 0)
-            atomicAdd(f.grad_mask + offset(p.batch, b, f.mask_lead) + i * f.mask_row +
-                          (j + e) * f.mask_col,
-                      gradient);
+          if (a > kMost) {
+            most |= 1u << (e * kStep + i);
+            heavy = a;
+          } else {
+            gradient = a * (dropped(y, keep) - job.delta.total[row]);
+            add_mask(i, e, gradient);
+          }
         }
       }
       total += gradient;
       if (i < p.n && lane == 0) {
-        ds[i * kBackwardKeys + e] = gradient;
+        ds[i * kBackwardKeys + e] = heavy > 0 ? heavy : gradient;
         used[i * kBackwardKeys + e] = weighs;
       }
     }
+  const float error = context_error(p, false);
+#pragma unroll 1
+  for (int k = 0; k < K * kStep && most >> k; k++) {  // the same in every lane
+    if (!(most >> k & 1)) continue;
+    const int e = k / kStep, i = k % kStep;
+    const float keep = p.seed ? kept(p, b, i, j + e) : 1.f;
+    const int64_t value_at = offset(p.batch, b, p.value.lead) + (j + e) * p.value.row;
+    const float x = centred(p, f, job.delta, b * p.n + i, j + e, keep, value_at, error);
+    if (lane == 0) ds[i * kBackwardKeys + e] *= x;  // its weight
+    __syncwarp();
+    const float gradient = ds[i * kBackwardKeys + e];
+    add_mask(i, e, gradient);
+    total += gradient;
+  }
   return total;
 }
 
@@ -165,7 +189,7 @@ __global__ void __launch_bounds__(kBlock)
 void step_backward(const Problem& p, const Backward& f, const Host& host) {
   const int parts = parts_for(p.batch.count, ceil_div(p.m, kBackwardKeys), host);
   const int copies = f.deterministic ? parts : 1;
-  StepJob job{f, nullptr, {}, {}, parts, gradient_factor(p)};
+  StepJob job{f, {}, {}, {}, parts, gradient_factor(p)};
   job.query = sum_for(f.grad_query.data, copies, p.batch.count * p.n, p.d, host);
   job.weight = sum_for(f.grad_weight, copies, p.batch.count, p.d + 1, host);
   job.delta = make_delta(p, f, host);

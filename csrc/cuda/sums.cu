@@ -1,5 +1,6 @@
 // The sums before and after the sweep of a backward: over rows, and over partial sums. One thread
 // per output, or one warp per row; bound by memory.
+#include "cuda/delta.h"
 #include "cuda/rows.h"
 #include "cuda/sums.h"
 
@@ -38,19 +39,22 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     delta_kernel(const __grid_constant__ Problem p, const __grid_constant__ Backward f,
-                 float* delta) {
+                 const __grid_constant__ Delta delta) {
   const int64_t row = (blockIdx.x * int64_t{kThreads} + threadIdx.x) / 32;
   if (row >= p.batch.count * p.n) return;
   const int lane = threadIdx.x % 32;
-  float x = 0;
+  float x = 0, y = 0;
   if (f.grad_context)
     for (int c = lane; c < p.dv; c += 32)
       x = fmaf(f.grad_context[row * p.dv + c], f.context[row * p.dv + c], x);
-  if (f.grad_weights)
+  if (f.grad_weights) {
     for (int j = lane; j < p.m; j += 32)
-      x = fmaf(f.grad_weights[row * p.m + j], f.weights[row * p.m + j], x);
-  x = warp_sum(x);
-  if (lane == 0) delta[row] = f.grad_lse ? x - f.grad_lse[row] : x;
+      y = fmaf(f.grad_weights[row * p.m + j], f.weights[row * p.m + j], y);
+    y = warp_sum(y);
+    if (lane == 0) delta.weights[row] = y;
+  }
+  x = warp_sum(x) + y;
+  if (lane == 0) delta.total[row] = f.grad_lse ? x - f.grad_lse[row] : x;
 }
 
 }  // namespace
@@ -71,11 +75,12 @@ void finish_weight(const Sum& sum, const Problem& p, float* out, const Host& hos
            static_cast<float>(info(p.activation).span));
 }
 
-const float* make_delta(const Problem& p, const Backward& f, const Host& host) {
-  if (f.grad_scores) return nullptr;
-  float* const delta = host.allocate<float>(p.batch.count * p.n);
-  launch("delta", delta_kernel, ceil_div(p.batch.count * p.n, kThreads / 32), kThreads, 0,
-         host.stream, p, f, delta);
+Delta make_delta(const Problem& p, const Backward& f, const Host& host) {
+  if (f.grad_scores) return {};
+  const int64_t rows = p.batch.count * p.n;
+  const Delta delta{host.allocate<float>(rows), host.allocate<float>(f.grad_weights ? rows : 0)};
+  launch("delta", delta_kernel, ceil_div(rows, kThreads / 32), kThreads, 0, host.stream, p, f,
+         delta);
   return delta;
 }
 

@@ -33,9 +33,6 @@ void finish(const Sum&, const Problem&, const Output&, int64_t rows_each, bool w
 // ds f, followed by the sum of ds.
 void finish_weight(const Sum&, const Problem&, float* out, const Host&);
 
-// Compute delta_i of (E4), (batch, n), which a row subtracts; null for raw scores, which have none.
-const float* make_delta(const Problem&, const Backward&, const Host&);
-
 // Return the factor, beside w_t, that turns sums of ds g into gradients: f' = span gain (r - r^2),
 // (E8), and g = r - r^2 or, for a pointwise activation, f' itself.
 inline float gradient_factor(const Problem& p) {

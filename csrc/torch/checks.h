@@ -57,6 +57,16 @@ inline void check_integer(const Tensor& t, const char* name) {
                   toString(t.scalar_type()));
 }
 
+inline void check_tangent(const Maybe& tangent, const Tensor& primal, const char* name) {
+  if (!tangent) return;
+  bool same = tangent->dim() == primal.dim();
+  for (int64_t k = 0; same && k < primal.dim(); k++) same = tangent->size(k) == primal.size(k);
+  STD_TORCH_CHECK(same && tangent->scalar_type() == primal.scalar_type(), "attnkernels: ", name,
+                  " must have the shape and dtype of its primal, ", shape_of(primal), " and ",
+                  toString(primal.scalar_type()), ", got ", shape_of(*tangent), " and ",
+                  toString(tangent->scalar_type()));
+}
+
 // Offsets of packed sequences: both tensors, of the same length.
 inline void check_offsets(const Tensor& queries, const Tensor* keys) {
   STD_TORCH_CHECK(keys, "attnkernels: cu_seqlens_k must be given with cu_seqlens_q");

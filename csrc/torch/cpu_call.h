@@ -1,4 +1,4 @@
-// The arguments of a call as the list of attentions that the CPU kernels work through.
+// The arguments of a call as the attentions that the CPU kernels work through.
 #pragma once
 #include "common/contract.h"
 #include "cpu/problem.h"
@@ -7,10 +7,8 @@
 
 namespace attnkernels {
 
-// Element k of a tensor of int32 or int64.
 inline int64_t integer_at(const Tensor& t, int64_t k) {
-  return t.scalar_type() == ScalarType::Int ? static_cast<const int32_t*>(t.const_data_ptr())[k]
-                                            : static_cast<const int64_t*>(t.const_data_ptr())[k];
+  return integer_at(t.const_data_ptr(), dtype_of(t), k);
 }
 
 // Offsets of packed sequences, which rise from 0 to `total`.
@@ -27,13 +25,17 @@ inline std::vector<int64_t> offsets(const Tensor& t, int64_t total, const char* 
 
 class Call {
  public:
+  using Items = cpu::Items;
   Leading leading;
-  int64_t n, m, d, dv, sequences = 1;
-  std::vector<cpu::Item> items;
+  int64_t n, m, d, dv;
+  int64_t queries, keys, key_rows;  // the most of any item; fewer keys than key_rows by key_lengths
+  Items items;
 
-  explicit Call(const Arguments& in)
+  // Gradients in `wanted` will be computed. Items are leading indices, or sequences of one, unless
+  // the call `may_fold` them.
+  explicit Call(const Arguments& in, int64_t wanted = 0, bool may_fold = true)
       : n(size_from_end(in.query, 2)), m(size_from_end(in.key, 2)), d(size_from_end(in.query, 1)),
-        dv(in.value ? size_from_end(*in.value, 1) : 0) {
+        dv(in.value ? size_from_end(*in.value, 1) : 0), queries(n), keys(m), key_rows(m) {
     check_width(in.key, d, "key");
     check_width(in.weight, d, "weight");
     if (in.value) check_value(*in.value, m);
@@ -44,79 +46,141 @@ class Call {
     if (in.value) leading.include(*in.value, 2);
     if (in.attn_mask) leading.include(*in.attn_mask, 2);
     if (in.key_lengths) leading.include(*in.key_lengths, 0);
-    if (in.cu_seqlens_q)
-      list_sequences(in);
-    else
-      list_batch(in);
-  }
-
-  // Hidden units and value columns of all pairs.
-  int64_t work() const {
-    int64_t pairs = 0;
-    for (const cpu::Item& item : items) pairs += item.n * item.m;
-    return pairs * (d + dv);
-  }
-
- private:
-  // One item per leading index.
-  void list_batch(const Arguments& in) {
-    items = whole_items(in);
-    for (size_t k = 0; k < items.size(); k++) {
-      cpu::Item& item = items[k];
-      const int64_t b = static_cast<int64_t>(k);
-      item.n = n;
-      item.m = item.key_rows = m;
-      item.query_row = item.pair_row = b * n;
-      item.key_row = b * m;
-      item.counter = b;
+    items.n = n;
+    items.m = m;
+    items.count = leading.count();
+    list_dims();
+    take(in.query, 2, Items::query);
+    take(in.key, 2, Items::key);
+    take(in.weight, 1, Items::weight);
+    if (in.value) take(*in.value, 2, Items::value);
+    if (in.cu_seqlens_q) {
+      take_sequences(in);
+    } else {
+      if (in.attn_mask) take(*in.attn_mask, mask_rank(*in.attn_mask), Items::mask);
+      if (in.key_lengths) take_lengths(*in.key_lengths);
+      if (in.packed_key) take_packed(*in.packed_key, in.query);
     }
-    if (in.attn_mask) fill(items, *in.attn_mask, mask_rank(*in.attn_mask), &cpu::Item::mask);
-    if (in.key_lengths) shorten(*in.key_lengths);
-    if (in.packed_key) take_packed(*in.packed_key, in.query);
+    if (wanted & kQuery) take_gradient(in.query, 2, Items::grad_query, n);
+    if (wanted & kKey) take_gradient(in.key, 2, Items::grad_key, m);
+    if (wanted & kValue) take_gradient(*in.value, 2, Items::grad_value, m);
+    if (wanted & kWeight) take_gradient(in.weight, 1, Items::grad_weight, 1);
+    if (wanted & kMask) take_mask_gradient(in.attn_mask);
+    if (may_fold && !in.cu_seqlens_q && !in.is_causal && !in.seed) fold(wanted);
+    join();
+    items.dims = dims_.data();
+    items.rank = static_cast<int64_t>(dims_.size());
   }
+  Call(const Call&) = delete;
 
-  // One item per leading index h and sequence s: rows cu_q[s] .. cu_q[s + 1] of the queries, and
-  // likewise of the keys.
-  void list_sequences(const Arguments& in) {
-    check_offsets(*in.cu_seqlens_q, in.cu_seqlens_k);
-    const std::vector<int64_t> cu_q = offsets(*in.cu_seqlens_q, n, "cu_seqlens_q"),
-                               cu_k = offsets(*in.cu_seqlens_k, m, "cu_seqlens_k");
-    sequences = static_cast<int64_t>(cu_q.size()) - 1;
-    const std::vector<cpu::Item> whole = whole_items(in);
-    for (int64_t h = 0; h < leading.count(); h++)
-      for (int64_t s = 0; s < sequences; s++) {
-        cpu::Item item = whole[h];
-        item.query = item.query.at(cu_q[s]);
-        item.key = item.key.at(cu_k[s]);
-        if (in.value) item.value = item.value.at(cu_k[s]);
-        item.n = cu_q[s + 1] - cu_q[s];
-        item.m = item.key_rows = cu_k[s + 1] - cu_k[s];
-        item.query_row = h * n + cu_q[s];
-        item.key_row = h * m + cu_k[s];
-        item.counter = h * sequences + s;
-        items.push_back(item);
-      }
-  }
+  // Strides of the gradient of attn_mask.
+  int64_t mask_row = 0, mask_col = 0;
 
-  // One item per leading index, with the matrices of every call.
-  std::vector<cpu::Item> whole_items(const Arguments& in) const {
-    std::vector<cpu::Item> out(leading.count(), cpu::Item{});
-    fill(out, in.query, 2, &cpu::Item::query);
-    fill(out, in.key, 2, &cpu::Item::key);
-    fill(out, in.weight, 1, &cpu::Item::weight);
-    if (in.value) fill(out, *in.value, 2, &cpu::Item::value);
+  // The tangents of every item, of a call that is not folded.
+  std::vector<cpu::Tangents> tangents(const InputTangents& in) const {
+    std::vector<cpu::Tangents> out(items.count, cpu::Tangents{});
+    auto place = [&](const Tensor* t, int64_t trailing, Matrix cpu::Tangents::* field,
+                     const std::vector<int64_t>& ends) {
+      if (!t) return;
+      const Slices at = slices(*t, trailing, leading);
+      for (int64_t k = 0; k < items.count; k++)
+        out[k].*field = at[k / items.sequences].at(ends.empty() ? 0 : ends[k % items.sequences]);
+    };
+    place(in.query, 2, &cpu::Tangents::query, query_ends_);
+    place(in.key, 2, &cpu::Tangents::key, key_ends_);
+    place(in.value, 2, &cpu::Tangents::value, key_ends_);
+    place(in.weight, 1, &cpu::Tangents::weight, {});
+    if (in.attn_mask) place(in.attn_mask, mask_rank(*in.attn_mask), &cpu::Tangents::mask, {});
     return out;
   }
 
-  void shorten(const Tensor& lengths) {
+  // Hidden units and value columns of all pairs.
+  int64_t work() const { return pairs_ * (d + dv); }
+
+ private:
+  std::vector<Items::Dim> dims_;
+  std::vector<int64_t> query_ends_, key_ends_;
+  int64_t pairs_ = 0;
+
+  void list_dims() {
+    for (size_t k = leading.sizes().size(); k-- > 0;) dims_.push_back({leading.sizes()[k], {}});
+    pairs_ = items.count * n * m;
+  }
+
+  // Call f(dim, k) for the leading dimensions k of t along which it varies.
+  template <class F>
+  void for_dims(const Tensor& t, int64_t trailing, const F& f) {
+    const int64_t rank = t.dim() - trailing;
+    for (int64_t k = 0; k < rank; k++)
+      if (t.size(k) != 1) f(dims_[rank - 1 - k], k);
+  }
+
+  void take(const Tensor& t, int64_t trailing, Items::Of what) {
+    auto stride = [&](int64_t k) { return t.size(k) == 1 ? 0 : t.stride(k); };
+    items.first[what] = {t.const_data_ptr(), trailing > 1 ? stride(t.dim() - 2) : 0,
+                         trailing > 0 ? stride(t.dim() - 1) : 0, dtype_of(t)};
+    for_dims(t, trailing, [&](Items::Dim& dim, int64_t k) { dim.stride[what] = t.stride(k); });
+  }
+
+  // The gradient of t is contiguous. Its strides are those of rows, `rows` per leading index.
+  void take_gradient(const Tensor& t, int64_t trailing, Items::Of what, int64_t rows) {
+    const int64_t rank = t.dim() - trailing;
+    int64_t step = rows;
+    for (int64_t k = rank; k-- > 0; step *= t.size(k))
+      if (t.size(k) != 1) dims_[rank - 1 - k].stride[what] = step;
+  }
+
+  void take_mask_gradient(const Tensor* mask) {
+    STD_TORCH_CHECK(mask, "attnkernels: attn_mask must be given to have a gradient");
+    const int64_t rank = mask->dim();
+    int64_t step = 1;
+    if (rank >= 1 && mask->size(rank - 1) != 1) mask_col = 1;
+    if (rank >= 1) step = mask->size(rank - 1);
+    if (rank >= 2 && mask->size(rank - 2) != 1) mask_row = step;
+    if (rank >= 2) step *= mask->size(rank - 2);
+    take_gradient(*mask, mask_rank(*mask), Items::grad_mask, step);
+  }
+
+  void take_lengths(const Tensor& lengths) {
     check_integer(lengths, "key_lengths");
-    const Slices at(lengths, 0, leading);
-    for (size_t b = 0; b < items.size(); b++) {
-      const int64_t length = integer_at(lengths, at.offset(static_cast<int64_t>(b)));
+    take(lengths, 0, Items::lengths);
+    const Leading own = [&] {
+      Leading out;
+      out.include(lengths, 0);
+      return out;
+    }();
+    const Slices at(lengths, 0, own);
+    const int64_t count = own.count();
+    int64_t most = 0, sum = 0;
+    for (int64_t b = 0; b < count; b++) {
+      const int64_t length = integer_at(lengths, at.offset(b));
       STD_TORCH_CHECK(0 <= length && length <= m, "attnkernels: key_lengths must be between 0 and ",
                       m, ", got ", length);
-      items[b].m = length;
+      most = std::max(most, length);
+      sum += length;
     }
+    keys = most;
+    pairs_ = count ? items.count / count * n * sum : 0;
+  }
+
+  // Rows cu_q[s] .. cu_q[s + 1] of the queries, and likewise of the keys, for every sequence s.
+  void take_sequences(const Arguments& in) {
+    check_offsets(*in.cu_seqlens_q, in.cu_seqlens_k);
+    query_ends_ = offsets(*in.cu_seqlens_q, n, "cu_seqlens_q");
+    key_ends_ = offsets(*in.cu_seqlens_k, m, "cu_seqlens_k");
+    const int64_t sequences = static_cast<int64_t>(query_ends_.size()) - 1;
+    queries = keys = pairs_ = 0;
+    for (int64_t s = 0; s < sequences; s++) {
+      const int64_t q = query_ends_[s + 1] - query_ends_[s], k = key_ends_[s + 1] - key_ends_[s];
+      queries = std::max(queries, q);
+      keys = std::max(keys, k);
+      pairs_ += items.count * q * k;
+    }
+    key_rows = keys;
+    items.count *= sequences;
+    items.sequences = sequences;
+    items.query_ends = query_ends_.data();
+    items.key_ends = key_ends_.data();
   }
 
   void take_packed(const Tensor& packed, const Tensor& query) {
@@ -128,14 +192,65 @@ class Call {
                     toString(accumulator(query)), " and of shape (..., ", panel_count(m), ", ",
                     packed_rows(d), ", ", kPanel, "), got ", toString(packed.scalar_type()),
                     " of shape ", shape_of(packed));
-    const Slices at = slices(packed, 3, leading);
-    for (size_t b = 0; b < items.size(); b++) items[b].packed = at[static_cast<int64_t>(b)].data;
+    STD_TORCH_CHECK(rank - 3 <= static_cast<int64_t>(dims_.size()),
+                    "attnkernels: packed_key must not have more leading dimensions than the call");
+    for_dims(packed, 3, [&](const Items::Dim& dim, int64_t k) {
+      STD_TORCH_CHECK(packed.size(k) == dim.size, "attnkernels: packed_key must broadcast to ",
+                      dim.size, ", got ", packed.size(k));
+    });
+    take(packed, 3, Items::packed);
   }
 
-  void fill(std::vector<cpu::Item>& out, const Tensor& t, int64_t trailing,
-            Matrix cpu::Item::* field) const {
-    const Slices at = slices(t, trailing, leading);
-    for (size_t b = 0; b < out.size(); b++) out[b].*field = at[static_cast<int64_t>(b)];
+  // Where a batch has only queries (and a mask) of its own, it is one attention of all of their
+  // rows: keys are then prepared once.
+  void fold(int64_t wanted) {
+    Matrix &query = items.first[Items::query], &mask = items.first[Items::mask];
+    size_t folded = 0;
+    for (; folded < dims_.size(); folded++) {
+      const Items::Dim& dim = dims_[folded];
+      if (dim.size == 1) continue;
+      const int64_t rows = items.n;
+      auto stays = [&](auto... what) { return ((dim.stride[what] == 0) && ...); };
+      auto goes_on = [&](Items::Of what, int64_t row) {
+        return rows == 1 || dim.stride[what] == rows * row;
+      };
+      if (dim.size == 0 || rows == 0 ||
+          !stays(Items::key, Items::value, Items::weight, Items::packed, Items::lengths,
+                 Items::grad_key, Items::grad_value, Items::grad_weight))
+        break;
+      if (!goes_on(Items::query, query.row) || (mask.data && !goes_on(Items::mask, mask.row)) ||
+          (wanted & kQuery && dim.stride[Items::grad_query] == 0) ||
+          (wanted & kMask && !goes_on(Items::grad_mask, mask_row)))
+        break;
+      if (rows == 1) {
+        query.row = dim.stride[Items::query];
+        mask.row = dim.stride[Items::mask];
+        mask_row = dim.stride[Items::grad_mask];
+      }
+      items.n *= dim.size;
+      items.count /= dim.size;
+    }
+    dims_.erase(dims_.begin(), dims_.begin() + folded);
+    queries = items.n;
+  }
+
+  // Make one of neighbouring dimensions that lie as one, so that fewer divisions find an item.
+  void join() {
+    size_t last = 0, size = 0;  // dims_[0 .. size) are done
+    for (size_t k = 0; k < dims_.size(); k++) {
+      const Items::Dim dim = dims_[k];
+      if (dim.size == 1) continue;
+      bool joins = size > 0;
+      for (int64_t t = 0; joins && t < Items::kinds; t++)
+        joins = dim.stride[t] == dims_[last].stride[t] * dims_[last].size;
+      if (joins) {
+        dims_[last].size *= dim.size;
+        continue;
+      }
+      last = size++;
+      dims_[last] = dim;
+    }
+    dims_.resize(size);
   }
 };
 

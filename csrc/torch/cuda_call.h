@@ -94,21 +94,28 @@ class CudaCall {
   // Merge the leading dimensions, once all arguments are registered; `more` has the operator's own
   // tensors.
   void done(std::vector<Along> more = {}) {
-    const Leading query = leading_of(in_.query, 2), weight = leading_of(in_.weight, 1);
-    Leading key = leading_of(in_.key, 2);
-    if (in_.key_lengths) key.include(*in_.key_lengths, 0);
     for (const Given& t : given_)
       more.push_back({Slices(*t.tensor, t.trailing, leading).strides(), &t.matrix->lead});
-    more.push_back({index_strides(query, leading), &own.query.index});
-    more.push_back({index_strides(key, leading), &own.key.index});
-    more.push_back({index_strides(weight, leading), &own.weight.index});
+    add_owners(more, own, &in_.query, &in_.key, &in_.weight);
     problem.batch = merge(leading, more);
-    own.query.batch = merge(query, {{Slices(in_.query, 2, query).strides(), &own.query.lead}});
-    own.weight.batch = merge(weight, {{Slices(in_.weight, 1, weight).strides(), &own.weight.lead}});
-    std::vector<Along> keys{{Slices(in_.key, 2, key).strides(), &own.key.lead}};
-    if (in_.key_lengths)
-      keys.push_back({Slices(*in_.key_lengths, 0, key).strides(), &own.key.lengths});
-    own.key.batch = merge(key, keys);
+  }
+
+  // The same for a call with tangents, whose inputs and owners it returns.
+  cuda::Tangents done(const InputTangents& in) {
+    cuda::Tangents tangents{problem, {}, {}};
+    cuda::Problem& inputs = tangents.inputs;
+    inputs.query = inputs.key = inputs.value = inputs.weight = inputs.mask = {};
+    if (in.query) take(*in.query, 2, inputs.query);
+    if (in.key) take(*in.key, 2, inputs.key);
+    if (in.weight) take(*in.weight, 1, inputs.weight);
+    if (in.value) take_near(near_value_tangent_, *in.value, inputs.value);
+    if (in.attn_mask) take(*in.attn_mask, mask_rank(*in.attn_mask), inputs.mask);
+    std::vector<Along> more;
+    add_owners(more, tangents.own, in.query, in.key, in.weight);
+    done(std::move(more));
+    inputs.batch = problem.batch;
+    inputs.lengths.lead = problem.lengths.lead;
+    return tangents;
   }
 
  private:
@@ -118,8 +125,25 @@ class CudaCall {
     cuda::Matrix* matrix;
   };
   const Arguments& in_;
-  Maybe near_value_;
+  Maybe near_value_, near_value_tangent_;
   std::vector<Given> given_;
+
+  // Describe the tensors that are prepared, null if absent, and add the strides of their indices.
+  void add_owners(std::vector<Along>& more, cuda::Owners& of, const Tensor* query,
+                  const Tensor* key, const Tensor* weight) const {
+    auto add = [&](cuda::Own& own, const Tensor* x, int64_t trailing, const Tensor* lengths) {
+      if (!x) return;
+      Leading lead = leading_of(*x, trailing);
+      if (lengths) lead.include(*lengths, 0);
+      std::vector<Along> tensors{{Slices(*x, trailing, lead).strides(), &own.lead}};
+      if (lengths) tensors.push_back({Slices(*lengths, 0, lead).strides(), &own.lengths});
+      own.batch = merge(lead, tensors);
+      more.push_back({index_strides(lead, leading), &own.index});
+    };
+    add(of.query, query, 2, nullptr);
+    add(of.key, key, 2, in_.key_lengths);
+    add(of.weight, weight, 1, nullptr);
+  }
 
   static int size(const Tensor& t, int64_t from_end, const char* name) {
     const int64_t size = size_from_end(t, from_end);
@@ -135,11 +159,14 @@ class CudaCall {
   void take_value(const Tensor& value) {
     check_value(value, problem.m);
     problem.dv = size(value, 1, "value");
-    // offsets inside a tile have 32 bits, which few strides exceed
+    take_near(near_value_, value, problem.value);
+  }
+  // Offsets inside a tile of values have 32 bits, which few strides exceed.
+  void take_near(Maybe& near, const Tensor& value, cuda::Matrix& matrix) {
     const int64_t span =
         cuda::kTile * value.stride(value.dim() - 2) + problem.dv * value.stride(value.dim() - 1);
-    near_value_ = span <= INT_MAX ? value : torch::stable::contiguous(value);
-    take(*near_value_, 2, problem.value);
+    near = span <= INT_MAX ? value : torch::stable::contiguous(value);
+    take(*near, 2, matrix);
   }
   void take_mask(const Tensor& mask) {
     check_mask(mask, problem.n, problem.m);

@@ -61,7 +61,7 @@ class CudaHost {
 
   static void* allocate(void* self, int64_t bytes) {
     auto& me = *static_cast<CudaHost*>(self);
-    me.memory_.push_back(empty(me.on_, {(bytes + 3) / 4}, ScalarType::Float));
+    me.memory_.push_back(empty(me.on_, {(bytes + 3) / 4}, ScalarType::Float, "scratch"));
     return me.memory_.back().mutable_data_ptr();
   }
 
@@ -69,19 +69,59 @@ class CudaHost {
   const cuda::Host host;
 };
 
+// Sum t over the leading dimensions that `wanted` lacks or has with size 1.
+Tensor summed(Tensor t, const Sizes& wanted) {
+  const Sizes shape = sizes_of(t);
+  const int64_t more = static_cast<int64_t>(shape.size() - wanted.size());
+  for (int64_t k = 0; k < static_cast<int64_t>(shape.size()); k++) {
+    const bool extra = k < more;
+    if (!extra && wanted[k - more] == shape[k]) continue;
+    const int64_t dim = extra ? 0 : k - more;
+    t = torch::stable::sum(t, torch::headeronly::IntHeaderOnlyArrayRef(&dim, 1), !extra);
+  }
+  return t;
+}
+
+// The gradient of an input, of which the kernels compute one per leading index. Their dtype is that
+// of x, or that of the arithmetic if they are still to be summed.
+class Spread {
+ public:
+  Spread(const Tensor& x, const Leading& leading, int64_t trailing, bool wanted, const char* name)
+      : x_(x), grad_(nothing(x)), trailing_(trailing), wanted_(wanted) {
+    if (!wanted) return;
+    Sizes shape = leading.sizes();
+    for (int64_t k = x.dim() - trailing; k < x.dim(); k++) shape.push_back(x.size(k));
+    grad_ = empty(x, shape, trailing > 1 && shape == sizes_of(x) ? x.scalar_type() : accumulator(x),
+                  name);
+  }
+  const Tensor& spread() const { return grad_; }
+  // In the shape and dtype of x; that of the weight is not rounded.
+  Tensor take() const {
+    if (!wanted_) return grad_;
+    const Tensor out = summed(grad_, sizes_of(x_));
+    const bool rounds = grad_.scalar_type() != x_.scalar_type() && trailing_ > 1;
+    return rounds ? torch::stable::to(out, x_.scalar_type()) : out;
+  }
+
+ private:
+  const Tensor& x_;
+  Tensor grad_;
+  int64_t trailing_;
+  bool wanted_;
+};
+
 struct QueryKeyWeight {
-  Tensor query, key, weight;
+  Spread query, key, weight;
 
   QueryKeyWeight(const Arguments& in, const CudaCall& call, int64_t wanted)
-      : query(gradient(in.query, call.leading, wanted & kQuery)),
-        key(gradient(in.key, call.leading, wanted & kKey)),
-        weight(wanted & kWeight ? empty(in.query, call.leading.with({call.problem.d}))
-                                : nothing(in.query)) {}
+      : query(in.query, call.leading, 2, wanted & kQuery, "the gradient of query"),
+        key(in.key, call.leading, 2, wanted & kKey, "the gradient of key"),
+        weight(in.weight, call.leading, 1, wanted & kWeight, "the gradient of weight") {}
 
   void place(cuda::Backward& f, int64_t wanted) const {
-    f.grad_query = output_of(query);
-    f.grad_key = output_of(key);
-    f.grad_weight = data<float>(weight);
+    f.grad_query = output_of(query.spread());
+    f.grad_key = output_of(key.spread());
+    f.grad_weight = data<float>(weight.spread());
     f.deterministic = wanted & kDeterministic;
   }
 };
@@ -95,7 +135,7 @@ class MaskGradient {
     if (!(wanted & kMask)) return;
     wanted_.assign(in.attn_mask->sizes().begin(), in.attn_mask->sizes().end());
     summed_ = wanted & kDeterministic && wanted_ != shape_;
-    grad_ = zeros(in.query, summed_ ? shape_ : wanted_);
+    grad_ = zeros(in.query, summed_ ? shape_ : wanted_, "the gradient of attn_mask");
   }
   Along along(const CudaCall& call, cuda::Backward& f) const {
     const Slices at(grad_, mask_rank(grad_), call.leading);
@@ -104,18 +144,7 @@ class MaskGradient {
     f.grad_mask = data<float>(grad_);
     return {at.strides(), &f.mask_lead};
   }
-  Tensor take() const {
-    if (!summed_) return grad_;
-    Tensor out = grad_;
-    const int64_t more = static_cast<int64_t>(shape_.size() - wanted_.size());
-    for (int64_t k = 0; k < static_cast<int64_t>(shape_.size()); k++) {
-      const bool extra = k < more;
-      if (!extra && wanted_[k - more] == shape_[k]) continue;
-      const int64_t dim = extra ? 0 : k - more;
-      out = torch::stable::sum(out, torch::headeronly::IntHeaderOnlyArrayRef(&dim, 1), !extra);
-    }
-    return out;
-  }
+  Tensor take() const { return summed_ ? summed(grad_, wanted_) : grad_; }
 
  private:
   Tensor grad_;
@@ -123,28 +152,62 @@ class MaskGradient {
   bool summed_ = false;
 };
 
+// The results of the forward, or their tangents.
+struct Results {
+  Tensor context, lse, weights;
+
+  Results(const Arguments& in, const CudaCall& call, bool return_weights)
+      : context(empty(in.query, call.leading.with({call.problem.n, call.problem.dv}), "context")),
+        lse(empty(in.query, call.leading.with({call.problem.n}), "lse")),
+        weights(return_weights ? pairs(in, call, kWeights) : nothing(in.query)) {}
+
+  cuda::Forward place() const {
+    return {data<float>(context), data<float>(lse), data<float>(weights)};
+  }
+  static Tensor pairs(const Arguments& in, const CudaCall& call, const char* name) {
+    return empty(in.query, call.leading.with({call.problem.n, call.problem.m}), name);
+  }
+};
+
 struct Cuda {
   static Tensors3 forward(const Arguments& in, bool return_weights) {
     CudaCall call(in);
     call.done();
-    const int64_t n = call.problem.n;
-    Tensor context = empty(in.query, call.leading.with({n, call.problem.dv})),
-           lse = empty(in.query, call.leading.with({n}));
-    Tensor weights = return_weights ? empty(in.query, call.leading.with({n, call.problem.m}))
-                                    : nothing(in.query);
+    const Results out(in, call, return_weights);
     const CudaHost torch(in.query);
-    cuda::forward(call.problem, call.own,
-                  {data<float>(context), data<float>(lse), data<float>(weights)}, torch.host);
-    return {context, lse, weights};
+    cuda::forward(call.problem, call.own, out.place(), torch.host);
+    return {out.context, out.lse, out.weights};
+  }
+
+  static Tensors6 forward_jvp(const Arguments& in, const InputTangents& given,
+                              bool return_weights) {
+    CudaCall call(in);
+    cuda::Tangents tangents = call.done(given);
+    const Results out(in, call, return_weights), moved(in, call, return_weights);
+    tangents.outputs = moved.place();
+    const CudaHost torch(in.query);
+    cuda::forward_jvp(call.problem, call.own, out.place(), tangents, torch.host);
+    return {out.context, out.lse, out.weights, moved.context, moved.lse, moved.weights};
   }
 
   static Tensor scores(const Arguments& in) {
     CudaCall call(in);
     call.done();
-    Tensor out = empty(in.query, call.leading.with({call.problem.n, call.problem.m}));
+    const Tensor out = Results::pairs(in, call, "scores");
     const CudaHost torch(in.query);
     cuda::scores(call.problem, call.own, data<float>(out), torch.host);
     return out;
+  }
+
+  static Tensors2 scores_jvp(const Arguments& in, const InputTangents& given) {
+    CudaCall call(in);
+    cuda::Tangents tangents = call.done(given);
+    const Tensor out = Results::pairs(in, call, "scores"),
+                 moved = Results::pairs(in, call, "the tangent of scores");
+    tangents.outputs.weights = data<float>(moved);
+    const CudaHost torch(in.query);
+    cuda::scores_jvp(call.problem, call.own, data<float>(out), tangents, torch.host);
+    return {out, moved};
   }
 
   static Tensors3 scores_backward(const Arguments& in, const Tensor& grad, int64_t wanted) {
@@ -156,7 +219,7 @@ struct Cuda {
     out.place(f, wanted);
     const CudaHost torch(in.query);
     cuda::backward(call.problem, call.own, f, torch.host);
-    return {out.query, out.key, out.weight};
+    return {out.query.take(), out.key.take(), out.weight.take()};
   }
 
   static Tensors5 backward(const Arguments& in, const Outputs& from, int64_t wanted) {
@@ -165,7 +228,7 @@ struct Cuda {
     const MaskGradient mask(in, call, wanted);
     call.done({mask.along(call, f)});
     const QueryKeyWeight out(in, call, wanted);
-    const Tensor grad_value = gradient(*in.value, call.leading, wanted & kValue);
+    const Spread grad_value(*in.value, call.leading, 2, wanted & kValue, "the gradient of value");
     auto floats = [](const Maybe& t) { return t ? data<float>(*t) : nullptr; };
     f.context = data<float>(from.context);
     f.lse = data<float>(from.lse);
@@ -173,11 +236,11 @@ struct Cuda {
     f.grad_context = floats(from.grad_context);
     f.grad_lse = floats(from.grad_lse);
     f.grad_weights = floats(from.grad_weights);
-    f.grad_value = output_of(grad_value);
+    f.grad_value = output_of(grad_value.spread());
     out.place(f, wanted);
     const CudaHost torch(in.query);
     cuda::backward(call.problem, call.own, f, torch.host);
-    return {out.query, out.key, grad_value, out.weight, mask.take()};
+    return {out.query.take(), out.key.take(), grad_value.take(), out.weight.take(), mask.take()};
   }
 };
 
@@ -193,6 +256,7 @@ STABLE_TORCH_LIBRARY_IMPL(attnkernels, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(attnkernels, CUDA, m) {
 #endif
   Operators<Cuda>::implement(m);
+  Operators<Cuda>::implement_jvp(m);
 }
 
 #ifdef ATTNKERNELS_EMULATED

@@ -4,6 +4,8 @@
 #pragma once
 #include <torch/csrc/stable/library.h>
 
+#include <new>
+#include <stdexcept>
 #include <tuple>
 
 #include "torch/checks.h"
@@ -30,12 +32,20 @@ struct Outputs {
   Tensor context, lse, weights;
 };
 
+// The tangents of the inputs, null where they are zero.
+struct InputTangents {
+  const Tensor *query, *key, *weight, *value = nullptr, *attn_mask = nullptr;
+};
+
+using Tensors2 = std::tuple<Tensor, Tensor>;
 using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
 using Tensors5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Tensors6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Device::forward(arguments, return_weights), Device::scores(arguments),
 // Device::scores_backward(arguments, grad, wanted) and Device::backward(arguments, outputs,
-// wanted).
+// wanted). A device with forward-mode derivatives has Device::forward_jvp(arguments, tangents,
+// return_weights) and Device::scores_jvp(arguments, tangents) as well.
 template <class Device>
 struct Operators {
   static Tensors3 forward(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -44,11 +54,13 @@ struct Operators {
                           const Maybe& packed_key, const Maybe& seed, double dropout_p,
                           bool is_causal, int64_t activation, double negative_slope, double scale,
                           bool return_weights) {
-    return Device::forward(
-        {query, key, weight, activation_of(activation), negative_slope, scale, &value,
-         given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k),
-         given(packed_key), given(seed), dropout_p, is_causal},
-        return_weights);
+    return naming_memory([&] {
+      return Device::forward(
+          {query, key, weight, activation_of(activation), negative_slope, scale, &value,
+           given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k),
+           given(packed_key), given(seed), dropout_p, is_causal},
+          return_weights);
+    });
   }
 
   static Tensors5 backward(const Maybe& grad_context, const Maybe& grad_lse,
@@ -60,25 +72,79 @@ struct Operators {
                            bool is_causal, int64_t activation, double negative_slope, double scale,
                            int64_t wanted) {
     auto whole = [](const Maybe& t) { return t ? Maybe(dense(*t)) : t; };
-    return Device::backward({query, key, weight, activation_of(activation), negative_slope, scale,
-                             &value, given(attn_mask), given(key_lengths), given(cu_seqlens_q),
-                             given(cu_seqlens_k), nullptr, given(seed), dropout_p, is_causal},
-                            {whole(grad_context), whole(grad_lse), whole(grad_weights),
-                             dense(context), dense(lse), dense(weights)},
-                            wanted);
+    return naming_memory([&] {
+      return Device::backward({query, key, weight, activation_of(activation), negative_slope, scale,
+                               &value, given(attn_mask), given(key_lengths), given(cu_seqlens_q),
+                               given(cu_seqlens_k), nullptr, given(seed), dropout_p, is_causal},
+                              {whole(grad_context), whole(grad_lse), whole(grad_weights),
+                               dense(context), dense(lse), dense(weights)},
+                              wanted);
+    });
   }
 
   static Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight,
                        int64_t activation, double negative_slope, double scale) {
-    return Device::scores({query, key, weight, activation_of(activation), negative_slope, scale});
+    return naming_memory([&] {
+      return Device::scores({query, key, weight, activation_of(activation), negative_slope, scale});
+    });
   }
 
   static Tensors3 scores_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
                                   const Tensor& weight, int64_t activation, double negative_slope,
                                   double scale, int64_t wanted) {
-    return Device::scores_backward(
-        {query, key, weight, activation_of(activation), negative_slope, scale}, dense(grad),
-        wanted);
+    return naming_memory([&] {
+      return Device::scores_backward(
+          {query, key, weight, activation_of(activation), negative_slope, scale}, dense(grad),
+          wanted);
+    });
+  }
+
+  static Tensors6 forward_jvp(const Maybe& query_tangent, const Maybe& key_tangent,
+                              const Maybe& value_tangent, const Maybe& weight_tangent,
+                              const Maybe& attn_mask_tangent, const Tensor& query,
+                              const Tensor& key, const Tensor& value, const Tensor& weight,
+                              const Maybe& attn_mask, const Maybe& key_lengths,
+                              const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k,
+                              const Maybe& seed, double dropout_p, bool is_causal,
+                              int64_t activation, double negative_slope, double scale,
+                              bool return_weights) {
+    check_tangent(query_tangent, query, "query_tangent");
+    check_tangent(key_tangent, key, "key_tangent");
+    check_tangent(value_tangent, value, "value_tangent");
+    check_tangent(weight_tangent, weight, "weight_tangent");
+    if (attn_mask_tangent) {
+      const bool floating = attn_mask && attn_mask->scalar_type() != ScalarType::Bool;
+      STD_TORCH_CHECK(floating, "attnkernels: attn_mask must be floating to have a tangent");
+      check_tangent(attn_mask_tangent, *attn_mask, "attn_mask_tangent");
+    }
+    return naming_memory([&] {
+      return Device::forward_jvp(
+          {query, key, weight, activation_of(activation), negative_slope, scale, &value,
+           given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k), nullptr,
+           given(seed), dropout_p, is_causal},
+          {given(query_tangent), given(key_tangent), given(weight_tangent), given(value_tangent),
+           given(attn_mask_tangent)},
+          return_weights);
+    });
+  }
+
+  static Tensors2 scores_jvp(const Maybe& query_tangent, const Maybe& key_tangent,
+                             const Maybe& weight_tangent, const Tensor& query, const Tensor& key,
+                             const Tensor& weight, int64_t activation, double negative_slope,
+                             double scale) {
+    check_tangent(query_tangent, query, "query_tangent");
+    check_tangent(key_tangent, key, "key_tangent");
+    check_tangent(weight_tangent, weight, "weight_tangent");
+    return naming_memory([&] {
+      return Device::scores_jvp(
+          {query, key, weight, activation_of(activation), negative_slope, scale},
+          {given(query_tangent), given(key_tangent), given(weight_tangent)});
+    });
+  }
+
+  static void implement_jvp(torch::stable::detail::StableLibrary& m) {
+    m.impl("native_forward_jvp", TORCH_BOX(&forward_jvp));
+    m.impl("native_scores_jvp", TORCH_BOX(&scores_jvp));
   }
 
   static void implement(torch::stable::detail::StableLibrary& m) {
@@ -89,6 +155,15 @@ struct Operators {
   }
 
  private:
+  // Call f. Where the lists of its tasks do not fit in memory, say so as for tensors.
+  template <class F>
+  static auto naming_memory(const F& f) {
+    try {
+      return f();
+    } catch (const std::bad_alloc&) {
+      throw std::runtime_error("attnkernels: the list of tasks must fit in memory, got too many");
+    }
+  }
   static const Tensor* given(const Maybe& t) { return t ? &*t : nullptr; }
 };
 

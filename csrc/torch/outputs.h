@@ -4,7 +4,11 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
+#include <iterator>
+#include <stdexcept>
+#include <string>
 
 #include "common/contract.h"
 #include "common/matrix.h"
@@ -12,9 +16,43 @@
 
 namespace attnkernels {
 
-// A contiguous tensor on the device of `on`. It comes directly from the C interface, since
-// new_empty would take a microsecond in the dispatcher, which matters for small calls.
-inline Tensor empty(const Tensor& on, const Sizes& sizes, ScalarType type) {
+inline std::string text_of(const Sizes& sizes) {
+  std::string out;
+  for (int64_t size : sizes) out += (out.empty() ? "(" : ", ") + std::to_string(size);
+  return out.empty() ? "()" : out + (sizes.size() == 1 ? ",)" : ")");
+}
+
+inline int64_t bytes_of(ScalarType type) {
+  return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+}
+
+// A number of bytes in three digits, such as "4.00 TB".
+inline std::string text_of_bytes(double bytes) {
+  const char* const units[] = {"B", "kB", "MB", "GB", "TB", "PB", "EB"};
+  size_t unit = 0;
+  for (; bytes >= 1000 && unit + 1 < std::size(units); unit++) bytes /= 1000;
+  char out[32];
+  std::snprintf(out, sizeof(out), "%.3g %s", bytes, units[unit]);
+  return out;
+}
+
+// Raise the error of a tensor that could not be allocated. attnkernels/ops/failures.py makes
+// torch.OutOfMemoryError of it, by its words.
+[[noreturn]] inline void refuse_size(const char* name, const Sizes& sizes, ScalarType type) {
+  const char* dtype = type == ScalarType::Double     ? "float64"
+                      : type == ScalarType::BFloat16 ? "bfloat16"
+                      : type == ScalarType::Half     ? "float16"
+                                                     : "float32";
+  double bytes = static_cast<double>(bytes_of(type));
+  for (int64_t size : sizes) bytes *= static_cast<double>(size);
+  throw std::runtime_error("attnkernels: " + std::string(name) + " must fit in memory, got shape " +
+                           text_of(sizes) + " of " + dtype + ", " + text_of_bytes(bytes));
+}
+
+// A contiguous tensor on the device of `on`; errors call it `name`. It comes directly from the C
+// interface, since new_empty would take a microsecond in the dispatcher, which matters for small
+// calls.
+inline Tensor empty(const Tensor& on, const Sizes& sizes, ScalarType type, const char* name) {
   Sizes strides(sizes.size());
   int64_t step = 1;
   for (size_t k = sizes.size(); k-- > 0; step *= std::max<int64_t>(1, sizes[k])) strides[k] = step;
@@ -26,28 +64,26 @@ inline Tensor empty(const Tensor& on, const Sizes& sizes, ScalarType type) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(on.get(), &index));
   AtenTensorHandle out;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()),
-                                                         sizes.data(), strides.data(), dtype,
-                                                         device, index, &out));
+  if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               dtype, device, index, &out))
+    refuse_size(name, sizes, type);
   Tensor result(out);
 #ifdef ATTNKERNELS_POISON  // in tests, elements that are not written are NaN
-  if (result.numel())
-    std::memset(result.mutable_data_ptr(), 0xff,
-                result.numel() * (type == ScalarType::Double  ? 8
-                                  : type == ScalarType::Float ? 4
-                                                              : 2));
+  if (result.numel()) std::memset(result.mutable_data_ptr(), 0xff, result.numel() * bytes_of(type));
 #endif
   return result;
 }
-inline Tensor empty(const Tensor& on, const Sizes& sizes) {
-  return empty(on, sizes, accumulator(on));
+inline Tensor empty(const Tensor& on, const Sizes& sizes, const char* name) {
+  return empty(on, sizes, accumulator(on), name);
 }
-inline Tensor zeros(const Tensor& on, const Sizes& sizes) {
-  Tensor out = empty(on, sizes);
+inline Tensor zeros(const Tensor& on, const Sizes& sizes, const char* name) {
+  Tensor out = empty(on, sizes, name);
   torch::stable::zero_(out);
   return out;
 }
-inline Tensor nothing(const Tensor& on) { return empty(on, {0}); }
+constexpr const char* kWeights = "weights (return_weights=True)";
+
+inline Tensor nothing(const Tensor& on) { return empty(on, {0}, "an empty tensor"); }
 
 inline Tensor dense(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
@@ -62,13 +98,11 @@ inline Output output_of(const Tensor& t) {
   return {t.numel() ? t.mutable_data_ptr() : nullptr, dtype_of(t)};
 }
 
-// A gradient of shape (leading, last two dimensions of x). Its dtype is that of x, or that of the
-// arithmetic if it is still to be summed over leading dimensions along which x was broadcast.
-inline Tensor gradient(const Tensor& x, const Leading& leading, int64_t wanted) {
-  if (!wanted) return nothing(x);
-  const Sizes shape = leading.with({x.size(x.dim() - 2), x.size(x.dim() - 1)});
-  const bool same = std::equal(shape.begin(), shape.end(), x.sizes().begin(), x.sizes().end());
-  return empty(x, shape, same ? x.scalar_type() : accumulator(x));
+inline Sizes sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+// The gradient of x, in the shape and the dtype of x.
+inline Tensor gradient(const Tensor& x, int64_t wanted, const char* name) {
+  return wanted ? empty(x, sizes_of(x), x.scalar_type(), name) : nothing(x);
 }
 
 }  // namespace attnkernels

@@ -28,7 +28,20 @@ inline void define_operators(torch::stable::detail::StableLibrary& m) {
       "activation, float negative_slope, float scale, int wanted) -> (Tensor query, "
       "Tensor key, Tensor weight)");
   m.def("native_pack_keys(Tensor key, int activation) -> Tensor");
+  m.def(
+      "native_forward_jvp(Tensor? query_tangent, Tensor? key_tangent, Tensor? value_tangent, "
+      "Tensor? weight_tangent, Tensor? attn_mask_tangent, Tensor query, Tensor key, Tensor "
+      "value, Tensor weight, Tensor? attn_mask, Tensor? key_lengths, Tensor? cu_seqlens_q, "
+      "Tensor? cu_seqlens_k, Tensor? seed, float dropout_p, bool is_causal, int activation, "
+      "float negative_slope, float scale, bool return_weights) -> (Tensor context, Tensor "
+      "lse, Tensor weights, Tensor context_tangent, Tensor lse_tangent, Tensor "
+      "weights_tangent)");
+  m.def(
+      "native_scores_jvp(Tensor? query_tangent, Tensor? key_tangent, Tensor? weight_tangent, "
+      "Tensor query, Tensor key, Tensor weight, int activation, float negative_slope, float "
+      "scale) -> (Tensor scores, Tensor scores_tangent)");
   m.def("native_isa() -> str");
+  m.def("native_watch(int ensure_gil, int release_gil, int check, int main_thread) -> bool");
 }
 
 }  // namespace attnkernels

@@ -65,7 +65,8 @@ def _compiled(folder: Path) -> Path:
         [
             *SETUP["compiler"](), "-std=c++20", "-O0", source, f"-I{include}",
             f"-I{include}/torch/csrc/api/include", f"-L{libraries}",
-            "-ltorch", "-ltorch_cpu", "-lc10", "-ldl", f"-Wl,-rpath,{libraries}", "-o", program,
+            "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl",
+            f"-Wl,-rpath,{libraries}", "-o", program,
         ],
         check=True, capture_output=True,
     )  # fmt: skip

@@ -11,6 +11,9 @@ import pytest
 
 from attnkernels.measure import device, memory
 from attnkernels.profile import sweep
+from attnkernels.profile.axes import time_axis
+from attnkernels.profile.report import Cells
+from attnkernels.profile.sweep import Row
 from examples import char_cost
 
 MIB = 2**20
@@ -134,3 +137,23 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             run(tmp_path / "out", *arguments)
         assert left.value.code == 2
         assert wanted in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_pictures_tell_methods_by_colour_and_passes_by_line(tmp_path: Path) -> None:
+    lengths = [50, 410, 65536]
+    passages = char_cost.Passages(lengths, dict.fromkeys(lengths, "50 words"), {})
+    cells: dict[str, Cells] = {}
+    for name, factor in (("forward", 1.0), ("both", 3.0)):
+        cells[name] = {(n, "fused"): Row(n, "fused", ms=factor * n**2 / 2e5) for n in lengths}
+        cells[name] |= {(n, "naive"): Row(n, "naive") for n in lengths}  # never run
+        cells[name][50, "naive"].ms = factor * 2
+    (ax,) = char_cost.picture(passages, cells, "ms", "time", time_axis).axes
+    looks = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in ax.lines}
+    methods, passes = ("fused", "naive"), ("forward", "both passes")
+    assert list(looks) == [f"{method}, {name}" for method in methods for name in passes]
+    fused, fused_both, naive, naive_both = looks.values()
+    assert fused[0] == fused_both[0] != naive[0] == naive_both[0]
+    assert fused[1] == naive[1] != fused_both[1] == naive_both[1]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(looks)
+    shown = [label.get_text() for label in ax.get_yticklabels()]
+    assert shown == ["10 µs", "100 µs", "1 ms", "10 ms", "100 ms", "1 s", "10 s", "1 min"]

@@ -14,7 +14,15 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from attnkernels.info import versions
-from examples import options, results, training
+from examples import (
+    caption_digits,
+    char_cost,
+    g2p,
+    glimpse_digits,
+    options,
+    results,
+    training,
+)
 
 STEPS, AT = 9, 4
 
@@ -199,3 +207,38 @@ def test_the_writer_writes_what_it_was_given(
     assert kept["versions"] == versions() and {"date", "commit"} <= kept.keys()
     printed = capsys.readouterr().out
     assert "RNNencdec" in printed and "17.82" in printed
+
+
+@pytest.mark.parametrize("example", [caption_digits, char_cost, g2p, glimpse_digits])
+def test_an_interruption_outside_of_a_training_has_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], example: Any
+) -> None:
+    def interrupting(*arguments: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(example, "parser", interrupting)
+    assert example.main([]) == 130
+    assert capsys.readouterr().out.startswith("Interrupted. The same command with --resume")
+
+
+def test_interrupted_while_it_draws_it_keeps_what_was_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupting(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = ["--tiny", "--out", str(tmp_path)]
+    with monkeypatch.context() as patched:
+        patched.setattr(caption_digits, "picture", interrupting)
+        assert caption_digits.main(out) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["soft.pt"]
+    before = (tmp_path / "soft.pt").stat().st_mtime_ns
+
+    def untrained(*arguments: Any) -> float:
+        raise AssertionError("a finished training has no step left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "descend", untrained)
+        patched.setattr(caption_digits, "picture", interrupting)
+        assert caption_digits.main([*out, "--resume"]) == 130
+    assert (tmp_path / "soft.pt").stat().st_mtime_ns >= before

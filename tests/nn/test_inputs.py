@@ -123,8 +123,7 @@ def test_masks_of_steps_follow_the_rule(make: Make) -> None:
 def test_a_mask_broadcasts_to_the_weights(make: Make, wrong: tuple[int, ...]) -> None:
     module = make().eval()
     if module.num_heads == 2 and wrong == (2, N, M):
-        assert call(module, torch.ones(wrong, dtype=torch.bool)).shape == (B, N, 8)  # of the heads
-        return
+        return  # as many as heads: the next test
     shape = r"\(B, H, n, m\) = \(3, 2, 4, 11\)" if module.num_heads == 2 else r"\(B, n, m\) = \(3"
     with pytest.raises(
         ValueError, match=rf"^attn_mask must broadcast to the weights, {shape}.*got"
@@ -133,6 +132,30 @@ def test_a_mask_broadcasts_to_the_weights(make: Make, wrong: tuple[int, ...]) ->
     for right in ((), (M,), (1, M), (N, 1)):
         whole = call(module, torch.ones(right, dtype=torch.bool))
         torch.testing.assert_close(whole, call(module))
+
+
+def test_masks_of_sequences_and_heads_are_not_mixed_up() -> None:
+    """As many sequences as heads: a mask of three dimensions could be of either."""
+    module = MASKED["heads"]().eval()
+    query, key = normal(2, N, SIZES[0], grad=False), normal(2, M, SIZES[1], grad=False)
+    value = normal(2, M, 8, grad=False)
+    mask = torch.rand(2, N, M) < 0.5
+    mask[..., 0] = True
+    refused = (
+        r"^attn_mask must have all dimensions of the weights, \(B, H, n, m\) = \(2, 2, 4, 11\)"
+    )
+    with pytest.raises(ValueError, match=rf"{refused}, got shape \(2, 4, 11\): unsqueeze\(1\)"):
+        module(query, key, value, attn_mask=mask)
+    with pytest.raises(ValueError, match=r"^attn_mask must have all .* \(B, H, m\) = \(2, 2, 11\)"):
+        module(query[:, 0], key, value, attn_mask=mask[:, 0])
+    for place in (0, 1):
+        _, weights = module(query, key, value, attn_mask=mask.unsqueeze(place), return_weights=True)
+        assert not weights[~mask.unsqueeze(place).expand(2, 2, N, M)].any()
+    everywhere = mask[:1]  # (1, n, m) is for all sequences and heads
+    torch.testing.assert_close(
+        module(query, key, value, attn_mask=everywhere),
+        module(query, key, value, attn_mask=mask[0]),
+    )
 
 
 @masked
@@ -183,14 +206,27 @@ def test_a_floating_mask_has_a_gradient(make: Make) -> None:
         ({"key_lengths": LENGTHS.to("meta")}, ValueError, "key_lengths must be on the device"),
         ({"mask": torch.ones(N, M).to("meta")}, ValueError, "attn_mask must be on the device"),
         ({"mask": [True]}, TypeError, "attn_mask must be a tensor, got list"),
+        (
+            {"value": torch.zeros(B, M, 8).double()},
+            TypeError,
+            "value must have the dtype of key, torch.float32, got torch.float64",
+        ),
+        (
+            {"value": torch.zeros(B, M, 8, device="meta")},
+            ValueError,
+            "value must be on the device",
+        ),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
 def test_each_argument_has_its_sentence(
     make: Make, options: dict[str, Any], error: type[Exception], sentence: str
 ) -> None:
+    module = make()
+    if isinstance(module, PointerHead) and "value" in options:
+        return  # it takes none
     with pytest.raises(error, match=f"^{sentence}"):
-        call(make(), **options)
+        call(module, **options)
 
 
 @masked
@@ -283,6 +319,11 @@ def rnn(**options: Any) -> AttentionRNN:
             r"state.context must have shape \(B, value_dim\) = \(3, 5\), got \(2, 5\)",
         ),
         ({"memory": torch.zeros(B, 5)}, ValueError, "memory must have shape"),
+        (
+            {"inputs": torch.zeros(B, N, 3)},
+            ValueError,
+            r"inputs must have e = 4 features, .*e \+ value_dim = 9, got shape \(3, 4, 3\)",
+        ),
         ({"return_weights": 1}, TypeError, "return_weights must be a bool, got int"),
     ],
 )
@@ -319,8 +360,25 @@ def test_searches_of_no_sequences(find: Any) -> None:
     [
         ({"eos": None}, "eos must be an int, got NoneType"),
         ({"start": 1.5}, "start must be an int, got float"),
+        ({"start": True}, "start must be an int, got bool"),
+        ({"embed": None}, "embed must be a function, got NoneType"),
+        ({"readout": torch.zeros(3)}, "readout must be a function, got Tensor"),
     ],
 )
-def test_tokens_of_searches_are_ints(find: Any, options: dict[str, Any], sentence: str) -> None:
+def test_arguments_of_searches(find: Any, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(TypeError, match=f"^{sentence}"):
         search(find, **options)
+
+
+@pytest.mark.parametrize("find", [beam_search, greedy_search])
+def test_only_a_decoder_can_be_searched(find: Any) -> None:
+    with pytest.raises(TypeError, match="^rnn must have the methods .*, got AdditiveAttention"):
+        find(
+            AdditiveAttention(*SIZES),
+            torch.zeros(B, M, 5),
+            embed=len,
+            readout=len,
+            start=0,
+            eos=1,
+            max_length=2,
+        )

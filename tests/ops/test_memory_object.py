@@ -208,3 +208,32 @@ def test_no_hidden_state(backend: str) -> None:
 @pytest.mark.parametrize("n, m", [(0, 5), (2, 0)])
 def test_empty(backend: str, n: int, m: int) -> None:
     check_attention(*make((2, n, m, 4, 3)), return_lse=True, backend=prepared(backend))
+
+
+@pytest.mark.parametrize("name", ["key", "value", "weight", "key_lengths"])
+def test_a_memory_whose_tensors_changed_refuses_to_attend(backend: str, name: str) -> None:
+    query, key, value, weight = make((2, 1, 6, 5, 4), grad=False)
+    tensors = {"key": key, "value": value, "weight": weight, "key_lengths": torch.tensor([3, 6])}
+    memory = prepare_keys(**tensors, backend=backend)
+    tensors[name].sub_(1)
+    with pytest.raises(RuntimeError, match=rf"^{name} must be as it was .* prepare the keys anew$"):
+        memory.attend(query)
+    with pytest.raises(RuntimeError, match=f"^{name} must be"):
+        memory.index_select(0, torch.tensor([0]))
+
+
+def test_a_step_of_an_optimizer_makes_a_memory_stale() -> None:
+    query, key, value, weight = make((2, 1, 6, 5, 4))
+    memory = prepare_keys(key, value, weight)
+    memory.attend(query).sum().backward()
+    torch.optim.SGD([key], lr=1.0).step()
+    with pytest.raises(RuntimeError, match="^key must be as it was"):
+        memory.attend(query)
+    prepare_keys(key, value, weight).attend(query)
+
+
+def test_a_memory_of_inference_tensors_has_no_versions() -> None:
+    with torch.inference_mode():
+        query, key, value, weight = (x.clone() for x in make((2, 1, 6, 5, 4), grad=False))
+        memory = prepare_keys(key, value, weight)
+        assert memory.versions is None and memory.attend(query).shape == (2, 1, 4)

@@ -57,7 +57,9 @@ def test_a_fused_backend_names_every_argument(monkeypatch: pytest.MonkeyPatch) -
     def record(*args: Any) -> Any:
         raise Recorded(args)
 
-    fused = Fused(SimpleNamespace(**dict.fromkeys(SIGNATURES)))
+    names = {name: f"native_{name}" for name in SIGNATURES}
+    ops = {name: getattr(torch.ops.attnkernels, full).default for name, full in names.items()}
+    fused = Fused(SimpleNamespace(**ops))
     monkeypatch.setattr(fused, "_forward", record)
     monkeypatch.setattr(fused, "_scores", record)
     query, key, value, weight = make((1, 2, 3, 4, 5))

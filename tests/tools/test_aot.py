@@ -97,7 +97,20 @@ def test_packed_sequences_compile(target: str) -> None:
     packed = {"cu_seqlens_q": ends, "cu_seqlens_k": ends, "is_causal": True, **seeded()}
     with aot.compiling_for(target) as launches:
         aot.attention(query, key, value, weight, **packed)
-    assert TILED <= {launch.name for launch in launches}
+        aot.tangents(query, key, value, weight, **packed)
+    assert {*TILED, "jvp_kernel"} <= {launch.name for launch in launches}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [bool_mask, float_mask])
+@pytest.mark.parametrize("target", OPTIONS_ON)
+def test_tangents_compile(target: str, build: Callable[[int], tuple[Any, dict[str, Any]]]) -> None:
+    inputs, options = build(33)
+    with aot.compiling_for(target) as launches:
+        aot.tangents(*inputs, **options)
+    names = {launch.name for launch in launches}
+    assert {"prepare_kernel", "jvp_kernel", "combine_jvp_kernel"} <= names
+    assert ("weights_jvp_kernel" in names) == options.get("return_weights", False)
 
 
 @pytest.mark.slow
@@ -106,7 +119,8 @@ def test_scores_compile(target: str) -> None:
     query, key, _, weight = make((2, 33, 40, 30, 7), F16, grad=False)
     with aot.compiling_for(target) as launches:
         aot.scores(query, key, weight, "leaky_relu")
-    assert {"prepare_kernel", "scores_kernel", "sweep_kernel"} <= {each.name for each in launches}
+    wanted = {"prepare_kernel", "scores_kernel", "sweep_kernel", "scores_jvp_kernel"}
+    assert wanted <= {each.name for each in launches}
 
 
 def test_a_process_compiles_for_one_target_after_another() -> None:

@@ -27,14 +27,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 # Inside some parts the order matters too: a module imports only modules that come before it.
 OPS = (
-    *("codes", "signature", "shapes", "dropout", "formula", "plain"),
-    *("fakes", "vmap", "schema", "autograd"),
+    *("codes", "signature", "shapes", "dropout", "seed", "formula", "plain", "failures"),
+    *("fakes", "vmap", "schema", "forward_mode", "autograd"),
 )
 # Every module of backends that is not named here is a backend, and stands at the dots.
 BACKENDS = ("base", "fused", "...", "select", "__init__")
-INTEROP = (
-    "__init__", "convention", "scoring", "live", "attend", "libraries", "load", "trial", "replace",
-)  # fmt: skip
+INTEROP = ("__init__", "convention", "live", "attend", "libraries", "load", "trial", "replace")
 
 
 def modules() -> list[str]:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,35 @@ def test_a_device_stays_a_device(tmp_path: Path, write: Callable[[Path], None]) 
     write(null)
     assert null.is_char_device()
     assert [path.name for path in tmp_path.iterdir()] == ["null"]
+
+
+def test_says_that_it_waits_for_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE", 0.01)
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Timer(0.5, lambda: read.append(pipe.read_text()))
+    reader.start()
+    files.write(pipe, "content")
+    reader.join(10)
+    assert read == ["content"]
+    assert capsys.readouterr().err == f"Waiting for {pipe} to be read; Ctrl-C ends it.\n"
+
+
+def test_says_nothing_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
+    with files.waiting("nothing"):
+        pass
+    time.sleep(0.4)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_dash_is_standard_output() -> None:
+    path = files.output("-")
+    assert path is not None and path.samefile(f"/dev/fd/{sys.stdout.fileno()}")
 
 
 def test_a_file_keeps_its_mode_and_a_new_one_follows_the_umask(tmp_path: Path) -> None:

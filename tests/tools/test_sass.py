@@ -68,6 +68,7 @@ def test_loops_are_those_without_a_loop_inside() -> None:
         ("quad", "forward_kernel", 8, 64, {"FFMA2": 64, "FMUL2": 48, "RCP": 16}),  # unrolled
         ("bounded quad", "gradient_kernel", 8, 32, {"FFMA": 64, "FMNMX.NAN": 32, "RCP": 8}),
         ("direct", "scores_kernel", 8, 8, {"FADD": 16, "EX2": 8, "RCP": 8}),
+        ("tangents", "jvp_kernel", 16, 32, {"FFMA": 160, "RCP": 32}),
         ("direct", "step_kernel", 16, 16, {"FFMA": 32, "EX2": 16, "RCP": 16}),
         ("shared", "sweep_kernel", 32, 32, {"FFMA": 163, "EX2": 1, "RCP": 24}),
         ("single", "sweep_kernel", 32, 32, {"FFMA": 163, "EX2": 1, "RCP": 32}),
@@ -125,6 +126,7 @@ def good(sass: Any) -> list[Any]:
     ]
     rows, columns = sass.LARGEST
     others = ("prepare", "combine", "weights", "value", "step", "step_gradient", "step_sweep")
+    others += ("combine_jvp", "weights_jvp")
     sweep = row("sweep_kernel", {"BI": rows, "BJ": columns, "RI": 8, "LANES": 32}, 1)
     return [*tiled, sweep, *(row(f"{name}_kernel", {"BJ": 32}) for name in others)]
 

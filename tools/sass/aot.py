@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from attnkernels.backends.triton.host import backward, call, forward
+from attnkernels.backends.triton.host import backward, call, forward, jvp
 from attnkernels.backends.triton.host.launch import Target
 from attnkernels.ops.codes import ACTIVATIONS, KEY, MASK, QUERY, VALUE, WEIGHT
 
@@ -123,9 +123,28 @@ def attention(
     )
 
 
+def tangents(
+    *tensors: Tensor, activation: str = "tanh", return_weights: bool = False, **options: Any
+) -> None:
+    """Compile the kernels of a call with tangents of all its inputs; see `attention`."""
+    inputs = dict(zip(("query", "key", "value", "weight"), tensors, strict=True))
+    attn_mask = options.get("attn_mask")
+    floating = attn_mask is not None and attn_mask.is_floating_point()
+    jvp.forward_jvp(
+        **{f"{name}_tangent": x for name, x in inputs.items()},
+        attn_mask_tangent=attn_mask if floating else None,
+        **inputs,
+        **options,
+        **_scoring(activation),
+        return_weights=return_weights,
+    )
+
+
 def scores(query: Tensor, key: Tensor, weight: Tensor, activation: str = "tanh") -> None:
-    """Compile the kernels of raw scores and of their gradients."""
+    """Compile the kernels of raw scores, of their gradients and of their tangents."""
+    tangents = {"query_tangent": query, "key_tangent": key, "weight_tangent": weight}
     inputs = {"query": query, "key": key, "weight": weight, **_scoring(activation)}
+    jvp.scores_jvp(**tangents, **inputs)
     result = forward.scores(**inputs)
     grad = torch.ones_like(result)
     backward.scores_backward(**inputs, grad=grad, wanted=QUERY | KEY | WEIGHT)
@@ -141,7 +160,9 @@ def shipped() -> Iterator[tuple[str, Callable[[], None]]]:
         yield _named(shape)
         query, key, _, weight = _inputs(shape)
         yield f"{'x'.join(map(str, shape[:4]))} scores", partial(scores, query, key, weight)
+        yield f"{'x'.join(map(str, shape))} tangents", partial(tangents, *_inputs(shape))
     yield _named(SMALL, return_weights=True)
+    yield "weights and tangents", partial(tangents, *_inputs(SMALL), return_weights=True)
     yield _named(STEP)
     yield _named(STEP, torch.bfloat16)
 

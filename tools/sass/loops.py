@@ -110,6 +110,8 @@ def _variant(kernel: str, pairs: int, loop: Counter[str]) -> tuple[str, int] | N
         return None
     if exponentials == reciprocals:
         return "direct", reciprocals
+    if kernel in ("jvp_kernel", "scores_jvp_kernel"):
+        return None if exponentials else ("tangents", reciprocals)
     elements = 4 * reciprocals
     if exponentials or count(loop, "FFMA") < elements // 2:  # divisions
         return None

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
+from attnkernels.profile.tables import Table
 from tools.sass.loops import Inner
 
 
@@ -30,10 +29,9 @@ def table(
 
     A row has its cells under `texts` and `numbers`, its spills and its loops.
     """
-    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False)
-    table.padding = (0, 0, 0, 1)
+    table = Table(title=title, keys=len(texts))
     for heading in texts:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading)
     for heading in (*numbers, "spills"):
         table.add_column(heading, justify="right")
     table.add_column("loop")

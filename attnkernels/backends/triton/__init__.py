@@ -15,6 +15,7 @@ from ...ops.schema import define, implement
 from ...ops.signature import SIGNATURES
 from ..base import Problem
 from ..fused import Fused
+from .host.fold import folded
 
 NAME = "triton"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -25,6 +26,8 @@ _MODULES = {
     "backward": "host.backward",
     "scores": "host.forward",
     "scores_backward": "host.backward",
+    "forward_jvp": "host.jvp",
+    "scores_jvp": "host.jvp",
 }
 _fused = Fused(define(NAME, *_MODULES))
 attention, scores = _fused.attention, _fused.scores
@@ -35,7 +38,8 @@ _missing = find_spec("triton") is None
 def _implementation(name: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         module = import_module(f".{_MODULES[name]}", __package__)
-        return getattr(module, name)(**SIGNATURES[name].named(args))
+        signature = SIGNATURES[name]
+        return folded(getattr(module, name), signature, signature.named(args))
 
     return call
 

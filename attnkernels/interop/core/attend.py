@@ -74,12 +74,13 @@ def attend_again(
         lengths: a function that returns the lengths (B,) of the keys.
         scale: as in `attend`.
     """
-    given = (keys, value, weight.weight, mask)
+    read = weight.weight  # once: a parametrisation computes it
+    given = (keys, value, read, mask)
     versions = [0 if x.is_inference() else x._version for x in given]
     also = (scale, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), versions)
     kept = module.__dict__.get(KEPT)
     if kept is None or kept[1] != also or any(map(is_not, kept[0], given)):
-        memory = prepare_keys(keys, value, weight.weight[0], key_lengths=lengths(), scale=scale)
+        memory = prepare_keys(keys, value, read[0], key_lengths=lengths(), scale=scale)
         kept = given, also, RepeatedMemory(memory)
         module.__dict__[KEPT] = kept
     context, weights = kept[2].attend(query.unsqueeze(1))

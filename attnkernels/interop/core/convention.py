@@ -21,7 +21,7 @@ from typing import Any
 from ...nn import Projections
 
 SAME, TRANSPOSED, ROW, COLUMN = "same", "transposed", "row", "column"
-ONE, CONV2D, HEADS = "one", "conv2d", "heads"
+SCALAR, CONV2D, HEADS = "scalar", "conv2d", "heads"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Entry:
             TRANSPOSED: wanted[::-1],
             ROW: (1, *wanted),
             COLUMN: (*wanted, 1),
-            ONE: (1,),
+            SCALAR: (),
             CONV2D: (*wanted[:-1], 1, *wanted[-1:]),
             HEADS: (wanted[0] // num_heads if wanted else 0, *wanted[1:]),
         }[self.layout]

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
-
-from .scoring import why_called
+from torch.nn.utils.parametrize import is_parametrized
 
 KEPT = "_attnkernels_kept"  # the attribute of a module that holds its prepared keys
 Draw = Callable[..., Tensor]  # sizes -> a random tensor of the module's dtype and device
@@ -67,15 +66,27 @@ class Fused(_Base):
     It has no state but the attribute `KEPT`, which copies and pickles leave out.
 
     Attributes:
-        scoring: the names of the layers whose matrix ``forward`` reads instead of calling them. A
-            call in which one of them is more than its matrix is computed by the library's class.
+        scoring: a function of the module that returns the layers whose weights ``forward`` reads
+            instead of calling them. While one of them `adds_something`, such as an adapter, a hook
+            or a quantised layer, the library's own ``forward`` computes.
     """
 
-    scoring: ClassVar[tuple[str, ...]] = ()
+    scoring: ClassVar[Any] = staticmethod(lambda module: ())
 
-    def __init_subclass__(cls) -> None:
-        if "forward" in vars(cls):
-            cls.forward = _unless_called(cls, cls.forward)
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "scoring" not in vars(cls):  # a class of `fused_class`, or nothing to read
+            return
+        scoring, fused = cls.scoring, cls.forward
+
+        @wraps(fused)
+        def forward(self: Any, *args: Any, **options: Any) -> Any:
+            for layer in scoring(self):
+                if adds_something(layer) is not None:
+                    return super(cls, self).forward(*args, **options)
+            return fused(self, *args, **options)
+
+        cls.forward = forward
 
     if TYPE_CHECKING:  # the attributes are those of the library's class
 
@@ -89,16 +100,28 @@ class Fused(_Base):
         return _blank, cls.__bases__, state
 
 
-def _unless_called(cls: type[Fused], forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `forward` for layers that can be read; otherwise the library's method is called."""
+def adds_something(layer: nn.Module) -> str | None:
+    """Return a phrase for what a call of ``layer`` may do besides multiplying by its weight.
 
-    @wraps(forward)
-    def either(self: Any, *args: Any, **options: Any) -> Any:
-        if self.scoring and why_called(self, self.scoring):
-            return super(cls, self).forward(*args, **options)
-        return forward(self, *args, **options)
-
-    return either
+    Return None for a `torch.nn.Linear`, parametrised or not.
+    """
+    of = type(layer)
+    if of is not nn.Linear and not (of.__bases__ == (nn.Linear,) and is_parametrized(layer)):
+        return f"is a {of.__name__}, not a torch.nn.Linear"
+    inside = layer.__dict__
+    if (
+        inside["_forward_hooks"]
+        or inside["_forward_pre_hooks"]
+        or inside["_backward_hooks"]
+        or inside["_backward_pre_hooks"]
+    ):
+        return "has hooks"
+    if "forward" in inside:
+        return "has a forward of its own"
+    weight = inside["_parameters"].get("weight")
+    if weight is not None and type(weight) is not nn.Parameter:
+        return f"has a weight of type {type(weight).__name__}"
+    return None
 
 
 _CLASSES: dict[tuple[type, type], type[nn.Module]] = {}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...functional import checks
 from ...nn import Projections
 from .convention import HEADS, TRANSPOSED, Convention, Entry
 from .libraries import CONVENTIONS
@@ -67,13 +68,20 @@ def load_state_dict_from(
         The entries that were loaded, dropped and left.
 
     Raises:
-        TypeError: the module is not an instance of the convention's class.
+        TypeError: the module is not an instance of the convention's class, or another argument has
+            the wrong type.
         ValueError: the convention does not exist, a setting of the module is not what the library
             computes, or entries are missing, unexpected or of the wrong shape or dtype. The
             message names every one of them.
     """
+    for name, given, kind, wanted in (
+        ("state_dict", state_dict, Mapping, "a mapping of names to tensors"),
+        ("convention", convention, str, "a string"),
+        ("prefix", prefix, str, "a string"),
+    ):
+        checks.instance(name, given, kind, wanted)
     rules = _rules(module, convention)
-    own = {name[len(prefix) :]: x for name, x in state_dict.items() if name.startswith(prefix)}
+    own = {name[len(prefix) :]: x for name, x in state_dict.items() if str(name).startswith(prefix)}
     problems = _unsuitable_settings(module, rules)
     terms: dict[str, list[_Term]] = {}
     for entry in rules.entries:

@@ -12,8 +12,7 @@ from typing import Any
 from torch import nn
 
 from .libraries import CONVENTIONS, LIVE
-from .live import Fused, Live, fused_class
-from .scoring import why_called
+from .live import Fused, Live, adds_something, fused_class
 from .trial import difference
 
 
@@ -49,9 +48,13 @@ def replace_attention(model: nn.Module, *, only: Collection[str] | None = None) 
     of padding. Dropout drops different weights, at the same rate. A module that caches keys
     (SpeechBrain's ContentBasedAttention, ESPnet's AttAdd) has no second derivatives.
 
-    If the scoring layer later gets an adapter, hooks or another class, calls are computed by the
-    library's own method. Copies and pickles of a swapped module are swapped too, except in Keras,
-    which makes them from its own class.
+    The operator reads the weight of the layer that scores, parametrised or not. While that layer is
+    anything but a `torch.nn.Linear`, such as an adapter or a quantised layer, or has hooks or a
+    ``forward`` of its own, the module computes by its library's own method. Before the swap, such a
+    module is left.
+
+    Copies and pickles of a swapped module are swapped too, except in Keras, which makes them from
+    its own class.
 
     Args:
         model: any module, or a Keras layer or model on the torch backend.
@@ -129,13 +132,22 @@ def _recognise(module: nn.Module) -> Live | str | None:
     for live in named:
         if _takes(own, live):
             try:
-                return live.why_not(module) or why_called(module, live.fused.scoring) or live
+                return live.why_not(module) or _unread(module, live) or live
             except (AttributeError, KeyError) as error:
                 return f"it is not the class that {live.convention!r} knows: {error}"
     if named:
         return f"its arguments are not those of {_sources(named)}"
     if "att" in own.__name__.lower():
         return f"no convention knows the class {own.__name__}"
+    return None
+
+
+def _unread(module: nn.Module, live: Live) -> str | None:
+    """Return a sentence if a scoring layer does more than its weight says."""
+    for layer in live.fused.scoring(module):
+        if (what := adds_something(layer)) is not None:
+            name = next((name for name, x in module.named_modules() if x is layer), "a layer")
+            return f"its scoring layer {name} {what}: the operator would leave that out"
     return None
 
 

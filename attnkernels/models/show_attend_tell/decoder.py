@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from ...nn import (
     PreparedMemory,
     ProjectedMemory,
 )
+from ...nn.calls import Reading
 from ...nn.rnn import Attend
 
 
@@ -34,6 +35,7 @@ class CaptionDecoder(AttentionRNN):
         embed_dim, annotation_dim, hidden_dim, attention_dim: sizes of a word's embedding (m in the
             paper), of an annotation (D), of the LSTM (n) and of the score.
         hard: also create a `HardAttention`, which shares the parameters of the soft one.
+        defer_gradients: as in `AttentionRNN`.
         backend: backend of the attention.
     """
 
@@ -45,11 +47,13 @@ class CaptionDecoder(AttentionRNN):
         attention_dim: int,
         *,
         hard: bool,
+        defer_gradients: bool,
         backend: str | None,
     ) -> None:
         sizes = hidden_dim, annotation_dim, attention_dim
         soft = AdditiveAttention(*sizes, backend=backend)
-        super().__init__(nn.LSTMCell(embed_dim + annotation_dim, hidden_dim), soft)
+        cell = nn.LSTMCell(embed_dim + annotation_dim, hidden_dim)
+        super().__init__(cell, soft, defer_gradients=defer_gradients)
         self.gate = nn.Linear(hidden_dim, 1)  # f_beta
         self.from_hidden = nn.Linear(hidden_dim, embed_dim)  # L_h
         self.from_context = nn.Linear(annotation_dim, embed_dim, bias=False)  # L_z
@@ -130,4 +134,5 @@ class CaptionDecoder(AttentionRNN):
         assert self.hard is not None
         memory = prepared.memory
         projected = ProjectedMemory(memory.key, memory.value, memory.weight, memory.key_lengths)
-        return partial(self.hard.step, prepared=projected)
+        hard, reading = self.hard, Reading(partial(self.hard.step, prepared=projected))
+        return lambda hidden: hard(hidden, cast(Any, reading))

@@ -27,7 +27,7 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, channels: int = 1, annotation_dim: int = 128) -> None:
         super().__init__()
-        inputs.sizes(channels=channels, annotation_dim=annotation_dim)
+        channels, annotation_dim = inputs.sizes(channels=channels, annotation_dim=annotation_dim)
         self.features = nn.Sequential(
             nn.Conv2d(channels, 32, 5, padding=2),
             nn.BatchNorm2d(32),

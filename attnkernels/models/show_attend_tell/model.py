@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...functional import checks
-from ...nn import Decoded, HardChoice, beam_search, greedy_search
+from ...nn import Decoded, HardChoice, beam_search, greedy_search, inputs
+from ...nn.calls import as_forward
+from ...ops.seed import saved
 from ..common import lengths_on_cpu, token
 from .decoder import CaptionDecoder
 from .losses import hard_loss, soft_loss
@@ -44,13 +46,17 @@ class ShowAttendTell(nn.Module):
         reward_weight, entropy_weight: lambda_r and lambda_e of hard attention's learning rule.
         expected_chance: probability that hard attention's training reads an image with expected
             contexts.
+        defer_gradients: False allows second derivatives; see `AttentionRNN`.
         backend: as in `attnkernels.additive_attention`.
 
     Attributes:
         baseline: (), the moving average of a word's log p: the baseline of hard attention's reward.
 
     Raises:
-        ValueError: a token is not in the vocabulary, or ``attention`` is neither.
+        TypeError: the encoder is not a module, a number or a token has the wrong type, or
+            ``defer_gradients`` is not a bool.
+        ValueError: a size is not a positive int, a number is out of range, a token is not in the
+            vocabulary, or ``attention`` is neither.
     """
 
     baseline: Tensor
@@ -71,17 +77,26 @@ class ShowAttendTell(nn.Module):
         reward_weight: float = 1.0,
         entropy_weight: float = 0.002,
         expected_chance: float = 0.5,
+        defer_gradients: bool = True,
         backend: str | None = None,
     ) -> None:
         super().__init__()
         checks.choice("attention", attention, ("soft", "hard"))
-        token("begin", begin, vocab_size)
-        token("end", end, vocab_size)
-        self.encoder, self.begin, self.end = encoder, begin, end
-        self.annotation_dim = annotation_dim
-        self.doubly_stochastic = doubly_stochastic
-        self.reward_weight, self.entropy_weight = reward_weight, entropy_weight
-        self.expected_chance = expected_chance
+        checks.instance("encoder", encoder, nn.Module, "a module")
+        vocab_size, annotation_dim, embed_dim, hidden_dim, attention_dim = inputs.sizes(
+            vocab_size=vocab_size,
+            annotation_dim=annotation_dim,
+            embed_dim=embed_dim,
+            hidden_dim=hidden_dim,
+            attention_dim=attention_dim,
+        )
+        self.begin = token("begin", begin, vocab_size)
+        self.end = token("end", end, vocab_size)
+        self.encoder, self.annotation_dim = encoder, annotation_dim
+        self.doubly_stochastic = checks.number("doubly_stochastic", doubly_stochastic)
+        self.reward_weight = checks.number("reward_weight", reward_weight)
+        self.entropy_weight = checks.number("entropy_weight", entropy_weight)
+        self.expected_chance = checks.number("expected_chance", expected_chance, 0, 1)
         self.embed = nn.Embedding(vocab_size, embed_dim, padding_idx=0)
         self.decoder = CaptionDecoder(
             embed_dim,
@@ -89,6 +104,7 @@ class ShowAttendTell(nn.Module):
             hidden_dim,
             attention_dim,
             hard=attention == "hard",
+            defer_gradients=defer_gradients,
             backend=backend,
         )
         self.first = nn.Sequential(nn.Linear(annotation_dim, 2 * hidden_dim), nn.Tanh())
@@ -133,8 +149,10 @@ class ShowAttendTell(nn.Module):
             )
             return Description(self.output(outputs), weights, None)
         chance = self.expected_chance if self.training else 0.0
-        expected = torch.rand(len(images), device=images.device) < chance
-        outputs, weights, choice = self.decoder.choose(words, annotations, state, expected)
+        expected = saved(torch.rand(len(images), device=images.device)) < chance
+        outputs, weights, choice = as_forward(self.decoder, "choose")(
+            words, annotations, state, expected
+        )
         return Description(self.output(outputs), weights, choice)
 
     if TYPE_CHECKING:

@@ -8,6 +8,7 @@ in n + m.
 import triton
 import triton.language as tl
 
+from .delta import MOST, centred, context_error
 from .mask import any_takes_part, kept, mask_of, taking_part
 from .rows import (
     ANY,
@@ -169,8 +170,22 @@ def gradient_kernel(
         keep = kept(dropout, i, j, wide(b) * sequences + s)
         z = tl.where(keep, a * dropout.keep_scale, 0.0)
         g = tl.where(keep, g * dropout.keep_scale, 0.0)
-    g = a * (g - tl.load(outer.delta + row + tile_i, mask=i < rows, other=0.0))
-    tl.store(ds + at, tl.trans(as_matrix(tl.where(takes, g, 0.0))))
+    g -= tl.load(outer.delta + row + tile_i, mask=i < rows, other=0.0)
+    if tl.max(tl.ravel(a)) > MOST:
+        share = as_matrix(a)
+        local = tl.argmax(share, 1)
+        ERROR: tl.constexpr = context_error(
+            PRECISION, value.data.dtype.element_ty, dropout is not None
+        )
+        row_i = i0 + tl.arange(0, BI)
+        centre = centred(
+            outer, row + tl.arange(0, BI), (row_i < rows) & (tl.max(share, 1) > MOST), row_i,
+            j0 + local, wide(b) * sequences + s, dropout, value,
+            matrix_of(b, sizes, value) + begin_k * value.row, m, dv, BV, ERROR,
+        )  # fmt: skip
+        most = (tl.arange(0, BJ)[None, :] == local[:, None]) & (share > MOST)
+        g = as_tile(tl.where(most, centre[:, None], as_matrix(g)), SHAPE)
+    tl.store(ds + at, tl.trans(as_matrix(tl.where(takes, a * g, 0.0))))
     if used is not None:
         tl.store(used + at, tl.trans(as_matrix(z)))
 

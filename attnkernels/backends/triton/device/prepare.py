@@ -3,7 +3,8 @@
 A panel is a transposed tile of BLOCK rows: for every two hidden units, BLOCK pairs of float32. A
 thread reads two hidden units of a row with one 64-bit load, always the same distance on. A panel
 holds exp(gain * x), (E7). Where float32 cannot hold that, the range beside the panel says so and
-scores are computed from the inputs. For a pointwise activation it holds x.
+scores are computed from the inputs. For a pointwise activation, and for tangents, it holds
+gain * x.
 """
 
 import triton
@@ -30,6 +31,7 @@ def _panel(
     d,
     padded,
     ACTIVATION: tl.constexpr,
+    EXPONENTIALS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Prepare one tile and CHUNK hidden units. Rows past the end, and padding, count as 0."""
@@ -54,7 +56,8 @@ def _panel(
         # NaN counts as infinite: if queries share a reciprocal, it would reach its neighbour
         size = tl.where(y == y, tl.abs(y), float("inf"))
         tl.store(ranges + 1, tl.max(size))
-        y = exp(y)
+        if EXPONENTIALS:
+            y = exp(y)
     pairs = tl.permute(tl.reshape(tl.trans(y), (CHUNK // 2, 2, BLOCK)), (0, 2, 1))
     at = chunk * CHUNK * BLOCK + tl.arange(0, CHUNK * BLOCK)
     data = panels.data + panel * padded * BLOCK
@@ -117,6 +120,7 @@ def prepare_kernel(
     padded,
     scale,
     ACTIVATION: tl.constexpr,
+    EXPONENTIALS: tl.constexpr,
     BI: tl.constexpr,
     BJ: tl.constexpr,
 ):
@@ -128,12 +132,12 @@ def prepare_kernel(
     if pid < query_programs:
         _panel(
             pid, query, query_sizes, n, cu_seqlens_q, sequences, None, query_panels, query_tiles, d,
-            padded, ACTIVATION, BI,
+            padded, ACTIVATION, EXPONENTIALS, BI,
         )  # fmt: skip
     elif pid < query_programs + key_programs:
         _panel(
             pid - query_programs, key, key_sizes, m, cu_seqlens_k, sequences, lengths, key_panels,
-            key_tiles, d, padded, ACTIVATION, BJ,
+            key_tiles, d, padded, ACTIVATION, EXPONENTIALS, BJ,
         )  # fmt: skip
     else:
         b = pid - query_programs - key_programs

@@ -43,12 +43,29 @@ class Dropout(NamedTuple):
 
 
 class Outer(NamedTuple):
-    """The given terms of (E4): lse, D_i, and the gradients of context and weights, or None."""
+    """The given terms of (E4); those that are absent are None.
+
+    lse; D_i; the context; D_i's sum over the weights; the gradients of context, weights and lse.
+    """
 
     lse: Any
     delta: Any
+    context: Any
+    weights: Any
     grad_context: Any
     grad_weights: Any
+    grad_lse: Any
+
+
+class Tangents(NamedTuple):
+    """Those of the inputs, as prepared; value and mask may be None. Strides are over `sizes`."""
+
+    sizes: Any
+    query_panels: Any
+    key_panels: Any
+    weights: Any
+    value: Any
+    mask: Any
 
 
 # Integers for which a kernel gains nothing from specialisation on 1 or on multiples of 16: compiled

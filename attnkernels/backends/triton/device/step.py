@@ -6,6 +6,7 @@ Nothing is prepared: the activation is computed from rows as they lie, with lane
 import triton
 import triton.language as tl
 
+from .delta import MOST, ROUNDING, centred
 from .mask import kept, mask_of, taking_part
 from .maths import (
     exp_sum,
@@ -212,7 +213,16 @@ def step_gradient_kernel(
         keep = kept(dropout, i, j, b)
         z = tl.where(keep, a * dropout.keep_scale, 0.0)
         g = tl.where(keep, g * dropout.keep_scale, 0.0)
-    tl.store(ds + at, tl.where(takes, a * (g - tl.load(outer.delta + row)), 0.0), mask=j < m)
+    g -= tl.load(outer.delta + row)
+    if tl.max(a) > MOST:
+        one = tl.arange(0, 1)
+        local = tl.argmax(a, 0)
+        centre = centred(
+            outer, row + one, one == 0, i + one, j0 + local + one, b, dropout, value,
+            matrix_of(b, sizes, value), m, dv, BD, ROUNDING,
+        )  # fmt: skip
+        g = tl.where(tl.arange(0, BJ) == local, centre, g)
+    tl.store(ds + at, tl.where(takes, a * g, 0.0), mask=j < m)
     tl.store(used + at, z, mask=j < m)
 
 

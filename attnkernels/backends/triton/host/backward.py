@@ -33,16 +33,19 @@ def backward(
     delta, total = call.new(*call.lead, call.n).zero_(), call.new(*call.lead).zero_()
     if grad_context is not None:
         delta += (grad_context * context).sum(-1)
+    weights_delta = None
     if grad_weights is not None:
-        delta += (grad_weights * weights).sum(-1)
+        weights_delta = (grad_weights * weights).sum(-1)
+        delta += weights_delta
     if grad_lse is not None:
         delta -= grad_lse
         total += torch.where(lse == -torch.inf, 0.0, grad_lse).sum(-1)
     outer = Outer(
         lse.contiguous(),
         delta,
-        None if grad_context is None else grad_context.contiguous(),
-        None if grad_weights is None else grad_weights.contiguous(),
+        context.contiguous(),
+        weights_delta,
+        *(None if x is None else x.contiguous() for x in (grad_context, grad_weights, grad_lse)),
     )
     used = grad_context is not None and bool(wanted & VALUE)  # the weights, for grad_value
     grad_value = call.new(*call.lead, call.m, call.dv).zero_() if wanted & VALUE else call.new(0)
@@ -141,15 +144,15 @@ def _nothing(call: Call) -> sweeps.Sums:
 
 
 def _wanted(sums: sweeps.Sums, call: Call, wanted: int) -> sweeps.Sums:
-    """Return the wanted sums; the gradient of a whole matrix has the dtype of the matrix."""
+    """Return the wanted sums as gradients; that of the weight is not rounded."""
     grad_query, grad_key, grad_weight = sums
     nothing = call.new(0)
     return (
         _like(grad_query, call.query) if wanted & QUERY else nothing,
         _like(grad_key, call.key) if wanted & KEY else nothing,
-        grad_weight if wanted & WEIGHT else nothing,
+        grad_weight.sum_to_size(call.weight.shape) if wanted & WEIGHT else nothing,
     )
 
 
 def _like(grad: Tensor, x: Tensor) -> Tensor:
-    return grad.to(x.dtype) if x.shape == grad.shape else grad
+    return grad.sum_to_size(x.shape).to(x.dtype)

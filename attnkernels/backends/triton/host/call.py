@@ -144,9 +144,12 @@ class Call:
 
 
 class Prepared:
-    """Panels, ranges and weights of a call (device/prepare.py), for tiles of one shape."""
+    """Panels, ranges and weights of a call (device/prepare.py), for tiles of one shape.
 
-    def __init__(self, call: Call, tile: Tile) -> None:
+    `exponentials` is False for a call whose inputs are tangents.
+    """
+
+    def __init__(self, call: Call, tile: Tile, exponentials: bool = True) -> None:
         self.call, self.tile = call, tile
         query, key, weight, lengths = call.query, call.key, call.weight, call.lengths
         self.query_tiles, self.key_tiles = call.tiles(call.n, tile.BI), call.tiles(call.m, tile.BJ)
@@ -181,6 +184,7 @@ class Prepared:
             "padded": padded,
             "SHAPE": tile.shape(call.target.lanes),
             "CHUNKS": power_of_two(chunks),
+            "EXPONENTIALS": exponentials,
             "BI": tile.BI,
             "BJ": tile.BJ,
         }

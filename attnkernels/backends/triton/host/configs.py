@@ -60,6 +60,11 @@ def backward_tiles() -> tuple[Tile, ...]:
     return tuple(tile for tile in TILES if tile.BI % SWEEP_BLOCK == 0)
 
 
+def tangent_tiles() -> tuple[Tile, ...]:
+    """The tiles whose weights and tangents leave registers for a product with values."""
+    return tuple(tile for tile in TILES if tile.BI * tile.BJ <= 32 * 32) or TILES[-1:]
+
+
 def candidates() -> dict[str, Callable[[], None]]:
     """Return the choices that a sweep tries: by name, functions that put one of them to use."""
     names = ("64x64x16x4", "64x64x16x8", "64x128x16x8", "32x64x16x4", "32x32x8x2", "32x32x8x4")

@@ -1,0 +1,41 @@
+"""Calls between modules, made so that hooks and FSDP2 see them as those of `forward`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+class Reading:
+    """The key in a call of an attention by a decoder: what `forward` computes of the query.
+
+    The memory behind it is prepared, and the query is checked.
+    """
+
+    __slots__ = ("attend",)
+
+    def __init__(self, attend: Callable[[Tensor], Any]) -> None:
+        self.attend = attend
+
+
+def as_forward(module: Any, method: str) -> Any:
+    """Return a method of `module` that FSDP2 gathers the parameters for, as for `forward`.
+
+    `torch.distributed.fsdp.fully_shard` knows no other methods of the modules that it shards.
+    """
+    if not is_sharded(module):
+        return getattr(module, method)
+    name = f"_{method}_as_forward"  # the method itself stays: others of the module may call it
+    if name not in module.__dict__:
+        module.__dict__[name] = getattr(module, method)
+        sys.modules["torch.distributed.fsdp"].register_fsdp_forward_method(module, name)
+    return module.__dict__[name]
+
+
+def is_sharded(module: Any) -> bool:
+    """Return True if FSDP2 shards `module` by itself, rather than as a part of another."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # loaded by whoever has sharded a module
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)

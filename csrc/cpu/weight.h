@@ -1,0 +1,44 @@
+// The score vector w of (E1), scaled so that no intermediate product overflows.
+#pragma once
+#include <numeric>
+
+#include "pack.h"
+
+namespace attnkernels::cpu {
+inline namespace CPU_CAPABILITY {
+
+// The score is factor * (what a form sums up with the scaled w) + offset; w was divided by
+// 2^power.
+template <class T>
+struct ScaledWeight {
+  T factor, offset;
+  int power;
+};
+
+// Write w (padded d), divided by a power of two so that it, and `beside`, is at most 1.
+template <class T>
+inline ScaledWeight<T> scale_weight(const Matrix& weight, Activation activation, double scale,
+                                    int64_t d, T* w, T beside = 0) {
+  const int64_t width = padded(d);
+  load_row(w, weight, 0, d);
+  std::fill(w + d, w + width, T(0));
+  const T largest = Range<T>::larger(range_of(w, width).magnitude, beside);
+  int power = 0;
+  if (largest > 0 && std::isfinite(largest)) std::frexp(largest, &power);
+  power = std::clamp(power, std::numeric_limits<T>::min_exponent,
+                     std::numeric_limits<T>::max_exponent - 2);
+  const T divided = std::ldexp(T(1), -power);
+  double totals[kLane] = {};
+  for (int64_t t = 0; t < width; t += kLane)
+    for (int64_t l = 0; l < kLane; l++) {
+      totals[l] += static_cast<double>(w[t + l]);
+      w[t + l] *= divided;
+    }
+  const double total = std::accumulate(totals, totals + kLane, 0.0);
+  const double unit = std::ldexp(scale, power);
+  if (!is_logistic(activation)) return {static_cast<T>(unit), T(0), power};
+  return {static_cast<T>(-info(activation).span * unit), static_cast<T>(scale * total), power};
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace attnkernels::cpu

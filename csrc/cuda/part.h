@@ -1,0 +1,32 @@
+// The division of a forward's work: block (b, tile of queries, split of the keys).
+#pragma once
+#include "cuda/rows.h"
+
+namespace attnkernels::cuda {
+
+// The part of a block: its tile and number of queries, its tiles of keys, and its first row of the
+// context and of lse.
+struct Part {
+  int it, rows, first, last;
+  int64_t row;
+};
+
+// All threads of a block call this; `at` and `part` can be read on return. Every b has n queries
+// and m keys in all.
+__device__ __forceinline__ void find_part(Place& at, Part& part, const Problem& p, int splits) {
+  const int split = blockIdx.x % splits, tile = blockIdx.x / splits % p.queries.tiles;
+  const int64_t b = blockIdx.x / splits / p.queries.tiles;
+  const int s = sequence_of(p.query_ends, p.sequences, tile);
+  find(at, p, b, s);
+  if (threadIdx.x == 0) {
+    const int it = tile - extent(p.query_ends, s, p.n).tile;
+    const int end = p.causal ? min(at.keys, (it + 1) * kTile) : at.keys;
+    const int tiles = static_cast<int>(ceil_div(end, kTile));
+    const int share = static_cast<int>(ceil_div(tiles, splits));
+    part = {it, at.queries - it * kTile, split * share, min((split + 1) * share, tiles),
+            split * p.batch.count * p.n + at.query_row + it * kTile};
+  }
+  __syncthreads();
+}
+
+}  // namespace attnkernels::cuda
