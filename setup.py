@@ -114,11 +114,16 @@ def cpu_steps() -> list[Step]:
     Of an inline function in several objects, the linker keeps the one from the first object, which
     must therefore run on every processor.
     """
-    kernels = ROOT / "csrc/cpu/kernels.cpp"
+    cpu, binding = ROOT / "csrc/cpu", ROOT / "csrc/torch"
     return [
-        compile_step(ROOT / "csrc/torch/cpu_ops.cpp", OBJECTS / "cpu_ops.o", STABLE_ABI),
-        compile_step(ROOT / "csrc/cpu/isa.cpp", OBJECTS / "isa.o", []),
-        *(compile_step(kernels, OBJECTS / f"kernels_{isa}.o", isa_flags(isa)) for isa in ISAS),
+        compile_step(binding / "cpu_ops.cpp", OBJECTS / "cpu_ops.o", STABLE_ABI),
+        compile_step(binding / "cpu_edges.cpp", OBJECTS / "cpu_edges.o", STABLE_ABI),
+        compile_step(cpu / "isa.cpp", OBJECTS / "isa.o", []),
+        *(
+            compile_step(cpu / f"{name}.cpp", OBJECTS / f"{name}_{isa}.o", isa_flags(isa))
+            for isa in ISAS
+            for name in ("kernels", "edge_kernels")
+        ),
     ]
 
 

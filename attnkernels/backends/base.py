@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..ops.signature import Options
+from ..ops.signature import EdgeOptions, Options
 
 
 class Problem(NamedTuple):
@@ -38,6 +38,20 @@ class Backend(Protocol):
 
     def scores(self, query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
         """Return (E1), (*L, n, m); only the options of a score are read."""
+
+    def attention_over_edges(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor | None,
+        weight: Tensor,
+        options: EdgeOptions,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return context (*L, n, dv), weights (*L, E) or None, lse (*L, n).
+
+        Without a value, the keys are the values. Inputs that require a gradient have the whole
+        leading shape L.
+        """
 
     def pack_keys(self, key: Tensor, *, activation: str) -> Tensor | None:
         """Return `packed_key`, (*lead of key, three more dimensions), or None to pack nothing."""

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
-from ..ops.autograd import differentiable
+from ..ops.autograd import differentiable, differentiable_over_edges
 from ..ops.codes import ACTIVATIONS
 from ..ops.failures import explain
-from ..ops.signature import Options
+from ..ops.signature import EdgeOptions, Options
 
 
 class Fused:
@@ -17,6 +17,8 @@ class Fused:
 
     def __init__(self, ops: SimpleNamespace) -> None:
         self._forward, self._scores = differentiable(ops)
+        if hasattr(ops, "sparse_forward"):
+            self._over_edges = differentiable_over_edges(ops)
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
@@ -46,6 +48,25 @@ class Fused:
         except RuntimeError as error:
             explain(error)
         return _rounded(scores, query)
+
+    def attention_over_edges(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor | None,
+        weight: Tensor,
+        options: EdgeOptions,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return context, weights and lse; see `Backend.attention_over_edges`."""
+        *tensors, dropout_p, activation, negative_slope, scale, return_weights = options
+        try:
+            context, lse, weights = self._over_edges(
+                query, key, value, weight, *tensors, dropout_p, ACTIVATIONS[activation].code,
+                negative_slope, scale, return_weights,
+            )  # fmt: skip
+        except RuntimeError as error:
+            explain(error)
+        return _rounded(context, query), _rounded(weights, query) if return_weights else None, lse
 
 
 def _rounded(result: Tensor, like: Tensor) -> Tensor:

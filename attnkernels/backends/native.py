@@ -40,6 +40,7 @@ _missing = _load()
 _ops = define(NAME, *SIGNATURES)  # after the library, which defines them too
 _fused = Fused(_ops)
 attention, scores = _fused.attention, _fused.scores
+attention_over_edges = _fused.attention_over_edges
 
 
 def _implemented(name: str, device: str) -> bool:
@@ -74,6 +75,7 @@ def _watch_signals() -> None:
 
 if _missing is None and not _emulated:
     _watch_signals()
+_sorts = _implemented("sort_edges", "CPU")
 _packs = {"cpu": _implemented("pack_keys", "CPU"), "cuda": _implemented("pack_keys", "CUDA")}
 
 
@@ -92,6 +94,16 @@ def why_not(problem: Problem) -> str | None:
     if dtype is _FLOAT64 and (device_type == "cuda" or _emulated):
         return "its CUDA kernels have no float64 (the reference backend has)"
     return None
+
+
+def sorts(ends: Tensor) -> bool:
+    """Return True if `sort_edges` takes the tensor."""
+    return ends.is_cpu and _sorts
+
+
+def sort_edges(ends: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    """Return where the edges of each node begin, (nodes + 1,), and their stable order, (E,)."""
+    return _ops.sort_edges(ends, nodes)
 
 
 def build_info() -> dict[str, str]:

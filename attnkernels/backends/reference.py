@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..ops import formula, plain
-from ..ops.signature import Options, Values
+from ..ops import edge_formula, formula, plain
+from ..ops.signature import EdgeOptions, Options, Values
 from .base import Problem
 
 NAME = "reference"
@@ -29,6 +29,16 @@ def scores(query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tens
     """Return (E1); see `Backend.scores`."""
     return _with_tangents(
         lambda *_: formula.scores(query, key, weight, options), (query, key, weight)
+    )
+
+
+def attention_over_edges(
+    query: Tensor, key: Tensor, value: Tensor | None, weight: Tensor, options: EdgeOptions
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return context, weights and lse; see `Backend.attention_over_edges`."""
+    return _with_tangents(
+        lambda *_: edge_formula.attention(query, key, value, weight, options),
+        (query, key, value, weight, options.edge_key, options.edge_bias),
     )
 
 

@@ -14,8 +14,9 @@ from torch.nn import Parameter
 
 from ..backends.base import Problem
 from ..ops.shapes import leading_shape
-from ..ops.signature import Options
+from ..ops.signature import EdgeOptions, Options
 from . import checks
+from .edges import Edges
 
 _STRIDED = torch.strided
 _PLAIN = {Tensor, Parameter}
@@ -77,6 +78,53 @@ def varlen(
         )
     checks.flags(is_causal=options.is_causal, return_lse=return_lse)
     return problem, _dropping(_scored(options))
+
+
+def sparse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    edges: Edges,
+    options: EdgeOptions,
+    return_lse: bool,
+) -> tuple[Problem, tuple[int, ...], EdgeOptions]:
+    """Check the arguments of `additive_attention_sparse`.
+
+    Return the leading shape, and the options with Python's numbers.
+    """
+    given = {"query": query, "key": key, "value": value, "weight": weight}
+    of_edges = {"edge_key": options.edge_key, "edge_bias": options.edge_bias}
+    given |= {name: x for name, x in of_edges.items() if x is not None}
+    problem = _same_kind(given)
+    leads = _pairs(query, key, weight)
+    leads["value"] = _values(value, key.shape)
+    checks.same_device("edges", edges.source, query)
+    _rows_of_edges(edges, query.shape[-2], key.shape[-2])
+    for name, trailing in ("edge_key", (query.shape[-1],)), ("edge_bias", ()):
+        x, wanted = of_edges[name], (edges.num_edges, *trailing)
+        if x is None:
+            continue
+        lead = x.dim() - len(wanted)
+        if lead < 0 or x.shape[lead:] != wanted:
+            symbols = "(..., E, d)" if trailing else "(..., E)"
+            sizes = ", ".join(map(str, wanted))
+            raise ValueError(f"{name} must be {symbols} = (..., {sizes}), got {tuple(x.shape)}")
+        leads[name] = x.shape[:lead]
+    lead = _leading(leads)
+    checks.flags(return_weights=options.return_weights, return_lse=return_lse)
+    dropout_p = checks.number("dropout_p", options.dropout_p, 0, 1)
+    slope, scale = checks.scoring(options.activation, options.negative_slope, options.scale)
+    options = options._replace(dropout_p=dropout_p, negative_slope=slope, scale=scale)
+    return problem, lead, options
+
+
+def _rows_of_edges(edges: Edges, n: int, m: int) -> None:
+    for name, of, rows, nodes in ("query", "n", n, edges.n), ("key", "m", m, edges.m):
+        if rows != nodes:
+            raise ValueError(
+                f"{name} must have a row per node of edges, {of} = {nodes}, got {rows} rows"
+            )
 
 
 def prepared(

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..backends import native
 from . import checks
 
+_LAYOUTS = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
 
-@dataclass(frozen=True, eq=False)
-class Edges:
-    """Edges from keys (sources) to queries (targets), sorted by both ends; immutable.
 
-    Made by `prepare_edges`. All tensors are int64, on one device.
+class Edges(NamedTuple):
+    """Edges from sources (keys) to targets (queries), sorted by both ends.
+
+    Made by `prepare_edges` or `from_pyg`. All tensors are int64 and on one device.
 
     Attributes:
-        n: number of targets, the rows of query.
-        m: number of sources, the rows of key and value.
-        target_begin: (n + 1,), the edges of target i are target_begin[i] to target_begin[i + 1]
-            (exclusive) in the order by target.
+        target_begin: (n + 1,). In the order by target, the edges of target i are target_begin[i] to
+            target_begin[i + 1] (exclusive).
         source: (E,), the sources in the order by target.
         order: (E,), the place of each of these edges among the edges as they were given.
-        source_begin: (m + 1,), the same by source.
+        source_begin: (m + 1,), as target_begin in the order by source.
         target: (E,), the targets in the order by source.
         place: (E,), the place of each of these edges in the order by target.
     """
 
-    n: int
-    m: int
     target_begin: Tensor
     source: Tensor
     order: Tensor
@@ -39,87 +36,128 @@ class Edges:
     place: Tensor
 
     @property
-    def count(self) -> int:
-        """E, the number of edges."""
+    def n(self) -> int:
+        """Return the number of targets, the rows of query."""
+        return self.target_begin.shape[0] - 1
+
+    @property
+    def m(self) -> int:
+        """Return the number of sources, the rows of key and value."""
+        return self.source_begin.shape[0] - 1
+
+    @property
+    def num_edges(self) -> int:
+        """Return E, the number of edges."""
         return self.source.shape[0]
 
     @property
     def device(self) -> torch.device:
-        """The device of the tensors."""
+        """Return the device of the tensors."""
         return self.source.device
 
-    def to(self, device: torch.device | str) -> Edges:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Edges:
         """Return these edges on another device."""
-        moved = {
-            each.name: x.to(device)
-            for each in fields(self)
-            if isinstance(x := getattr(self, each.name), Tensor)
-        }
-        return replace(self, **moved)
+        return Edges(*(x.to(device, non_blocking=non_blocking) for x in self))
+
+    def edge_index(self) -> Tensor:
+        """Return the edges as they were given, (2, E): sources in the first row, then targets."""
+        target = torch.empty_like(self.target).index_copy(0, self.place, self.target)
+        ends = torch.stack([self.source, target])
+        return torch.empty_like(ends).index_copy(1, self.order, ends)
+
+    def __repr__(self) -> str:
+        return f"Edges(n={self.n}, m={self.m}, num_edges={self.num_edges}, device='{self.device}')"
 
     @staticmethod
-    def from_pyg(edge_index: Any) -> Edges:
+    def from_pyg(edge_index: Any, n: int | None = None, m: int | None = None) -> Edges:
         """Return the edges of a `torch_geometric.EdgeIndex`, with the orders that it has cached.
 
-        Its first row has the sources. Its `sparse_size()` must be known.
+        Args:
+            edge_index: sources in its first row. Its size is (m, n).
+            n: number of targets; by default the size that edge_index knows.
+            m: number of sources, likewise.
 
         Raises:
             TypeError: edge_index is not an EdgeIndex.
-            ValueError: it does not know its number of sources and targets.
+            ValueError: it does not know its size and n or m is missing, or n or m is another.
         """
         if not hasattr(edge_index, "sparse_size"):
-            raise TypeError(
-                f"edge_index must be a torch_geometric.EdgeIndex, got {type(edge_index).__name__}"
-            )
-        m, n = edge_index.sparse_size()
-        if m is None or n is None:
-            raise ValueError(f"edge_index must know its sparse_size(), got {(m, n)}")
+            given = checks.type_name(edge_index)
+            raise TypeError(f"edge_index must be a torch_geometric.EdgeIndex, got {given}")
+        known = edge_index.sparse_size()
+        m, n = (
+            _known(name, given, size)
+            for name, given, size in (("m", m, known[0]), ("n", n, known[1]))
+        )
+        plain = edge_index.as_tensor()
         if edge_index.is_sorted_by_col:
             (begin, source), order = edge_index.get_csc()
-            return _by_both_ends(begin, source, order, n, m)
-        return prepare_edges(edge_index.as_tensor(), n, m)
+            order = torch.arange(source.shape[0], device=source.device) if order is None else order
+            # As many targets as were asked for: the cache may have fewer.
+            begin = begin if begin.shape[0] == n + 1 else _sorted(plain[1].long(), n)[0]
+            return _by_both_ends(begin.long(), source.long(), order.long(), plain, m)
+        return prepare_edges(plain, n, m)
 
 
 def prepare_edges(edges: Tensor, n: int | None = None, m: int | None = None) -> Edges:
     """Check and sort edges for `additive_attention_sparse`.
 
+    The result serves any number of layers and steps over the same graph.
+
     Args:
         edges: one of
 
-            - (2, E), int32 or int64: sources in the first row, targets in the second, as the
+            - (2, E), int32 or int64: sources in the first row and targets in the second, as the
               ``edge_index`` of PyTorch Geometric;
-            - a sparse tensor (n, m) with a row per target and a column per source, in the layout
-              COO, CSR or CSC. Its values count for nothing.
+            - a sparse tensor (n, m) in the layout COO, CSR or CSC, with a row per target and a
+              column per source. Its edges are given in the order of its elements; their values do
+              not matter.
 
             An edge that occurs twice counts twice.
         n: number of targets; by default that of the sparse tensor, or one more than the largest.
-        m: number of sources, likewise.
+        m: number of sources, likewise. On a GPU, the default reads a value from the device.
 
     Returns:
         The edges, on the device of `edges`.
 
     Raises:
         TypeError: edges is not such a tensor, or n or m is not an int.
-        ValueError: edges has the wrong shape, or a target or source is out of range.
+        ValueError: edges has the wrong shape, n or m is not that of the sparse tensor, or a target
+            or source is out of range (checked on a CPU only).
     """
     checks.instance("edges", edges, Tensor, "a tensor")
     if edges.layout is torch.strided:
         checks.integers("edges", edges, "(2, E)", (2, None))
         source, target = edges[0].long(), edges[1].long()
+        n, m = _size("n", n, target), _size("m", m, source)
     else:
-        checks_layout = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
-        if edges.layout not in checks_layout or edges.ndim != 2:
+        if edges.layout not in _LAYOUTS or edges.ndim != 2:
             raise TypeError(
                 "edges must be (2, E) or a 2-D sparse tensor in the layout COO, CSR or CSC, got "
                 f"{edges.layout} of shape {tuple(edges.shape)}"
             )
+        n, m = _known("n", n, edges.shape[0]), _known("m", m, edges.shape[1])
         target, source = _indices(edges)
-        n, m = edges.shape[0] if n is None else n, edges.shape[1] if m is None else m
-    n, m = _size("n", n, target), _size("m", m, source)
-    checks.within("the targets of edges", target, 0, n - 1, f"n = {n}")
-    checks.within("the sources of edges", source, 0, m - 1, f"m = {m}")
-    _, order = torch.sort(target, stable=True)
-    return _by_both_ends(_begin(target, n), source[order], order, n, m)
+    _within("targets", target, n, "n")
+    _within("sources", source, m, "m")
+    begin, order = _sorted(target, n)
+    return _by_both_ends(begin, source[order], order, torch.stack([source, target]), m)
+
+
+def _by_both_ends(begin: Tensor, source: Tensor, order: Tensor, given: Tensor, m: int) -> Edges:
+    """Add the order by source to the one by target; `given` has both ends as they were given."""
+    source_begin, place = _sorted(source, m)
+    target = given[1].long()[order[place]]
+    return Edges(begin, source, order, source_begin, target, place)
+
+
+def _sorted(ends: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    """Return where the edges of each node begin, (nodes + 1,), and the stable order by node."""
+    if native.sorts(ends):
+        return native.sort_edges(ends.contiguous(), nodes)
+    order = torch.sort(ends, stable=True).indices
+    counts = torch.zeros(nodes + 1, dtype=torch.int64, device=ends.device)
+    return counts.index_add(0, ends + 1, torch.ones_like(ends)).cumsum(0), order
 
 
 def _indices(edges: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,31 +166,50 @@ def _indices(edges: Tensor) -> tuple[Tensor, Tensor]:
         rows, columns = edges._indices()
         return rows.long(), columns.long()
     if edges.layout is torch.sparse_csr:
-        return _expanded(edges.crow_indices()), edges.col_indices().long()
-    return edges.row_indices().long(), _expanded(edges.ccol_indices())
+        return _expanded(edges.crow_indices(), edges.col_indices()), edges.col_indices().long()
+    return edges.row_indices().long(), _expanded(edges.ccol_indices(), edges.row_indices())
 
 
-def _expanded(begin: Tensor) -> Tensor:
+def _expanded(begin: Tensor, like: Tensor) -> Tensor:
     """Return the row of every element of a compressed tensor."""
-    return torch.arange(begin.shape[0] - 1, device=begin.device).repeat_interleave(begin.diff())
+    rows = torch.arange(begin.shape[0] - 1, device=begin.device)
+    return rows.repeat_interleave(begin.diff(), output_size=like.shape[0])
 
 
 def _size(name: str, given: int | None, ends: Tensor) -> int:
     if given is None:
-        return int(ends.max()) + 1 if ends.numel() else 0
-    if isinstance(given, bool) or not isinstance(given, (int, torch.SymInt)) or given < 0:
-        raise TypeError(f"{name} must be an int of at least 0, got {given!r}")
+        return int(ends.max()) + 1 if ends.shape[0] else 0
+    if not isinstance(given, torch.SymInt):
+        given = checks.integer(name, given)
+    if given < 0:
+        raise ValueError(f"{name} must be at least 0, got {given}")
     return given
 
 
-def _begin(ends: Tensor, nodes: int) -> Tensor:
-    """Return where the edges of each node begin, (nodes + 1,), in the order by node."""
-    counts = torch.zeros(nodes + 1, dtype=torch.int64, device=ends.device)
-    return counts.index_add_(0, ends + 1, torch.ones_like(ends)).cumsum(0)
+def _known(name: str, given: int | None, size: int | None) -> int:
+    """Return the size that is given or known; raise if there is none, or two."""
+    if given is None:
+        if size is None:
+            raise ValueError(f"{name} must be given, since edges do not know it, got None")
+        return size
+    given = _size(name, given, torch.empty(0))
+    if size is not None and size != given:
+        raise ValueError(f"{name} must be the size that edges have, {size}, got {given}")
+    return given
 
 
-def _by_both_ends(begin: Tensor, source: Tensor, order: Tensor, n: int, m: int) -> Edges:
-    """Add the order by source to the one by target."""
-    _, place = torch.sort(source, stable=True)
-    target = _expanded(begin)[place]
-    return Edges(n, m, begin.long(), source, order, _begin(source, m), target, place)
+def _within(which: str, ends: Tensor, nodes: int, symbol: str) -> None:
+    """Raise ValueError for ends that are no nodes, where reading them costs nothing."""
+    if torch.compiler.is_compiling() or type(ends) is not Tensor or not ends.is_cpu:
+        return
+    if not ends.shape[0]:
+        return
+    try:
+        low, high = (int(x) for x in ends.aminmax())
+    except RuntimeError:  # recorded by make_fx
+        return
+    if low < 0 or high >= nodes:
+        raise ValueError(
+            f"the {which} of edges must lie in [0, {nodes - 1}] ({symbol} = {nodes}), got values "
+            f"from {low} to {high}"
+        )

@@ -117,6 +117,33 @@ class DenseEither(DenseOptions, Either): ...
 class DenseUnknown(DenseOptions, Unknown): ...
 
 
+class SparseOptions(TypedDict, total=False):
+    """Options that all overloads of `additive_attention_sparse` share."""
+
+    edge_key: Tensor | None
+    edge_bias: Tensor | None
+    dropout_p: float
+    activation: ActivationName
+    negative_slope: float
+    scale: float
+    backend: str | None
+
+
+class SparseAlone(SparseOptions, Alone): ...
+
+
+class SparseWeights(SparseOptions, Weights): ...
+
+
+class SparseLse(SparseOptions, Lse): ...
+
+
+class SparseBoth(SparseOptions, Both): ...
+
+
+class SparseUnknown(SparseOptions, Unknown): ...
+
+
 class StepOptions(TypedDict, total=False):
     """Options that all overloads of `AdditiveMemory.attend` share."""
 

@@ -28,6 +28,8 @@ from .signature import (
     SCORES,
     SCORES_BACKWARD,
     SCORES_JVP,
+    SPARSE_BACKWARD,
+    SPARSE_FORWARD,
     Operator,
     Signature,
     Values,
@@ -73,13 +75,28 @@ def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
     return forward, scores
 
 
-def _forward_gradient(backward: Operator) -> Operator:
-    """Return the derivative of ops.forward."""
-    options = FORWARD.names[len(FORWARD.tensors) :]
-    order = BACKWARD.places_in(
-        (*plain.OUTER, *FORWARD.tensors, *FORWARD.results, *options, "wanted")
+def differentiable_over_edges(ops: SimpleNamespace) -> Operator:
+    """Return ops.sparse_forward with derivatives, as `differentiable` does."""
+    backward = _function(
+        ops.sparse_backward, plain.sparse_backward, SPARSE_BACKWARD, None, _sparse_gradient
     )
-    weights_exist, bits = options.index("return_weights"), _bits(FORWARD)
+    return _function(
+        ops.sparse_forward,
+        plain.sparse_forward,
+        SPARSE_FORWARD,
+        len(SPARSE_FORWARD.leaves),
+        _forward_gradient(backward, SPARSE_FORWARD, SPARSE_BACKWARD),
+        keep_outputs=True,
+    )
+
+
+def _forward_gradient(
+    backward: Operator, of: Signature = FORWARD, back: Signature = BACKWARD
+) -> Operator:
+    """Return the derivative of an operator `of`, by the operator `back`."""
+    options = of.names[len(of.tensors) :]
+    order = back.places_in((*plain.OUTER, *of.tensors, *of.results, *options, "wanted"))
+    weights_exist, bits = options.index("return_weights"), _bits(of)
 
     def gradient(ctx: Any, dc: Any, dlse: Any, da: Any) -> Any:
         if dc is None and dlse is None and da is None:
@@ -280,6 +297,13 @@ def _backward_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     call = BACKWARD.named((*ctx.saved_tensors, *ctx.options))
     second = _second_vjp(*plain.of_attention(call), grads)
     return tuple(_fitting(second, name, call) for name in BACKWARD.names)
+
+
+def _sparse_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the derivative of ops.sparse_backward."""
+    call = SPARSE_BACKWARD.named((*ctx.saved_tensors, *ctx.options))
+    second = _second_vjp(*plain.of_edges(call), grads)
+    return tuple(_fitting(second, name, call) for name in SPARSE_BACKWARD.names)
 
 
 def _scores_backward_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

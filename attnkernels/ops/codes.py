@@ -52,6 +52,7 @@ def find_activation(code: int) -> Activation:
 # order even if that costs time. A gradient that is not wanted has no elements.
 QUERY, KEY, WEIGHT, VALUE, MASK = 1, 2, 4, 8, 16
 DETERMINISTIC = 32
+EDGE_KEY, EDGE_BIAS = 64, 128
 
 STEP_QUERIES = 4  # a call with at most this many queries is a decoder's step; others run in tiles
 PANEL = 32  # keys per panel of prepared keys

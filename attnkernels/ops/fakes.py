@@ -1,17 +1,30 @@
 """Shapes and dtypes of the operators' results, for tracing and for meta tensors.
 
 Results are in the dtype of the arithmetic. A gradient has the shape of its input, and those of
-query, key and value its dtype too. A result that is not wanted has no elements.
+query, key and value its dtype too. A result that is not wanted has no elements. Results over edges
+lie by row.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .codes import KEY, LANE, MASK, PANEL, QUERY, VALUE, WEIGHT, find_activation
-from .shapes import accumulate_dtype, leading_shape
+from .codes import (
+    EDGE_BIAS,
+    EDGE_KEY,
+    KEY,
+    LANE,
+    MASK,
+    PANEL,
+    QUERY,
+    VALUE,
+    WEIGHT,
+    find_activation,
+)
+from .shapes import accumulate_dtype, by_row, leading_shape
 from .signature import SIGNATURES, Operator
 
 
@@ -21,7 +34,8 @@ def fake(name: str) -> Operator:
 
     def call(*args: Any) -> Any:
         named = signature.named(args)
-        find_activation(named["activation"])
+        if "activation" in named:
+            find_activation(named["activation"])
         return compute(**named)
 
     return call
@@ -86,6 +100,76 @@ def _scores_jvp(**named: Any) -> tuple[Tensor, Tensor]:
     return _scores(**named), _scores(**named)
 
 
+def _sparse_forward(
+    *,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    source: Tensor,
+    return_weights: bool,
+    **others: Any,
+) -> tuple[Tensor, ...]:
+    lead = _edge_lead(query, key, value, **others)
+    n, dv = query.shape[-2], (key if value is None else value).shape[-1]
+    acc, count = accumulate_dtype(query.dtype), source.shape[0]
+    return (
+        by_row(query, (*lead, n, dv), 2, acc),
+        by_row(query, (*lead, n), 1, acc),
+        by_row(query, (*lead, count), 1, acc) if return_weights else _new(query, 0),
+    )
+
+
+def _sparse_backward(
+    *,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    weight: Tensor,
+    edge_key: Tensor | None,
+    edge_bias: Tensor | None,
+    wanted: int,
+    **_: Any,
+) -> tuple[Tensor, ...]:
+    _edge_lead(query, key, value, weight, edge_key, edge_bias)
+
+    def gradient(x: Tensor | None, bit: int) -> Tensor:
+        return by_row(x, x.shape, 2) if x is not None and wanted & bit else query.new_empty(0)
+
+    found = wanted & EDGE_BIAS and edge_bias is not None
+    acc = accumulate_dtype(query.dtype)
+    return (
+        gradient(query, QUERY),
+        gradient(key, KEY),
+        gradient(value, VALUE),
+        _new(query, *weight.shape if wanted & WEIGHT else (0,)),
+        gradient(edge_key, EDGE_KEY),
+        by_row(edge_bias, edge_bias.shape, 1, acc) if found else _new(query, 0),
+    )
+
+
+def _edge_lead(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    weight: Tensor,
+    edge_key: Tensor | None,
+    edge_bias: Tensor | None,
+    **_: Any,
+) -> tuple[int, ...]:
+    return _lead(
+        query,
+        key,
+        weight,
+        () if value is None else value.shape[:-2],
+        () if edge_key is None else edge_key.shape[:-2],
+        () if edge_bias is None else edge_bias.shape[:-1],
+    )
+
+
+def _sort_edges(*, ends: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    return ends.new_empty(nodes + 1), torch.empty_like(ends)
+
+
 _FAKES: dict[str, Operator] = {
     "forward": _forward,
     "backward": _backward,
@@ -94,6 +178,9 @@ _FAKES: dict[str, Operator] = {
     "pack_keys": _pack_keys,
     "forward_jvp": _forward_jvp,
     "scores_jvp": _scores_jvp,
+    "sparse_forward": _sparse_forward,
+    "sparse_backward": _sparse_backward,
+    "sort_edges": _sort_edges,
 }
 
 

@@ -17,7 +17,7 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wr
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
-from . import formula
+from . import edge_formula, formula
 from .codes import find_activation
 from .shapes import accumulate_dtype
 from .signature import (
@@ -27,7 +27,10 @@ from .signature import (
     SCORES,
     SCORES_BACKWARD,
     SCORES_JVP,
+    SPARSE_BACKWARD,
+    SPARSE_FORWARD,
     TANGENT,
+    EdgeOptions,
     Operator,
     Options,
     Signature,
@@ -131,6 +134,38 @@ def scores_backward(*args: Any) -> tuple[Tensor | None, ...]:
     return _first(SCORES_BACKWARD, *of_scores(SCORES_BACKWARD.named(args)))
 
 
+def sparse_forward(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the results of ops.sparse_forward, as `forward` does."""
+    call = SPARSE_FORWARD.named(args)
+    inputs = call["query"], call["key"], call["value"], call["weight"]
+    context, weights, lse = edge_formula.attention(*inputs, options=_edge_options(call))
+    return context, lse, weights
+
+
+def sparse_backward(*args: Any) -> tuple[Tensor | None, ...]:
+    """Return the gradients of ops.sparse_backward, as `backward` does."""
+    return _first(SPARSE_BACKWARD, *of_edges(SPARSE_BACKWARD.named(args)))
+
+
+def of_edges(call: Call) -> tuple[Outputs, Tensors, Tensors]:
+    """Return what ops.sparse_backward differentiates, as `of_attention` does."""
+    cotangents = {name: g for name in OUTER if (g := call[name]) is not None}
+    options = _edge_options(call)._replace(return_weights="grad_weights" in cotangents)
+
+    def outputs(
+        value: Tensor | None = None,
+        edge_key: Tensor | None = None,
+        edge_bias: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> tuple[Tensor, ...]:
+        of_edges = options._replace(edge_key=edge_key, edge_bias=edge_bias)
+        context, weights, lse = edge_formula.attention(value=value, **inputs, options=of_edges)
+        found: dict[str, Any] = {"context": context, "weights": weights, "lse": lse}
+        return tuple(found[OUTER[name]] for name in cotangents)
+
+    return outputs, _primals(call, SPARSE_FORWARD), cotangents
+
+
 def of_attention(call: Call) -> tuple[Outputs, Tensors, Tensors]:
     """Return what ops.backward differentiates: the outputs, their primals, their cotangents.
 
@@ -193,6 +228,11 @@ def _options(call: Call) -> Options:
     """Return the options of an operator's arguments."""
     given = {name: call[name] for name in Options._fields if name in call}
     return Options(**{**given, "activation": find_activation(call["activation"]).name})
+
+
+def _edge_options(call: Call) -> EdgeOptions:
+    given = {name: call[name] for name in EdgeOptions._fields if name in call}
+    return EdgeOptions(**{**given, "activation": find_activation(call["activation"]).name})
 
 
 def _primals(call: Call, signature: Signature) -> Tensors:

@@ -38,6 +38,22 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(result)
 
 
+def by_row(
+    like: Tensor, shape: tuple[int, ...], trailing: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return an empty tensor of `shape`, whose last `trailing` dimensions are rows, lying by row.
+
+    In memory the last leading dimension, usually that of heads, is inside of the rows, as in graph
+    libraries' (nodes, heads, channels). Without leading dimensions the tensor is contiguous.
+    """
+    inner = len(shape) - trailing  # the place of the rows, after the leading dimensions
+    if inner == 0:
+        return like.new_empty(shape, dtype=dtype)
+    lying = list(shape)
+    lying[inner - 1], lying[inner] = lying[inner], lying[inner - 1]
+    return like.new_empty(lying, dtype=dtype).transpose(inner - 1, inner)
+
+
 def present_keys(key_lengths: Tensor, m: int) -> Tensor:
     """Return bool (*lengths, m): True for keys before the end of their sequence."""
     return torch.arange(m, device=key_lengths.device) < key_lengths.unsqueeze(-1)

@@ -50,6 +50,33 @@ class Options(NamedTuple):
         return tuple.__new__(Options, self[:5] + (seed,) + self[6:])
 
 
+class EdgeOptions(NamedTuple):
+    """All arguments of attention over edges besides query, key, value and weight.
+
+    Its order is that of the arguments of `SPARSE_FORWARD`, where the activation is a code.
+
+    Attributes:
+        edge_key, edge_bias: see `attnkernels.additive_attention_sparse`.
+        target_begin, source, order, source_begin, target, place: see `attnkernels.Edges`.
+        seed, dropout_p, activation, negative_slope, scale, return_weights: as in `Options`.
+    """
+
+    edge_key: Tensor | None
+    edge_bias: Tensor | None
+    target_begin: Tensor
+    source: Tensor
+    order: Tensor
+    source_begin: Tensor
+    target: Tensor
+    place: Tensor
+    seed: Tensor | None = None
+    dropout_p: float = 0.0
+    activation: codes.ActivationName = "leaky_relu"
+    negative_slope: float = 0.2
+    scale: float = 1.0
+    return_weights: bool = False
+
+
 def scoring_options(
     activation: codes.ActivationName,
     negative_slope: float,
@@ -197,6 +224,42 @@ SCORES_JVP = Signature(
     (*map(_tangent, (_QUERY, _KEY, _WEIGHT)), *SCORES.arguments),
     ("scores", "scores" + TANGENT),
 )
+# Attention over edges; without a value, the keys are the values. An argument that wants a gradient
+# has the whole leading shape.
+_SPARSE_INPUTS = (
+    _QUERY,
+    _KEY,
+    Argument("value", "Tensor?", trailing=2, wanted=codes.VALUE),
+    _WEIGHT,
+    Argument("edge_key", "Tensor?", trailing=2, wanted=codes.EDGE_KEY),
+    Argument("edge_bias", "Tensor?", trailing=1, wanted=codes.EDGE_BIAS),
+    Argument("target_begin", shared=True),
+    Argument("source", shared=True),
+    Argument("order", shared=True),
+    Argument("source_begin", shared=True),
+    Argument("target", shared=True),
+    Argument("place", shared=True),
+)
+_SPARSE_OPTIONS = (Argument("dropout_p", "float"), *_SCORING)
+SPARSE_FORWARD = Signature(
+    (*_SPARSE_INPUTS, _SEED, *_SPARSE_OPTIONS, Argument("return_weights", "bool")),
+    FORWARD.results,
+)
+SPARSE_BACKWARD = Signature(
+    (
+        *BACKWARD.arguments[:3],
+        *_SPARSE_INPUTS,
+        _SEED,
+        Argument("context", whole=True),
+        Argument("lse", whole=True),
+        Argument("weights", whole=True),
+        *_SPARSE_OPTIONS,
+        _WANTED,
+    ),
+    [each.name for each in _SPARSE_INPUTS if each.wanted],
+)
+# Where the edges of each node begin, and their places, if they are sorted by `ends`.
+SORT_EDGES = Signature((Argument("ends", shared=True), Argument("nodes", "int")), ("begin", "order"))
 PACK_KEYS = Signature((_KEY, _ACTIVATION), ("packed_key",))
 
 SIGNATURES = {
@@ -207,4 +270,7 @@ SIGNATURES = {
     "pack_keys": PACK_KEYS,
     "forward_jvp": FORWARD_JVP,
     "scores_jvp": SCORES_JVP,
+    "sparse_forward": SPARSE_FORWARD,
+    "sparse_backward": SPARSE_BACKWARD,
+    "sort_edges": SORT_EDGES,
 }

@@ -19,7 +19,8 @@ def rule(name: str, op: Operator) -> Operator:
     whole = signature.places("whole")
     gradients = _gradients(signature)
 
-    first = next(place for place, _ in broadcast if signature.arguments[place].type == "Tensor")
+    needed = (place for place, _ in broadcast if signature.arguments[place].type == "Tensor")
+    first = next(needed, None)
     pairs, seed = signature.pairs(), None
     if pairs and "seed" in signature.names:
         seed = signature.place("seed")
@@ -101,7 +102,7 @@ def _mapped(size: int, dims: Dims, args: Values, which: tuple[int, ...]) -> tupl
 
 
 def _leading(
-    size: int, dims: Dims, args: Values, broadcast: tuple[tuple[int, int], ...], first: int
+    size: int, dims: Dims, args: Values, broadcast: tuple[tuple[int, int], ...], first: int | None
 ) -> list[Any]:
     """Return `args` with the mapped dimension as the first leading one.
 

@@ -12,7 +12,9 @@ enum Wanted : int64_t {
   kWeight = 4,
   kValue = 8,
   kMask = 16,
-  kDeterministic = 32
+  kDeterministic = 32,
+  kEdgeKey = 64,
+  kEdgeBias = 128
 };
 
 // A call with at most this many queries is a decoder step.

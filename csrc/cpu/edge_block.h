@@ -1,14 +1,12 @@
 // A block of edges of one node: up to kEdges rows at their other ends, against the node's own row,
 // for a group of heads. Between the passes over a block its rows are in the first-level cache.
 #pragma once
-#include "edges.h"
-#include "forms.h"
+#include "node_tasks.h"
 #include "pair_sums.h"
 #include "philox.h"
-#include "rows.h"
-#include "score.h"
 #include "scratch.h"
 #include "sweep.h"
+#include "weight.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
@@ -115,6 +113,25 @@ inline void drop_edges(const Dropout& dropout, int64_t head, int64_t first, int6
   std::fill(kept, kept + before + count, T(1));
   drop_row(kept, dropout.p, dropout.seed, head, 0, aligned, before + count);
   for (int64_t e = 0; e < count; e++) out[e] *= kept[before + e];
+}
+
+// The score bias of an edge, by its place in the caller's order.
+template <class T, class S>
+C10_ALWAYS_INLINE T bias_at(const Matrix& bias, int64_t edge) {
+  return static_cast<T>(static_cast<const S*>(bias.data)[edge * bias.col]);
+}
+
+template <class T, class S>
+C10_ALWAYS_INLINE bool is_excluded(const Matrix& bias, int64_t edge) {
+  return bias_at<T, S>(bias, edge) == -std::numeric_limits<T>::infinity();
+}
+
+// Add the biases of a block to its scores. A bias of -inf excludes an edge, whatever its key holds.
+template <class T, class S>
+inline void add_biases(const Matrix& bias, const int64_t* edge, int64_t count, T* s) {
+  for (int64_t e = 0; e < count; e++)
+    s[e] = is_excluded<T, S>(bias, edge[e]) ? -std::numeric_limits<T>::infinity()
+                                            : s[e] + bias_at<T, S>(bias, edge[e]);
 }
 
 // Copy rows k + g of the block, (heads, kEdges, width), for keys that edges add to.

@@ -25,7 +25,7 @@ class EdgeForwardPass {
     if (tasks_.splits.empty()) return;
     host_.run(static_cast<int64_t>(tasks_.splits.size()) * p_.head_count,
               [&](int64_t k, int64_t) { merge(tasks_.splits[k / p_.head_count], k % p_.head_count); });
-    if (p_.weights)
+    if (p_.weights.data)
       host_.run(static_cast<int64_t>(tasks_.ranges.size()) * p_.head_count,
                 [&](int64_t k, int64_t) {
                   const NodeRange& r = tasks_.ranges[k / p_.head_count];
@@ -64,13 +64,12 @@ class EdgeForwardPass {
 
   void range(const NodeRange& r, const HeadGroup& g, const Memory& mine) const {
     for (int64_t i = r.begin; i < r.end; i++) {
-      const int64_t first = r.part < 0 ? p_.by_target.begin[i] : r.first_edge,
-                    last = r.part < 0 ? p_.by_target.begin[i + 1] : r.last_edge;
+      const auto [first, last] = edges_of(r, p_.by_target, i);
       T* states = r.part < 0 ? mine.state : part_at(r.part, g.first);
       node(i, first, last, g, mine, states);
       for (int64_t h = 0; h < g.count && r.part < 0; h++) {
         finish(i, g.first + h, state_at(states, h));
-        if (p_.weights) finish_weights(i, first, last, g.first + h);
+        if (p_.weights.data) finish_weights(i, first, last, g.first + h);
       }
     }
   }
@@ -126,18 +125,21 @@ class EdgeForwardPass {
     const Matrix& bias = p_.heads[head].edge_bias;
     for (int64_t e = 0; e < kEdges; e += kLanes<T>)
       fmadd(load(s + e), Vec<T>(weights_.factor[head]), Vec<T>(weights_.offset[head])).store(s + e);
-    if (bias.data)
-      for (int64_t e = 0; e < count; e++)
-        s[e] += static_cast<T>(static_cast<const S*>(bias.data)[a.edge[first + e] * bias.row]);
+    if (bias.data) add_biases<T, S>(bias, a.edge + first, count, s);
     std::fill(s + count, s + kEdges, -std::numeric_limits<T>::infinity());
-    if (p_.weights)
-      for (int64_t e = 0; e < count; e++) p_.weights[head * p_.edges + a.edge[first + e]] = s[e];
+    if (p_.weights.data)
+      for (int64_t e = 0; e < count; e++) *p_.weights.at(head, a.edge[first + e]) = s[e];
     const T alpha = softmax_row(s, kEdges, state[0], state[1]);
     if (p_.dropout.p > 0) drop_edges(p_.dropout, head, first, count, s);
     const Matrix& value = values(head);
     const S* rows[kEdges];
-    for (int64_t e = 0; e < count; e++) rows[e] = row_at<S>(value, a.other[first + e]);
-    add_values(s, rows, count, alpha, state + 2);
+    int64_t live = 0;
+    for (int64_t e = 0; e < count; e++) {
+      if (bias.data && is_excluded<T, S>(bias, a.edge[first + e])) continue;  // 0 * NaN is NaN
+      s[live] = s[e];
+      rows[live++] = row_at<S>(value, a.other[first + e]);
+    }
+    add_values(s, rows, live, alpha, state + 2);
   }
 
   // context <- alpha context + sum_e s[e] rows[e], a few vectors of columns at a time.
@@ -167,7 +169,7 @@ class EdgeForwardPass {
     const T total = state[1], scale = total == 0 ? T(0) : T(1) / total;
     T* out = p_.context.at(head, i);
     for (int64_t c = 0; c < p_.dv; c++) out[c] = state[2 + c] * scale;
-    p_.lse[head * p_.n + i] =
+    *p_.lse.at(head, i) =
         total == 0 ? -std::numeric_limits<T>::infinity() : state[0] + std::log(total);
   }
 
@@ -187,18 +189,17 @@ class EdgeForwardPass {
 
   // Turn raw scores into weights in place: exp(s - lse), with dropout.
   void finish_weights(int64_t i, int64_t first, int64_t last, int64_t head) const {
-    const T lse = p_.lse[head * p_.n + i];
-    T* out = p_.weights + head * p_.edges;
+    const T lse = *p_.lse.at(head, i);
     for (int64_t b = first; b < last; b += kEdges) {
       const int64_t count = std::min(kEdges, last - b);
       const int64_t* edge = p_.by_target.edge + b;
       T s[kEdges] = {};
-      for (int64_t e = 0; e < count; e++) s[e] = out[edge[e]];
+      for (int64_t e = 0; e < count; e++) s[e] = *p_.weights.at(head, edge[e]);
       for (int64_t e = 0; e < kEdges; e += kLanes<T>)
         exp_weight(load(s + e) - Vec<T>(lse)).store(s + e);
       if (p_.dropout.p > 0) drop_edges(p_.dropout, head, b, count, s);
       for (int64_t e = 0; e < count; e++)
-        out[edge[e]] = lse == -std::numeric_limits<T>::infinity() ? T(0) : s[e];
+        *p_.weights.at(head, edge[e]) = lse == -std::numeric_limits<T>::infinity() ? T(0) : s[e];
     }
   }
 

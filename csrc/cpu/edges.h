@@ -1,10 +1,6 @@
-// Attention over edges: the arguments of its CPU kernels, and how nodes are divided between tasks.
+// Attention over edges: the arguments of its CPU kernels.
 #pragma once
-#include <algorithm>
-#include <vector>
-
-#include "problem.h"
-#include "vec.h"
+#include "cpu/problem.h"
 
 namespace attnkernels::cpu {
 
@@ -46,9 +42,8 @@ struct EdgeProblem {
 
 template <class T>
 struct EdgeForward : EdgeProblem {
-  HeadRows<T> context;  // of dv columns
-  T* lse;               // (head_count, n)
-  T* weights;           // (head_count, edges) in the caller's order, or null
+  HeadRows<T> context, lse;  // of dv columns, of one
+  HeadRows<T> weights;       // a row per edge in the caller's order; data null: not wanted
 };
 
 // A gradient in its own dtype; data null: not wanted.
@@ -59,66 +54,24 @@ struct HeadGradient {
 
 template <class T>
 struct EdgeBackward : EdgeProblem {
-  HeadRows<const T> context, grad_context;     // grad_context.data may be null, as may those below
-  const T *lse, *weights;                      // as the forward returned them
-  const T *grad_lse, *grad_weights;            // as `lse` and `weights`
-  HeadGradient grad_query, grad_key, grad_value;
-  T *grad_weight, *grad_edge_key, *grad_edge_bias;  // (heads, d), (heads, edges, d), (heads, edges)
+  HeadRows<const T> context, lse, weights;                 // as the forward returned them
+  HeadRows<const T> grad_context, grad_lse, grad_weights;  // data null: zero
+  HeadGradient grad_query, grad_key, grad_value, grad_edge_key;
+  T* grad_weight;              // (heads, d), or null
+  HeadRows<T> grad_edge_bias;  // data null: not wanted
 };
 
-inline namespace CPU_CAPABILITY {
-
-constexpr int64_t kTaskEdges = 2048;  // about the edges of a task
-
-// Nodes begin .. end with all their edges; or a part of the edges of one node, which is merged with
-// the others of that node from slot `part`.
-struct NodeRange {
-  int64_t begin, end, first_edge, last_edge, part;
+template <class T>
+struct EdgeTable {
+  void (*forward)(const EdgeForward<T>&, const Host&);
+  void (*backward)(const EdgeBackward<T>&, const Host&);
 };
 
-// A node whose edges are shared by tasks: slots part .. part + count.
-struct SplitNode {
-  int64_t node, part, count;
+struct EdgeKernels {
+  EdgeTable<float> f32;
+  EdgeTable<double> f64;
 };
 
-// Divide nodes by edges, since degrees differ by orders of magnitude. The division does not depend
-// on the number of threads, and neither does the result.
-struct NodeTasks {
-  std::vector<NodeRange> ranges;
-  std::vector<SplitNode> splits;
-  int64_t parts = 0;
+const EdgeKernels& edge_kernels();  // as `kernels`
 
-  explicit NodeTasks(const Adjacency& a) {
-    int64_t first = 0, work = 0;
-    auto close = [&](int64_t end) {
-      if (end > first) ranges.push_back({first, end, a.begin[first], a.begin[end], -1});
-      first = end;
-      work = 0;
-    };
-    for (int64_t i = 0; i < a.nodes; i++) {
-      const int64_t degree = a.begin[i + 1] - a.begin[i];
-      if (degree > 2 * kTaskEdges) {
-        close(i);
-        split(i, a.begin[i], degree);
-        first = i + 1;
-        continue;
-      }
-      work += degree + 1;
-      if (work >= kTaskEdges) close(i + 1);
-    }
-    close(a.nodes);
-  }
-
- private:
-  void split(int64_t node, int64_t begin, int64_t degree) {
-    const int64_t count = (degree + kTaskEdges - 1) / kTaskEdges;
-    splits.push_back({node, parts, count});
-    for (int64_t k = 0; k < count; k++)
-      ranges.push_back({node, node + 1, begin + degree * k / count,
-                        begin + degree * (k + 1) / count, parts + k});
-    parts += count;
-  }
-};
-
-}  // namespace CPU_CAPABILITY
 }  // namespace attnkernels::cpu

@@ -4,13 +4,15 @@
 
 #include <string>
 
-#include "problem.h"
+#include "edges.h"
 
 namespace attnkernels::cpu {
 
 extern const Kernels kernels_DEFAULT;
+extern const EdgeKernels edge_kernels_DEFAULT;
 #if defined(__x86_64__)
 extern const Kernels kernels_AVX2, kernels_AVX512;
+extern const EdgeKernels edge_kernels_AVX2, edge_kernels_AVX512;
 #endif
 
 const Kernels& kernels() {
@@ -23,6 +25,14 @@ const Kernels& kernels() {
     return kernels_DEFAULT;
   }();
   return chosen;
+}
+
+const EdgeKernels& edge_kernels() {
+#if defined(__x86_64__)
+  if (&kernels() == &kernels_AVX512) return edge_kernels_AVX512;
+  if (&kernels() == &kernels_AVX2) return edge_kernels_AVX2;
+#endif
+  return edge_kernels_DEFAULT;
 }
 
 }  // namespace attnkernels::cpu

@@ -42,6 +42,17 @@ using Tensors3 = std::tuple<Tensor, Tensor, Tensor>;
 using Tensors5 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Tensors6 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+// Call f. Where the lists of its tasks do not fit in memory, say so as for tensors.
+template <class F>
+auto naming_memory(const F& f) {
+  try {
+    return f();
+  } catch (const std::bad_alloc&) {
+    throw std::runtime_error("attnkernels: the list of tasks must fit in memory, got too many");
+  }
+}
+inline const Tensor* given(const Maybe& t) { return t ? &*t : nullptr; }
+
 // Device::forward(arguments, return_weights), Device::scores(arguments),
 // Device::scores_backward(arguments, grad, wanted) and Device::backward(arguments, outputs,
 // wanted). A device with forward-mode derivatives has Device::forward_jvp(arguments, tangents,
@@ -154,17 +165,6 @@ struct Operators {
     m.impl("native_scores_backward", TORCH_BOX(&scores_backward));
   }
 
- private:
-  // Call f. Where the lists of its tasks do not fit in memory, say so as for tensors.
-  template <class F>
-  static auto naming_memory(const F& f) {
-    try {
-      return f();
-    } catch (const std::bad_alloc&) {
-      throw std::runtime_error("attnkernels: the list of tasks must fit in memory, got too many");
-    }
-  }
-  static const Tensor* given(const Maybe& t) { return t ? &*t : nullptr; }
 };
 
 }  // namespace attnkernels

@@ -23,7 +23,8 @@ inline std::string text_of(const Sizes& sizes) {
 }
 
 inline int64_t bytes_of(ScalarType type) {
-  return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+  if (type == ScalarType::Double || type == ScalarType::Long) return 8;
+  return type == ScalarType::Float ? 4 : 2;
 }
 
 // A number of bytes in three digits, such as "4.00 TB".
@@ -42,6 +43,7 @@ inline std::string text_of_bytes(double bytes) {
   const char* dtype = type == ScalarType::Double     ? "float64"
                       : type == ScalarType::BFloat16 ? "bfloat16"
                       : type == ScalarType::Half     ? "float16"
+                      : type == ScalarType::Long     ? "int64"
                                                      : "float32";
   double bytes = static_cast<double>(bytes_of(type));
   for (int64_t size : sizes) bytes *= static_cast<double>(size);
@@ -49,16 +51,22 @@ inline std::string text_of_bytes(double bytes) {
                            text_of(sizes) + " of " + dtype + ", " + text_of_bytes(bytes));
 }
 
-// A contiguous tensor on the device of `on`; errors call it `name`. It comes directly from the C
-// interface, since new_empty would take a microsecond in the dispatcher, which matters for small
-// calls.
-inline Tensor empty(const Tensor& on, const Sizes& sizes, ScalarType type, const char* name) {
+inline Sizes contiguous_strides(const Sizes& sizes) {
   Sizes strides(sizes.size());
   int64_t step = 1;
   for (size_t k = sizes.size(); k-- > 0; step *= std::max<int64_t>(1, sizes[k])) strides[k] = step;
+  return strides;
+}
+
+// A tensor without gaps on the device of `on`; errors call it `name`. It comes directly from the C
+// interface, since new_empty would take a microsecond in the dispatcher, which matters for small
+// calls.
+inline Tensor empty_strided(const Tensor& on, const Sizes& sizes, const Sizes& strides,
+                            ScalarType type, const char* name) {
   const int32_t dtype = type == ScalarType::Double     ? aoti_torch_dtype_float64()
                         : type == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
                         : type == ScalarType::Half     ? aoti_torch_dtype_float16()
+                        : type == ScalarType::Long     ? aoti_torch_dtype_int64()
                                                        : aoti_torch_dtype_float32();
   int32_t device = 0, index = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device));
@@ -72,6 +80,9 @@ inline Tensor empty(const Tensor& on, const Sizes& sizes, ScalarType type, const
   if (result.numel()) std::memset(result.mutable_data_ptr(), 0xff, result.numel() * bytes_of(type));
 #endif
   return result;
+}
+inline Tensor empty(const Tensor& on, const Sizes& sizes, ScalarType type, const char* name) {
+  return empty_strided(on, sizes, contiguous_strides(sizes), type, name);
 }
 inline Tensor empty(const Tensor& on, const Sizes& sizes, const char* name) {
   return empty(on, sizes, accumulator(on), name);

@@ -40,6 +40,20 @@ inline void define_operators(torch::stable::detail::StableLibrary& m) {
       "native_scores_jvp(Tensor? query_tangent, Tensor? key_tangent, Tensor? weight_tangent, "
       "Tensor query, Tensor key, Tensor weight, int activation, float negative_slope, float "
       "scale) -> (Tensor scores, Tensor scores_tangent)");
+  m.def(
+      "native_sparse_forward(Tensor query, Tensor key, Tensor? value, Tensor weight, Tensor? "
+      "edge_key, Tensor? edge_bias, Tensor target_begin, Tensor source, Tensor order, Tensor "
+      "source_begin, Tensor target, Tensor place, Tensor? seed, float dropout_p, int activation, "
+      "float negative_slope, float scale, bool return_weights) -> (Tensor context, Tensor lse, "
+      "Tensor weights)");
+  m.def(
+      "native_sparse_backward(Tensor? grad_context, Tensor? grad_lse, Tensor? grad_weights, "
+      "Tensor query, Tensor key, Tensor? value, Tensor weight, Tensor? edge_key, Tensor? "
+      "edge_bias, Tensor target_begin, Tensor source, Tensor order, Tensor source_begin, Tensor "
+      "target, Tensor place, Tensor? seed, Tensor context, Tensor lse, Tensor weights, float "
+      "dropout_p, int activation, float negative_slope, float scale, int wanted) -> (Tensor "
+      "query, Tensor key, Tensor value, Tensor weight, Tensor edge_key, Tensor edge_bias)");
+  m.def("native_sort_edges(Tensor ends, int nodes) -> (Tensor begin, Tensor order)");
   m.def("native_isa() -> str");
   m.def("native_watch(int ensure_gil, int release_gil, int check, int main_thread) -> bool");
 }
