@@ -17,8 +17,7 @@ class Fused:
 
     def __init__(self, ops: SimpleNamespace) -> None:
         self._forward, self._scores = differentiable(ops)
-        if hasattr(ops, "sparse_forward"):
-            self._over_edges = differentiable_over_edges(ops)
+        self._over_edges = differentiable_over_edges(ops)
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options

@@ -28,9 +28,12 @@ _MODULES = {
     "scores_backward": "host.backward",
     "forward_jvp": "host.jvp",
     "scores_jvp": "host.jvp",
+    "sparse_forward": "host.edge_forward",
+    "sparse_backward": "host.edge_backward",
 }
 _fused = Fused(define(NAME, *_MODULES))
 attention, scores = _fused.attention, _fused.scores
+attention_over_edges = _fused.attention_over_edges
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 _missing = find_spec("triton") is None
 
@@ -38,8 +41,9 @@ _missing = find_spec("triton") is None
 def _implementation(name: str) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         module = import_module(f".{_MODULES[name]}", __package__)
-        signature = SIGNATURES[name]
-        return folded(getattr(module, name), signature, signature.named(args))
+        signature, function = SIGNATURES[name], getattr(module, name)
+        given = signature.named(args)
+        return function(**given) if "source" in given else folded(function, signature, given)
 
     return call
 

@@ -107,6 +107,28 @@ def pointwise_with_slope(x, negative_slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def activated(x, negative_slope, ACTIVATION: tl.constexpr, TARGET: tl.constexpr):
+    """Return f(x) of (E1)."""
+    if is_logistic(ACTIVATION):
+        return 1.0 - span(ACTIVATION) * reciprocal(1.0 + exp_sum(x, ACTIVATION), TARGET)
+    else:
+        return pointwise(x, negative_slope, ACTIVATION)
+
+
+@triton.jit
+def activated_with_slope(x, negative_slope, ACTIVATION: tl.constexpr, TARGET: tl.constexpr):
+    """Return (f(x), f'(x)) of (E1), where a NaN need not reach f'."""
+    if is_logistic(ACTIVATION):
+        r = reciprocal(1.0 + exp_sum(x, ACTIVATION), TARGET)
+        return 1.0 - span(ACTIVATION) * r, span(ACTIVATION) * gain(ACTIVATION) * (r - r * r)
+    elif ACTIVATION == RELU:
+        return pointwise(x, negative_slope, ACTIVATION), tl.where(x > 0, 1.0, 0.0)
+    else:
+        slope = tl.where(x > 0, 1.0, negative_slope)
+        return pointwise(x, negative_slope, ACTIVATION), slope
+
+
+@triton.jit
 def two(pointer):
     """Return two neighbouring float32, loaded as the 64-bit number at `pointer`."""
     word = tl.load(pointer)

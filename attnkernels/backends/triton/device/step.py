@@ -9,24 +9,15 @@ import triton.language as tl
 from .delta import MOST, ROUNDING, centred
 from .mask import kept, mask_of, taking_part
 from .maths import (
+    activated,
     exp_sum,
     gain,
     is_logistic,
-    pointwise,
     pointwise_with_slope,
     reciprocal,
     span,
 )
 from .rows import ANY, length_of, matrix_of, program_index, vector_of, wide
-
-
-@triton.jit
-def _activation(x, negative_slope, ACTIVATION: tl.constexpr, TARGET: tl.constexpr):
-    """Return f(x) of (E1)."""
-    if is_logistic(ACTIVATION):
-        return 1.0 - span(ACTIVATION) * reciprocal(1.0 + exp_sum(x, ACTIVATION), TARGET)
-    else:
-        return pointwise(x, negative_slope, ACTIVATION)
 
 
 @triton.jit
@@ -58,7 +49,7 @@ def _scores(
         w = tl.load(weight_at + t.to(tl.int64) * weight.unit, mask=t < d, other=0.0).to(tl.float32)
         at = j[:, None] * key.row + t[None, :] * key.unit
         k = tl.load(key_at + at, mask=there, other=0.0).to(tl.float32)
-        s += w[None, :] * _activation(q[None, :] + k, negative_slope, ACTIVATION, TARGET)
+        s += w[None, :] * activated(q[None, :] + k, negative_slope, ACTIVATION, TARGET)
     return tl.sum(s, 1) * scale
 
 

@@ -62,7 +62,7 @@ class Call:
             "cu_seqlens_q": cu_seqlens_q,
             "cu_seqlens_k": cu_seqlens_k,
             "sequences": self.sequences,
-            "dropout": None if seed is None else _dropout(seed, dropout_p),
+            "dropout": None if seed is None else dropout_of(seed, dropout_p),
             "leads": self.leads,
             "n": self.n,
             "m": self.m,
@@ -221,7 +221,8 @@ def vector(x: Tensor | None, strides: Ints, unit: int = 1) -> Vector | None:
     return None if x is None else Vector(x, scaled(strides), unit)
 
 
-def _dropout(seed: Tensor, p: float) -> Dropout:
+def dropout_of(seed: Tensor, p: float) -> Dropout:
+    """Return the dropout of a call as kernels take it."""
     return Dropout(seed, SCALE.value * int(p * 2**32), 0.0 if p == 1 else 1 / (1 - p))
 
 

@@ -1,0 +1,242 @@
+"""Scores, online softmax and context of every target over its edges, (E1)-(E3)."""
+
+import triton
+import triton.language as tl
+
+from .edges import (
+    ANY_EDGES,
+    cut_node,
+    ends_from,
+    heads_of,
+    included,
+    inside_at,
+    numbers_at,
+    parts_of,
+    places_from,
+    put_numbers,
+    put_part,
+    put_row,
+    row_at,
+    rows_at,
+    share_of,
+    sums_of,
+    weights_at,
+)
+from .mask import kept
+from .maths import activated
+from .rows import matrix_of, program_index, vector_of, wide
+
+
+@triton.jit
+def _taken_in(highest, total, context, s, p, kept_p, u):
+    """Add exp(s) p to a running softmax [BH, BE], and exp(s) kept_p u to its context."""
+    new = tl.maximum(highest, s)
+    finite = tl.where(new == -float("inf"), 0.0, new)
+    alpha = tl.exp(highest - finite)
+    e = tl.exp(s - finite)
+    context = context * alpha[:, :, None] + (e * kept_p)[:, :, None] * u
+    return new, total * alpha + e * p, context
+
+
+@triton.jit
+def _together(highest, total, context):
+    """Return the softmax of all edges of a node, [BH], and its context, [BH, BV]."""
+    top = tl.max(highest, 1)
+    finite = tl.where(top == -float("inf"), 0.0, top)
+    unit = tl.exp(highest - finite[:, None])
+    return top, tl.sum(total * unit, 1), tl.sum(context * unit[:, :, None], 1)
+
+
+@triton.jit
+def _finish(context, lse, b, sizes, i, heads, dv, c0, top, total, sums):
+    """Store the context and the lse of a node: 0 and -inf if no edge takes part."""
+    divisor = tl.where(total == 0.0, 1.0, total)
+    at = matrix_of(b, sizes, context)
+    put_row(at, context.row, i, heads, dv, c0, sums / divisor[:, None])
+    if c0 == 0:
+        put_numbers(b, sizes, lse, i + tl.arange(0, 1), heads[:, None], (top + tl.log(total))[:, None])
+
+
+@triton.jit(do_not_specialize=ANY_EDGES)
+def edge_forward_kernel(
+    query,
+    key,
+    value,
+    weight,
+    edge_key,
+    edge_bias,
+    dropout,
+    sizes,
+    begin,
+    source,
+    order,
+    context,
+    lse,
+    scores,
+    part_context,
+    part_state,
+    n,
+    edges,
+    leads,
+    share,
+    head_blocks,
+    columns,
+    d,
+    dv,
+    scale,
+    negative_slope,
+    ACTIVATION: tl.constexpr,
+    BH: tl.constexpr,
+    BE: tl.constexpr,
+    BD: tl.constexpr,
+    BV: tl.constexpr,
+    WHOLE: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """Program (share of the targets, block of columns of the context, block of heads).
+
+    WHOLE: a block of columns has all of query and value. scores [leads, edges]: for the weights.
+    """
+    block, column, program = program_index(head_blocks, columns)
+    c0 = column * BV
+    b, heads = heads_of(block, leads, BH)
+    query_at = matrix_of(b, sizes, query)
+    key_at = matrix_of(b, sizes, key)
+    weight_at = vector_of(b, sizes, weight)
+    edge_key_at = key_at
+    if edge_key is not None:
+        edge_key_at = matrix_of(b, sizes, edge_key)
+    value_at = key_at
+    if value is not None:
+        value_at = matrix_of(b, sizes, value)
+    if WHOLE:
+        w = weights_at(weight_at, weight.unit, heads, d, 0, BD)
+
+    i, e, last, stop, cut = share_of(begin, n, edges, program, share)
+    nodes = ends_from(source, e, edges, BE)
+    while e + i < stop:
+        following = tl.load(begin + tl.minimum(i + 2, n))
+        end = tl.minimum(last, stop - i)
+        highest = tl.full((BH, BE), -float("inf"), tl.float32)
+        total = tl.zeros((BH, BE), tl.float32)
+        sums = tl.zeros((BH, BE, BV), tl.float32)
+        if WHOLE:
+            q = row_at(query_at, query.row, i, heads, d, 0, BD)
+        for e0 in range(e, end, BE):
+            at, live = places_from(e0, end, heads, BE)
+            ahead = ends_from(source, tl.minimum(e0 + BE, end), edges, BE)
+            edge = at
+            if (edge_key is not None) or (edge_bias is not None) or (scores is not None):
+                edge = tl.load(order + at, mask=at < end, other=0)
+            there = live
+            live, bias = included(edge_bias, b, sizes, edge, there)
+            if WHOLE:
+                x, u = inside_at(
+                    q, key_at, key, nodes, edge_key_at, edge_key, edge, live, edge_bias, d, 0, BD
+                )  # fmt: skip
+                s = tl.sum(w * activated(x, negative_slope, ACTIVATION, TARGET), 2)
+            else:
+                s = sums_of(
+                    query_at, query, i, key_at, key, nodes, edge_key_at, edge_key, edge, weight_at,
+                    weight, heads, live, edge_bias, d, negative_slope, ACTIVATION, BD, TARGET,
+                )  # fmt: skip
+            if value is not None:
+                u = rows_at(value_at, value.row, nodes, live, dv, c0, BV)
+            elif not WHOLE:
+                u = rows_at(key_at, key.row, nodes, live, dv, c0, BV)
+            s = tl.where(live, s * scale + bias, -float("inf"))
+            if scores is not None:
+                put_numbers(b, sizes, scores, edge, there & (column == 0), s)
+            kept_p = 1.0
+            if dropout is not None:
+                keep = kept(dropout, 0, at[None, :], b[:, None])
+                kept_p = tl.where(keep, dropout.keep_scale, 0.0)
+            highest, total, sums = _taken_in(highest, total, sums, s, 1.0, kept_p, u)
+            nodes = ahead
+        top, total_i, sums_i = _together(highest, total, sums)
+        if (i == cut) | (last + i >= stop):
+            place = 2 * wide(program) + tl.where(i == cut, 0, 1)
+            put_part(part_context, place, b, leads, heads, dv, c0, sums_i)
+            state = part_state + (place * leads + b) * 2
+            tl.store(state, top, mask=heads & (column == 0))
+            tl.store(state + 1, total_i, mask=heads & (column == 0))
+        else:
+            _finish(context, lse, b, sizes, i, heads, dv, c0, top, total_i, sums_i)
+        e = end
+        i += 1
+        last = following
+
+
+@triton.jit(do_not_specialize=ANY_EDGES)
+def edge_merge_kernel(
+    sizes,
+    begin,
+    context,
+    lse,
+    part_context,
+    part_state,
+    n,
+    leads,
+    share,
+    head_blocks,
+    columns,
+    dv,
+    BH: tl.constexpr,
+    BE: tl.constexpr,
+    BV: tl.constexpr,
+):
+    """Program (share, block of columns, block of heads): the target that is cut at its end."""
+    block, column, program = program_index(head_blocks, columns)
+    i, count = cut_node(begin, n, program, share)
+    if count == 0:
+        return
+    c0 = column * BV
+    b, heads = heads_of(block, leads, BH)
+    highest = tl.full((BH, BE), -float("inf"), tl.float32)
+    total = tl.zeros((BH, BE), tl.float32)
+    sums = tl.zeros((BH, BE, BV), tl.float32)
+    for first in range(0, count, BE):
+        _, there = places_from(first, count, heads, BE)
+        place = parts_of(program, first, BE)
+        state = part_state + (place[None, :] * leads + b[:, None]) * 2
+        s = tl.load(state, mask=there, other=-float("inf"))
+        p = tl.load(state + 1, mask=there, other=0.0)
+        base = part_context + b * wide(dv)
+        u = rows_at(base, wide(leads) * dv, place, there, dv, c0, BV)
+        highest, total, sums = _taken_in(highest, total, sums, s, p, 1.0, u)
+    top, total_i, sums_i = _together(highest, total, sums)
+    _finish(context, lse, b, sizes, i, heads, dv, c0, top, total_i, sums_i)
+
+
+@triton.jit(do_not_specialize=ANY_EDGES)
+def edge_weights_kernel(
+    sizes,
+    target,
+    place,
+    order,
+    scores,
+    lse,
+    dropout,
+    edges,
+    leads,
+    head_blocks,
+    BH: tl.constexpr,
+    BE: tl.constexpr,
+):
+    """Turn scores into weights in place, after dropout: program (block of edges, block of heads).
+
+    The edges are taken by source: that order comes with their targets.
+    """
+    block, _, program = program_index(head_blocks, 1)
+    b, heads = heads_of(block, leads, BH)
+    at, there = places_from(wide(program) * BE, edges, heads, BE)
+    i = tl.load(target + at, mask=at < edges, other=0)
+    by_target = tl.load(place + at, mask=at < edges, other=0)
+    edge = tl.load(order + by_target, mask=at < edges, other=0)
+    end = numbers_at(b, sizes, lse, i, there, 0.0)
+    end = tl.where(end == -float("inf"), 0.0, end)
+    a = tl.exp(numbers_at(b, sizes, scores, edge, there, 0.0) - end)
+    if dropout is not None:
+        keep = kept(dropout, 0, by_target[None, :], b[:, None])
+        a = tl.where(keep, a * dropout.keep_scale, 0.0)
+    put_numbers(b, sizes, scores, edge, there, a)

@@ -1,0 +1,267 @@
+"""Gradients over the edges of every target: of the scores, (E4), of queries and weights, (E5) and
+(E6), and of what edges have of their own.
+"""
+
+import triton
+import triton.language as tl
+
+from .edges import (
+    ANY_EDGES,
+    ends_from,
+    heads_of,
+    included,
+    inside_at,
+    numbers_at,
+    places_from,
+    put_numbers,
+    put_part,
+    put_row,
+    put_rows,
+    row_at,
+    rows_at,
+    share_of,
+    sums_of,
+    weights_at,
+)
+from .mask import kept
+from .maths import activated_with_slope
+from .rows import matrix_of, program_index, vector_of, wide
+
+# From this weight on an edge has all of its row, up to rounding: it moves nothing but lse.
+ALL = tl.constexpr(1 - 4 * 2.0**-23)
+EXCLUDED = tl.constexpr(-1.0)  # stands for the weight of an excluded edge
+
+
+@triton.jit
+def _moved_by(
+    dc, grad_at, grad_context, i, value_at, value, nodes, live, heads, dv, WHOLE: tl.constexpr,
+    B: tl.constexpr,
+):  # fmt: skip
+    """Return dc_i . u_j, [BH, BE], from dc if WHOLE."""
+    if WHOLE:
+        return tl.sum(dc * rows_at(value_at, value.row, nodes, live, dv, 0, B), 2)
+    else:
+        da = tl.zeros(live.shape, tl.float32)
+        for first in range(0, dv, B):
+            dc = row_at(grad_at, grad_context.row, i, heads, dv, first, B)
+            da += tl.sum(dc * rows_at(value_at, value.row, nodes, live, dv, first, B), 2)
+        return da
+
+
+@triton.jit
+def _of_target(b, sizes, outer, i, heads, dv, WHOLE: tl.constexpr, B: tl.constexpr):
+    """Return (dc_i if WHOLE; D_i of (E4) without dlse_i; dlse_i; lse_i, or 0 for -inf), the numbers
+    as [BH, 1].
+    """
+    one = i + tl.arange(0, 1)
+    there = heads[:, None]
+    delta = tl.zeros(there.shape, tl.float32)
+    dc = delta
+    if outer.grad_context is not None:
+        grad_at = matrix_of(b, sizes, outer.grad_context)
+        context_at = matrix_of(b, sizes, outer.context)
+        if WHOLE:
+            dc = row_at(grad_at, outer.grad_context.row, i, heads, dv, 0, B)
+            delta += tl.sum(dc * row_at(context_at, outer.context.row, i, heads, dv, 0, B), 2)
+        else:
+            for first in range(0, dv, B):
+                part = row_at(grad_at, outer.grad_context.row, i, heads, dv, first, B)
+                c = row_at(context_at, outer.context.row, i, heads, dv, first, B)
+                delta += tl.sum(part * c, 2)
+    if outer.delta is not None:
+        delta += numbers_at(b, sizes, outer.delta, one, there, 0.0)
+    dlse = tl.zeros(there.shape, tl.float32)
+    if outer.grad_lse is not None:
+        dlse = numbers_at(b, sizes, outer.grad_lse, one, there, 0.0)
+    lse = numbers_at(b, sizes, outer.lse, one, there, 0.0)
+    return dc, delta, dlse, tl.where(lse == -float("inf"), 0.0, lse)
+
+
+@triton.jit(do_not_specialize=ANY_EDGES)
+def edge_target_kernel(
+    query,
+    key,
+    value,
+    weight,
+    edge_key,
+    edge_bias,
+    dropout,
+    sizes,
+    begin,
+    source,
+    order,
+    outer,
+    pairs,
+    grad_query,
+    grad_edge_key,
+    grad_edge_bias,
+    part_query,
+    part_weight,
+    n,
+    edges,
+    leads,
+    share,
+    head_blocks,
+    columns,
+    d,
+    dv,
+    scale,
+    negative_slope,
+    ACTIVATION: tl.constexpr,
+    BH: tl.constexpr,
+    BE: tl.constexpr,
+    BD: tl.constexpr,
+    BV: tl.constexpr,
+    WHOLE: tl.constexpr,
+    TARGET: tl.constexpr,
+):
+    """Program (share of the targets, block of hidden units, block of heads).
+
+    pairs [edges by target, 2, leads]: ds and the weights after dropout, for the pass by source.
+    part_weight [shares, leads, d] is summed by the caller. What is None is not wanted.
+    """
+    block, column, program = program_index(head_blocks, columns)
+    t0 = column * BD
+    b, heads = heads_of(block, leads, BH)
+    query_at = matrix_of(b, sizes, query)
+    key_at = matrix_of(b, sizes, key)
+    weight_at = vector_of(b, sizes, weight)
+    edge_key_at = key_at
+    if edge_key is not None:
+        edge_key_at = matrix_of(b, sizes, edge_key)
+    if value is not None:
+        value_at = matrix_of(b, sizes, value)
+    grad_at = query_at
+    if outer.grad_context is not None:
+        grad_at = matrix_of(b, sizes, outer.grad_context)
+    w = weights_at(weight_at, weight.unit, heads, d, t0, BD)
+    dw = tl.zeros((BH, BE, BD), tl.float32)
+
+    i, e, last, stop, cut = share_of(begin, n, edges, program, share)
+    nodes = ends_from(source, e, edges, BE)
+    while e + i < stop:
+        following = tl.load(begin + tl.minimum(i + 2, n))
+        end = tl.minimum(last, stop - i)
+        dc, delta, dlse, lse = _of_target(b, sizes, outer, i, heads, dv, WHOLE, BV)
+        dq = tl.zeros((BH, BE, BD), tl.float32)
+        q = row_at(query_at, query.row, i, heads, d, t0, BD)
+        for e0 in range(e, end, BE):
+            at, there = places_from(e0, end, heads, BE)
+            ahead = ends_from(source, tl.minimum(e0 + BE, end), edges, BE)
+            edge = at
+            if (
+                (edge_key is not None)
+                or (edge_bias is not None)
+                or (outer.grad_weights is not None)
+            ):
+                edge = tl.load(order + at, mask=at < end, other=0)
+            live, bias = included(edge_bias, b, sizes, edge, there)
+            x, k = inside_at(
+                q, key_at, key, nodes, edge_key_at, edge_key, edge, live, edge_bias, d, t0, BD
+            )
+            f, slope = activated_with_slope(x, negative_slope, ACTIVATION, TARGET)
+            if WHOLE:
+                s = tl.sum(w * f, 2)
+            else:
+                s = sums_of(
+                    query_at, query, i, key_at, key, nodes, edge_key_at, edge_key, edge, weight_at,
+                    weight, heads, live, edge_bias, d, negative_slope, ACTIVATION, BD, TARGET,
+                )  # fmt: skip
+            s = tl.where(live, s * scale + bias, -float("inf"))
+            a = tl.exp(s - lse)
+            da = tl.zeros((BH, BE), tl.float32)
+            if outer.grad_context is not None:
+                if value is not None:
+                    da = _moved_by(
+                        dc, grad_at, outer.grad_context, i, value_at, value, nodes, live, heads,
+                        dv, WHOLE, BV,
+                    )  # fmt: skip
+                elif WHOLE:
+                    da = tl.sum(dc * k, 2)
+                else:
+                    da = _moved_by(
+                        dc, grad_at, outer.grad_context, i, key_at, key, nodes, live, heads, dv,
+                        WHOLE, BV,
+                    )  # fmt: skip
+            if outer.grad_weights is not None:
+                da += numbers_at(b, sizes, outer.grad_weights, edge, there, 0.0)
+            used = a
+            if dropout is not None:
+                keep = kept(dropout, 0, at[None, :], b[:, None])
+                used = tl.where(keep, a * dropout.keep_scale, 0.0)
+                da = tl.where(keep, da * dropout.keep_scale, 0.0)
+            ds = a * (tl.where(a >= ALL, 0.0, da - delta) + dlse)
+            ds = tl.where(s == -float("inf"), 0.0, ds)
+            if pairs is not None:
+                if edge_bias is not None:
+                    used = tl.where(live, used, EXCLUDED)
+                pair = pairs + (at * (2 * wide(leads)))[None, :] + b[:, None]
+                tl.store(pair, ds, mask=there & (column == 0))
+                tl.store(pair + leads, used, mask=there & (column == 0))
+            if grad_edge_bias is not None:
+                put_numbers(b, sizes, grad_edge_bias, edge, there & (column == 0), ds)
+            if grad_edge_key is not None:
+                put_rows(
+                    matrix_of(b, sizes, grad_edge_key), grad_edge_key.row, edge, there, d, t0,
+                    ds[:, :, None] * slope * (w * scale),
+                )  # fmt: skip
+            if grad_query is not None:
+                dq += ds[:, :, None] * slope
+            if part_weight is not None:
+                dw += ds[:, :, None] * f
+            nodes = ahead
+        if grad_query is not None:
+            row = tl.sum(tl.where(dq == 0.0, 0.0, dq * (w * scale)), 1)
+            if (i == cut) | (last + i >= stop):
+                place = 2 * wide(program) + tl.where(i == cut, 0, 1)
+                put_part(part_query, place, b, leads, heads, d, t0, row)
+            else:
+                put_row(matrix_of(b, sizes, grad_query), grad_query.row, i, heads, d, t0, row)
+        e = end
+        i += 1
+        last = following
+    if part_weight is not None:
+        put_part(part_weight, wide(program), b, leads, heads, d, t0, tl.sum(dw, 1))
+
+
+@triton.jit(do_not_specialize=ANY_EDGES)
+def edge_delta_kernel(
+    sizes,
+    begin,
+    order,
+    weights,
+    grad_weights,
+    delta_rows,
+    part,
+    n,
+    edges,
+    leads,
+    share,
+    head_blocks,
+    BH: tl.constexpr,
+    BE: tl.constexpr,
+):
+    """Program (share of the targets, block of heads): the part of D_i that grad_weights has.
+
+    delta_rows: a Matrix with one column.
+    """
+    block, _, program = program_index(head_blocks, 1)
+    b, heads = heads_of(block, leads, BH)
+    i, e, last, stop, cut = share_of(begin, n, edges, program, share)
+    while e + i < stop:
+        end = tl.minimum(last, stop - i)
+        total = tl.zeros((BH, BE), tl.float32)
+        for e0 in range(e, end, BE):
+            at, there = places_from(e0, end, heads, BE)
+            edge = tl.load(order + at, mask=at < end, other=0)
+            a = numbers_at(b, sizes, weights, edge, there, 0.0)
+            total += a * numbers_at(b, sizes, grad_weights, edge, there, 0.0)
+        row = tl.sum(total, 1)[:, None]
+        if (i == cut) | (last + i >= stop):
+            place = 2 * wide(program) + tl.where(i == cut, 0, 1)
+            put_part(part, place, b, leads, heads, 1, 0, row)
+        else:
+            put_row(matrix_of(b, sizes, delta_rows), delta_rows.row, i, heads, 1, 0, row)
+        e = end
+        i += 1
+        last = tl.load(begin + tl.minimum(i + 1, n))
