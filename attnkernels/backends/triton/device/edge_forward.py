@@ -11,6 +11,7 @@ from .edges import (
     included,
     inside_at,
     numbers_at,
+    numbers_or,
     parts_of,
     places_from,
     put_numbers,
@@ -18,6 +19,7 @@ from .edges import (
     put_row,
     row_at,
     rows_at,
+    rows_or,
     share_of,
     sums_of,
     weights_at,
@@ -48,13 +50,11 @@ def _together(highest, total, context):
 
 
 @triton.jit
-def _finish(context, lse, b, sizes, i, heads, dv, c0, top, total, sums):
+def _finish(context_at, context, lse_at, lse, i, heads, dv, c0, top, total, sums):
     """Store the context and the lse of a node: 0 and -inf if no edge takes part."""
     divisor = tl.where(total == 0.0, 1.0, total)
-    at = matrix_of(b, sizes, context)
-    put_row(at, context.row, i, heads, dv, c0, sums / divisor[:, None])
-    if c0 == 0:
-        put_numbers(b, sizes, lse, i + tl.arange(0, 1), heads[:, None], (top + tl.log(total))[:, None])
+    put_row(context_at, context.row, i, heads, dv, c0, sums / divisor[:, None])
+    tl.store(lse_at + i * lse.unit, top + tl.log(total), mask=heads & (c0 == 0))
 
 
 @triton.jit(do_not_specialize=ANY_EDGES)
@@ -103,12 +103,12 @@ def edge_forward_kernel(
     query_at = matrix_of(b, sizes, query)
     key_at = matrix_of(b, sizes, key)
     weight_at = vector_of(b, sizes, weight)
-    edge_key_at = key_at
-    if edge_key is not None:
-        edge_key_at = matrix_of(b, sizes, edge_key)
-    value_at = key_at
-    if value is not None:
-        value_at = matrix_of(b, sizes, value)
+    edge_key_at = rows_or(b, sizes, edge_key, key_at)
+    value_at = rows_or(b, sizes, value, key_at)
+    context_at = matrix_of(b, sizes, context)
+    lse_at = vector_of(b, sizes, lse)
+    bias_at = numbers_or(b, sizes, edge_bias, lse_at)
+    scores_at = numbers_or(b, sizes, scores, lse_at)
     if WHOLE:
         w = weights_at(weight_at, weight.unit, heads, d, 0, BD)
 
@@ -129,7 +129,7 @@ def edge_forward_kernel(
             if (edge_key is not None) or (edge_bias is not None) or (scores is not None):
                 edge = tl.load(order + at, mask=at < end, other=0)
             there = live
-            live, bias = included(edge_bias, b, sizes, edge, there)
+            live, bias = included(bias_at, edge_bias, edge, there)
             if WHOLE:
                 x, u = inside_at(
                     q, key_at, key, nodes, edge_key_at, edge_key, edge, live, edge_bias, d, 0, BD
@@ -146,7 +146,7 @@ def edge_forward_kernel(
                 u = rows_at(key_at, key.row, nodes, live, dv, c0, BV)
             s = tl.where(live, s * scale + bias, -float("inf"))
             if scores is not None:
-                put_numbers(b, sizes, scores, edge, there & (column == 0), s)
+                put_numbers(scores_at, scores.unit, edge, there & (column == 0), s)
             kept_p = 1.0
             if dropout is not None:
                 keep = kept(dropout, 0, at[None, :], b[:, None])
@@ -161,7 +161,7 @@ def edge_forward_kernel(
             tl.store(state, top, mask=heads & (column == 0))
             tl.store(state + 1, total_i, mask=heads & (column == 0))
         else:
-            _finish(context, lse, b, sizes, i, heads, dv, c0, top, total_i, sums_i)
+            _finish(context_at, context, lse_at, lse, i, heads, dv, c0, top, total_i, sums_i)
         e = end
         i += 1
         last = following
@@ -205,7 +205,9 @@ def edge_merge_kernel(
         u = rows_at(base, wide(leads) * dv, place, there, dv, c0, BV)
         highest, total, sums = _taken_in(highest, total, sums, s, p, 1.0, u)
     top, total_i, sums_i = _together(highest, total, sums)
-    _finish(context, lse, b, sizes, i, heads, dv, c0, top, total_i, sums_i)
+    context_at = matrix_of(b, sizes, context)
+    lse_at = vector_of(b, sizes, lse)
+    _finish(context_at, context, lse_at, lse, i, heads, dv, c0, top, total_i, sums_i)
 
 
 @triton.jit(do_not_specialize=ANY_EDGES)
@@ -233,10 +235,11 @@ def edge_weights_kernel(
     i = tl.load(target + at, mask=at < edges, other=0)
     by_target = tl.load(place + at, mask=at < edges, other=0)
     edge = tl.load(order + by_target, mask=at < edges, other=0)
-    end = numbers_at(b, sizes, lse, i, there, 0.0)
+    scores_at = vector_of(b, sizes, scores)
+    end = numbers_at(vector_of(b, sizes, lse), lse.unit, i, there, 0.0)
     end = tl.where(end == -float("inf"), 0.0, end)
-    a = tl.exp(numbers_at(b, sizes, scores, edge, there, 0.0) - end)
+    a = tl.exp(numbers_at(scores_at, scores.unit, edge, there, 0.0) - end)
     if dropout is not None:
         keep = kept(dropout, 0, by_target[None, :], b[:, None])
         a = tl.where(keep, a * dropout.keep_scale, 0.0)
-    put_numbers(b, sizes, scores, edge, there, a)
+    put_numbers(scores_at, scores.unit, edge, there, a)

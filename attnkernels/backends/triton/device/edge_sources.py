@@ -16,6 +16,7 @@ from .edges import (
     put_row,
     row_at,
     rows_at,
+    rows_or,
     share_of,
     weights_at,
 )
@@ -70,12 +71,13 @@ def edge_source_kernel(
     if grad_key is not None:
         query_at = matrix_of(b, sizes, query)
         key_at = matrix_of(b, sizes, key)
-        edge_key_at = key_at
-        if edge_key is not None:
-            edge_key_at = matrix_of(b, sizes, edge_key)
+        edge_key_at = rows_or(b, sizes, edge_key, key_at)
+        to_key = matrix_of(b, sizes, grad_key)
         w = weights_at(vector_of(b, sizes, weight), weight.unit, heads, d, t0, BD) * scale
     if grad_context is not None:
         grad_at = matrix_of(b, sizes, grad_context)
+    if grad_value is not None:
+        to_value = matrix_of(b, sizes, grad_value)
 
     j, e, last, stop, cut = share_of(begin, n, edges, program, share)
     nodes = ends_from(target, e, edges, BE)
@@ -109,9 +111,7 @@ def edge_source_kernel(
                 _, slope = activated_with_slope(x, negative_slope, ACTIVATION, TARGET)
                 dk += ds[:, :, None] * slope
             if grad_context is not None:
-                du += used[:, :, None] * rows_at(
-                    grad_at, grad_context.row, nodes, live, dv, c0, BV
-                )
+                du += used[:, :, None] * rows_at(grad_at, grad_context.row, nodes, live, dv, c0, BV)
             nodes = nodes_ahead
             places = places_ahead
         parted = (j == cut) | (last + j >= stop)
@@ -124,13 +124,13 @@ def edge_source_kernel(
             if parted:
                 put_part(part_key, at, b, leads, heads, d, t0, row)
             else:
-                put_row(matrix_of(b, sizes, grad_key), grad_key.row, j, heads, d, t0, row)
+                put_row(to_key, grad_key.row, j, heads, d, t0, row)
         if grad_value is not None:
             row_v = tl.sum(du, 1)
             if parted:
                 put_part(part_value, at, b, leads, heads, dv, c0, row_v)
             else:
-                put_row(matrix_of(b, sizes, grad_value), grad_value.row, j, heads, dv, c0, row_v)
+                put_row(to_value, grad_value.row, j, heads, dv, c0, row_v)
         e = end
         j += 1
         last = following
@@ -167,6 +167,4 @@ def edge_sum_kernel(
         _, there = places_from(first, count, heads, BE)
         place = parts_of(program, first, BE)
         sums += rows_at(base, wide(leads) * width, place, there, width, column * BD, BD)
-    put_row(
-        matrix_of(b, sizes, out), out.row, i, heads, width, column * BD, tl.sum(sums, 1)
-    )
+    put_row(matrix_of(b, sizes, out), out.row, i, heads, width, column * BD, tl.sum(sums, 1))

@@ -12,6 +12,7 @@ from .edges import (
     included,
     inside_at,
     numbers_at,
+    numbers_or,
     places_from,
     put_numbers,
     put_part,
@@ -19,6 +20,7 @@ from .edges import (
     put_rows,
     row_at,
     rows_at,
+    rows_or,
     share_of,
     sums_of,
     weights_at,
@@ -34,47 +36,37 @@ EXCLUDED = tl.constexpr(-1.0)  # stands for the weight of an excluded edge
 
 @triton.jit
 def _moved_by(
-    dc, grad_at, grad_context, i, value_at, value, nodes, live, heads, dv, WHOLE: tl.constexpr,
+    dc, grad_at, grad_context, i, value_at, row, nodes, live, heads, dv, WHOLE: tl.constexpr,
     B: tl.constexpr,
 ):  # fmt: skip
     """Return dc_i . u_j, [BH, BE], from dc if WHOLE."""
     if WHOLE:
-        return tl.sum(dc * rows_at(value_at, value.row, nodes, live, dv, 0, B), 2)
+        return tl.sum(dc * rows_at(value_at, row, nodes, live, dv, 0, B), 2)
     else:
         da = tl.zeros(live.shape, tl.float32)
         for first in range(0, dv, B):
-            dc = row_at(grad_at, grad_context.row, i, heads, dv, first, B)
-            da += tl.sum(dc * rows_at(value_at, value.row, nodes, live, dv, first, B), 2)
+            part = row_at(grad_at, grad_context.row, i, heads, dv, first, B)
+            da += tl.sum(part * rows_at(value_at, row, nodes, live, dv, first, B), 2)
         return da
 
 
 @triton.jit
-def _of_target(b, sizes, outer, i, heads, dv, WHOLE: tl.constexpr, B: tl.constexpr):
-    """Return (dc_i if WHOLE; D_i of (E4) without dlse_i; dlse_i; lse_i, or 0 for -inf), the numbers
-    as [BH, 1].
-    """
-    one = i + tl.arange(0, 1)
-    there = heads[:, None]
-    delta = tl.zeros(there.shape, tl.float32)
+def _of_target(
+    grad_at, grad_context, context_at, context, i, heads, dv, WHOLE: tl.constexpr, B: tl.constexpr
+):
+    """Return (dc_i if WHOLE; dc_i . c_i, [BH, 1])."""
+    delta = tl.zeros((heads.shape[0], 1), tl.float32)
     dc = delta
-    if outer.grad_context is not None:
-        grad_at = matrix_of(b, sizes, outer.grad_context)
-        context_at = matrix_of(b, sizes, outer.context)
+    if grad_context is not None:
         if WHOLE:
-            dc = row_at(grad_at, outer.grad_context.row, i, heads, dv, 0, B)
-            delta += tl.sum(dc * row_at(context_at, outer.context.row, i, heads, dv, 0, B), 2)
+            dc = row_at(grad_at, grad_context.row, i, heads, dv, 0, B)
+            delta += tl.sum(dc * row_at(context_at, context.row, i, heads, dv, 0, B), 2)
         else:
             for first in range(0, dv, B):
-                part = row_at(grad_at, outer.grad_context.row, i, heads, dv, first, B)
-                c = row_at(context_at, outer.context.row, i, heads, dv, first, B)
+                part = row_at(grad_at, grad_context.row, i, heads, dv, first, B)
+                c = row_at(context_at, context.row, i, heads, dv, first, B)
                 delta += tl.sum(part * c, 2)
-    if outer.delta is not None:
-        delta += numbers_at(b, sizes, outer.delta, one, there, 0.0)
-    dlse = tl.zeros(there.shape, tl.float32)
-    if outer.grad_lse is not None:
-        dlse = numbers_at(b, sizes, outer.grad_lse, one, there, 0.0)
-    lse = numbers_at(b, sizes, outer.lse, one, there, 0.0)
-    return dc, delta, dlse, tl.where(lse == -float("inf"), 0.0, lse)
+    return dc, delta
 
 
 @triton.jit(do_not_specialize=ANY_EDGES)
@@ -126,14 +118,18 @@ def edge_target_kernel(
     query_at = matrix_of(b, sizes, query)
     key_at = matrix_of(b, sizes, key)
     weight_at = vector_of(b, sizes, weight)
-    edge_key_at = key_at
-    if edge_key is not None:
-        edge_key_at = matrix_of(b, sizes, edge_key)
-    if value is not None:
-        value_at = matrix_of(b, sizes, value)
-    grad_at = query_at
-    if outer.grad_context is not None:
-        grad_at = matrix_of(b, sizes, outer.grad_context)
+    lse_at = vector_of(b, sizes, outer.lse)
+    edge_key_at = rows_or(b, sizes, edge_key, key_at)
+    value_at = rows_or(b, sizes, value, key_at)
+    grad_at = rows_or(b, sizes, outer.grad_context, key_at)
+    context_at = rows_or(b, sizes, outer.context, key_at)
+    bias_at = numbers_or(b, sizes, edge_bias, lse_at)
+    delta_at = numbers_or(b, sizes, outer.delta, lse_at)
+    grad_lse_at = numbers_or(b, sizes, outer.grad_lse, lse_at)
+    grad_weights_at = numbers_or(b, sizes, outer.grad_weights, lse_at)
+    to_query = rows_or(b, sizes, grad_query, key_at)
+    to_edge_key = rows_or(b, sizes, grad_edge_key, key_at)
+    to_edge_bias = numbers_or(b, sizes, grad_edge_bias, lse_at)
     w = weights_at(weight_at, weight.unit, heads, d, t0, BD)
     dw = tl.zeros((BH, BE, BD), tl.float32)
 
@@ -142,7 +138,16 @@ def edge_target_kernel(
     while e + i < stop:
         following = tl.load(begin + tl.minimum(i + 2, n))
         end = tl.minimum(last, stop - i)
-        dc, delta, dlse, lse = _of_target(b, sizes, outer, i, heads, dv, WHOLE, BV)
+        dc, delta = _of_target(
+            grad_at, outer.grad_context, context_at, outer.context, i, heads, dv, WHOLE, BV
+        )
+        lse = tl.load(lse_at + i * outer.lse.unit, mask=heads, other=0.0)[:, None]
+        lse = tl.where(lse == -float("inf"), 0.0, lse)
+        if outer.delta is not None:
+            delta += tl.load(delta_at + i * outer.delta.unit, mask=heads, other=0.0)[:, None]
+        dlse = 0.0
+        if outer.grad_lse is not None:
+            dlse = tl.load(grad_lse_at + i * outer.grad_lse.unit, mask=heads, other=0.0)[:, None]
         dq = tl.zeros((BH, BE, BD), tl.float32)
         q = row_at(query_at, query.row, i, heads, d, t0, BD)
         for e0 in range(e, end, BE):
@@ -155,7 +160,7 @@ def edge_target_kernel(
                 or (outer.grad_weights is not None)
             ):
                 edge = tl.load(order + at, mask=at < end, other=0)
-            live, bias = included(edge_bias, b, sizes, edge, there)
+            live, bias = included(bias_at, edge_bias, edge, there)
             x, k = inside_at(
                 q, key_at, key, nodes, edge_key_at, edge_key, edge, live, edge_bias, d, t0, BD
             )
@@ -171,20 +176,15 @@ def edge_target_kernel(
             a = tl.exp(s - lse)
             da = tl.zeros((BH, BE), tl.float32)
             if outer.grad_context is not None:
-                if value is not None:
-                    da = _moved_by(
-                        dc, grad_at, outer.grad_context, i, value_at, value, nodes, live, heads,
-                        dv, WHOLE, BV,
-                    )  # fmt: skip
-                elif WHOLE:
+                if value is None and WHOLE:
                     da = tl.sum(dc * k, 2)
                 else:
                     da = _moved_by(
-                        dc, grad_at, outer.grad_context, i, key_at, key, nodes, live, heads, dv,
-                        WHOLE, BV,
+                        dc, grad_at, outer.grad_context, i, value_at,
+                        key.row if value is None else value.row, nodes, live, heads, dv, WHOLE, BV,
                     )  # fmt: skip
             if outer.grad_weights is not None:
-                da += numbers_at(b, sizes, outer.grad_weights, edge, there, 0.0)
+                da += numbers_at(grad_weights_at, outer.grad_weights.unit, edge, there, 0.0)
             used = a
             if dropout is not None:
                 keep = kept(dropout, 0, at[None, :], b[:, None])
@@ -199,10 +199,10 @@ def edge_target_kernel(
                 tl.store(pair, ds, mask=there & (column == 0))
                 tl.store(pair + leads, used, mask=there & (column == 0))
             if grad_edge_bias is not None:
-                put_numbers(b, sizes, grad_edge_bias, edge, there & (column == 0), ds)
+                put_numbers(to_edge_bias, grad_edge_bias.unit, edge, there & (column == 0), ds)
             if grad_edge_key is not None:
                 put_rows(
-                    matrix_of(b, sizes, grad_edge_key), grad_edge_key.row, edge, there, d, t0,
+                    to_edge_key, grad_edge_key.row, edge, there, d, t0,
                     ds[:, :, None] * slope * (w * scale),
                 )  # fmt: skip
             if grad_query is not None:
@@ -216,7 +216,7 @@ def edge_target_kernel(
                 place = 2 * wide(program) + tl.where(i == cut, 0, 1)
                 put_part(part_query, place, b, leads, heads, d, t0, row)
             else:
-                put_row(matrix_of(b, sizes, grad_query), grad_query.row, i, heads, d, t0, row)
+                put_row(to_query, grad_query.row, i, heads, d, t0, row)
         e = end
         i += 1
         last = following
@@ -247,6 +247,8 @@ def edge_delta_kernel(
     """
     block, _, program = program_index(head_blocks, 1)
     b, heads = heads_of(block, leads, BH)
+    weights_from = vector_of(b, sizes, weights)
+    grad_at = vector_of(b, sizes, grad_weights)
     i, e, last, stop, cut = share_of(begin, n, edges, program, share)
     while e + i < stop:
         end = tl.minimum(last, stop - i)
@@ -254,8 +256,8 @@ def edge_delta_kernel(
         for e0 in range(e, end, BE):
             at, there = places_from(e0, end, heads, BE)
             edge = tl.load(order + at, mask=at < end, other=0)
-            a = numbers_at(b, sizes, weights, edge, there, 0.0)
-            total += a * numbers_at(b, sizes, grad_weights, edge, there, 0.0)
+            a = numbers_at(weights_from, weights.unit, edge, there, 0.0)
+            total += a * numbers_at(grad_at, grad_weights.unit, edge, there, 0.0)
         row = tl.sum(total, 1)[:, None]
         if (i == cut) | (last + i >= stop):
             place = 2 * wide(program) + tl.where(i == cut, 0, 1)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .maths import activated
-from .rows import vector_of, wide
+from .rows import matrix_of, vector_of, wide
 
 # Not specialised: see rows.ANY.
 ANY_EDGES = ("n", "edges", "leads", "share", "head_blocks", "columns")
@@ -116,17 +116,19 @@ def weights_at(base, unit, heads, d, first, B: tl.constexpr):
 
 
 @triton.jit
-def numbers_at(b, sizes, x, index, there, other: tl.constexpr):
-    """Return float32 [BH, BE]: the numbers `index` of a Vector for every head."""
-    at = vector_of(b, sizes, x)[:, None] + (index * x.unit)[None, :]
+def numbers_at(base, unit, index, there, other: tl.constexpr):
+    """Return float32 [BH, BE]: the numbers `index` of every head.
+
+    base: [BH], the first number of every head.
+    """
+    at = base[:, None] + (index * unit)[None, :]
     return tl.load(at, mask=there, other=other).to(tl.float32)
 
 
 @triton.jit
-def put_numbers(b, sizes, x, index, there, numbers):
+def put_numbers(base, unit, index, there, numbers):
     """Store what numbers_at() reads."""
-    at = vector_of(b, sizes, x)[:, None] + (index * x.unit)[None, :]
-    tl.store(at, numbers, mask=there)
+    tl.store(base[:, None] + (index * unit)[None, :], numbers, mask=there)
 
 
 @triton.jit
@@ -155,13 +157,31 @@ def put_part(part, place, b, leads, heads, columns, first, numbers):
 
 
 @triton.jit
-def included(edge_bias, b, sizes, edge, there):
+def included(bias_at, edge_bias, edge, there):
     """Return (bool [BH, BE]: the edges that are not excluded, their biases)."""
     if edge_bias is None:
         return there, 0.0
     else:
-        bias = numbers_at(b, sizes, edge_bias, edge, there, -float("inf"))
+        bias = numbers_at(bias_at, edge_bias.unit, edge, there, -float("inf"))
         return bias != -float("inf"), bias
+
+
+@triton.jit
+def rows_or(b, sizes, x, other):
+    """Return matrix_of() of a Matrix, or `other` without it."""
+    if x is None:
+        return other
+    else:
+        return matrix_of(b, sizes, x)
+
+
+@triton.jit
+def numbers_or(b, sizes, x, other):
+    """Return vector_of() of a Vector, or `other` without it."""
+    if x is None:
+        return other
+    else:
+        return vector_of(b, sizes, x)
 
 
 @triton.jit

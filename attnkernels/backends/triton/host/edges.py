@@ -27,9 +27,9 @@ class Shares(NamedTuple):
     share: int
     count: int
 
-    def parts(self, call: EdgeCall, width: int) -> Tensor | None:
-        """Return an unset tensor for the parts of cut nodes, or None if none is cut."""
-        return call.new(2 * self.count, call.leads, width) if self.count > 1 else None
+    def parts(self, call: EdgeCall, width: int) -> Tensor:
+        """Return an unset tensor for the parts of cut nodes."""
+        return call.new(2 * self.count, call.leads, width)
 
 
 class EdgeCall:
