@@ -52,9 +52,9 @@ VALUE_COLUMNS = 16  # of the context at a time: more would not leave the scores 
 STEP_KEYS, STEP_UNITS, STEP_WARPS = 32, 64, 4
 STEP_SWEEP_KEYS = 16
 WARPS_A_PROCESSOR = 10  # about as many as the registers allow
-# Over edges, a tile has as many heads as make EDGE_COLUMNS columns, of at most EDGE_ROW each, and as
-# many edges as make EDGE_TILE numbers for a warp, at most EDGES. A processor gets EDGE_SHARES shares
-# of the work for every program that it runs at a time; none is smaller than EDGE_SHARE.
+# Over edges, a tile has as many heads as make EDGE_COLUMNS columns, of at most EDGE_ROW each, and
+# as many edges as make EDGE_TILE numbers for a warp, at most EDGES. A processor gets EDGE_SHARES
+# shares of the work for every program that it runs at a time; none is smaller than EDGE_SHARE.
 EDGE_COLUMNS, EDGE_ROW, EDGE_TILE, EDGES = 256, 1024, 256, 16
 EDGE_SHARES, EDGE_SHARE = 4, 32
 SCRATCH = 64 << 20  # bytes that the gradients of a window's scores may take
