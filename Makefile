@@ -8,7 +8,8 @@ SANITIZE_TESTS ?= tests/backends/test_native.py
 PYTEST_FLAGS ?=
 SOAK ?=
 FILES = $(addprefix tests/$(1)/test_,$(addsuffix .py,$(2)))
-INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation)
+INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation \
+	sparse) $(call FILES,backends,triton_edges)
 EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation \
 	memory_object func forward_mode hypothesis)
 

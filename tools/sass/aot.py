@@ -18,9 +18,25 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from attnkernels.backends.triton.host import backward, call, forward, jvp
+from attnkernels.backends.triton.host import (
+    backward,
+    call,
+    edge_backward,
+    edge_forward,
+    forward,
+    jvp,
+)
 from attnkernels.backends.triton.host.launch import Target
-from attnkernels.ops.codes import ACTIVATIONS, KEY, MASK, QUERY, VALUE, WEIGHT
+from attnkernels.ops.codes import (
+    ACTIVATIONS,
+    EDGE_BIAS,
+    EDGE_KEY,
+    KEY,
+    MASK,
+    QUERY,
+    VALUE,
+    WEIGHT,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -36,6 +52,8 @@ LARGE: Shape = (8, 1024, 1024, 256, 256)
 MIDDLE: Shape = (8, 256, 256, 256, 256)
 SMALL: Shape = (8, 50, 50, 1000, 1000)
 STEP: Shape = (64, 1, 4096, 512, 512)
+GRAPH = 169_343, 1_166_243  # nodes, edges
+EDGES = "graph 8x32 float32"  # the call that tools/sass/edges.py has limits for
 
 
 class Launch(NamedTuple):
@@ -150,6 +168,43 @@ def scores(query: Tensor, key: Tensor, weight: Tensor, activation: str = "tanh")
     backward.scores_backward(**inputs, grad=grad, wanted=QUERY | KEY | WEIGHT)
 
 
+def over_edges(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    weight: Tensor,
+    edges: int,
+    *,
+    return_weights: bool = False,
+    activation: str = "leaky_relu",
+    **options: Any,
+) -> None:
+    """Compile the kernels over `edges` edges of a call and of its backward; see `attention`.
+
+    Without a value, the keys are the values. options: edge_key, edge_bias, seed and dropout_p.
+    """
+
+    def integers(size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.int64, device=query.device)
+
+    inputs: dict[str, Any] = {"query": query, "key": key, "value": value, "weight": weight}
+    inputs |= {"edge_key": None, "edge_bias": None, "seed": None, "dropout_p": 0.0} | options
+    inputs |= {name: integers(edges) for name in ("source", "order", "target", "place")}
+    inputs |= {"target_begin": integers(query.shape[-2] + 1)}
+    inputs |= {"source_begin": integers(key.shape[-2] + 1), **_scoring(activation)}
+    context, lse, weights = edge_forward.sparse_forward(**inputs, return_weights=return_weights)
+    edge_backward.sparse_backward(
+        **inputs,
+        grad_context=torch.ones_like(context),
+        grad_lse=torch.ones_like(lse) if return_weights else None,
+        grad_weights=torch.ones_like(weights) if return_weights else None,
+        context=context,
+        lse=lse,
+        weights=weights,
+        wanted=QUERY | KEY | VALUE | WEIGHT | EDGE_KEY | EDGE_BIAS,
+    )
+
+
 def _scoring(activation: str) -> dict[str, Any]:
     return {"activation": ACTIVATIONS[activation].code, "negative_slope": 0.2, "scale": 1.0}
 
@@ -165,12 +220,39 @@ def shipped() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "weights and tangents", partial(tangents, *_inputs(SMALL), return_weights=True)
     yield _named(STEP)
     yield _named(STEP, torch.bfloat16)
+    yield EDGES, partial(_graph, 8, 32)
+    yield "graph 8x32 bfloat16", partial(_graph, 8, 32, dtype=torch.bfloat16)
+    yield "graph 8x32 all options", partial(_graph, 8, 32, options=True)
+    yield "graph 1x2048 float32", partial(_graph, 1, 2048, activation="tanh")
 
 
 def _inputs(shape: Shape, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     batch, n, m, d, dv = shape
     shapes = ((batch, n, d), (batch, m, d), (batch, m, dv), (d,))
     return [torch.empty(each, dtype=dtype, device="meta") for each in shapes]
+
+
+def _graph(
+    heads: int,
+    d: int,
+    dtype: torch.dtype = torch.float32,
+    options: bool = False,
+    activation: str = "leaky_relu",
+) -> None:
+    """Compile a call as GATv2 makes it, or one with everything else an edge can have."""
+
+    def rows(count: int, width: int) -> Tensor:
+        return torch.empty(count, heads, width, dtype=dtype, device="meta").transpose(0, 1)
+
+    nodes, edges = GRAPH
+    own: dict[str, Any] = {}
+    if options:
+        own = {"edge_key": rows(edges, d), "edge_bias": rows(edges, 1).squeeze(-1)}
+        own |= {"seed": torch.empty((), dtype=torch.int64, device="meta"), "dropout_p": 0.5}
+    value = rows(nodes, d) if options else None
+    weight = torch.empty(heads, d, dtype=dtype, device="meta")
+    inputs = rows(nodes, d), rows(nodes, d), value, weight
+    over_edges(*inputs, edges, activation=activation, return_weights=options, **own)
 
 
 def _named(

@@ -87,7 +87,7 @@ def classify(kernel: str, pairs: int, loop: Counter[str]) -> Inner | None:
     return costs(*found, loop) if found else None
 
 
-def costs(variant: str, elements: int, loop: Counter[str]) -> Inner:
+def costs(variant: str, elements: float, loop: Counter[str]) -> Inner:
     """Return the costs of a loop over this many elements."""
     return Inner(
         variant=variant,

@@ -31,6 +31,7 @@ from attnkernels.backends.triton.host import configs
 from attnkernels.measure import files
 from attnkernels.measure.wording import tolerate_any_encoding
 from tools.sass import aot
+from tools.sass import edges as sass_edges
 from tools.sass import native as sass_native
 from tools.sass import report as sass_report
 from tools.sass.aot import TARGETS, Launch
@@ -38,7 +39,7 @@ from tools.sass.cubin import Function, functions
 from tools.sass.loops import ISSUED, MUFU, Inner, classify
 from tools.sass.report import Check, print_checks, spilled
 
-META = ("BI", "BJ", "BD", "BV", "RI", "SHAPE", "LANES")
+META = ("BI", "BJ", "BH", "BE", "BD", "BV", "RI", "SHAPE", "LANES", "WHOLE")
 TILED = {  # the kernels that work on tiles of scores, and their tiles
     "forward_kernel": configs.TILES,
     "scores_kernel": configs.TILES,
@@ -58,7 +59,8 @@ QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 12.0
 
 WIDTH = 150
 ABOUT = (
-    f"elements/clk is the most that a processor of an H100 can do, with {ISSUED} instructions and"
+    "an element of a loop over edges is an edge and head;"
+    f" elements/clk is the most that a processor of an H100 can do, with {ISSUED} instructions and"
     f" {MUFU} MUFU per clock."
 )
 
@@ -79,10 +81,12 @@ class Row:
 
     @property
     def block(self) -> tuple[int | None, int | None]:
-        """The queries and keys of its tile, if it has one."""
+        """The queries and keys of its tile, or heads and edges, if it has one."""
         if "SHAPE" in self.meta:
             RI, RJ, TI, TJ = self.meta["SHAPE"]
             return RI * TI, RJ * TJ
+        if "BE" in self.meta:
+            return self.meta["BH"], self.meta["BE"]
         return self.meta.get("BI"), self.meta.get("BJ")
 
     @property
@@ -128,8 +132,12 @@ def _row(target: str, call: str, launch: Launch) -> Row:
     if "cubin" in compiled.asm:
         function = _nvidia(compiled.asm["cubin"])
         registers, spills = function.registers, function.spills
-        pairs = _pairs(meta, warps * TARGETS[target].warp_size)
-        loops = [classify(launch.name, pairs, loop) for loop in function.code.innermost]
+        threads, inner = warps * TARGETS[target].warp_size, function.code.innermost
+        if sass_edges.is_over_edges(launch.name, meta):
+            loops = [sass_edges.classify(meta, threads, loop) for loop in inner]
+        else:
+            pairs = _pairs(meta, threads)
+            loops = [classify(launch.name, pairs, loop) for loop in inner]
     else:
         registers, spills = _amd(compiled.asm["amdgcn"])
     return Row(
@@ -199,7 +207,7 @@ def checks(target: str, found: list[Row]) -> list[Check]:
             if variant not in {loop.variant for loop in row.loops}
         ]
     if target == "sm_90":
-        made |= _costs(found)
+        made |= _costs(found) | sass_edges.checks(found, aot.EDGES)
     return [Check(target, sentence, failures) for sentence, failures in made.items()]
 
 
