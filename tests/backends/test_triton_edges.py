@@ -1,4 +1,4 @@
-"""The Triton kernels over edges: cut nodes, blocks of heads and columns, equal bits in every run."""
+"""The Triton kernels over edges: cut nodes, blocks of heads and columns, the same bits again."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tools.sass import edges
 from tools.sass.loops import Inner, classify, count, parse
 
 NESTED = """
@@ -100,6 +101,23 @@ def test_other_loops_are_left_out(kernel: str, instructions: dict[str, int]) -> 
     assert inner(kernel, 8, **instructions) is None
 
 
+@pytest.mark.parametrize(
+    ("instructions", "variant", "issued"),
+    [
+        ({"LDG.E.64": 1, "LDG.E.128": 2, "FFMA": 20, "EX2": 4}, "edges", 112.0),
+        ({"LDG.E.64": 1, "LDG.E": 8, "FFMA": 20, "EX2": 4}, "edges, narrow loads", 136.0),
+        ({"LDG.E.64": 1, "IADD3": 20}, None, None),  # the search for a program's share
+    ],
+)
+def test_loops_over_edges(
+    instructions: dict[str, int], variant: str | None, issued: float | None
+) -> None:
+    """A thread has a quarter of an edge and head."""
+    (loop,) = parse(code(**instructions)).innermost
+    found = edges.classify({"BH": 8, "BE": 1}, 32, loop)
+    assert (found and found.variant, found and found.issued) == (variant, issued)
+
+
 def test_what_holds_a_loop_up() -> None:
     assert Inner("quad", 4.0, 0.25, 0, 0).elements_a_clock == 32
     assert Inner("direct", 4.0, 2.0, 0, 0).elements_a_clock == 8
@@ -127,8 +145,15 @@ def good(sass: Any) -> list[Any]:
     rows, columns = sass.LARGEST
     others = ("prepare", "combine", "weights", "value", "step", "step_gradient", "step_sweep")
     others += ("combine_jvp", "weights_jvp")
+    others += tuple(f"edge_{name}" for name in ("merge", "weights", "delta", "sum"))
+    plain, tile = sass.aot.EDGES, {"BH": 8, "BE": 1, "WHOLE": True}
+    loop = Inner("edges", 480.0, 16.0, 6, 0)
+    edges = [
+        sass.Row("sm_90", kernel, plain, 1, tile, 128, 0, {}, [loop])
+        for kernel in sass.sass_edges.ISSUED
+    ]
     sweep = row("sweep_kernel", {"BI": rows, "BJ": columns, "RI": 8, "LANES": 32}, 1)
-    return [*tiled, sweep, *(row(f"{name}_kernel", {"BJ": 32}) for name in others)]
+    return [*tiled, sweep, *edges, *(row(f"{name}_kernel", {"BJ": 32}) for name in others)]
 
 
 def change(rows: list[Any], kernel: str, variant: str = "", **changes: Any) -> list[Any]:
@@ -147,6 +172,12 @@ WRONG: dict[str, Callable[[list[Any]], list[Any]]] = {
     "at most 5 instructions": lambda rows: change(rows, "forward_kernel", "quad", issued=5.1),
     "and 0.55 MUFU": lambda rows: change(rows, "forward_kernel", "quad", mufu=0.6),
     "no SHFL and no BAR": lambda rows: change(rows, "sweep_kernel", "shared", barriers=1),
+    "with loads of 16 bytes": lambda rows: change(
+        rows, "edge_source_kernel", loops=[Inner("edges, narrow loads", 480.0, 16.0, 6, 0)]
+    ),
+    "at most 600, 800, 550 instructions": lambda rows: change(
+        rows, "edge_forward_kernel", "edges", issued=601.0
+    ),
     "at most 12 instructions": lambda rows: change(rows, "sweep_kernel", "shared", issued=8.1),
 }
 
