@@ -259,7 +259,9 @@ SPARSE_BACKWARD = Signature(
     [each.name for each in _SPARSE_INPUTS if each.wanted],
 )
 # Where the edges of each node begin, and their places, if they are sorted by `ends`.
-SORT_EDGES = Signature((Argument("ends", shared=True), Argument("nodes", "int")), ("begin", "order"))
+SORT_EDGES = Signature(
+    (Argument("ends", shared=True), Argument("nodes", "int")), ("begin", "order")
+)
 PACK_KEYS = Signature((_KEY, _ACTIVATION), ("packed_key",))
 
 SIGNATURES = {

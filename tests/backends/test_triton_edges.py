@@ -163,8 +163,8 @@ def test_work_is_shared_by_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edges.pairs, "target", lambda device: Target("cuda", 32, 132))
     large, small = made(8, 32, 32, 169_343, 1_166_243), made(8, 32, 32, 10, 90)
     many = large.shares(large.target_begin)
-    assert many.count == pytest.approx(configs.EDGE_SHARES * large.gpu.room(1), rel=0.01)
-    assert many.share * many.count >= 169_343 + 1_166_243 > many.share * (many.count - 1)
+    assert many.programs == pytest.approx(configs.EDGE_SHARES * large.gpu.room(1), rel=0.01)
+    assert many.share * many.programs >= 169_343 + 1_166_243 > many.share * (many.programs - 1)
     assert small.shares(small.target_begin).share == configs.EDGE_SHARE
 
 

@@ -121,6 +121,7 @@ def test_loops_over_edges(
 def test_what_holds_a_loop_up() -> None:
     assert Inner("quad", 4.0, 0.25, 0, 0).elements_a_clock == 32
     assert Inner("direct", 4.0, 2.0, 0, 0).elements_a_clock == 8
+    assert Inner("edges", 512.0, 0.0, 0, 0).elements_a_clock == 0.25
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ class Inner:
     @property
     def elements_a_clock(self) -> float:
         """The most elements per clock and processor."""
-        return min(ISSUED / self.issued, MUFU / self.mufu)
+        return min(ISSUED / self.issued, MUFU / self.mufu if self.mufu else ISSUED)
 
 
 class Code(NamedTuple):

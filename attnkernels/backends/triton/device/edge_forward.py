@@ -5,11 +5,11 @@ import triton.language as tl
 
 from .edges import (
     ANY_EDGES,
-    cut_node,
     ends_from,
     heads_of,
     included,
     inside_at,
+    note_cut,
     numbers_at,
     numbers_or,
     parts_of,
@@ -68,6 +68,7 @@ def edge_forward_kernel(
     dropout,
     sizes,
     begin,
+    cuts,
     source,
     order,
     context,
@@ -114,7 +115,9 @@ def edge_forward_kernel(
 
     i, e, last, stop, cut = share_of(begin, n, edges, program, share)
     nodes = ends_from(source, e, edges, BE)
+    finish = stop
     while e + i < stop:
+        finish = last + i
         following = tl.load(begin + tl.minimum(i + 2, n))
         end = tl.minimum(last, stop - i)
         highest = tl.full((BH, BE), -float("inf"), tl.float32)
@@ -154,7 +157,7 @@ def edge_forward_kernel(
             highest, total, sums = _taken_in(highest, total, sums, s, 1.0, kept_p, u)
             nodes = ahead
         top, total_i, sums_i = _together(highest, total, sums)
-        if (i == cut) | (last + i >= stop):
+        if (i == cut) | (finish >= stop):
             place = 2 * wide(program) + tl.where(i == cut, 0, 1)
             put_part(part_context, place, b, leads, heads, dv, c0, sums_i)
             state = part_state + (place * leads + b) * 2
@@ -165,19 +168,18 @@ def edge_forward_kernel(
         e = end
         i += 1
         last = following
+    note_cut(cuts, program, share, i - 1, cut, finish, stop)
 
 
 @triton.jit(do_not_specialize=ANY_EDGES)
 def edge_merge_kernel(
     sizes,
-    begin,
+    cuts,
     context,
     lse,
     part_context,
     part_state,
-    n,
     leads,
-    share,
     head_blocks,
     columns,
     dv,
@@ -187,7 +189,8 @@ def edge_merge_kernel(
 ):
     """Program (share, block of columns, block of heads): the target that is cut at its end."""
     block, column, program = program_index(head_blocks, columns)
-    i, count = cut_node(begin, n, program, share)
+    i = tl.load(cuts + 2 * program)
+    count = tl.load(cuts + 2 * program + 1)
     if count == 0:
         return
     c0 = column * BV

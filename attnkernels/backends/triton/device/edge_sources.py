@@ -6,10 +6,10 @@ import triton.language as tl
 from .edge_targets import EXCLUDED
 from .edges import (
     ANY_EDGES,
-    cut_node,
     ends_from,
     heads_of,
     inside_at,
+    note_cut,
     parts_of,
     places_from,
     put_part,
@@ -34,6 +34,7 @@ def edge_source_kernel(
     edge_bias,
     sizes,
     begin,
+    cuts,
     target,
     place,
     order,
@@ -82,7 +83,9 @@ def edge_source_kernel(
     j, e, last, stop, cut = share_of(begin, n, edges, program, share)
     nodes = ends_from(target, e, edges, BE)
     places = ends_from(place, e, edges, BE)
+    finish = stop
     while e + j < stop:
+        finish = last + j
         following = tl.load(begin + tl.minimum(j + 2, n))
         end = tl.minimum(last, stop - j)
         dk = tl.zeros((BH, BE, BD), tl.float32)
@@ -114,7 +117,7 @@ def edge_source_kernel(
                 du += used[:, :, None] * rows_at(grad_at, grad_context.row, nodes, live, dv, c0, BV)
             nodes = nodes_ahead
             places = places_ahead
-        parted = (j == cut) | (last + j >= stop)
+        parted = (j == cut) | (finish >= stop)
         at = 2 * wide(program) + tl.where(j == cut, 0, 1)
         if grad_key is not None:
             dk = tl.where(dk == 0.0, 0.0, dk * w)
@@ -134,17 +137,16 @@ def edge_source_kernel(
         e = end
         j += 1
         last = following
+    note_cut(cuts, program, share, j - 1, cut, finish, stop)
 
 
 @triton.jit(do_not_specialize=ANY_EDGES)
 def edge_sum_kernel(
     sizes,
-    begin,
+    cuts,
     part,
     out,
-    n,
     leads,
-    share,
     head_blocks,
     columns,
     width,
@@ -157,7 +159,8 @@ def edge_sum_kernel(
     part [parts, leads, width]; out: a Matrix with a row per node.
     """
     block, column, program = program_index(head_blocks, columns)
-    i, count = cut_node(begin, n, program, share)
+    i = tl.load(cuts + 2 * program)
+    count = tl.load(cuts + 2 * program + 1)
     if count == 0:
         return
     b, heads = heads_of(block, leads, BH)

@@ -11,6 +11,7 @@ from .edges import (
     heads_of,
     included,
     inside_at,
+    note_cut,
     numbers_at,
     numbers_or,
     places_from,
@@ -80,6 +81,7 @@ def edge_target_kernel(
     dropout,
     sizes,
     begin,
+    cuts,
     source,
     order,
     outer,
@@ -135,7 +137,9 @@ def edge_target_kernel(
 
     i, e, last, stop, cut = share_of(begin, n, edges, program, share)
     nodes = ends_from(source, e, edges, BE)
+    finish = stop
     while e + i < stop:
+        finish = last + i
         following = tl.load(begin + tl.minimum(i + 2, n))
         end = tl.minimum(last, stop - i)
         dc, delta = _of_target(
@@ -212,7 +216,7 @@ def edge_target_kernel(
             nodes = ahead
         if grad_query is not None:
             row = tl.sum(tl.where(dq == 0.0, 0.0, dq * (w * scale)), 1)
-            if (i == cut) | (last + i >= stop):
+            if (i == cut) | (finish >= stop):
                 place = 2 * wide(program) + tl.where(i == cut, 0, 1)
                 put_part(part_query, place, b, leads, heads, d, t0, row)
             else:
@@ -220,6 +224,7 @@ def edge_target_kernel(
         e = end
         i += 1
         last = following
+    note_cut(cuts, program, share, i - 1, cut, finish, stop)
     if part_weight is not None:
         put_part(part_weight, wide(program), b, leads, heads, d, t0, tl.sum(dw, 1))
 
@@ -228,6 +233,7 @@ def edge_target_kernel(
 def edge_delta_kernel(
     sizes,
     begin,
+    cuts,
     order,
     weights,
     grad_weights,
@@ -250,7 +256,9 @@ def edge_delta_kernel(
     weights_from = vector_of(b, sizes, weights)
     grad_at = vector_of(b, sizes, grad_weights)
     i, e, last, stop, cut = share_of(begin, n, edges, program, share)
+    finish = stop
     while e + i < stop:
+        finish = last + i
         end = tl.minimum(last, stop - i)
         total = tl.zeros((BH, BE), tl.float32)
         for e0 in range(e, end, BE):
@@ -259,7 +267,7 @@ def edge_delta_kernel(
             a = numbers_at(weights_from, weights.unit, edge, there, 0.0)
             total += a * numbers_at(grad_at, grad_weights.unit, edge, there, 0.0)
         row = tl.sum(total, 1)[:, None]
-        if (i == cut) | (last + i >= stop):
+        if (i == cut) | (finish >= stop):
             place = 2 * wide(program) + tl.where(i == cut, 0, 1)
             put_part(part, place, b, leads, heads, 1, 0, row)
         else:
@@ -267,3 +275,4 @@ def edge_delta_kernel(
         e = end
         i += 1
         last = tl.load(begin + tl.minimum(i + 1, n))
+    note_cut(cuts, program, share, i - 1, cut, finish, stop)

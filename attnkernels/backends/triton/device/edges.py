@@ -5,9 +5,9 @@ the work, however many edges a node has. Rows of BH heads and BE edges are tiles
 Every one of the BE places has sums of its own until a node is finished, so that a pass over a block
 of edges exchanges nothing but sums over columns.
 
-A node whose edges are shared by several programs is cut: each leaves a part, and the one where the
-node begins has them put together by another kernel. The part of the node at the start of program p
-is 2 p, that of the node which it begins and does not end 2 p + 1.
+A node whose edges are shared by several programs is cut: each leaves a part, and another kernel
+puts them together in their order. The part of the node that program p finds begun is 2 p, that of
+the node which it begins and does not finish 2 p + 1.
 """
 
 import triton
@@ -51,13 +51,13 @@ def share_of(begin, n, edges, program, share):
 
 
 @triton.jit
-def cut_node(begin, n, program, share):
-    """Return (the node at the end of a program, its number of parts: 0 if none begins there)."""
-    stop = (wide(program) + 1) * share
-    i = node_of(begin, n, stop)
-    start = tl.load(begin + i) + i
-    last = (tl.load(begin + i + 1) + i) // share
-    return i, tl.where((start < stop) & (start >= stop - share), last - program + 1, 0)
+def note_cut(cuts, program, share, i, cut, finish, stop):
+    """Store the last node of a program and its number of parts: 0 if another program begins it, or
+    this one finishes it. `finish`: the last unit of the node.
+    """
+    mine = (finish >= stop) & (i != cut)
+    tl.store(cuts + 2 * program, i)
+    tl.store(cuts + 2 * program + 1, tl.where(mine, finish // share - program + 1, 0))
 
 
 @triton.jit

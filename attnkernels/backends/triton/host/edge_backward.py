@@ -12,6 +12,7 @@ from ....ops.shapes import by_row
 from ..device.edge_sources import edge_source_kernel, edge_sum_kernel
 from ..device.edge_targets import edge_delta_kernel, edge_target_kernel
 from ..device.rows import Outer
+from . import configs
 from .edges import EdgeCall, Shares, in_rows
 from .launch import on
 
@@ -78,12 +79,15 @@ def _by_target(
     """Compute the gradients over the edges of every target; return that of the weight."""
     shares = call.shares(call.target_begin)
     if given["delta"] is not None:
-        part, narrow = shares.parts(call, 1), {"columns": 1, "BE": max(512 // call.BH, 1)}
+        part, narrow = (
+            shares.parts(call, 1),
+            {"columns": 1, "BE": max(min(512 // call.BH, configs.EDGES), 1)},
+        )
         call.launch(edge_delta_kernel, shares, given | narrow, part=part)
         _sum_parts(call, shares, given | narrow, part, given["delta_rows"], 1, 1)
     given["pairs"] = call.new(call.edges, 2, call.leads) if by_source else None
-    sums = None if weight is None else call.new(shares.count, call.leads, call.d)
-    part = None if given["grad_query"] is None else shares.parts(call, call.d)
+    sums = None if weight is None else call.new(shares.programs, call.leads, call.d)
+    part_query = None if given["grad_query"] is None else shares.parts(call, call.d)
     given["outer"] = Outer(
         given["lse"],
         given["delta"],
@@ -93,8 +97,8 @@ def _by_target(
         given["grad_weights"],
         given["grad_lse"],
     )
-    call.launch(edge_target_kernel, shares, given, part_query=part, part_weight=sums)
-    _sum_parts(call, shares, given, part, given["grad_query"], call.d, given["BD"])
+    call.launch(edge_target_kernel, shares, given, part_query=part_query, part_weight=sums)
+    _sum_parts(call, shares, given, part_query, given["grad_query"], call.d, given["BD"])
     if weight is None or sums is None:
         return None
     return (sums.sum(0) * given["scale"]).view(weight.shape)

@@ -20,16 +20,17 @@ T = TypeVar("T", Tensor, Tensor | None)
 
 
 class Shares(NamedTuple):
-    """How the nodes of one side are divided among programs; see device/edges.py."""
+    """The nodes of one side, divided among `programs` programs: see device/edges.py."""
 
     begin: Tensor
     n: int
     share: int
-    count: int
+    programs: int
+    cuts: Tensor  # (programs, 2): the last node of each share, and its parts
 
     def parts(self, call: EdgeCall, width: int) -> Tensor:
         """Return an unset tensor for the parts of cut nodes."""
-        return call.new(2 * self.count, call.leads, width)
+        return call.new(2 * self.programs, call.leads, width)
 
 
 class EdgeCall:
@@ -135,21 +136,22 @@ class EdgeCall:
         """Return how programs share the nodes whose edges `begin` there."""
         nodes = begin.shape[0] - 1
         units = self.edges + nodes if self.leads else 0
-        programs = self.head_blocks * self.columns
-        wanted = configs.EDGE_SHARES * self.gpu.room(self.warps) // max(programs, 1)
+        blocks = self.head_blocks * self.columns
+        wanted = configs.EDGE_SHARES * self.gpu.room(self.warps) // max(blocks, 1)
         share = max(-(-units // max(wanted, 1)), configs.EDGE_SHARE)
-        return Shares(begin, nodes, share, -(-units // share))
+        programs = -(-units // share)
+        return Shares(begin, nodes, share, programs, begin.new_empty(programs, 2))
 
     def launch(self, kernel: Any, shares: Shares, arguments: dict[str, Any], **more: Any) -> None:
         """Start a kernel over all shares."""
-        programs = shares.count * self.head_blocks * arguments["columns"]
+        programs = shares.programs * self.head_blocks * arguments["columns"]
         launch(kernel, programs, arguments | shares._asdict() | more, more.pop("warps", self.warps))
 
     def merge(self, kernel: Any, shares: Shares, arguments: dict[str, Any], **more: Any) -> None:
         """Start a kernel over the ends of all shares but the last, in larger tiles."""
         width = self.BH * arguments["BD"]
         tile = {"BE": max(min(4096 // width, 64), 1)}
-        programs = max(shares.count - 1, 0) * self.head_blocks * arguments["columns"]
+        programs = max(shares.programs - 1, 0) * self.head_blocks * arguments["columns"]
         launch(kernel, programs, arguments | shares._asdict() | more | tile, warps=4)
 
 
