@@ -1,7 +1,7 @@
 // The gradients of attention over edges, (E4)-(E6), in two passes: over the edges of every target
 // (edge_targets.h) for ds, dq, dw and those of the edges, then over the edges of every source
-// (edge_sources.h) for dk and du. Of the size of the edges there are the weights and ds, one of each
-// per head; no sum is atomic.
+// (edge_sources.h) for dk and du. Of the size of the edges there are the weights and ds, one of
+// each per head; no sum is atomic.
 #pragma once
 #include "edge_block.h"
 
@@ -16,7 +16,7 @@ struct EdgePass {
   const std::vector<HeadGroup> groups;
   const int64_t width, ld;  // of rows of d and of dv
   T* const factor;          // (heads, width): what the sums of dq and dk leave out
-  T* const pairs;           // (edges by target, 2, heads): ds, and the weights that were used; or null
+  T* const pairs;  // (edges by target, 2, heads): ds, and the weights that were used; or null
 
   EdgePass(const EdgeBackward<T>& p, const Host& host)
       : p(p), host(host), groups(head_groups(p, p.context.together)), width(padded(p.d)),

@@ -22,10 +22,10 @@ class EdgeTargets {
 
   void run() {
     if (p_.grad_weights.data) sum_products();
-    pass_.for_ranges(tasks_, [&](const NodeRange& r, int64_t k, const HeadGroup& g,
-                                 int64_t worker) {
-      range(r, k, g, carve(scratch_ + worker * scratch_size_));
-    });
+    pass_.for_ranges(tasks_,
+                     [&](const NodeRange& r, int64_t k, const HeadGroup& g, int64_t worker) {
+                       range(r, k, g, carve(scratch_ + worker * scratch_size_));
+                     });
     for (const SplitNode& split : tasks_.splits)
       for (int64_t h = 0; h < p_.head_count; h++) merge(split, h);
     if (p_.grad_weight)
@@ -63,8 +63,8 @@ class EdgeTargets {
     return parts_ + (part * p_.head_count + head) * width_;
   }
 
-  // The part of D of (E4) that comes from grad_weights: sum_e da_e a_e of every target, by the tasks
-  // of its edges.
+  // The part of D of (E4) that comes from grad_weights: sum_e da_e a_e of every target, by the
+  // tasks of its edges.
   void sum_products() {
     double* parts = products_ + p_.n * p_.head_count;
     pass_.for_ranges(tasks_, [&](const NodeRange& r, int64_t, const HeadGroup& g, int64_t) {
@@ -137,8 +137,7 @@ class EdgeTargets {
       if (p_.grad_weights.data)
         mine.delta[h] += static_cast<T>(products_[i * p_.head_count + head]);
     }
-    for (int64_t e = first; e < last; e += kEdges)
-      block(i, e, std::min(kEdges, last - e), g, mine);
+    for (int64_t e = first; e < last; e += kEdges) block(i, e, std::min(kEdges, last - e), g, mine);
   }
 
   void block(int64_t i, int64_t first, int64_t count, const HeadGroup& g,
@@ -165,7 +164,8 @@ class EdgeTargets {
       score_gradient(i, first, count, head, mine, h);
       if (p_.grad_edge_key.rows.data)
         for (int64_t e = 0; e < count; e++)
-          edge_key_gradient(mine.query + h * width_, key(h, e), mine.ds[e], head, edge_at(first + e));
+          edge_key_gradient(mine.query + h * width_, key(h, e), mine.ds[e], head,
+                            edge_at(first + e));
       if (!sums_wanted()) continue;
       const Matrix& bias = p_.heads[head].edge_bias;
       std::invoke_result_t<Key, int64_t, int64_t> rows[kEdges];
@@ -220,7 +220,8 @@ class EdgeTargets {
       for (int64_t e = 0; e < count; e++) da[e] += *p_.grad_weights.at(head, edge_at(first + e));
     std::fill(s + count, s + kEdges, kNone);
     if (p_.dropout.p > 0) drop_edges(p_.dropout, head, first, count, da);
-    const V d_i(mine.delta[h]), dlse(p_.grad_lse.data ? *p_.grad_lse.at(head, i) : T(0)), zero(T(0));
+    const V d_i(mine.delta[h]), dlse(p_.grad_lse.data ? *p_.grad_lse.at(head, i) : T(0)),
+        zero(T(0));
     for (int64_t e = 0; e < kEdges; e += kLanes<T>) {
       const V x = load(s + e), a = lse == kNone ? zero : exp_weight(x - V(lse));
       // an edge with all the weight of its row, up to rounding, moves nothing but lse
@@ -263,9 +264,8 @@ class EdgeTargets {
       for (int64_t t = 0; t <= width_; t++)
         sums[t] += static_cast<double>(sums_[(r * p_.head_count + head) * sum_size_ + t]);
     for (int64_t t = 0; t < p_.d; t++) {
-      const double f = is_logistic(p_.activation)
-                           ? sums[width_] - info(p_.activation).span * sums[t]
-                           : sums[t];
+      const double f =
+          is_logistic(p_.activation) ? sums[width_] - info(p_.activation).span * sums[t] : sums[t];
       p_.grad_weight[head * p_.d + t] = static_cast<T>(p_.scale * f);
     }
   }
