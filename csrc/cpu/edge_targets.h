@@ -166,19 +166,29 @@ class EdgeTargets {
         for (int64_t e = 0; e < count; e++)
           edge_key_gradient(mine.query + h * width_, key(h, e), mine.ds[e], head,
                             edge_at(first + e));
-      if (!sums_wanted()) continue;
+      constexpr bool two_lines = kTwoLines<decltype(form_.gradient)>;
+      if (!sums_wanted() && !(two_lines && pass_.records)) continue;
       const Matrix& bias = p_.heads[head].edge_bias;
       std::invoke_result_t<Key, int64_t, int64_t> rows[kEdges];
       T *sums = mine.sums + h * sum_size_, *ds = mine.ds;
-      int64_t live = 0;
+      int64_t places[kEdges], live = 0;
       for (int64_t e = 0; e < count; e++) {
         if (bias.data && is_excluded<T, S>(bias, edge_at(first + e))) continue;
         sums[width_] += ds[e];
         ds[live] = ds[e];
+        places[live] = first + e;
         rows[live++] = key(h, e);
       }
-      add_gradients(form_.gradient, mine.query + h * width_, rows, ds, live, p_.d,
-                    mine.grad_query + h * width_, sums);
+      auto add = [&](const auto& visit) {
+        add_gradients(form_.gradient, mine.query + h * width_, rows, ds, live, p_.d,
+                      mine.grad_query + h * width_, sums, visit);
+      };
+      if (two_lines && pass_.records)
+        add([&](int64_t e, int64_t t, Vec<T> x) {
+          store_signs<T>(pass_.signs(places[e], head), t, signs_of(x));
+        });
+      else
+        add(kNoVisit);
     }
   }
 
@@ -231,10 +241,10 @@ class EdgeTargets {
       V::blendv(a * (moved + dlse), zero, none == V(kNone)).store(ds + e);
     }
     if (p_.dropout.p > 0) drop_edges(p_.dropout, head, first, count, s);
-    for (int64_t e = 0; e < count && pass_.pairs; e++) {
-      T* pair = pass_.pair(first + e);
-      pair[head] = ds[e];
-      pair[p_.head_count + head] = s[e];
+    for (int64_t e = 0; e < count && pass_.records; e++) {
+      T* record = pass_.record(first + e);
+      record[head] = ds[e];
+      record[p_.head_count + head] = s[e];
     }
     if (p_.grad_edge_bias.data)
       for (int64_t e = 0; e < count; e++) *p_.grad_edge_bias.at(head, edge_at(first + e)) = ds[e];
