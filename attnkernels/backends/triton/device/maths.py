@@ -107,6 +107,16 @@ def pointwise_with_slope(x, negative_slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def slope_below(negative_slope, ACTIVATION: tl.constexpr):
+    """Return f'(x) of a pointwise activation for x <= 0; it is 1 above."""
+    if ACTIVATION == RELU:
+        return 0.0
+    else:
+        tl.static_assert(ACTIVATION == LEAKY_RELU, "a pointwise activation without its slope")
+        return negative_slope
+
+
+@triton.jit
 def activated(x, negative_slope, ACTIVATION: tl.constexpr, TARGET: tl.constexpr):
     """Return f(x) of (E1)."""
     if is_logistic(ACTIVATION):
@@ -121,10 +131,8 @@ def activated_with_slope(x, negative_slope, ACTIVATION: tl.constexpr, TARGET: tl
     if is_logistic(ACTIVATION):
         r = reciprocal(1.0 + exp_sum(x, ACTIVATION), TARGET)
         return 1.0 - span(ACTIVATION) * r, span(ACTIVATION) * gain(ACTIVATION) * (r - r * r)
-    elif ACTIVATION == RELU:
-        return pointwise(x, negative_slope, ACTIVATION), tl.where(x > 0, 1.0, 0.0)
     else:
-        slope = tl.where(x > 0, 1.0, negative_slope)
+        slope = tl.where(x > 0, 1.0, slope_below(negative_slope, ACTIVATION))
         return pointwise(x, negative_slope, ACTIVATION), slope
 
 

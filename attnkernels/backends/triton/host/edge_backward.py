@@ -11,6 +11,8 @@ from ....ops.codes import EDGE_BIAS, EDGE_KEY, KEY, QUERY, VALUE, WEIGHT
 from ....ops.shapes import by_row
 from ..device.edge_sources import edge_source_kernel, edge_sum_kernel
 from ..device.edge_targets import edge_delta_kernel, edge_target_kernel
+from ..device.edges import SIGNS
+from ..device.maths import is_logistic
 from ..device.rows import Outer
 from . import configs
 from .edges import EdgeCall, Shares, in_rows
@@ -86,6 +88,10 @@ def _by_target(
         call.launch(edge_delta_kernel, shares, given | narrow, part=part)
         _sum_parts(call, shares, given | narrow, part, given["delta_rows"], 1, 1)
     given["pairs"] = call.new(call.edges, 2, call.leads) if by_source else None
+    given["signs"] = None
+    width = call.columns * given["BD"] // SIGNS.value
+    if given["grad_key"] is not None and not is_logistic(given["ACTIVATION"]) and width:
+        given["signs"] = call.new(call.edges, call.leads, width, dtype=torch.uint8)
     sums = None if weight is None else call.new(shares.programs, call.leads, call.d)
     part_query = None if given["grad_query"] is None else shares.parts(call, call.d)
     given["outer"] = Outer(

@@ -124,9 +124,9 @@ class EdgeCall:
             arguments[name] = pairs.vector(x, each, 1 if x is None else x.stride(-1))
         return self.arguments | arguments
 
-    def new(self, *shape: int) -> Tensor:
-        """Return an unset float32 tensor on the device of the call."""
-        return self.query.new_empty(shape, dtype=torch.float32)
+    def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return an unset tensor on the device of the call."""
+        return self.query.new_empty(shape, dtype=dtype)
 
     def by_row(self, *shape: int, trailing: int) -> Tensor:
         """Return an unset float32 tensor (*lead, *shape) that lies by row."""
