@@ -52,15 +52,18 @@ def test_nodes_are_cut_anywhere(
 
 
 @interpreted
-@pytest.mark.parametrize("row", [2, 4])
-@pytest.mark.parametrize(("d", "dv"), [(7, None), (3, 9), (9, 2)])
+@pytest.mark.parametrize(
+    ("row", "d", "dv", "activation"),
+    [(2, 7, None, "tanh"), (4, 3, 9, "sigmoid"), (4, 9, 2, "relu"), (8, 19, None, "leaky_relu")],
+)
 def test_blocks_of_columns(
-    backend: str, d: int, dv: int | None, row: int, monkeypatch: pytest.MonkeyPatch
+    backend: str, row: int, d: int, dv: int | None, activation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of which the last is not full; signs of q + k are kept from eight columns on."""
     shares(monkeypatch, 12)
     monkeypatch.setattr(configs, "EDGE_ROW", row)
     given = operands(graph(4, 5, 16), (2,), d, dv, edge_key=True)
-    check_sparse(**given, backend=backend, activation="tanh", **EVERYTHING)
+    check_sparse(**given, backend=backend, activation=activation, **EVERYTHING)
 
 
 @interpreted

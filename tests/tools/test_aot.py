@@ -123,6 +123,44 @@ def test_scores_compile(target: str) -> None:
     assert wanted <= {each.name for each in launches}
 
 
+def graph_options() -> dict[str, Any]:
+    return {"edge_bias": normal(2, 90, grad=False, dtype=F16), **seeded()}
+
+
+EDGES: dict[str, Callable[[], None]] = {
+    "odd widths, a bias, dropout": lambda: aot.over_edges(
+        *make((2, 30, 40, 7, 5), F16, grad=False), 90, activation="sigmoid", **graph_options()
+    ),
+    "strides, edge_key, weights": lambda: aot.over_edges(
+        sliced(normal(2, 3, 30, 40, dtype=BF16, grad=False)),
+        transposed(normal(2, 3, 40, 40, dtype=BF16, grad=False)),
+        None,
+        normal(2, 3, 80, dtype=BF16, grad=False)[..., ::2],
+        90,
+        edge_key=normal(2, 3, 90, 40, dtype=BF16, grad=False),
+        activation="relu",
+        return_weights=True,
+    ),
+    "one channel, no leading dimension": lambda: aot.over_edges(
+        *(x.squeeze(0) for x in make((1, 30, 40, 1, 1), grad=False)[:3]), torch.ones(1), 90
+    ),
+    "rows longer than a block": lambda: aot.over_edges(
+        *make((1, 30, 40, 1100, 1030), BF16, grad=False), 90, activation="leaky_relu"
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", EDGES)
+@pytest.mark.parametrize("target", OPTIONS_ON)
+def test_edges_compile(target: str, call: str) -> None:
+    with aot.compiling_for(target) as launches:
+        EDGES[call]()
+    names = {each.name for each in launches}
+    assert {f"edge_{name}_kernel" for name in ("forward", "target", "source")} <= names
+    assert ("edge_delta_kernel" in names) == ("strides" in call)
+
+
 def test_a_process_compiles_for_one_target_after_another() -> None:
     """Triton keys compiled kernels by device: each target must have its own."""
     inputs = make((1, 1, 8, 16, 16), grad=False)

@@ -187,6 +187,7 @@ def over_edges(
     def integers(size: int) -> Tensor:
         return torch.empty(size, dtype=torch.int64, device=query.device)
 
+    weight = weight.expand(*query.shape[:-2], weight.shape[-1])
     inputs: dict[str, Any] = {"query": query, "key": key, "value": value, "weight": weight}
     inputs |= {"edge_key": None, "edge_bias": None, "seed": None, "dropout_p": 0.0} | options
     inputs |= {name: integers(edges) for name in ("source", "order", "target", "place")}
