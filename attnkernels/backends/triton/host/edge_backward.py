@@ -89,7 +89,7 @@ def _by_target(
         _sum_parts(call, shares, given | narrow, part, given["delta_rows"], 1, 1)
     given["pairs"] = call.new(call.edges, 2, call.leads) if by_source else None
     given["signs"] = None
-    width = call.columns * given["BD"] // SIGNS.value
+    width = call.columns * (given["BD"] // SIGNS.value)
     if given["grad_key"] is not None and not is_logistic(given["ACTIVATION"]) and width:
         given["signs"] = call.new(call.edges, call.leads, width, dtype=torch.uint8)
     sums = None if weight is None else call.new(shares.programs, call.leads, call.d)
