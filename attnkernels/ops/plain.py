@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_dispatch_mode,
+    _TorchDispatchModeKey,
+)
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
@@ -76,6 +80,11 @@ def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the results of ops.forward, rounded, with None for weights that are not wanted."""
     call = FORWARD.named(args)
     _refuse_examples(call)
+    if call["seed"] is not None and _get_dispatch_mode(_TorchDispatchModeKey.PROXY) is not None:
+        raise NotImplementedError(
+            "dropout_p must be 0 under torch.func.linearize, which would draw another mask at every"
+            f" call of the linear function, got {call['dropout_p']}: use torch.func.jvp"
+        )
     inputs = call["query"], call["key"], call["value"], call["weight"]
     context, weights, lse = formula.attention(*inputs, options=_options(call))
     return context, lse, weights

@@ -81,12 +81,10 @@ def _by_target(
     """Compute the gradients over the edges of every target; return that of the weight."""
     shares = call.shares(call.target_begin)
     if given["delta"] is not None:
-        part, narrow = (
-            shares.parts(call, 1),
-            {"columns": 1, "BE": max(min(512 // call.BH, configs.EDGES), 1)},
-        )
-        call.launch(edge_delta_kernel, shares, given | narrow, part=part)
-        _sum_parts(call, shares, given | narrow, part, given["delta_rows"], 1, 1)
+        part = shares.parts(call, 1)
+        narrow = given | {"columns": 1, "BE": max(min(512 // call.BH, configs.EDGES), 1)}
+        call.launch(edge_delta_kernel, shares, narrow, part=part)
+        _sum_parts(call, shares, narrow, part, given["delta_rows"], 1, 1)
     given["pairs"] = call.new(call.edges, 2, call.leads) if by_source else None
     given["signs"] = None
     width = call.columns * (given["BD"] // SIGNS.value)
