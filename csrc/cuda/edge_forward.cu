@@ -28,33 +28,32 @@ class HeldForward {
   static constexpr int N = Wide::N, U = kOne ? 1 : kEdges, M = kOne ? 1 : N;
   const EdgeProblem& p_;
   const Wide query_, key_, value_, edge_key_;
-  const FloatTable<T, V> context_;
+  const Team& team_;
   Packed<V> next_query_{}, next_key_[kEdges]{}, next_value_[U]{};
   float q_[N], w_[N], c_[N], k_[kEdges][N], u_[U][M];
 
  public:
-  __device__ __forceinline__ HeldForward(const EdgeProblem& p, const Job& job, const Team& team)
+  __device__ __forceinline__ HeldForward(const EdgeProblem& p, const Job&, const Team& team)
       : p_(p), query_(p.query, p.batch, p.d, team), key_(p.key, p.batch, p.d, team),
         value_(p.value, p.batch, p.dv, team), edge_key_(p.edge_key, p.batch, p.d, team),
-        context_(job.out.context, p.dv, team) {
+        team_(team) {
     load_weight<T, V>(w_, p, team);
     clear(q_);
     clear(c_);
   }
   // Load the rows of a batch.
   __device__ __forceinline__ void fetch(const Edges& edges, const Near& near) {
-    if (edges.begins) query_.load(next_query_, edges.node);
+    if (edges.begins()) query_.load(next_query_, edges.node);
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
       const int other = of_edge(near.other, e);
-      if (other < 0) continue;
       key_.load(next_key_[e], other);
       if constexpr (!kOne) value_.load(next_value_[e], other);
     }
   }
   // Go to the batch that was loaded.
   __device__ __forceinline__ void turn(const Edges& edges, const Near& near) {
-    if (edges.begins) {
+    if (edges.begins()) {
       unpack<T, V>(q_, next_query_);
       clear(c_);
     }
@@ -96,9 +95,7 @@ class HeldForward {
     float x[N];
 #pragma unroll
     for (int t = 0; t < N; t++) x[t] = scale * c_[t];
-    FloatTable<T, V> table = context_;
-    table.data = to;
-    table.store(row, x);
+    dense_table<T, V>(to, p_.dv, team_).store(row, x);
   }
 };
 
@@ -123,7 +120,7 @@ class LooseForward {
       others_[e] = of_edge(near.other, e);
       edges_[e] = of_edge(near.edge, e);
     }
-    if (edges.begins)
+    if (edges.begins())
 #pragma unroll
       for (int v = 0; v < kLooseQuads; v++) c_[v] = make_float4(0, 0, 0, 0);
   }
@@ -159,7 +156,7 @@ template <class Held, class Act>
 __device__ __forceinline__ void forward_team(const EdgeProblem& p, const Job& job, const Act& act) {
   const Team team(p, job.shares);
   Held rows(p, job, team);
-  Cursor cursor(p.by_target, job.shares, team);
+  Cursor cursor(p.by_target, job.shares, team, p.edges);
   const bool own = p.edge_key.data || p.edge_bias.data || job.out.weights;
   const int64_t bias_at = offset(p.batch, team.b, p.edge_bias.lead);
   Edges now = cursor.next();
@@ -176,7 +173,7 @@ __device__ __forceinline__ void forward_team(const EdgeProblem& p, const Job& jo
     next_bias = bias_of(p, bias_at, there);
     const Edges last = cursor.next();
     const Near far = near(p.by_target, last, own);
-    if (now.begins) {
+    if (now.begins()) {
       highest = -kInfinity;
       total = 0;
     }
@@ -200,12 +197,12 @@ __device__ __forceinline__ void forward_team(const EdgeProblem& p, const Job& jo
     for (int e = 0; e < kEdges; e++) a[e] = of_edge(y, e);
     rows.add(alpha, a, edges_where(lives));
 
-    if (now.ends && now.part < 0) {
+    if (now.ends() && !now.part()) {
       const int64_t row = team.row(p, p.n, now.node);
       rows.store(job.out.context, row, total == 0 ? 0.f : 1.f / total);
       if (team.speaks() && team.lane == 0) job.out.lse[row] = highest + logf(total);
-    } else if (now.ends) {
-      const int64_t row = now.part * p.batch.count + team.b;
+    } else if (now.ends()) {
+      const int64_t row = team.slot(p, now);
       rows.store(job.parts.sums, row, 1);
       if (team.speaks() && team.lane == 0) job.parts.softmax[row] = make_float2(highest, total);
     }

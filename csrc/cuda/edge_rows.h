@@ -65,79 +65,78 @@ struct Packed {
   uint4 bits[V];
 };
 
-// Where the lanes of a team find the rows of a tensor of T, and how much of them there is.
-template <class T, int V>
-struct Table {
-  static constexpr int K = kPack<T>, N = K * V;  // elements of a lane, side by side K at a time
-  const char* first;  // this lane's element of row 0; null: no tensor
-  int64_t row;        // bytes
-  int lane, lanes, columns;
+// The rows of a tensor, of T or of float32, in the lanes of a team: a lane has V times K neighbouring
+// elements. With V > 1 a team is a warp.
+template <class T, int V, class E = T>
+class Table {
+ public:
+  static constexpr int K = kPack<T>, N = K * V;
+  static constexpr int Q = K / kPack<E>, M = V * Q;  // loads of K elements, and of a row
+  static constexpr int kSize = static_cast<int>(sizeof(typename E::Element));
 
-  // Rows of a tensor of float32 that follow each other: see Team::row.
+  // Row 0 is at element `at`, and the next one `stride` elements later.
   __device__ __forceinline__ Table(const void* data, int64_t at, int64_t stride, int columns,
                                    const Team& team)
-      : first(nullptr), row(stride * static_cast<int64_t>(sizeof(typename T::Element))),
-        lane(team.lane), lanes(team.lanes), columns(columns) {
-    if (data) first = static_cast<const char*>(from<T>(data, at + lane * K));
+      : first_(static_cast<const char*>(data) + (at + team.lane * K) * kSize),
+        row_(static_cast<int>(stride) * kSize) {
+#pragma unroll
+    for (int v = 0; v < V; v++) least_[v] = column(team, v) < columns ? 0 : 0x7fffffff;
   }
   __device__ __forceinline__ Table(const Matrix& m, const Batch& batch, int columns,
                                    const Team& team)
       : Table(m.data, offset(batch, team.b, m.lead), m.row, columns, team) {}
 
-  __device__ __forceinline__ int column(int v) const { return (v * lanes + lane) * K; }
-  // Elements that no row has keep what they were.
-  __device__ __forceinline__ void load(Packed<V>& to, int64_t i) const {
-    const char* const at = first + i * row;
+  static __device__ __forceinline__ int column(const Team& team, int v) {
+    return (v * 32 + team.lane) * K;
+  }
+  // Load row i, nothing if i is negative. Elements that no row has keep what they were.
+  __device__ __forceinline__ void load(Packed<M>& to, int i) const {
+    const char* const at = first_ + int64_t{i} * row_;
 #pragma unroll
     for (int v = 0; v < V; v++)
-      if (column(v) < columns) to.bits[v] = *reinterpret_cast<const uint4*>(at + v * lanes * 16);
+      if (i >= least_[v])
+#pragma unroll
+        for (int k = 0; k < Q; k++)
+          to.bits[v * Q + k] = *reinterpret_cast<const uint4*>(at + 32 * K * kSize * v + 16 * k);
   }
   __device__ __forceinline__ void store(int64_t i, const float (&x)[N]) const {
-    char* const at = const_cast<char*>(first) + i * row;
+    char* const at = const_cast<char*>(first_) + i * row_;
 #pragma unroll
     for (int v = 0; v < V; v++)
-      if (column(v) < columns)
-        *reinterpret_cast<uint4*>(at + v * lanes * 16) = PackOf<T>::write(x + v * K);
+      if (least_[v] == 0)
+#pragma unroll
+        for (int k = 0; k < Q; k++)
+          *reinterpret_cast<uint4*>(at + 32 * K * kSize * v + 16 * k) =
+              PackOf<E>::write(x + v * K + k * kPack<E>);
   }
+
+ private:
+  const char* first_;  // this lane's element of row 0
+  int row_;            // bytes
+  int least_[V];       // of the numbers of rows that are loaded
 };
+
+template <class T, int V>
+using FloatTable = Table<T, V, Float32>;
+
+// A float32 result with rows that follow each other, or one whose rows are those of Team::row(i).
+template <class T, int V>
+__device__ __forceinline__ FloatTable<T, V> dense_table(const float* data, int columns,
+                                                        const Team& team) {
+  return {data, 0, columns, columns, team};
+}
+template <class T, int V>
+__device__ __forceinline__ FloatTable<T, V> result_table(const float* data, const EdgeProblem& p,
+                                                         int rows, int columns,
+                                                         const Team& team) {
+  return {data, team.row(p, rows, 0) * columns, int64_t{p.together} * columns, columns, team};
+}
 
 template <class T, int V>
 __device__ __forceinline__ void unpack(float (&to)[kPack<T> * V], const Packed<V>& from) {
 #pragma unroll
   for (int v = 0; v < V; v++) PackOf<T>::read(to + v * kPack<T>, from.bits[v]);
 }
-
-// Rows of float32 in the layout of a Table<T, V>: a lane has K neighbouring elements.
-template <class T, int V>
-struct FloatTable {
-  static constexpr int K = kPack<T>, N = K * V, Q = K / 4;
-  const float* data;
-  int lane, lanes, columns;
-
-  __device__ __forceinline__ FloatTable(const float* data, int columns, const Team& team)
-      : data(data), lane(team.lane), lanes(team.lanes), columns(columns) {}
-  __device__ __forceinline__ int column(int v) const { return (v * lanes + lane) * K; }
-  // `row`: of Team::row.
-  __device__ __forceinline__ void load(Packed<V * Q>& to, int64_t row) const {
-#pragma unroll
-    for (int v = 0; v < V; v++)
-      if (column(v) < columns)
-#pragma unroll
-        for (int k = 0; k < Q; k++)
-          to.bits[v * Q + k] =
-              *reinterpret_cast<const uint4*>(data + row * columns + column(v) + 4 * k);
-  }
-  __device__ __forceinline__ void store(int64_t row, const float (&x)[N]) const {
-#pragma unroll
-    for (int v = 0; v < V; v++)
-      if (column(v) < columns)
-#pragma unroll
-        for (int k = 0; k < Q; k++)
-          *reinterpret_cast<uint4*>(const_cast<float*>(data) + row * columns + column(v) + 4 * k) =
-              PackOf<Float32>::write(x + v * K + 4 * k);
-  }
-};
-
 template <int M>
 __device__ __forceinline__ void unpack_floats(float (&to)[4 * M], const Packed<M>& from) {
 #pragma unroll
@@ -159,7 +158,7 @@ __device__ __forceinline__ void load_weight(float (&w)[kPack<T> * V], const Edge
   for (int v = 0; v < V; v++)
 #pragma unroll
     for (int k = 0; k < kPack<T>; k++) {
-      const int t = (v * team.lanes + team.lane) * kPack<T> + k;
+      const int t = Table<T, V>::column(team, v) + k;
       w[v * kPack<T> + k] =
           t < p.d ? load(p.weight.data, p.weight.dtype, at + t * p.weight.col) : 0.f;
     }
@@ -174,7 +173,7 @@ __device__ __forceinline__ void add_edge_keys(float (&k)[kEdges][kPack<T> * V],
 #pragma unroll
   for (int e = 0; e < kEdges; e++) {
     const int edge = of_edge(near.edge, e);
-    if (e < edges.count) edge_key.load(more[e], edge);
+    edge_key.load(more[e], e < edges.count() ? edge : -1);
   }
 #pragma unroll
   for (int e = 0; e < kEdges; e++) {

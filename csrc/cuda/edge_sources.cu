@@ -31,24 +31,23 @@ class HeldSources {
   __device__ __forceinline__ HeldSources(const EdgeProblem& p, const Job& job, const Team& team)
       : p_(p), job_(job), team_(team), query_(p.query, p.batch, p.d, team),
         key_(p.key, p.batch, p.d, team), edge_key_(p.edge_key, p.batch, p.d, team),
-        grad_context_(job.f.grad_context, p.dv, team) {
+        grad_context_(result_table<T, V>(job.f.grad_context, p, p.n, p.dv, team)) {
     load_weight<T, V>(w_, p, team);
     clear(k_);
     clear(dk_);
     clear(du_);
   }
   __device__ __forceinline__ void fetch(const Edges& edges, const Near& near) {
-    if (edges.begins) key_.load(next_key_, edges.node);
+    if (edges.begins()) key_.load(next_key_, edges.node);
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
       const int other = of_edge(near.other, e);
-      if (other < 0) continue;
       query_.load(next_query_[e], other);
-      if (job_.f.grad_context) grad_context_.load(next_grad_[e], team_.row(p_, p_.n, other));
+      if (job_.f.grad_context) grad_context_.load(next_grad_[e], other);
     }
   }
   __device__ __forceinline__ void turn(const Edges& edges, const Near& near) {
-    if (edges.begins) {
+    if (edges.begins()) {
       unpack<T, V>(k_, next_key_);
       clear(dk_);
       clear(du_);
@@ -87,10 +86,9 @@ class HeldSources {
       Table<T, V>(job_.f.grad_value.data, 0, p_.dv, p_.dv, team_).store(row, du_);
   }
   __device__ __forceinline__ void store_part(int64_t slot) const {
-    FloatTable<T, V> to(job_.sums.first_parts(), p_.d, team_);
-    if (job_.sums.d) to.store(slot, dk_);
-    to = {job_.sums.second_parts(), p_.dv, team_};
-    if (job_.sums.more) to.store(slot, du_);
+    const EdgeSums& sums = job_.sums;
+    if (sums.d) dense_table<T, V>(sums.first_parts(), p_.d, team_).store(slot, dk_);
+    if (sums.more) dense_table<T, V>(sums.second_parts(), p_.dv, team_).store(slot, du_);
   }
 };
 
@@ -118,7 +116,7 @@ class LooseSources {
       others_[e] = of_edge(near.other, e);
       edges_[e] = of_edge(edge, e);
     }
-    if (edges.begins)
+    if (edges.begins())
 #pragma unroll
       for (int v = 0; v < kLooseQuads; v++) dk_[v] = du_[v] = make_float4(0, 0, 0, 0);
   }
@@ -170,7 +168,7 @@ template <class Rows, class Act>
 __device__ __forceinline__ void sources_team(const EdgeProblem& p, const Job& job, const Act& act) {
   const Team team(p, job.shares);
   Rows rows(p, job, team);
-  Cursor cursor(p.by_source, job.shares, team);
+  Cursor cursor(p.by_source, job.shares, team, p.edges);
   auto pair_of = [&](const Near& near) {
     return near.other < 0 ? make_float2(0, kExcluded)
                           : job.pairs[near.edge * p.batch.count + team.b];
@@ -197,8 +195,8 @@ __device__ __forceinline__ void sources_team(const EdgeProblem& p, const Job& jo
       a[e] = of_edge(pair.y, e);
     }
     rows.add(ds, a, edges_where(!(pair.y < 0)), act);
-    if (now.ends && now.part < 0) rows.store(team.row(p, p.m, now.node));
-    if (now.ends && now.part >= 0) rows.store_part(now.part * p.batch.count + team.b);
+    if (now.ends() && !now.part()) rows.store(team.row(p, p.m, now.node));
+    if (now.ends() && now.part()) rows.store_part(team.slot(p, now));
     now = then;
     here = there;
     then = last;

@@ -154,19 +154,18 @@ __global__ void __launch_bounds__(kEdgeThreads)
     edge_products_kernel(const __grid_constant__ EdgeProblem p,
                          const __grid_constant__ Shares shares, EdgeBackward f, Products out) {
   const Team team(p, shares);
-  Cursor cursor(p.by_target, shares, team);
+  Cursor cursor(p.by_target, shares, team, p.edges);
   float sum = 0;
   Edges now = cursor.next();
   while (__any_sync(kWarp, now.node >= 0)) {
     const Near here = near(p.by_target, now, true);
-    if (now.begins) sum = 0;
+    if (now.begins()) sum = 0;
     const int64_t row = team.row(p, p.edges, here.edge);
     if (here.other >= 0) sum = fmaf(f.grad_weights[row], f.weights[row], sum);
     float whole = sum + __shfl_xor_sync(kWarp, sum, 1);
     whole += __shfl_xor_sync(kWarp, whole, 2);
-    if (now.ends && team.lane == 0)
-      (now.part < 0 ? out.rows[team.row(p, p.n, now.node)]
-                    : out.parts[now.part * p.batch.count + team.b]) = whole;
+    if (now.ends() && team.lane == 0)
+      (now.part() ? out.parts[team.slot(p, now)] : out.rows[team.row(p, p.n, now.node)]) = whole;
     now = cursor.next();
   }
 }
@@ -278,7 +277,7 @@ EdgeDelta edge_delta(const EdgeProblem& p, const EdgeBackward& f, const Host& ho
   Products products{};
   if (f.grad_weights) {
     delta.weights = host.allocate<float>(rows);
-    shares = shares_for(p, p.by_target, 1 << 30, host);  // teams of a quad
+    shares = shares_for(p, p.by_target, std::max({p.d, p.dv, 1}), host);  // of a quad each
     products = {host.allocate<float>(rows), host.allocate<float>(shares.slots(p))};
     launch_teams(p, shares, [&](int64_t blocks) {
       launch("edge_products", edge_products_kernel, blocks, kEdgeThreads, 0, host.stream, p, shares,

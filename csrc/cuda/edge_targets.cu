@@ -43,28 +43,27 @@ class HeldTargets {
       : p_(p), job_(job), team_(team), query_(p.query, p.batch, p.d, team),
         key_(p.key, p.batch, p.d, team), value_(p.value, p.batch, p.dv, team),
         edge_key_(p.edge_key, p.batch, p.d, team),
-        grad_context_(job.f.grad_context, p.dv, team) {
+        grad_context_(result_table<T, V>(job.f.grad_context, p, p.n, p.dv, team)) {
     load_weight<T, V>(w_, p, team);
     clear(q_);
     clear(g_);
     clear(dq_);
     clear(dw_);
   }
-  __device__ __forceinline__ void fetch(const Edges& edges, const Near& near, int64_t row) {
-    if (edges.begins) {
+  __device__ __forceinline__ void fetch(const Edges& edges, const Near& near) {
+    if (edges.begins()) {
       query_.load(next_query_, edges.node);
-      if (job_.f.grad_context) grad_context_.load(next_grad_, row);
+      if (job_.f.grad_context) grad_context_.load(next_grad_, edges.node);
     }
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
       const int other = of_edge(near.other, e);
-      if (other < 0) continue;
       key_.load(next_key_[e], other);
       if constexpr (!kOne) value_.load(next_value_[e], other);
     }
   }
   __device__ __forceinline__ void turn(const Edges& edges, const Near& near) {
-    if (edges.begins) {
+    if (edges.begins()) {
       unpack<T, V>(q_, next_query_);
       unpack_floats(g_, next_grad_);
       clear(dq_);
@@ -91,14 +90,13 @@ class HeldTargets {
       }
     }
   }
-  // dc . (keep u - c), where c is the context of `row`.
+  // dc . (keep u - c), where c is the context of the node.
   __device__ __forceinline__ void centred(float (&x)[kEdges], const float (&keep)[kEdges],
-                                          int64_t row, bool begun) const {
+                                          int node) const {
     Packed<N / 4> packed{};
     float c[N];
-    Floats context = grad_context_;
-    context.data = job_.f.context;
-    if (begun) context.load(packed, row);
+    if (job_.f.grad_context)
+      result_table<T, V>(job_.f.context, p_, p_.n, p_.dv, team_).load(packed, node);
     unpack_floats(c, packed);
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
@@ -126,7 +124,7 @@ class HeldTargets {
           dw_[t] = fmaf(ds[e], f.to_w, dw_[t]);
         }
       }
-      if (!job_.f.grad_edge_key.data || e >= edges.count) continue;
+      if (!job_.f.grad_edge_key.data || e >= edges.count()) continue;
 #pragma unroll
       for (int t = 0; t < N; t++) gradient[t] *= live >> e & 1 ? job_.query.factor * w_[t] : 0.f;
       Table<T, V>(job_.f.grad_edge_key.data, team_.row(p_, p_.edges, edge) * p_.d, 0, p_.d, team_)
@@ -141,12 +139,12 @@ class HeldTargets {
     Table<T, V>(job_.f.grad_query.data, 0, p_.d, p_.d, team_).store(row, x);
   }
   __device__ __forceinline__ void store_part(int64_t slot) const {
-    if (job_.query.d) FloatTable<T, V>(job_.query.first_parts(), p_.d, team_).store(slot, dq_);
+    if (job_.query.d) dense_table<T, V>(job_.query.first_parts(), p_.d, team_).store(slot, dq_);
   }
   __device__ __forceinline__ void store_weight(float* to) const {
 #pragma unroll
     for (int t = 0; t < N; t++) {
-      const int column = query_.column(t / K) + t % K;
+      const int column = Wide::column(team_, t / K) + t % K;
       if (column < p_.d) to[column] = dw_[t];
     }
   }
@@ -171,7 +169,7 @@ class LooseTargets {
 #pragma unroll
     for (int v = 0; v < kLooseQuads; v++) dw_[v] = dq_[v] = make_float4(0, 0, 0, 0);
   }
-  __device__ __forceinline__ void fetch(const Edges&, const Near&, int64_t) {}
+  __device__ __forceinline__ void fetch(const Edges&, const Near&) {}
   __device__ __forceinline__ void turn(const Edges& edges, const Near& near) {
     node_ = edges.node;
 #pragma unroll
@@ -179,7 +177,7 @@ class LooseTargets {
       others_[e] = of_edge(near.other, e);
       edges_[e] = of_edge(near.edge, e);
     }
-    if (edges.begins)
+    if (edges.begins())
 #pragma unroll
       for (int v = 0; v < kLooseQuads; v++) dq_[v] = make_float4(0, 0, 0, 0);
   }
@@ -189,8 +187,8 @@ class LooseTargets {
     loose_sums(x, p_, team_, act, query_, key_, edge_key_, weight_, node_, others_, edges_);
     products(da, [](const float4& u, int, int) { return u; });
   }
-  __device__ __forceinline__ void centred(float (&x)[kEdges], const float (&keep)[kEdges], int64_t,
-                                          bool) const {
+  __device__ __forceinline__ void centred(float (&x)[kEdges], const float (&keep)[kEdges],
+                                          int) const {
     products(x, [&](const float4& u, int t, int e) {
       const float4 c = context_.four(node_, t, p_.dv);
       return make_float4(difference(u.x, keep[e], c.x, kOneRounding),
@@ -208,7 +206,7 @@ class LooseTargets {
       if (t >= p_.d || node_ < 0) continue;
       float4 q = query_.four(node_, t, p_.d), w = weight_.four(0, t, p_.d);
 #pragma unroll 1
-      for (int e = 0; e < edges.count; e++) {
+      for (int e = 0; e < edges.count(); e++) {
         const bool lives = live >> e & 1;
         float4 k = make_float4(0, 0, 0, 0);
         if (lives) {
@@ -282,7 +280,7 @@ __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Job& jo
   const EdgeBackward& f = job.f;
   const Team team(p, job.shares);
   Rows rows(p, job, team);
-  Cursor cursor(p.by_target, job.shares, team);
+  Cursor cursor(p.by_target, job.shares, team, p.edges);
   const bool own = p.edge_key.data || p.edge_bias.data || f.grad_weights;
   const int64_t bias_at = offset(p.batch, team.b, p.edge_bias.lead);
   auto row_of = [&](const Edges& edges) { return team.row(p, p.n, edges.node); };
@@ -291,7 +289,7 @@ __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Job& jo
     float lse = 0, delta = 0, bias = 0, grad_weight = 0;
   };
   auto numbers = [&](Numbers& to, const Edges& edges, const Near& near) {
-    if (edges.begins) {
+    if (edges.begins()) {
       to.lse = f.lse[row_of(edges)];
       to.delta = job.delta.total[row_of(edges)];
     }
@@ -303,7 +301,7 @@ __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Job& jo
   Near here = near(p.by_target, now, own);
   Edges then = cursor.next();
   Near there = near(p.by_target, then, own);
-  rows.fetch(now, here, row_of(now));
+  rows.fetch(now, here);
   Numbers next;
   numbers(next, now, here);
   float total = 0;  // of ds
@@ -311,7 +309,7 @@ __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Job& jo
   while (__any_sync(kWarp, now.node >= 0)) {
     const Numbers at = next;
     rows.turn(now, here);
-    rows.fetch(then, there, row_of(then));
+    rows.fetch(then, there);
     numbers(next, then, there);
     const Edges last = cursor.next();
     const Near far = near(p.by_target, last, own);
@@ -327,8 +325,7 @@ __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Job& jo
     if (__any_sync(kWarp, a > kMost)) {
 #pragma unroll
       for (int e = 0; e < kEdges; e++) y[e] = of_edge(keep, e);
-      const bool begun = now.node >= 0;
-      rows.centred(x, y, row_of(now), begun && f.grad_context);
+      rows.centred(x, y, now.node);
       float rest = team_sum(x, team.lanes);
       if (a > kMost) {
         if (f.grad_weights)
@@ -348,8 +345,8 @@ __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Job& jo
     for (int e = 0; e < kEdges; e++) y[e] = of_edge(ds, e);
     rows.add(y, edges_where(lives), now, here, act);
 
-    if (now.ends && now.part < 0) rows.store_query(row_of(now));
-    if (now.ends && now.part >= 0) rows.store_part(now.part * p.batch.count + team.b);
+    if (now.ends() && !now.part()) rows.store_query(row_of(now));
+    if (now.ends() && now.part()) rows.store_part(team.slot(p, now));
     now = then;
     here = there;
     then = last;

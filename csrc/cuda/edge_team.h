@@ -49,10 +49,16 @@ void launch_teams(const EdgeProblem& p, const Shares& s, const F& run) {
 
 // Up to kEdges neighbouring edges of one node, or of a part of it.
 struct Edges {
+  // Bits of `info`: the number of edges, the first and the last batch of the node or the part, a
+  // part of a node that is cut, and the first one of these.
+  static constexpr int kCount = 7, kBegins = 8, kEnds = 16, kPart = 32, kFirst = 64;
   int node = -1;  // -1: none are left
-  int first = 0, count = 0;
-  int part = -1;  // the slot of the part; -1: the node is whole
-  bool begins = false, ends = false;
+  int first = 0, info = 0;
+
+  __device__ __forceinline__ int count() const { return info & kCount; }
+  __device__ __forceinline__ bool begins() const { return info & kBegins; }
+  __device__ __forceinline__ bool ends() const { return info & kEnds; }
+  __device__ __forceinline__ bool part() const { return info & kPart; }
 };
 
 // The lanes that this thread works with, and their task.
@@ -80,49 +86,53 @@ struct Team {
   }
   // One of the lanes that speak for the edges of a batch.
   __device__ __forceinline__ bool speaks() const { return lane < kEdges && chunk == 0; }
+  // The place of a part among the parts of all shares.
+  __device__ __forceinline__ int64_t slot(const EdgeProblem& p, const Edges& part) const {
+    return (2 * int64_t{share} + (part.info & Edges::kFirst ? 1 : 0)) * p.batch.count + b;
+  }
 };
 
-// The edges of a share, a batch at a time.
+// The edges of a share, a batch at a time. Positions fit in an int: the operators check it.
 class Cursor {
  public:
-  __device__ __forceinline__ Cursor(const Adjacency& a, const Shares& s, const Team& team)
-      : begin_(a.begin), nodes_(a.nodes), size_(s.size), part_(2 * team.share),
-        limit_((team.share + int64_t{1}) * s.size) {
-    node_ = nodes_;
-    if (!team.works || nodes_ == 0) return;
-    const int64_t start = limit_ - size_;
-    int low = 0, high = nodes_;
+  __device__ __forceinline__ Cursor(const Adjacency& a, const Shares& s, const Team& team,
+                                    int edges)
+      : a_(a), size_(s.size) {
+    if (!team.works) return;
+    const int64_t after = (team.share + int64_t{1}) * s.size;
+    const int start = static_cast<int>(after - s.size);
+    limit_ = static_cast<int>(min(after, int64_t{edges} + a.nodes));
+    int low = 0, high = a.nodes;
     while (high - low > 1) {
       const int middle = low + (high - low) / 2;
-      if (begin_[middle] + middle <= start)
+      if (begin(middle) + middle <= start)
         low = middle;
       else
         high = middle;
     }
-    node_ = low;
-    from_ = static_cast<int>(begin_[low]);
-    to_ = static_cast<int>(begin_[low + 1]);
-    ahead_ = after(low + 1);
-    if (from_ + int64_t{low} >= start) {
-      enter();
+    from_ = begin(low);
+    to_ = begin(low + 1);
+    ahead_ = begin(low + 2);
+    if (from_ + low >= start) {
+      enter(low);
     } else if (to_ - from_ < size_ || start - low >= to_) {
-      pass();
+      pass(low + 1);
     } else {  // the rest of a node that an earlier share cut
-      from_ = static_cast<int>(start - low);
-      stop(true);
-      begins_ = true;
+      node_ = low;
+      from_ = start - low;
+      end_ = min(to_, limit_ - low);
+      flags_ = Edges::kBegins | Edges::kPart;
     }
   }
 
   __device__ __forceinline__ Edges next() {
-    Edges out;
-    if (node_ >= nodes_) return out;
-    out = {node_, from_, min(kEdges, end_ - from_), cut_here_ ? part_ : -1, begins_, false};
-    from_ += out.count;
-    begins_ = false;
-    if (from_ == end_) {
-      out.ends = true;
-      pass();
+    const int count = min(kEdges, end_ - from_);
+    Edges out{node_, from_, flags_ + count};
+    from_ += count;
+    flags_ &= ~Edges::kBegins;
+    if (from_ == end_ && node_ >= 0) {
+      out.info |= Edges::kEnds;
+      pass(node_ + 1);
     }
     return out;
   }
@@ -130,39 +140,26 @@ class Cursor {
   __device__ __forceinline__ int cut() const { return cut_; }
 
  private:
-  const int64_t* begin_;
-  int nodes_, size_, part_;
-  int64_t limit_;  // the position after the share
-  int node_, from_ = 0, to_ = 0, ahead_ = 0, end_ = 0, cut_ = -1;
-  bool begins_ = false, cut_here_ = false;
+  const Adjacency& a_;
+  int size_, limit_ = 0;  // the position after the share
+  int node_ = -1, from_ = 0, to_ = 0, ahead_ = 0, end_ = 0, cut_ = -1, flags_ = 0;
 
-  __device__ __forceinline__ int after(int node) const {
-    return static_cast<int>(begin_[min(node + 1, nodes_)]);
-  }
-  __device__ __forceinline__ void stop(bool cut) {
-    cut_here_ = cut;
-    end_ = cut ? static_cast<int>(min(int64_t{to_}, limit_ - node_)) : to_;
+  __device__ __forceinline__ int begin(int node) const {
+    return static_cast<int>(a_.begin[min(node, a_.nodes)]);
   }
   // Go to the next node; the end of the one after it is loaded ahead.
-  __device__ __forceinline__ void pass() {
-    node_++;
+  __device__ __forceinline__ void pass(int node) {
     from_ = to_;
     to_ = ahead_;
-    if (node_ < nodes_) ahead_ = after(node_ + 1);
-    enter();
+    ahead_ = begin(node + 2);
+    enter(node);
   }
-  __device__ __forceinline__ void enter() {
-    if (node_ >= nodes_ || from_ + int64_t{node_} >= limit_) {
-      node_ = nodes_;
-      return;
-    }
-    const bool cut = to_ - from_ >= size_;
-    stop(cut);
-    if (cut) {
-      cut_ = node_;
-      part_ |= 1;
-    }
-    begins_ = true;
+  __device__ __forceinline__ void enter(int node) {
+    const bool there = node < a_.nodes && from_ + node < limit_, cut = to_ - from_ >= size_;
+    node_ = there ? node : -1;
+    end_ = !there ? from_ : cut ? min(to_, limit_ - node) : to_;
+    flags_ = cut ? Edges::kBegins | Edges::kPart | Edges::kFirst : Edges::kBegins;
+    cut_ = there && cut ? node : cut_;
   }
 };
 
@@ -184,9 +181,10 @@ struct Near {
 __device__ __forceinline__ Near near(const Adjacency& a, const Edges& edges, bool edge) {
   Near out;
   const int k = threadIdx.x % kEdges;
-  if (k >= edges.count) return out;
-  out.other = static_cast<int>(a.other[edges.first + k]);
-  if (edge) out.edge = static_cast<int>(a.edge[edges.first + k]);
+  if (k < edges.count()) {
+    out.other = static_cast<int>(a.other[edges.first + k]);
+    if (edge) out.edge = static_cast<int>(a.edge[edges.first + k]);
+  }
   return out;
 }
 

@@ -38,6 +38,7 @@ class EdgeCall {
     problem.d = count_of(shapes.d, "the last dimension of query");
     problem.dv = count_of(shapes.dv, "the last dimension of value");
     problem.edges = count_of(shapes.edges, "the number of edges");
+    count_of(shapes.edges + std::max(shapes.n, shapes.m), "the number of edges and nodes");
     problem.together = count_of(shapes.together(), "a leading dimension");
     problem.by_target = {problem.n, integers(in.edges.target_begin), integers(in.edges.source),
                          integers(in.edges.order)};
@@ -45,7 +46,10 @@ class EdgeCall {
                          integers(in.edges.place)};
     if (in.seed) take_dropout(problem, *in.seed, in.dropout_p);
     const int64_t pack = 16 / element_size(dtype_of(in.query));
-    problem.wide = (shapes.d | shapes.dv) % pack == 0;
+    // Strides of rows are counted in bytes of 32 bits.
+    constexpr int64_t kMost = INT_MAX / 4;
+    problem.wide = (shapes.d | shapes.dv) % pack == 0 &&
+                   shapes.together() * std::max(shapes.d, shapes.dv) <= kMost;
     std::vector<Along> along;
     auto take = [&](const Tensor* t, int64_t trailing, cuda::Matrix& matrix) {
       if (!t) return;
@@ -53,7 +57,8 @@ class EdgeCall {
       static_cast<Matrix&>(matrix) = at.first();
       along.push_back({at.strides(), &matrix.lead});
       if (trailing < 2) return;
-      problem.wide &= aligned(matrix.data) && matrix.row % pack == 0 && matrix.col <= 1;
+      problem.wide &= aligned(matrix.data) && matrix.row % pack == 0 && matrix.row <= kMost &&
+                      matrix.col <= 1;
       for (const int64_t stride : at.strides()) problem.wide &= stride % pack == 0;
     };
     take(&in.query, 2, problem.query);
