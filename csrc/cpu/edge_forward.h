@@ -57,7 +57,7 @@ class EdgeForwardPass {
     return m;
   }
   bool has_edge_key() const { return p_.heads[0].edge_key.data; }
-  bool has_value() const { return p_.heads[0].value.data; }
+  bool has_value() const { return !p_.keys_are_values; }
   const Matrix& values(int64_t head) const {
     return has_value() ? p_.heads[head].value : p_.heads[head].key;
   }

@@ -33,7 +33,7 @@ struct EdgePass {
 
   bool by_source_wanted() const { return p.grad_key.rows.data || p.grad_value.rows.data; }
   bool has_edge_key() const { return p.heads[0].edge_key.data; }
-  bool has_value() const { return p.heads[0].value.data; }
+  bool has_value() const { return !p.keys_are_values; }
   int64_t most_heads() const { return groups[0].count; }  // no group has more
   T* pair(int64_t place) const { return pairs + 2 * place * p.head_count; }
 

@@ -35,6 +35,7 @@ class EdgeCall {
     p.edges = shapes.edges;
     p.d = shapes.d;
     p.dv = shapes.dv;
+    p.keys_are_values = !in_.value;
     p.by_target = {shapes.n, integers(in_.edges.target_begin), integers(in_.edges.source),
                    integers(in_.edges.order)};
     p.by_source = {shapes.m, integers(in_.edges.source_begin), integers(in_.edges.target),
