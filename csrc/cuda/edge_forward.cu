@@ -1,10 +1,9 @@
 // Attention over edges, forward: (E1)-(E3) by an online softmax down the edges of every target.
 //
 // A team (edge_team.h) takes four edges at a time; its lanes hold the channels of the query, of the
-// four keys and values, and of the context, which no other thread touches. While four edges are
-// computed, the rows of the next four are being loaded, and the indices of those after them:
-//
-//   indices of batch t + 2   rows of batch t + 1   scores, softmax and context of batch t
+// four keys and values, and of the context, which no other thread touches. The rows of the next four
+// are requested as soon as these have been used, and the indices of the four after them a batch
+// earlier, so a warp always has 2 KiB or more in flight.
 //
 // A lane sums its own channels of four scores; four sums over the team take 3 to 6 shuffles, and
 // leave one score in each lane of a quad, so that each exponential is computed once per quad. Rows
@@ -29,7 +28,7 @@ class HeldForward {
   const EdgeProblem& p_;
   const Wide query_, key_, value_, edge_key_;
   const Team& team_;
-  Packed<V> next_query_{}, next_key_[kEdges]{}, next_value_[U]{};
+  Packed<V> query_row_{}, key_rows_[kEdges]{}, value_rows_[U]{};
   float q_[N], w_[N], c_[N], k_[kEdges][N], u_[U][M];
 
  public:
@@ -38,29 +37,26 @@ class HeldForward {
         value_(p.value, p.batch, p.dv, team), edge_key_(p.edge_key, p.batch, p.d, team),
         team_(team) {
     load_weight<T, V>(w_, p, team);
-    clear(q_);
     clear(c_);
   }
   // Load the rows of a batch.
   __device__ __forceinline__ void fetch(const Edges& edges, const Near& near) {
-    if (edges.begins()) query_.load(next_query_, edges.node);
+    if (edges.begins()) query_.load(query_row_, edges.node);
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
       const int other = of_edge(near.other, e);
-      key_.load(next_key_[e], other);
-      if constexpr (!kOne) value_.load(next_value_[e], other);
+      key_.load(key_rows_[e], other);
+      if constexpr (!kOne) value_.load(value_rows_[e], other);
     }
   }
   // Go to the batch that was loaded.
   __device__ __forceinline__ void turn(const Edges& edges, const Near& near) {
-    if (edges.begins()) {
-      unpack<T, V>(q_, next_query_);
-      clear(c_);
-    }
+    unpack<T, V>(q_, query_row_);
+    if (edges.begins()) clear(c_);
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
-      unpack<T, V>(k_[e], next_key_[e]);
-      if constexpr (!kOne) unpack<T, V>(u_[e], next_value_[e]);
+      unpack<T, V>(k_[e], key_rows_[e]);
+      if constexpr (!kOne) unpack<T, V>(u_[e], value_rows_[e]);
     }
     if constexpr (!kOne)
       if (p_.edge_key.data) add_edge_keys<T, V>(k_, edge_key_, edges, near);
@@ -164,15 +160,10 @@ __device__ __forceinline__ void forward_team(const EdgeProblem& p, const Job& jo
   Edges then = cursor.next();
   Near there = near(p.by_target, then, own);
   rows.fetch(now, here);
-  float next_bias = bias_of(p, bias_at, here), highest = -kInfinity, total = 0;
+  float bias = bias_of(p, bias_at, here), highest = -kInfinity, total = 0;
 
   while (__any_sync(kWarp, now.node >= 0)) {
-    const float bias = next_bias;
     rows.turn(now, here);
-    rows.fetch(then, there);
-    next_bias = bias_of(p, bias_at, there);
-    const Edges last = cursor.next();
-    const Near far = near(p.by_target, last, own);
     if (now.begins()) {
       highest = -kInfinity;
       total = 0;
@@ -196,6 +187,8 @@ __device__ __forceinline__ void forward_team(const EdgeProblem& p, const Job& jo
 #pragma unroll
     for (int e = 0; e < kEdges; e++) a[e] = of_edge(y, e);
     rows.add(alpha, a, edges_where(lives));
+    rows.fetch(then, there);
+    bias = bias_of(p, bias_at, there);
 
     if (now.ends() && !now.part()) {
       const int64_t row = team.row(p, p.n, now.node);
@@ -208,8 +201,8 @@ __device__ __forceinline__ void forward_team(const EdgeProblem& p, const Job& jo
     }
     now = then;
     here = there;
-    then = last;
-    there = far;
+    then = cursor.next();
+    there = near(p.by_target, then, own);
   }
   if (team.works && team.b == 0 && team.speaks() && team.lane == 0)
     job.shares.cut[team.share] = cursor.cut();

@@ -10,19 +10,32 @@ namespace attnkernels::cuda {
 // that its bias excludes is kExcluded.
 constexpr float kExcluded = -1;
 
-// The derivatives of a score by w and by x, but for factors: r and r - r^2, or f and f'.
+// What an edge with the gradient ds of its score adds: to those of q and k, ds g, and to that of w,
+// ds r or ds f; see gradient_factor() for g. A NaN in x is one in ds.
 template <class Act>
-struct Slopes {
-  float to_w, to_x;
-  __device__ __forceinline__ Slopes(const Act& act, float x) {
+class EdgeTerm {
+ public:
+  __device__ __forceinline__ EdgeTerm(const Act& act, float ds) : act_(act), ds_(ds) {
+    if constexpr (!Act::kLogistic) low_ = ds * act.negative;
+  }
+  __device__ __forceinline__ float to_x(float x) const {
     if constexpr (Act::kLogistic) {
-      to_w = act.r(x);
-      to_x = fmaf(-to_w, to_w, to_w);
+      const float r = act_.r(x);
+      return ds_ * fmaf(-r, r, r);
     } else {
-      to_w = act.value(x);
-      to_x = act.slope(x);
+      return x > 0 ? ds_ : low_;
     }
   }
+  __device__ __forceinline__ float to_w(float x) const {
+    if constexpr (Act::kLogistic)
+      return ds_ * act_.r(x);
+    else
+      return to_x(x) * max_nan(x, act_.floor);
+  }
+
+ private:
+  const Act& act_;
+  float ds_, low_ = 0;
 };
 
 // dk and du, from the pairs of the first pass.

@@ -23,8 +23,8 @@ class HeldSources {
   const Team& team_;
   const Wide query_, key_, edge_key_;
   const Floats grad_context_;
-  Packed<V> next_key_{}, next_query_[kEdges]{};
-  Packed<N / 4> next_grad_[kEdges]{};
+  Packed<V> key_row_{}, query_rows_[kEdges]{};
+  Packed<N / 4> grad_rows_[kEdges]{};
   float k_[N], w_[N], dk_[N], du_[N], q_[kEdges][N], g_[kEdges][N];
 
  public:
@@ -33,29 +33,28 @@ class HeldSources {
         key_(p.key, p.batch, p.d, team), edge_key_(p.edge_key, p.batch, p.d, team),
         grad_context_(result_table<T, V>(job.f.grad_context, p, p.n, p.dv, team)) {
     load_weight<T, V>(w_, p, team);
-    clear(k_);
     clear(dk_);
     clear(du_);
   }
   __device__ __forceinline__ void fetch(const Edges& edges, const Near& near) {
-    if (edges.begins()) key_.load(next_key_, edges.node);
+    if (edges.begins()) key_.load(key_row_, edges.node);
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
       const int other = of_edge(near.other, e);
-      query_.load(next_query_[e], other);
-      if (job_.f.grad_context) grad_context_.load(next_grad_[e], other);
+      query_.load(query_rows_[e], other);
+      if (job_.f.grad_context) grad_context_.load(grad_rows_[e], other);
     }
   }
   __device__ __forceinline__ void turn(const Edges& edges, const Near& near) {
+    unpack<T, V>(k_, key_row_);
     if (edges.begins()) {
-      unpack<T, V>(k_, next_key_);
       clear(dk_);
       clear(du_);
     }
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
-      unpack<T, V>(q_[e], next_query_[e]);
-      unpack_floats(g_[e], next_grad_[e]);
+      unpack<T, V>(q_[e], query_rows_[e]);
+      unpack_floats(g_[e], grad_rows_[e]);
     }
     if (!p_.edge_key.data) return;
     Near caller = near;  // the places in the caller's order
@@ -68,9 +67,10 @@ class HeldSources {
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
       if (!(live >> e & 1)) continue;
+      const EdgeTerm<Act> term(act, ds[e]);
 #pragma unroll
       for (int t = 0; t < N; t++) {
-        dk_[t] = fmaf(ds[e], Slopes<Act>(act, q_[e][t] + k_[t]).to_x, dk_[t]);
+        dk_[t] += term.to_x(q_[e][t] + k_[t]);
         du_[t] = fmaf(a[e], g_[e][t], du_[t]);
       }
     }
@@ -133,10 +133,9 @@ class LooseSources {
           float4 k = key_.four(node_, t, p_.d);
           if (p_.edge_key.data) add_scaled(k, 1, edge_key_.four(edges_[e], t, p_.d));
           add_scaled(k, 1, query_.four(others_[e], t, p_.d));
+          const EdgeTerm<Act> term(act, ds[e]);
 #pragma unroll
-          for (int c = 0; c < 4; c++)
-            element(dk_[v], c) =
-                fmaf(ds[e], Slopes<Act>(act, element(k, c)).to_x, element(dk_[v], c));
+          for (int c = 0; c < 4; c++) element(dk_[v], c) += term.to_x(element(k, c));
         }
         if (t < p_.dv && job_.f.grad_context)
           add_scaled(du_[v], a[e], grad_context_.four(others_[e], t, p_.dv));
@@ -178,16 +177,10 @@ __device__ __forceinline__ void sources_team(const EdgeProblem& p, const Job& jo
   Edges then = cursor.next();
   Near there = near(p.by_source, then, true);
   rows.fetch(now, here);
-  float2 next = pair_of(here);
+  float2 pair = pair_of(here);
 
   while (__any_sync(kWarp, now.node >= 0)) {
-    const float2 pair = next;
     rows.turn(now, here);
-    rows.fetch(then, there);
-    next = pair_of(there);
-    const Edges last = cursor.next();
-    const Near far = near(p.by_source, last, true);
-
     float ds[kEdges], a[kEdges];
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
@@ -195,12 +188,14 @@ __device__ __forceinline__ void sources_team(const EdgeProblem& p, const Job& jo
       a[e] = of_edge(pair.y, e);
     }
     rows.add(ds, a, edges_where(!(pair.y < 0)), act);
+    rows.fetch(then, there);
+    pair = pair_of(there);
     if (now.ends() && !now.part()) rows.store(team.row(p, p.m, now.node));
     if (now.ends() && now.part()) rows.store_part(team.slot(p, now));
     now = then;
     here = there;
-    then = last;
-    there = far;
+    then = cursor.next();
+    there = near(p.by_source, then, true);
   }
   if (team.works && team.b == 0 && team.speaks() && team.lane == 0)
     job.shares.cut[team.share] = cursor.cut();

@@ -27,8 +27,8 @@ class HeldTargets {
   const Team& team_;
   const Wide query_, key_, value_, edge_key_;
   const Floats grad_context_;
-  Packed<V> next_query_{}, next_key_[kEdges]{}, next_value_[U]{};
-  Packed<N / 4> next_grad_{};
+  Packed<V> query_row_{}, key_rows_[kEdges]{}, value_rows_[U]{};
+  Packed<N / 4> grad_row_{};
   float q_[N], w_[N], g_[N], dq_[N], dw_[N], k_[kEdges][N], u_[U][M];
 
   __device__ __forceinline__ float value(int e, int t) const {
@@ -36,6 +36,22 @@ class HeldTargets {
       return k_[e][t];
     else
       return u_[e][t];
+  }
+  template <class Act>
+  __device__ __forceinline__ void store_edge_keys(const float (&ds)[kEdges], unsigned live,
+                                                  const Edges& edges, const Near& near,
+                                                  const Act& act) const {
+#pragma unroll
+    for (int e = 0; e < kEdges; e++) {
+      const int64_t edge = team_.row(p_, p_.edges, of_edge(near.edge, e));
+      const EdgeTerm<Act> term(act, ds[e]);
+      float x[N];
+#pragma unroll
+      for (int t = 0; t < N; t++)
+        x[t] = live >> e & 1 ? job_.query.factor * w_[t] * term.to_x(q_[t] + k_[e][t]) : 0.f;
+      if (e < edges.count())
+        Table<T, V>(job_.f.grad_edge_key.data, edge * p_.d, 0, p_.d, team_).store(0, x);
+    }
   }
 
  public:
@@ -45,33 +61,29 @@ class HeldTargets {
         edge_key_(p.edge_key, p.batch, p.d, team),
         grad_context_(result_table<T, V>(job.f.grad_context, p, p.n, p.dv, team)) {
     load_weight<T, V>(w_, p, team);
-    clear(q_);
-    clear(g_);
     clear(dq_);
     clear(dw_);
   }
   __device__ __forceinline__ void fetch(const Edges& edges, const Near& near) {
     if (edges.begins()) {
-      query_.load(next_query_, edges.node);
-      if (job_.f.grad_context) grad_context_.load(next_grad_, edges.node);
+      query_.load(query_row_, edges.node);
+      if (job_.f.grad_context) grad_context_.load(grad_row_, edges.node);
     }
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
       const int other = of_edge(near.other, e);
-      key_.load(next_key_[e], other);
-      if constexpr (!kOne) value_.load(next_value_[e], other);
+      key_.load(key_rows_[e], other);
+      if constexpr (!kOne) value_.load(value_rows_[e], other);
     }
   }
   __device__ __forceinline__ void turn(const Edges& edges, const Near& near) {
-    if (edges.begins()) {
-      unpack<T, V>(q_, next_query_);
-      unpack_floats(g_, next_grad_);
-      clear(dq_);
-    }
+    unpack<T, V>(q_, query_row_);
+    unpack_floats(g_, grad_row_);
+    if (edges.begins()) clear(dq_);
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
-      unpack<T, V>(k_[e], next_key_[e]);
-      if constexpr (!kOne) unpack<T, V>(u_[e], next_value_[e]);
+      unpack<T, V>(k_[e], key_rows_[e]);
+      if constexpr (!kOne) unpack<T, V>(u_[e], value_rows_[e]);
     }
     if constexpr (!kOne)
       if (p_.edge_key.data) add_edge_keys<T, V>(k_, edge_key_, edges, near);
@@ -110,26 +122,22 @@ class HeldTargets {
   template <class Act>
   __device__ __forceinline__ void add(const float (&ds)[kEdges], unsigned live, const Edges& edges,
                                       const Near& near, const Act& act) {
+    if constexpr (!Act::kLogistic)  // q + k is cheaper than the registers for it
+#pragma unroll
+      for (int t = 0; t < N; t++) forget(q_[t]);
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
-      const int edge = p_.edge_key.data ? of_edge(near.edge, e) : 0;
-      float gradient[N];
-      clear(gradient);
-      if (live >> e & 1) {
+      if (!(live >> e & 1)) continue;
+      const EdgeTerm<Act> term(act, ds[e]);
 #pragma unroll
-        for (int t = 0; t < N; t++) {
-          const Slopes<Act> f(act, q_[t] + k_[e][t]);
-          gradient[t] = ds[e] * f.to_x;
-          dq_[t] += gradient[t];
-          dw_[t] = fmaf(ds[e], f.to_w, dw_[t]);
-        }
+      for (int t = 0; t < N; t++) {
+        const float x = q_[t] + k_[e][t];
+        dq_[t] += term.to_x(x);
+        dw_[t] += term.to_w(x);
       }
-      if (!job_.f.grad_edge_key.data || e >= edges.count()) continue;
-#pragma unroll
-      for (int t = 0; t < N; t++) gradient[t] *= live >> e & 1 ? job_.query.factor * w_[t] : 0.f;
-      Table<T, V>(job_.f.grad_edge_key.data, team_.row(p_, p_.edges, edge) * p_.d, 0, p_.d, team_)
-          .store(0, gradient);
     }
+    if constexpr (!kOne)
+      if (job_.f.grad_edge_key.data) store_edge_keys(ds, live, edges, near, act);
   }
   __device__ __forceinline__ void store_query(int64_t row) const {
     if (!job_.f.grad_query.data) return;
@@ -217,10 +225,11 @@ class LooseTargets {
         for (int c = 0; c < 4; c++) {
           float gradient = 0;
           if (lives) {
-            const Slopes<Act> f(act, element(q, c) + element(k, c));
-            gradient = of(ds, e) * f.to_x;
+            const EdgeTerm<Act> term(act, of(ds, e));
+            const float x = element(q, c) + element(k, c);
+            gradient = term.to_x(x);
             element(dq_[v], c) += gradient;
-            element(dw_[v], c) = fmaf(of(ds, e), f.to_w, element(dw_[v], c));
+            element(dw_[v], c) += term.to_w(x);
             gradient *= job_.query.factor * element(w, c);
           }
           if (job_.f.grad_edge_key.data && t + c < p_.d)
@@ -302,18 +311,12 @@ __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Job& jo
   Edges then = cursor.next();
   Near there = near(p.by_target, then, own);
   rows.fetch(now, here);
-  Numbers next;
-  numbers(next, now, here);
+  Numbers at;
+  numbers(at, now, here);
   float total = 0;  // of ds
 
   while (__any_sync(kWarp, now.node >= 0)) {
-    const Numbers at = next;
     rows.turn(now, here);
-    rows.fetch(then, there);
-    numbers(next, then, there);
-    const Edges last = cursor.next();
-    const Near far = near(p.by_target, last, own);
-
     float x[kEdges], y[kEdges];
     rows.sums(x, y, act);
     const float sum = team_sum(x, team.lanes), product = team_sum(y, team.lanes);
@@ -344,13 +347,15 @@ __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Job& jo
 #pragma unroll
     for (int e = 0; e < kEdges; e++) y[e] = of_edge(ds, e);
     rows.add(y, edges_where(lives), now, here, act);
+    rows.fetch(then, there);
+    numbers(at, then, there);
 
     if (now.ends() && !now.part()) rows.store_query(row_of(now));
     if (now.ends() && now.part()) rows.store_part(team.slot(p, now));
     now = then;
     here = there;
-    then = last;
-    there = far;
+    then = cursor.next();
+    there = near(p.by_target, then, own);
   }
   total += __shfl_xor_sync(kWarp, total, 1);
   total += __shfl_xor_sync(kWarp, total, 2);
