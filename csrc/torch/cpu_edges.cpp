@@ -157,8 +157,7 @@ struct CpuEdges {
       return s.gradient(x, trailing, wanted & bit, trailing == 2 ? type : arithmetic, in.query,
                         name);
     };
-    Tensor query = gradient(&in.query, 2, kQuery, "query"),
-           key = gradient(&in.key, 2, kKey, "key"),
+    Tensor query = gradient(&in.query, 2, kQuery, "query"), key = gradient(&in.key, 2, kKey, "key"),
            value = gradient(in.value, 2, kValue, "value"),
            edge_key = gradient(in.edge_key, 2, kEdgeKey, "edge_key"),
            edge_bias = gradient(in.edge_bias, 1, kEdgeBias, "edge_bias"),

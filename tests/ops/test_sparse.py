@@ -81,9 +81,7 @@ def test_gradients_through_each_output(backend: str, through: tuple[str, ...]) -
     check_sparse(**given, backend=backend, through=through, **EVERYTHING)
 
 
-@pytest.mark.parametrize(
-    "wanted", ["query", "key", "value", "weight", "edge_key", "edge_bias"]
-)
+@pytest.mark.parametrize("wanted", ["query", "key", "value", "weight", "edge_key", "edge_bias"])
 def test_one_gradient(backend: str, wanted: str) -> None:
     given = operands(GRAPH, HEADS, 6, 4, edge_key=True, edge_bias=True)
     for name, x in given.items():
@@ -174,7 +172,7 @@ def test_targets_without_edges_are_zero(backend: str) -> None:
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_bias_of_minus_infinity_excludes(backend: str, activation: str) -> None:
-    """What an excluded edge leads to may be NaN; a target with no other edge is empty."""
+    """The rows of an excluded edge may be NaN; a target with no other edge is empty."""
     edges = prepare_edges(torch.tensor([[0, 1, 2, 2, 3], [0, 0, 0, 1, 2]]), 3, 4)
     given = operands(edges, HEADS, 6, 4, edge_key=True, edge_bias=True)
     with torch.no_grad():
@@ -239,9 +237,7 @@ def test_long_rows(fused: str, activation: str) -> None:
     many = 60 if fused == "triton" else 5000
     for edges in (graph(3, 50, many), graph(50, 3, many)):
         given = operands(edges, HEADS, 5, None, edge_bias=True)
-        check_sparse(
-            **given, backend=fused, activation=activation, dropout_p=0.2, **EVERYTHING
-        )
+        check_sparse(**given, backend=fused, activation=activation, dropout_p=0.2, **EVERYTHING)
 
 
 def test_the_same_bits_at_any_number_of_threads() -> None:
