@@ -23,6 +23,10 @@ struct Job {
 // The rows of a team in its registers. kOne: the keys are the values.
 template <class T, int V, bool kOne>
 class HeldForward {
+ public:
+  static constexpr bool kChunked = false;
+
+ private:
   using Wide = Table<T, V>;
   static constexpr int N = Wide::N, U = kOne ? 1 : kEdges, M = kOne ? 1 : N;
   const EdgeProblem& p_;
@@ -96,6 +100,10 @@ class HeldForward {
 };
 
 class LooseForward {
+ public:
+  static constexpr bool kChunked = true;
+
+ private:
   const EdgeProblem& p_;
   const Team& team_;
   const Rows query_, key_, value_, edge_key_, weight_;
@@ -150,7 +158,7 @@ class LooseForward {
 
 template <class Held, class Act>
 __device__ __forceinline__ void forward_team(const EdgeProblem& p, const Job& job, const Act& act) {
-  const Team team(p, job.shares);
+  const Team team(p, job.shares, Held::kChunked);
   Held rows(p, job, team);
   Cursor cursor(p.by_target, job.shares, team, p.edges);
   const bool own = p.edge_key.data || p.edge_bias.data || job.out.weights;
@@ -216,7 +224,7 @@ __global__ void __launch_bounds__(kEdgeThreads)
 }
 
 template <class Act>
-__global__ void __launch_bounds__(kEdgeThreads)
+__global__ void __launch_bounds__(kEdgeThreads, 2)
     edge_forward_loose_kernel(const __grid_constant__ EdgeProblem p,
                               const __grid_constant__ Job job, const __grid_constant__ Act act) {
   forward_team<LooseForward>(p, job, act);

@@ -15,6 +15,10 @@ struct Job {
 
 template <class T, int V>
 class HeldSources {
+ public:
+  static constexpr bool kChunked = false;
+
+ private:
   using Wide = Table<T, V>;
   using Floats = FloatTable<T, V>;
   static constexpr int N = Wide::N;
@@ -93,6 +97,10 @@ class HeldSources {
 };
 
 class LooseSources {
+ public:
+  static constexpr bool kChunked = true;
+
+ private:
   const EdgeProblem& p_;
   const Job& job_;
   const Team& team_;
@@ -165,7 +173,7 @@ class LooseSources {
 
 template <class Rows, class Act>
 __device__ __forceinline__ void sources_team(const EdgeProblem& p, const Job& job, const Act& act) {
-  const Team team(p, job.shares);
+  const Team team(p, job.shares, Rows::kChunked);
   Rows rows(p, job, team);
   Cursor cursor(p.by_source, job.shares, team, p.edges);
   auto pair_of = [&](const Near& near) {
@@ -209,7 +217,7 @@ __global__ void __launch_bounds__(kEdgeThreads)
 }
 
 template <class Act>
-__global__ void __launch_bounds__(kEdgeThreads)
+__global__ void __launch_bounds__(kEdgeThreads, 2)
     edge_sources_loose_kernel(const __grid_constant__ EdgeProblem p,
                               const __grid_constant__ Job job, const __grid_constant__ Act act) {
   sources_team<LooseSources>(p, job, act);

@@ -75,7 +75,7 @@ __device__ __forceinline__ int64_t by_row(const EdgeProblem& p, int b, int rows,
   return (outer * int64_t{rows} + i) * p.together + b - outer * p.together;
 }
 
-__global__ void __launch_bounds__(kMerge)
+__global__ void __launch_bounds__(kMerge, 2)
     edge_merge_states_kernel(const __grid_constant__ EdgeProblem p,
                              const __grid_constant__ Shares shares,
                              const __grid_constant__ EdgeStates from, EdgeForward out) {
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kMerge)
   });
 }
 
-__global__ void __launch_bounds__(kMerge)
+__global__ void __launch_bounds__(kMerge, 2)
     edge_merge_sums_kernel(const __grid_constant__ EdgeProblem p,
                            const __grid_constant__ Adjacency a,
                            const __grid_constant__ Shares shares,
@@ -153,7 +153,7 @@ struct Products {
 __global__ void __launch_bounds__(kEdgeThreads)
     edge_products_kernel(const __grid_constant__ EdgeProblem p,
                          const __grid_constant__ Shares shares, EdgeBackward f, Products out) {
-  const Team team(p, shares);
+  const Team team(p, shares, false);
   Cursor cursor(p.by_target, shares, team, p.edges);
   float sum = 0;
   Edges now = cursor.next();

@@ -19,6 +19,10 @@ struct Job {
 
 template <class T, int V, bool kOne>
 class HeldTargets {
+ public:
+  static constexpr bool kChunked = false;
+
+ private:
   using Wide = Table<T, V>;
   using Floats = FloatTable<T, V>;
   static constexpr int N = Wide::N, K = Wide::K, U = kOne ? 1 : kEdges, M = kOne ? 1 : N;
@@ -159,6 +163,10 @@ class HeldTargets {
 };
 
 class LooseTargets {
+ public:
+  static constexpr bool kChunked = true;
+
+ private:
   const EdgeProblem& p_;
   const Job& job_;
   const Team& team_;
@@ -287,7 +295,7 @@ class LooseTargets {
 template <class Rows, class Act>
 __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Job& job, const Act& act) {
   const EdgeBackward& f = job.f;
-  const Team team(p, job.shares);
+  const Team team(p, job.shares, Rows::kChunked);
   Rows rows(p, job, team);
   Cursor cursor(p.by_target, job.shares, team, p.edges);
   const bool own = p.edge_key.data || p.edge_bias.data || f.grad_weights;
@@ -375,7 +383,7 @@ __global__ void __launch_bounds__(kEdgeThreads)
 }
 
 template <class Act>
-__global__ void __launch_bounds__(kEdgeThreads)
+__global__ void __launch_bounds__(kEdgeThreads, 2)
     edge_targets_loose_kernel(const __grid_constant__ EdgeProblem p,
                               const __grid_constant__ Job job, const __grid_constant__ Act act) {
   targets_team<LooseTargets>(p, job, act);

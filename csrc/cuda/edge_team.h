@@ -68,14 +68,15 @@ struct Team {
   int outer, inner;  // b as a place among the heads that lie together
   bool works;
 
-  __device__ __forceinline__ Team(const EdgeProblem& p, const Shares& s) {
+  // chunked: false if the shares are known to have one chunk.
+  __device__ __forceinline__ Team(const EdgeProblem& p, const Shares& s, bool chunked) {
     const int64_t thread = blockIdx.x * int64_t{kEdgeThreads} + threadIdx.x;
     lanes = 1 << s.shift;
     lane = static_cast<int>(thread) & (lanes - 1);
     const int64_t team = thread >> s.shift, task = team / p.batch.count;
     b = static_cast<int>(team - task * p.batch.count);
-    share = static_cast<int>(task / s.chunks);
-    chunk = static_cast<int>(task) - share * s.chunks;
+    share = static_cast<int>(chunked ? task / s.chunks : task);
+    chunk = chunked ? static_cast<int>(task) - share * s.chunks : 0;
     outer = b / p.together;
     inner = b - outer * p.together;
     works = share < s.count;
