@@ -1,6 +1,7 @@
 // Attention over edges, the second pass of the gradients, over the edges of every source: dk and du
 // from ds and the weights of the first pass. A team works as in the forward (edge_forward.cu); the
-// rows that it gathers are those of the queries and of the gradient of the context.
+// rows that it gathers are those of the gradient of the context and, unless the signs of q + k are
+// all that matters, of the queries.
 #include "cuda/edge_gradients.h"
 
 namespace attnkernels::cuda {
@@ -10,10 +11,10 @@ struct Job {
   EdgeBackward f;
   Shares shares;
   EdgeSums sums;
-  const float2* pairs;
+  EdgePairs from;
 };
 
-template <class T, int V>
+template <class T, int V, class Act>
 class HeldSources {
  public:
   static constexpr bool kChunked = false;
@@ -21,15 +22,17 @@ class HeldSources {
  private:
   using Wide = Table<T, V>;
   using Floats = FloatTable<T, V>;
-  static constexpr int N = Wide::N;
+  static constexpr bool kSigns = !Act::kLogistic;
+  static constexpr int N = Wide::N, Q = kSigns ? 1 : kEdges, M = kSigns ? 1 : N;
   const EdgeProblem& p_;
   const Job& job_;
   const Team& team_;
   const Wide query_, key_, edge_key_;
   const Floats grad_context_;
-  Packed<V> key_row_{}, query_rows_[kEdges]{};
+  Packed<V> key_row_{}, query_rows_[Q]{};
   Packed<N / 4> grad_rows_[kEdges]{};
-  float k_[N], w_[N], dk_[N], du_[N], q_[kEdges][N], g_[kEdges][N];
+  unsigned signs_[kEdges][V]{};
+  float k_[M], w_[N], dk_[N], du_[N], q_[Q][M], g_[kEdges][N];
 
  public:
   __device__ __forceinline__ HeldSources(const EdgeProblem& p, const Job& job, const Team& team)
@@ -41,31 +44,40 @@ class HeldSources {
     clear(du_);
   }
   __device__ __forceinline__ void fetch(const Edges& edges, const Near& near) {
-    if (edges.begins()) key_.load(key_row_, edges.node);
+    if constexpr (!kSigns)
+      if (edges.begins()) key_.load(key_row_, edges.node);
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
       const int other = of_edge(near.other, e);
-      query_.load(query_rows_[e], other);
+      if constexpr (kSigns) {
+        const int place = of_edge(near.edge, e);
+        const uint8_t* const at = signs_at<V>(job_.from.signs, p_, team_, place);
+#pragma unroll
+        for (int v = 0; v < V; v++)
+          if (other >= 0 && job_.from.signs) signs_[e][v] = at[v * team_.lanes];
+      } else {
+        query_.load(query_rows_[e], other);
+      }
       if (job_.f.grad_context) grad_context_.load(grad_rows_[e], other);
     }
   }
   __device__ __forceinline__ void turn(const Edges& edges, const Near& near) {
-    unpack<T, V>(k_, key_row_);
     if (edges.begins()) {
       clear(dk_);
       clear(du_);
     }
 #pragma unroll
-    for (int e = 0; e < kEdges; e++) {
-      unpack<T, V>(q_[e], query_rows_[e]);
-      unpack_floats(g_[e], grad_rows_[e]);
+    for (int e = 0; e < kEdges; e++) unpack_floats(g_[e], grad_rows_[e]);
+    if constexpr (!kSigns) {
+      unpack<T, V>(k_, key_row_);
+#pragma unroll
+      for (int e = 0; e < kEdges; e++) unpack<T, V>(q_[e], query_rows_[e]);
+      if (!p_.edge_key.data) return;
+      Near caller = near;  // the places in the caller's order
+      if (near.other >= 0) caller.edge = static_cast<int>(p_.by_target.edge[near.edge]);
+      add_edge_keys<T, V>(q_, edge_key_, edges, caller);
     }
-    if (!p_.edge_key.data) return;
-    Near caller = near;  // the places in the caller's order
-    if (near.other >= 0) caller.edge = static_cast<int>(p_.by_target.edge[near.edge]);
-    add_edge_keys<T, V>(q_, edge_key_, edges, caller);
   }
-  template <class Act>
   __device__ __forceinline__ void add(const float (&ds)[kEdges], const float (&a)[kEdges],
                                       unsigned live, const Act& act) {
 #pragma unroll
@@ -74,7 +86,10 @@ class HeldSources {
       const EdgeTerm<Act> term(act, ds[e]);
 #pragma unroll
       for (int t = 0; t < N; t++) {
-        dk_[t] += term.to_x(q_[e][t] + k_[t]);
+        if constexpr (kSigns)
+          dk_[t] += term.by_sign(signs_[e][t / Wide::K] >> t % Wide::K & 1);
+        else
+          dk_[t] += term.to_x(q_[e][t] + k_[t]);
         du_[t] = fmaf(a[e], g_[e][t], du_[t]);
       }
     }
@@ -178,7 +193,7 @@ __device__ __forceinline__ void sources_team(const EdgeProblem& p, const Job& jo
   Cursor cursor(p.by_source, job.shares, team, p.edges);
   auto pair_of = [&](const Near& near) {
     return near.other < 0 ? make_float2(0, kExcluded)
-                          : job.pairs[near.edge * p.batch.count + team.b];
+                          : job.from.pairs[near.edge * p.batch.count + team.b];
   };
   Edges now = cursor.next();
   Near here = near(p.by_source, now, true);
@@ -213,7 +228,7 @@ template <class T, int V, class Act>
 __global__ void __launch_bounds__(kEdgeThreads)
     edge_sources_kernel(const __grid_constant__ EdgeProblem p, const __grid_constant__ Job job,
                         const __grid_constant__ Act act) {
-  sources_team<HeldSources<T, V>>(p, job, act);
+  sources_team<HeldSources<T, V, Act>>(p, job, act);
 }
 
 template <class Act>
@@ -225,10 +240,10 @@ __global__ void __launch_bounds__(kEdgeThreads, 2)
 
 }  // namespace
 
-void edge_sources(const EdgeProblem& p, const EdgeBackward& f, const float2* pairs,
+void edge_sources(const EdgeProblem& p, const EdgeBackward& f, const EdgePairs& from,
                   const Host& host) {
   by_width(p, [&]<class T, int V>(Held<T, V> width) {
-    Job job{f, shares_for(p, p.by_source, width.kColumns, host), {}, pairs};
+    Job job{f, shares_for(p, p.by_source, width.kColumns, host), {}, from};
     const bool joined = !p.value.data && f.grad_key.data, values = joined || f.grad_value.data;
     job.sums = sums_for(p, job.shares, f.grad_key.data ? p.d : 0, values ? p.dv : 0, host);
     job.sums.factor = gradient_factor(p);

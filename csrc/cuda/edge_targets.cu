@@ -14,7 +14,7 @@ struct Job {
   Shares shares;
   EdgeSums query;
   float* weight;  // (shares, batch, d + 1)
-  float2* pairs;
+  EdgePairs out;
 };
 
 template <class T, int V, bool kOne>
@@ -133,12 +133,18 @@ class HeldTargets {
     for (int e = 0; e < kEdges; e++) {
       if (!(live >> e & 1)) continue;
       const EdgeTerm<Act> term(act, ds[e]);
+      unsigned signs[V] = {};
 #pragma unroll
       for (int t = 0; t < N; t++) {
         const float x = q_[t] + k_[e][t];
         dq_[t] += term.to_x(x);
         dw_[t] += term.to_w(x);
+        signs[t / K] |= x > 0 ? 1u << t % K : 0u;
       }
+      if (Act::kLogistic || !job_.out.signs) continue;
+      uint8_t* const at = signs_at<V>(job_.out.signs, p_, team_, edges.first + e);
+#pragma unroll
+      for (int v = 0; v < V; v++) at[v * team_.lanes] = static_cast<uint8_t>(signs[v]);
     }
     if constexpr (!kOne)
       if (job_.f.grad_edge_key.data) store_edge_keys(ds, live, edges, near, act);
@@ -347,8 +353,7 @@ __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Job& jo
     }
     if (team.speaks() && there_is) {
       const float used = lives ? dropped(a, keep) : kExcluded;
-      if (job.pairs)
-        job.pairs[place * p.batch.count + team.b] = make_float2(ds, used);
+      if (job.out.pairs) job.out.pairs[place * p.batch.count + team.b] = make_float2(ds, used);
       if (f.grad_edge_bias) f.grad_edge_bias[team.row(p, p.edges, here.edge)] = ds;
     }
     total += ds;
@@ -393,12 +398,14 @@ __global__ void __launch_bounds__(kEdgeThreads, 2)
 
 void edge_backward(const EdgeProblem& given, const EdgeBackward& f, const Host& host) {
   const EdgeProblem p = with_values(given);
-  Job job{f, edge_delta(p, f, host), {}, {}, nullptr, nullptr};
+  Job job{f, edge_delta(p, f, host), {}, {}, nullptr, {}};
   const bool by_source = f.grad_key.data || f.grad_value.data;
   if (by_source)
-    job.pairs = host.allocate<float2>(p.batch.count * p.edges);
+    job.out.pairs = host.allocate<float2>(p.batch.count * p.edges);
   by_width(p, [&]<class T, int V>(Held<T, V> width) {
     job.shares = shares_for(p, p.by_target, width.kColumns, host);
+    if (V && f.grad_key.data && !is_logistic(p.activation))
+      job.out.signs = host.allocate<uint8_t>((p.batch.count * p.edges * V) << job.shares.shift);
     job.query = sums_for(p, job.shares, f.grad_query.data ? p.d : 0, 0, host);
     job.query.factor = gradient_factor(p);
     job.query.first = f.grad_query;
@@ -420,7 +427,7 @@ void edge_backward(const EdgeProblem& given, const EdgeBackward& f, const Host& 
   });
   if (f.grad_query.data) merge_sums(p, p.by_target, job.shares, job.query, host);
   if (f.grad_weight) finish_edge_weight(p, job.shares, job.weight, f.grad_weight, host);
-  if (by_source) edge_sources(given, f, job.pairs, host);
+  if (by_source) edge_sources(given, f, job.out, host);
 }
 
 }  // namespace attnkernels::cuda

@@ -29,7 +29,7 @@ torch.manual_seed(0)
 for shape in [(1, 70, 150, 33, 40), (2, 2, 150, 33, 40)]:
     check_attention(*make(shape), backend="native")
 for edges in (graph(3, 9, 400), graph(9, 3, 400)):
-    check_sparse(**operands(edges, (2,), 8, None, edge_bias=True), backend="native")
+    check_sparse(**operands(edges, (2,), 32, None, edge_bias=True), backend="native")
 """
 
 # (fault, kernel to compile again, file, text, replacement)
@@ -109,11 +109,11 @@ PLANTED = [
         "if (lanes > 8) sum",
     ),
     (
-        "an edge that the second pass adds twice",
+        "a place without an edge that is added",
         "edge_sources.cu",
         "edge_sources.cu",
-        "min(",
-        "min(",
+        "edges_where(!(pair.y < 0))",
+        "edges_where(true)",
     ),
 ]
 

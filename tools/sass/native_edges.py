@@ -17,7 +17,8 @@ EDGES = 4  # of a pass of the loop
 HELD = {"Float32, 1": (4, 1), "Float32, 2": (8, 2), "Bfloat16, 1": (8, 1), "Float16, 1": (8, 1)}
 ACTIVATIONS = ("Logistic", "Rectifier")
 # The tables of rows that a pass gathers from, in the inputs' dtype and in float32.
-KEYS, KEYS_AND_VALUES, QUERIES_AND_GRADIENTS = (1, 0), (2, 0), (1, 1)
+# A rectifier's second pass has the signs of q + k in place of the queries.
+KEYS, KEYS_AND_VALUES, GRADIENTS, QUERIES_AND_GRADIENTS = (1, 0), (2, 0), (0, 1), (1, 1)
 GATHERED = {
     **{
         f"{kernel}<{shape}, {one}, {act}>": KEYS if one == "true" else KEYS_AND_VALUES
@@ -26,7 +27,9 @@ GATHERED = {
         )
     },
     **{
-        f"edge_sources_kernel<{shape}, {act}>": QUERIES_AND_GRADIENTS
+        f"edge_sources_kernel<{shape}, {act}>": (
+            QUERIES_AND_GRADIENTS if act == "Logistic" else GRADIENTS
+        )
         for shape, act in product(HELD, ACTIVATIONS)
     },
 }
