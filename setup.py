@@ -52,8 +52,7 @@ OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS] if SANITIZE el
 WARN = ["-Wall", "-Wextra", "-Werror=switch", "-Wno-psabi"]
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # nothing newer than torch 2.10
 
-CUDA_BINDING = ROOT / "csrc/torch/cuda_ops.cpp"
-CUDA_BINDINGS = (CUDA_BINDING, ROOT / "csrc/torch/cuda_edges.cpp")
+CUDA_BINDINGS = [ROOT / "csrc/torch" / name for name in ("cuda_ops.cpp", "cuda_edges.cpp")]
 
 # macOS: Python's own symbols, which the tests' modules use, are found when the module is loaded. So
 # are torch's libraries, which the process has loaded; the path is for the tools that look without.
@@ -138,7 +137,7 @@ def cuda_toolkit() -> Toolkit | None:
         )
     if SANITIZE or choice == "0":
         found: Toolkit | str = "they are not wanted"
-    elif not CUDA_BINDING.exists():
+    elif not CUDA_BINDINGS[0].exists():
         found = "csrc has none"
     else:
         found = find_toolkit(compiler() or [])

@@ -1,9 +1,9 @@
 // Attention over edges, forward: (E1)-(E3) by an online softmax down the edges of every target.
 //
 // A team (edge_team.h) takes four edges at a time; its lanes hold the channels of the query, of the
-// four keys and values, and of the context, which no other thread touches. The rows of the next four
-// are requested as soon as these have been used, and the indices of the four after them a batch
-// earlier, so a warp always has 2 KiB or more in flight.
+// four keys and values, and of the context, which no other thread touches. The rows of the next
+// four are requested as soon as these have been used, and the indices of the four after them a
+// batch earlier, so a warp always has 2 KiB or more in flight.
 //
 // A lane sums its own channels of four scores; four sums over the team take 3 to 6 shuffles, and
 // leave one score in each lane of a quad, so that each exponential is computed once per quad. Rows
@@ -23,10 +23,6 @@ struct Job {
 // The rows of a team in its registers. kOne: the keys are the values.
 template <class T, int V, bool kOne>
 class HeldForward {
- public:
-  static constexpr bool kChunked = false;
-
- private:
   using Wide = Table<T, V>;
   static constexpr int N = Wide::N, U = kOne ? 1 : kEdges, M = kOne ? 1 : N;
   const EdgeProblem& p_;
@@ -36,6 +32,8 @@ class HeldForward {
   float q_[N], w_[N], c_[N], k_[kEdges][N], u_[U][M];
 
  public:
+  static constexpr bool kChunked = false;
+
   __device__ __forceinline__ HeldForward(const EdgeProblem& p, const Job&, const Team& team)
       : p_(p), query_(p.query, p.batch, p.d, team), key_(p.key, p.batch, p.d, team),
         value_(p.value, p.batch, p.dv, team), edge_key_(p.edge_key, p.batch, p.d, team),
@@ -100,10 +98,6 @@ class HeldForward {
 };
 
 class LooseForward {
- public:
-  static constexpr bool kChunked = true;
-
- private:
   const EdgeProblem& p_;
   const Team& team_;
   const Rows query_, key_, value_, edge_key_, weight_;
@@ -111,6 +105,8 @@ class LooseForward {
   float4 c_[kLooseQuads];
 
  public:
+  static constexpr bool kChunked = true;
+
   __device__ __forceinline__ LooseForward(const EdgeProblem& p, const Job&, const Team& team)
       : p_(p), team_(team), query_(rows_of(p.query, p, team, p.d)),
         key_(rows_of(p.key, p, team, p.d)),
@@ -217,7 +213,7 @@ __device__ __forceinline__ void forward_team(const EdgeProblem& p, const Job& jo
 }
 
 template <class T, int V, bool kOne, class Act>
-__global__ void __launch_bounds__(kEdgeThreads)
+__global__ void __launch_bounds__(kEdgeThreads, blocks_for(kPack<T>* V, kOne ? 5 : 4))
     edge_forward_kernel(const __grid_constant__ EdgeProblem p, const __grid_constant__ Job job,
                         const __grid_constant__ Act act) {
   forward_team<HeldForward<T, V, kOne>>(p, job, act);

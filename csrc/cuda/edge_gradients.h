@@ -17,8 +17,8 @@ constexpr float kExcluded = -1;
 
 // The bytes of a lane for an edge are `lanes` apart.
 template <int V>
-__device__ __forceinline__ uint8_t* signs_at(uint8_t* signs, const EdgeProblem& p,
-                                             const Team& team, int64_t place) {
+__device__ __forceinline__ uint8_t* signs_at(uint8_t* signs, const EdgeProblem& p, const Team& team,
+                                             int64_t place) {
   return signs + (place * p.batch.count + team.b) * (V * team.lanes) + team.lane;
 }
 

@@ -65,8 +65,8 @@ struct Packed {
   uint4 bits[V];
 };
 
-// The rows of a tensor, of T or of float32, in the lanes of a team: a lane has V times K neighbouring
-// elements. With V > 1 a team is a warp.
+// The rows of a tensor, of T or of float32, in the lanes of a team: a lane has V times K
+// neighbouring elements. With V > 1 a team is a warp.
 template <class T, int V, class E = T>
 class Table {
  public:
@@ -127,8 +127,7 @@ __device__ __forceinline__ FloatTable<T, V> dense_table(const float* data, int c
 }
 template <class T, int V>
 __device__ __forceinline__ FloatTable<T, V> result_table(const float* data, const EdgeProblem& p,
-                                                         int rows, int columns,
-                                                         const Team& team) {
+                                                         int rows, int columns, const Team& team) {
   return {data, team.row(p, rows, 0) * columns, int64_t{p.together} * columns, columns, team};
 }
 

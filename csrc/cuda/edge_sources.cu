@@ -16,10 +16,6 @@ struct Job {
 
 template <class T, int V, class Act>
 class HeldSources {
- public:
-  static constexpr bool kChunked = false;
-
- private:
   using Wide = Table<T, V>;
   using Floats = FloatTable<T, V>;
   static constexpr bool kSigns = !Act::kLogistic;
@@ -35,6 +31,8 @@ class HeldSources {
   float k_[M], w_[N], dk_[N], du_[N], q_[Q][M], g_[kEdges][N];
 
  public:
+  static constexpr bool kChunked = false;
+
   __device__ __forceinline__ HeldSources(const EdgeProblem& p, const Job& job, const Team& team)
       : p_(p), job_(job), team_(team), query_(p.query, p.batch, p.d, team),
         key_(p.key, p.batch, p.d, team), edge_key_(p.edge_key, p.batch, p.d, team),
@@ -99,8 +97,7 @@ class HeldSources {
 #pragma unroll
     for (int t = 0; t < N; t++)
       x[t] = fmaf(job_.sums.factor * w_[t], dk_[t], job_.sums.joined ? du_[t] : 0.f);
-    if (job_.f.grad_key.data)
-      Table<T, V>(job_.f.grad_key.data, 0, p_.d, p_.d, team_).store(row, x);
+    if (job_.f.grad_key.data) Table<T, V>(job_.f.grad_key.data, 0, p_.d, p_.d, team_).store(row, x);
     if (job_.f.grad_value.data)
       Table<T, V>(job_.f.grad_value.data, 0, p_.dv, p_.dv, team_).store(row, du_);
   }
@@ -112,10 +109,6 @@ class HeldSources {
 };
 
 class LooseSources {
- public:
-  static constexpr bool kChunked = true;
-
- private:
   const EdgeProblem& p_;
   const Job& job_;
   const Team& team_;
@@ -124,6 +117,8 @@ class LooseSources {
   float4 dk_[kLooseQuads], du_[kLooseQuads];
 
  public:
+  static constexpr bool kChunked = true;
+
   __device__ __forceinline__ LooseSources(const EdgeProblem& p, const Job& job, const Team& team)
       : p_(p), job_(job), team_(team), query_(rows_of(p.query, p, team, p.d)),
         key_(rows_of(p.key, p, team, p.d)), edge_key_(rows_of(p.edge_key, p, team, p.d)),
@@ -132,8 +127,7 @@ class LooseSources {
   __device__ __forceinline__ void turn(const Edges& edges, const Near& near) {
     node_ = edges.node;
     int edge = 0;
-    if (p_.edge_key.data && near.other >= 0)
-      edge = static_cast<int>(p_.by_target.edge[near.edge]);
+    if (p_.edge_key.data && near.other >= 0) edge = static_cast<int>(p_.by_target.edge[near.edge]);
 #pragma unroll
     for (int e = 0; e < kEdges; e++) {
       others_[e] = of_edge(near.other, e);
@@ -225,7 +219,7 @@ __device__ __forceinline__ void sources_team(const EdgeProblem& p, const Job& jo
 }
 
 template <class T, int V, class Act>
-__global__ void __launch_bounds__(kEdgeThreads)
+__global__ void __launch_bounds__(kEdgeThreads, blocks_for(kPack<T>* V, 4))
     edge_sources_kernel(const __grid_constant__ EdgeProblem p, const __grid_constant__ Job job,
                         const __grid_constant__ Act act) {
   sources_team<HeldSources<T, V, Act>>(p, job, act);

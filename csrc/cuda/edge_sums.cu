@@ -1,9 +1,8 @@
 // What comes before and after the passes over edges: parts of nodes that were cut are merged in
 // their order, by blocks that share columns and parts among their threads; scores become weights;
 // delta of (E4). All are bound by memory, and small beside the passes.
-#include "cuda/edge_sums.h"
-
 #include "cuda/delta.h"
+#include "cuda/edge_sums.h"
 
 namespace attnkernels::cuda {
 namespace {
@@ -83,8 +82,7 @@ __global__ void __launch_bounds__(kMerge, 2)
   for_cut(p, p.by_target, shares, [&](int b, int node, int share, int parts) {
     auto slot = [&](int k) { return slot_of(share, k) * p.batch.count + b; };
     float high = -kInfinity, total = 0;
-    for (int k = threadIdx.x; k < parts; k += kMerge)
-      high = max_nan(high, from.softmax[slot(k)].x);
+    for (int k = threadIdx.x; k < parts; k += kMerge) high = max_nan(high, from.softmax[slot(k)].x);
     high = over_block(shared, high, [](float x, float y) { return max_nan(x, y); });
     const float finite = high == -kInfinity ? 0.f : high;
     for (int k = threadIdx.x; k < parts; k += kMerge) {

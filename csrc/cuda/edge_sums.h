@@ -68,8 +68,8 @@ __device__ __forceinline__ void loose_sums(float (&x)[kEdges], const EdgeProblem
       if (others[e] < 0) continue;
       float4 k = key.four(others[e], t, p.d);
       if (p.edge_key.data) add_scaled(k, 1, edge_key.four(edges[e], t, p.d));
-      x[e] += dot(w, make_float4(act.value(q.x + k.x), act.value(q.y + k.y),
-                                 act.value(q.z + k.z), act.value(q.w + k.w)));
+      x[e] += dot(w, make_float4(act.value(q.x + k.x), act.value(q.y + k.y), act.value(q.z + k.z),
+                                 act.value(q.w + k.w)));
     }
   }
 }
@@ -91,8 +91,8 @@ struct EdgeSums {
 EdgeSums sums_for(const EdgeProblem&, const Shares&, int d, int more, const Host&);
 void merge_sums(const EdgeProblem&, const Adjacency&, const Shares&, const EdgeSums&, const Host&);
 
-// The gradient of weight, (E6), from the sums of teams, (shares, batch, d + 1): of ds r or ds f, and
-// of ds.
+// The gradient of weight, (E6), from the sums of teams, (shares, batch, d + 1): of ds r or ds f,
+// and of ds.
 void finish_edge_weight(const EdgeProblem&, const Shares&, const float* sums, float* out,
                         const Host&);
 

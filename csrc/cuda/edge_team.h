@@ -3,9 +3,9 @@
 // A team of 4 to 32 lanes has one leading index (a head) and one share of the nodes of one end.
 // Heads are innermost, so the teams of a warp usually read rows that lie together. Shares are equal
 // in edges plus nodes, whatever the degrees: node i takes the positions from begin[i] + i on, and
-// share s the nodes whose first position lies in [s size, (s + 1) size). A node with at least `size`
-// edges is cut where a share ends; its parts are merged by a second kernel. Nothing of this is read
-// back by the host, and no sum depends on the order in which teams run.
+// share s the nodes whose first position lies in [s size, (s + 1) size). A node with at least
+// `size` edges is cut where a share ends; its parts are merged by a second kernel. Nothing of this
+// is read back by the host, and no sum depends on the order in which teams run.
 #pragma once
 #include "cuda/edges.h"
 #include "cuda/mask.h"
@@ -16,6 +16,9 @@ constexpr int kEdgeThreads = 128;
 constexpr int kEdges = 4;        // that a team takes at a time: one per lane of a quad
 constexpr int kLeastShare = 64;  // edges and nodes of a share
 constexpr int kTeamWarps = 128;  // per processor, several times what it holds at once
+// Blocks that a processor must have registers for, by the channels in those of a lane. Where this
+// is not said, the compiler would rather spill than have fewer.
+constexpr int blocks_for(int channels, int few) { return channels <= 4 ? few : 2; }
 
 struct Shares {
   int size = 1, count = 0;
@@ -33,9 +36,10 @@ inline Shares shares_for(const EdgeProblem& p, const Adjacency& a, int width, co
   const int columns = std::max({p.d, p.dv, 1});
   while (s.shift < 5 && width << s.shift < columns) s.shift++;
   s.chunks = static_cast<int>(ceil_div(columns, width << s.shift));
-  const int64_t work = int64_t{p.edges} + a.nodes, teams = host.processors * kTeamWarps * 32
-                                                           >> s.shift;
-  const int64_t wanted = std::max<int64_t>(1, teams / std::max<int64_t>(1, p.batch.count * s.chunks));
+  const int64_t work = int64_t{p.edges} + a.nodes,
+                teams = host.processors * kTeamWarps * 32 >> s.shift;
+  const int64_t wanted =
+      std::max<int64_t>(1, teams / std::max<int64_t>(1, p.batch.count * s.chunks));
   s.size = static_cast<int>(std::max<int64_t>(kLeastShare, ceil_div(work, wanted)));
   s.count = static_cast<int>(ceil_div(work, s.size));
   s.cut = host.allocate<int>(s.count);

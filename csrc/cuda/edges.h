@@ -7,9 +7,9 @@ namespace attnkernels::cuda {
 // Edges sorted by one of their ends: those of node i are begin[i] .. begin[i + 1].
 struct Adjacency {
   int nodes = 0;
-  const int64_t *begin = nullptr;
-  const int64_t *other = nullptr;  // the node at the other end
-  const int64_t *edge = nullptr;   // by target: its place in the caller's order; by source: its
+  const int64_t* begin = nullptr;
+  const int64_t* other = nullptr;  // the node at the other end
+  const int64_t* edge = nullptr;   // by target: its place in the caller's order; by source: its
                                    // place in the order by target
 };
 

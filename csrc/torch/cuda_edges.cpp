@@ -57,8 +57,8 @@ class EdgeCall {
       static_cast<Matrix&>(matrix) = at.first();
       along.push_back({at.strides(), &matrix.lead});
       if (trailing < 2) return;
-      problem.wide &= aligned(matrix.data) && matrix.row % pack == 0 && matrix.row <= kMost &&
-                      matrix.col <= 1;
+      problem.wide &=
+          aligned(matrix.data) && matrix.row % pack == 0 && matrix.row <= kMost && matrix.col <= 1;
       for (const int64_t stride : at.strides()) problem.wide &= stride % pack == 0;
     };
     take(&in.query, 2, problem.query);
@@ -107,8 +107,7 @@ struct CudaEdges {
       return s.gradient(x, trailing, wanted & bit, trailing == 2 ? type : ScalarType::Float,
                         in.query, name);
     };
-    Tensor query = gradient(&in.query, 2, kQuery, "query"),
-           key = gradient(&in.key, 2, kKey, "key"),
+    Tensor query = gradient(&in.query, 2, kQuery, "query"), key = gradient(&in.key, 2, kKey, "key"),
            value = gradient(in.value, 2, kValue, "value"),
            edge_key = gradient(in.edge_key, 2, kEdgeKey, "edge_key"),
            edge_bias = gradient(in.edge_bias, 1, kEdgeBias, "edge_bias"),
