@@ -11,7 +11,7 @@ FILES = $(addprefix tests/$(1)/test_,$(addsuffix .py,$(2)))
 INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation \
 	sparse) $(call FILES,backends,triton_edges)
 EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation \
-	memory_object func forward_mode hypothesis)
+	memory_object func forward_mode hypothesis sparse) $(call FILES,backends,cuda_edges)
 
 BIN := $(VENV)/bin
 SOURCES = $(shell find csrc tests benchmarks tools -name '*.cpp' -o -name '*.h' -o -name '*.cu')

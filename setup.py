@@ -52,7 +52,7 @@ OPTIMIZE = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS] if SANITIZE el
 WARN = ["-Wall", "-Wextra", "-Werror=switch", "-Wno-psabi"]
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # nothing newer than torch 2.10
 
-CUDA_BINDING = ROOT / "csrc/torch/cuda_ops.cpp"
+CUDA_BINDINGS = [ROOT / "csrc/torch" / name for name in ("cuda_ops.cpp", "cuda_edges.cpp")]
 
 # macOS: Python's own symbols, which the tests' modules use, are found when the module is loaded. So
 # are torch's libraries, which the process has loaded; the path is for the tools that look without.
@@ -137,7 +137,7 @@ def cuda_toolkit() -> Toolkit | None:
         )
     if SANITIZE or choice == "0":
         found: Toolkit | str = "they are not wanted"
-    elif not CUDA_BINDING.exists():
+    elif not CUDA_BINDINGS[0].exists():
         found = "csrc has none"
     else:
         found = find_toolkit(compiler() or [])
@@ -152,7 +152,7 @@ def cuda_toolkit() -> Toolkit | None:
 
 
 def cuda_steps(toolkit: Toolkit) -> list[Step]:
-    """Return the steps for the CUDA kernels, each for every architecture, and their binding."""
+    """Return the steps for the CUDA kernels, each for every architecture, and their bindings."""
     sources = sorted((ROOT / "csrc/cuda").glob("*.cu"))
     flags = ["-c", "-O3", "-std=c++20", f"-I{ROOT / 'csrc'}"]
     flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror=switch"]
@@ -168,10 +168,8 @@ def cuda_steps(toolkit: Toolkit) -> list[Step]:
         command = [*toolkit.command, *flags, "-MD", "-MF", f"{output}.d", str(source)]
         steps.append(Step(output, [*command, "-o", str(output)], [source], other))
     headers = [f"-isystem{folder}" for folder in toolkit.headers]
-    binding = compile_step(
-        CUDA_BINDING, OBJECTS / "cuda_ops.o", [*STABLE_ABI, "-DUSE_CUDA", *headers]
-    )
-    return [*steps, binding]
+    flags = [*STABLE_ABI, "-DUSE_CUDA", *headers]
+    return [*steps, *(compile_step(x, OBJECTS / f"{x.stem}.o", flags) for x in CUDA_BINDINGS)]
 
 
 def cuda_libraries(toolkit: Toolkit) -> list[str]:

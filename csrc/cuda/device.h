@@ -71,6 +71,9 @@ __device__ __forceinline__ float max_nan(float x, float y) {
   return z;
 }
 
+// Make the compiler compute again what it has computed from x, rather than keep it in registers.
+__device__ __forceinline__ void forget(float& x) { asm volatile("" : "+f"(x)); }
+
 __device__ __forceinline__ float from_half(uint16_t bits) {
   float y;
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(bits));

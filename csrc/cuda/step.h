@@ -24,6 +24,7 @@ struct Rows {
     const int64_t first = at + i * row + t * col;
     if (!whole) {
       float x[4];
+#pragma unroll
       for (int e = 0; e < 4; e++) x[e] = t + e < d ? load(data, dtype, first + e * col) : 0.f;
       return make_float4(x[0], x[1], x[2], x[3]);
     }

@@ -65,6 +65,12 @@ inline Sizes index_strides(const Leading& own, const Leading& leading) {
   return strides;
 }
 
+inline void take_dropout(cuda::Problem& problem, const Tensor& seed, double p) {
+  problem.seed = static_cast<const int64_t*>(seed.const_data_ptr());
+  problem.threshold = static_cast<uint64_t>(p * 4294967296.0);
+  problem.keep_scale = p < 1 ? static_cast<float>(1 / (1 - p)) : 0.f;
+}
+
 class CudaCall {
  public:
   Leading leading;
@@ -87,7 +93,7 @@ class CudaCall {
     if (in.attn_mask) take_mask(*in.attn_mask);
     if (in.key_lengths) take(*in.key_lengths, 0, problem.lengths);
     if (in.cu_seqlens_q) take_sequences(*in.cu_seqlens_q, in.cu_seqlens_k);
-    if (in.seed) take_dropout(*in.seed, in.dropout_p);
+    if (in.seed) take_dropout(problem, *in.seed, in.dropout_p);
     problem.causal = in.is_causal;
   }
 
@@ -177,11 +183,6 @@ class CudaCall {
     problem.sequences = static_cast<int>(queries.numel() - 1);
     problem.query_ends = {queries.const_data_ptr(), dtype_of(queries)};
     problem.key_ends = {keys->const_data_ptr(), dtype_of(*keys)};
-  }
-  void take_dropout(const Tensor& seed, double p) {
-    problem.seed = static_cast<const int64_t*>(seed.const_data_ptr());
-    problem.threshold = static_cast<uint64_t>(p * 4294967296.0);
-    problem.keep_scale = p < 1 ? static_cast<float>(1 / (1 - p)) : 0.f;
   }
 };
 

@@ -4,70 +4,17 @@
 //
 // Tests define ATTNKERNELS_EMULATED: the operators then take CPU tensors, and the kernels run in
 // the emulator.
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 
 #include "torch/cuda_call.h"
-#include "torch/outputs.h"
+#include "torch/cuda_host.h"
 #include "torch/schemas.h"
-
-#ifndef ATTNKERNELS_EMULATED
-// A symbol of torch's CUDA library: weak, so that this library loads without it.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
-#endif
 
 namespace {
 
 using namespace attnkernels;
-
-#ifdef ATTNKERNELS_EMULATED
-struct Device {
-  explicit Device(const Tensor&) {}
-  void* stream() const { return nullptr; }
-  int index() const { return 0; }
-};
-#else
-class Device {
- public:
-  explicit Device(const Tensor& on) : index_(on.get_device_index()), guard_(index_) {}
-  void* stream() const {
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "attnkernels: this torch has no CUDA");
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
-    return stream;
-  }
-  int index() const { return index_; }
-
- private:
-  int32_t index_;
-  torch::stable::accelerator::DeviceGuard guard_;
-};
-#endif
-
-// Torch's stream and memory, for the kernels.
-class CudaHost {
- public:
-  explicit CudaHost(const Tensor& on)
-      : on_(on), device_(on),
-        host{device_.stream(), cuda::processors(device_.index()), this, allocate} {}
-  CudaHost(const CudaHost&) = delete;
-
- private:
-  const Tensor& on_;
-  Device device_;
-  std::vector<Tensor> memory_;
-
-  static void* allocate(void* self, int64_t bytes) {
-    auto& me = *static_cast<CudaHost*>(self);
-    me.memory_.push_back(empty(me.on_, {(bytes + 3) / 4}, ScalarType::Float, "scratch"));
-    return me.memory_.back().mutable_data_ptr();
-  }
-
- public:
-  const cuda::Host host;
-};
 
 // Sum t over the leading dimensions that `wanted` lacks or has with size 1.
 Tensor summed(Tensor t, const Sizes& wanted) {

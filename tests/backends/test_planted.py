@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 
 CHECKS = """
 import torch
+from helpers.edges import check_sparse, graph, operands
 from helpers.inputs import make
 from attnkernels.testing import check_attention
 torch.use_deterministic_algorithms(True)
@@ -27,6 +28,8 @@ torch.utils.deterministic.fill_uninitialized_memory = True  # with NaN
 torch.manual_seed(0)
 for shape in [(1, 70, 150, 33, 40), (2, 2, 150, 33, 40)]:
     check_attention(*make(shape), backend="native")
+for edges in (graph(3, 9, 400), graph(9, 3, 400)):
+    check_sparse(**operands(edges, (2,), 32, None, edge_bias=True), backend="native")
 """
 
 # (fault, kernel to compile again, file, text, replacement)
@@ -83,6 +86,34 @@ PLANTED = [
         "backward.cu",
         "kThreads, sizeof(Shared), host",
         "kThreads, sizeof(Shared) - 64, host",
+    ),
+    (
+        "the rest of a row that begins one edge late",
+        "edge_forward.cu",
+        "edge_team.h",
+        "from_ = start - low;",
+        "from_ = start - low + 1;",
+    ),
+    (
+        "a part of a row that is not merged",
+        "edge_sums.cu",
+        "edge_team.h",
+        "/ s.size) - share + 1;",
+        "/ s.size) - share;",
+    ),
+    (
+        "a team's sum without half its lanes",
+        "edge_targets.cu",
+        "edge_team.h",
+        "if (lanes > 4) sum",
+        "if (lanes > 8) sum",
+    ),
+    (
+        "a place without an edge that is added",
+        "edge_sources.cu",
+        "edge_sources.cu",
+        "edges_where(!(pair.y < 0))",
+        "edges_where(true)",
     ),
 ]
 

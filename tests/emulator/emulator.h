@@ -340,6 +340,8 @@ inline float max_nan(float x, float y) {
   return x > y || (x == y && !signbit(x)) ? x : y;
 }
 
+inline void forget(float&) {}  // a matter of registers
+
 inline float from_half(uint16_t bits) {
   const unsigned sign = (bits & 0x8000u) << 16, size = bits & 0x7fffu;
   if (size < 0x400)

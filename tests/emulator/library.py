@@ -30,7 +30,7 @@ FLAGS = [
 def sources() -> list[Path]:
     """Return the sources of the library."""
     kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    return [*kernels, ROOT / "csrc/torch/cuda_ops.cpp", FOLDER / "emulator.cpp"]
+    return [*kernels, *SETUP["CUDA_BINDINGS"], FOLDER / "emulator.cpp"]
 
 
 def build(changed: Path | None = None, folder: Path = BUILT, *flags: str) -> Path:

@@ -145,7 +145,7 @@ TOOLKIT = Toolkit(["nvcc", "-ccbin", "g++"], KNOWN, ["/kit/include"], ["/kit/lib
 def test_cuda_is_built_where_there_is_nvcc(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], choice: str | None
 ) -> None:
-    set_up(monkeypatch, SANITIZE=False, CUDA_BINDING=Path(__file__))
+    set_up(monkeypatch, SANITIZE=False, CUDA_BINDINGS=[Path(__file__)])
     set_up(monkeypatch, find_toolkit=lambda compiler: TOOLKIT)
     if choice is not None:
         monkeypatch.setenv("ATTNKERNELS_CUDA", choice)
@@ -158,7 +158,7 @@ def test_cuda_is_built_where_there_is_nvcc(
 def test_cuda_is_not_built_where_it_is_not_wanted(
     monkeypatch: pytest.MonkeyPatch, choice: str, sanitize: bool
 ) -> None:
-    set_up(monkeypatch, SANITIZE=sanitize, CUDA_BINDING=Path(__file__))
+    set_up(monkeypatch, SANITIZE=sanitize, CUDA_BINDINGS=[Path(__file__)])
     set_up(monkeypatch, find_toolkit=lambda compiler: TOOLKIT)
     monkeypatch.setenv("ATTNKERNELS_CUDA", choice)
     assert SETUP["cuda_toolkit"]() is None
@@ -167,14 +167,14 @@ def test_cuda_is_not_built_where_it_is_not_wanted(
 def test_no_nvcc_is_one_line_or_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    set_up(monkeypatch, SANITIZE=False, CUDA_BINDING=Path(__file__), compiler=lambda: ["g++"])
+    set_up(monkeypatch, SANITIZE=False, CUDA_BINDINGS=[Path(__file__)], compiler=lambda: ["g++"])
     assert SETUP["cuda_toolkit"]() is None
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "no nvcc" in said
     monkeypatch.setenv("ATTNKERNELS_CUDA", "1")
     with pytest.raises(SetupError, match="^ATTNKERNELS_CUDA=1 wants CUDA kernels, .* no nvcc"):
         SETUP["cuda_toolkit"]()
-    set_up(monkeypatch, CUDA_BINDING=Path("missing"))
+    set_up(monkeypatch, CUDA_BINDINGS=[Path("missing")])
     with pytest.raises(SetupError, match="csrc has none"):
         SETUP["cuda_toolkit"]()
 
@@ -191,7 +191,7 @@ def test_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         source = tmp_path / "csrc/cuda" / f"{name}.cu"
         source.parent.mkdir(parents=True, exist_ok=True)
         source.touch()
-    set_up(monkeypatch, ROOT=tmp_path, CUDA_BINDING=tmp_path / "csrc/cuda_ops.cpp")
+    set_up(monkeypatch, ROOT=tmp_path, CUDA_BINDINGS=[tmp_path / "csrc/cuda_ops.cpp"])
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;12.0+PTX")
     made = []
     for jobs, threads, strict in (("1", "1", "0"), ("2", "1", "1"), ("9", "4", "")):

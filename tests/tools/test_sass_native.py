@@ -14,6 +14,7 @@ import pytest
 
 from build_cuda import Toolkit
 from tools.sass import native as sass_native
+from tools.sass import native_edges
 from tools.sass.cubin import read, readable
 from tools.sass.loops import Inner
 from tools.sass.native import Build, Row
@@ -139,6 +140,31 @@ def test_other_loops_are_left_out(instructions: dict[str, int]) -> None:
     assert sass_native.classify(loop(**instructions)) is None
 
 
+def test_the_loop_over_edges_is_the_one_that_gathers() -> None:
+    wide = Counter({"LDG.E.128": 5, "FFMA": 90, "SHFL.IDX": 5})
+    (found,) = native_edges.find(
+        "edge_forward_kernel<Float32, 2, true, Logistic>", [loop(FFMA=300), wide, loop(RCP=2)]
+    )
+    assert isinstance(found, native_edges.Loop) and found.variant == "edges"
+    assert (found.wide, found.shuffles, found.issued) == (5, 5, 100 / (4 * 8))
+    assert found.elements_a_clock == 128 / found.issued
+    assert not native_edges.find("edge_sources_kernel<Float16, 1, Logistic>", [loop(FFMA=300)])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "loads"),
+    [
+        ("edge_forward_kernel<Float32, 1, true, Rectifier>", 4),
+        ("edge_targets_kernel<Float32, 2, false, Logistic>", 16),
+        ("edge_sources_kernel<Float16, 1, Logistic>", 12),
+        ("edge_sources_kernel<Float32, 2, Rectifier>", 8),
+    ],
+)
+def test_loads_of_a_pass(kernel: str, loads: int) -> None:
+    """Of four edges: 16 bytes of each row, or 32, and as many channels in float32."""
+    assert native_edges.gathers(kernel) == loads
+
+
 def test_kernels_are_those_of_the_sources() -> None:
     source = """
     __global__ void __launch_bounds__(kThreads, 3)
@@ -153,11 +179,15 @@ def test_kernels_are_those_of_the_sources() -> None:
 def good() -> list[Row]:
     """Return rows of sm_90a without faults."""
     names = {f"{name}<Logistic>" for name in sass_native.kernels()} & set(sass_native.VARIANTS)
-    names |= {name for name in sass_native.kernels() if f"{name}<Logistic>" not in names}
+    names |= {*native_edges.GATHERED}
+    written = {name.partition("<")[0] for name in names}
+    names |= {name for name in sass_native.kernels() if name not in written}
 
     def row(kernel: str) -> Row:
         variants = sass_native.VARIANTS.get(kernel, ())
         loops = [Inner(variant, 4.0, 0.25, 0, 0) for variant in variants]
+        if kernel in native_edges.GATHERED:
+            loops = [native_edges.Loop("edges", 20.0, 0.0, 18, 0, native_edges.gathers(kernel))]
         return Row("sm_90a", kernel, "a.cu", 128, 128, 1024, {}, loops)
 
     return [row(name) for name in sorted(names)]
@@ -201,6 +231,14 @@ WRONG: dict[str, tuple[Callable[[], list[Row]], str]] = {
         lambda: change("forward_kernel<Logistic>", "quad", mufu=0.6),
         "forward_kernel<Logistic>, quad: 4.00 and 0.60",
     ),
+    "16 bytes at a time": (
+        lambda: change("edge_sources_kernel<Bfloat16, 1, Rectifier>", "edges", wide=7),
+        "edge_sources_kernel<Bfloat16, 1, Rectifier>: 7 loads of 16 bytes, not 8 or more",
+    ),
+    "this many instructions: forward": (
+        lambda: change("edge_forward_kernel<Float32, 1, true, Rectifier>", "edges", issued=49.0),
+        "edge_forward_kernel<Float32, 1, true, Rectifier>: 49.00",
+    ),
     "at most 12 instructions": (
         lambda: change("backward_kernel<Logistic>", "sweep: shared", issued=8.1),
         "12.10",
@@ -234,7 +272,7 @@ def test_nothing_wrong(
     result = json.loads((tmp_path / "sass.json").read_text())
     assert result["nvcc"] == "13.0" and result["rows"] == []
     assert {row["kernel"].partition("<")[0] for row in result["native"]} == sass_native.kernels()
-    assert len(result["checks"]) == 6
+    assert len(result["checks"]) == 8
 
 
 @pytest.mark.parametrize("sentence", WRONG)

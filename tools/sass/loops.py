@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Inner:
     @property
     def elements_a_clock(self) -> float:
         """The most elements per clock and processor."""
-        return min(ISSUED / self.issued, MUFU / self.mufu if self.mufu else ISSUED)
+        return min(ISSUED / self.issued, MUFU / self.mufu if self.mufu else math.inf)
 
 
 class Code(NamedTuple):

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from build_cuda import ARCHITECTURES, Toolkit, find_toolkit, gencode
 from tools.sass import loops as sass_loops
+from tools.sass import native_edges
 from tools.sass import report as sass_report
 from tools.sass.cubin import functions, readable
 from tools.sass.loops import Inner, costs, count
@@ -38,6 +39,7 @@ VARIANTS = {  # the inner loops that each kernel must have
     "forward_kernel<Logistic>": SCORES,
     "scores_kernel<Logistic>": SCORES,
     "backward_kernel<Logistic>": (*SCORES, *SWEEPS),
+    **dict.fromkeys(native_edges.GATHERED, (native_edges.VARIANT,)),
 }
 # The maximum per element there: score.h takes 3.75, and sweep.h 7 more.
 COUNTED = "sm_90a"
@@ -45,7 +47,8 @@ QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 12.0
 
 ABOUT = (
     "CUDA C++: shared excludes dynamic memory, and from sm_90 on includes 1024 bytes of the system;"
-    " all branches of a loop count, such as those for each dtype in a direct one."
+    " all branches of a loop count, such as those for each dtype in a direct one. "
+    + native_edges.ABOUT
 )
 
 
@@ -121,14 +124,16 @@ def rows(build: Build) -> list[Row]:
             registers=function.registers,
             memory=function.memory,
             spills=function.spills,
-            loops=loops(function.code.innermost) if name in VARIANTS else [],
+            loops=loops(name, function.code.innermost) if name in VARIANTS else [],
         )
         for name, function in found
     ]
 
 
-def loops(innermost: list[Counter[str]]) -> list[Inner]:
+def loops(kernel: str, innermost: list[Counter[str]]) -> list[Inner]:
     """Return the loops over elements."""
+    if kernel in native_edges.GATHERED:
+        return native_edges.find(kernel, innermost)
     return [loop for loop in map(classify, innermost) if loop]
 
 
@@ -178,11 +183,12 @@ def checks(target: str, found: list[Row], names: set[str]) -> list[Check]:
             for variant in variants
             if (kernel, variant) not in there
         ],
-        "no SHFL and no BAR in an inner loop of CUDA kernels": [
+        "no SHFL and no BAR in an inner loop of CUDA kernels (edges: no BAR)": [
             f"{row.kernel}, {loop.variant}: {loop.shuffles} and {loop.barriers}"
             for row, loop in each
-            if loop.shuffles or loop.barriers
+            if loop.barriers or (loop.shuffles and loop.variant != native_edges.VARIANT)
         ],
+        **native_edges.checks(found, target == COUNTED),
     }
     if target == COUNTED:
         backward = sum(_issued(each, variant) for variant in ("quad", "sweep: shared"))
