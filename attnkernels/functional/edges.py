@@ -91,6 +91,7 @@ class Edges(NamedTuple):
         )
         plain = edge_index.as_tensor()
         if edge_index.is_sorted_by_col:
+            _within("targets", plain[1], n, "n")  # the cache is not checked
             (begin, source), order = edge_index.get_csc()
             order = torch.arange(source.shape[0], device=source.device) if order is None else order
             # As many targets as were asked for: the cache may have fewer.
@@ -138,10 +139,15 @@ def prepare_edges(edges: Tensor, n: int | None = None, m: int | None = None) -> 
             )
         n, m = _known("n", n, edges.shape[0]), _known("m", m, edges.shape[1])
         target, source = _indices(edges)
-    _within("targets", target, n, "n")
-    _within("sources", source, m, "m")
+    check_ends(source, target, n, m)
     begin, order = _sorted(target, n)
     return _by_both_ends(begin, source[order], order, torch.stack([source, target]), m)
+
+
+def check_ends(source: Tensor, target: Tensor, n: int, m: int) -> None:
+    """Raise ValueError for ends that are no nodes; check on a CPU only."""
+    _within("targets", target, n, "n")
+    _within("sources", source, m, "m")
 
 
 def _by_both_ends(begin: Tensor, source: Tensor, order: Tensor, given: Tensor, m: int) -> Edges:
