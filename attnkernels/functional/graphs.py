@@ -128,7 +128,7 @@ def attend(
         return context.to(dtype), None
     query, key, weight = query.to(dtype), key.to(dtype), weight.to(dtype)
     edge_key = None if edge_key is None else edge_key.to(dtype)
-    result = additive_attention_sparse(
+    result: Any = additive_attention_sparse(
         query, key, key, weight, graph.edges, edge_key=edge_key, return_weights=return_weights,
         **options,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from ..functional.edges import Edges, prepare_edges
 from ..functional.graphs import SPARSEST, Graph, attend, kept
 from ..nn import AdditiveAttention
 from .core.convention import ROW, Convention, Entry
-from .core.live import Draw, Fused, Live, Results
+from .core.live import Draw, Live, Results, SavedAsOwn
 
 # The values are `lin_l` of the sources, which the caller makes and passes as `value`.
 CONVENTIONS = {
@@ -52,7 +52,7 @@ _HOOKS = tuple(
 )
 
 
-class GatV2(Fused):
+class GatV2(SavedAsOwn):
     """GATv2Conv: node features, with the edges and their weights if they are asked for."""
 
     def forward(
@@ -132,7 +132,8 @@ def _graph(
     sizes = getattr(edge_index, "sparse_size", None)  # of an EdgeIndex
     if sizes is not None and any(a not in (None, b) for a, b in zip(sizes(), (m, n), strict=True)):
         return None
-    given, made, loops = edge_index, [], module.add_self_loops
+    given, loops = edge_index, module.add_self_loops
+    made: list[tuple[Any, Any]] = []
 
     def with_loops() -> tuple[Any, Any]:
         if not made:
@@ -218,14 +219,12 @@ def _trial(module: Any, draw: Draw) -> Results:
     if isinstance(module.in_channels, tuple):
         x = x, draw(4, module.lin_r.weight.shape[1])
     results: list[Any] = []
-    for pairs in range(15), (1, 6, 6, 12):  # all but one of the 16; few, one of them twice
-        pairs = torch.tensor(pairs, device=module.att.device)
-        edges = torch.stack([pairs // 4, pairs % 4])
-        features = ()
+    for given in (*range(15),), (1, 6, 6, 12):  # all but one of the 16; few, one of them twice
+        pairs = torch.tensor(given, device=module.att.device)
+        edges, features = torch.stack([pairs // 4, pairs % 4]), None
         if module.lin_edge is not None:
-            features = (draw(len(pairs), module.lin_edge.weight.shape[1]),)
-        results += [module.forward(x, edges, *features)]
-        results += [module.forward(x, edges, *(features or (None,)), True)]
+            features = draw(len(given), module.lin_edge.weight.shape[1])
+        results += [module.forward(x, edges, features), module.forward(x, edges, features, True)]
     return results
 
 
