@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -112,7 +113,9 @@ class SavedAsOwn(Fused):
     """
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return as_own(self).__reduce_ex__(protocol)
+        _, own = type(self).__bases__
+        # Not as the library's would reduce itself: pickle insists on the class of the object.
+        return copyreg._reconstructor, (own, object, None), _state(self)  # type: ignore[attr-defined]
 
     def __copy__(self) -> Any:
         return self._copied(lambda state: state)
@@ -124,9 +127,13 @@ class SavedAsOwn(Fused):
         twin = object.__new__(type(self))
         if memo is not None:
             memo[id(self)] = twin
-        reduced: Any = as_own(self).__reduce_ex__(2)
-        twin.__setstate__(copied(reduced[2]))
+        twin.__setstate__(copied(_state(self)))
         return twin
+
+
+def _state(module: Any) -> Any:
+    reduced: Any = as_own(module).__reduce_ex__(2)
+    return reduced[2]
 
 
 def as_own(module: Any) -> nn.Module:
