@@ -165,10 +165,10 @@ def kept(given: Tensor, how: tuple[object, ...], make: Callable[[], Graph]) -> G
         return found.graph
     graph = make()
 
-    def forget(dead: ref[Tensor]) -> None:
-        found = _kept.get(name)
+    def forget(dead: ref[Tensor], graphs: dict[tuple[object, ...], _Kept] = _kept) -> None:
+        found = graphs.get(name)
         if found is not None and found.of is dead:
-            _kept.pop(name, None)
+            graphs.pop(name, None)
 
     with _lock:
         _kept.pop(name, None)
