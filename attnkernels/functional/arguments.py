@@ -105,12 +105,12 @@ def sparse(
         x, wanted = of_edges[name], (edges.num_edges, *trailing)
         if x is None:
             continue
-        lead = x.dim() - len(wanted)
-        if lead < 0 or x.shape[lead:] != wanted:
+        rank = x.dim() - len(wanted)
+        if rank < 0 or x.shape[rank:] != wanted:
             symbols = "(..., E, d)" if trailing else "(..., E)"
             sizes = ", ".join(map(str, wanted))
             raise ValueError(f"{name} must be {symbols} = (..., {sizes}), got {tuple(x.shape)}")
-        leads[name] = x.shape[:lead]
+        leads[name] = x.shape[:rank]
     lead = _leading(leads)
     checks.flags(return_weights=options.return_weights, return_lse=return_lse)
     dropout_p = checks.number("dropout_p", options.dropout_p, 0, 1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, overload
 from torch import Tensor
 
 from ..backends import select
-from ..ops.codes import ActivationName
+from ..ops.codes import OVER_EDGES, ActivationName
 from ..ops.seed import draw_seed
 from ..ops.signature import EdgeOptions
 from . import arguments
@@ -85,7 +85,7 @@ def additive_attention_sparse(
     edge_key: Tensor | None = None,
     edge_bias: Tensor | None = None,
     dropout_p: float = 0.0,
-    activation: ActivationName = "leaky_relu",
+    activation: ActivationName = OVER_EDGES,
     negative_slope: float = 0.2,
     scale: float = 1.0,
     return_weights: bool = False,
@@ -132,9 +132,7 @@ def additive_attention_sparse(
     tensors = edge_key, edge_bias, *edges
     numbers = dropout_p, activation, negative_slope, scale, return_weights
     options = EdgeOptions(*tensors, None, *numbers)
-    problem, lead, options = arguments.sparse(
-        query, key, value, weight, edges, options, return_lse
-    )
+    problem, lead, options = arguments.sparse(query, key, value, weight, edges, options, return_lse)
     chosen = select(problem, backend, (query, key, value, weight), step=False)
     if dropout_p:
         options = options._replace(seed=draw_seed(query.device))

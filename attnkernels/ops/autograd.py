@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from . import plain
 from .codes import DETERMINISTIC
 from .failures import explain
-from .forward_mode import Jvp, is_first_order, is_vectorized, transforms
+from .forward_mode import Jvp, is_first_order, is_in_jvp, is_vectorized, transforms
 from .schema import composite
 from .signature import (
     BACKWARD,
@@ -237,11 +237,12 @@ def _function(
         return False
 
     def apply(*inputs: Any) -> Any:
-        if forward_ad._current_level >= 0:
+        transformed = _are_functorch_transforms_active()
+        if forward_ad._current_level >= 0 or (transformed and is_in_jvp()):
             outputs = with_tangents(inputs)
             if outputs is not None:
                 return outputs
-        if _are_functorch_transforms_active():
+        if transformed:
             return (traced if is_dynamo_compiling() else Transformable.apply)(*inputs)
         if is_grad_enabled():  # needs_gradient(), whose call would take 0.1 us
             for x in inputs[:leaves]:

@@ -32,6 +32,8 @@ _TABLE = (
     Activation("leaky_relu", 3, "pointwise"),
 )
 
+OVER_EDGES: ActivationName = "leaky_relu"  # the default of attention over edges, as in GATv2
+
 ACTIVATIONS: dict[str, Activation] = {f.name: f for f in _TABLE}
 BY_CODE: dict[int, Activation] = {f.code: f for f in _TABLE}
 

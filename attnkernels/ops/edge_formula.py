@@ -45,11 +45,18 @@ def attention(
     x = q[..., target, :] + k[..., source, :]
     if edge_key is not None:
         x = x + edge_key.to(acc)[..., options.order, :]
-    f = FUNCTIONS[options.activation](x, options.negative_slope)
-    s = options.scale * (f * w.unsqueeze(-2)).sum(-1)
+    values = u[..., source, :]
+    bias = excluded = None
     if edge_bias is not None:
         bias = edge_bias.to(acc)[..., options.order]
-        s = torch.where(bias == float("-inf"), float("-inf"), s + bias)
+        excluded = bias == float("-inf")
+        # 0 * NaN is NaN: what an excluded edge leads to must not get this far
+        x = torch.where(excluded.unsqueeze(-1), 0.0, x)
+        values = torch.where(excluded.unsqueeze(-1), 0.0, values)
+    f = FUNCTIONS[options.activation](x, options.negative_slope)
+    s = options.scale * (f * w.unsqueeze(-2)).sum(-1)
+    if bias is not None and excluded is not None:
+        s = torch.where(excluded, float("-inf"), s + bias)
     a, lse = _softmax(s.expand(*lead, count), target, n)
     if options.seed is not None:
         batch = torch.arange(prod(lead), device=query.device).view(lead)
@@ -57,9 +64,7 @@ def attention(
         kept = 0.0 if p == 1 else 1 / (1 - p)
         keep = keep_mask(options.seed, p, batch, 1, count).squeeze(-2)
         a = torch.where(keep, a * kept, 0.0)
-    moved = a.unsqueeze(-1) * u[..., source, :]
-    if edge_bias is not None:  # 0 * NaN is NaN: the value of an excluded edge must not get this far
-        moved = torch.where((bias == float("-inf")).unsqueeze(-1), 0.0, moved)
+    moved = a.unsqueeze(-1) * values
     context = moved.new_zeros(*lead, n, u.shape[-1]).index_add(-2, target, moved)
     weights = None
     if options.return_weights:

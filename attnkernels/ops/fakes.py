@@ -133,17 +133,17 @@ def _sparse_backward(
     _edge_lead(query, key, value, weight, edge_key, edge_bias)
 
     def gradient(x: Tensor | None, bit: int) -> Tensor:
-        return by_row(x, x.shape, 2) if x is not None and wanted & bit else query.new_empty(0)
+        return by_row(x, x.shape, 2) if x is not None and wanted & bit else _new(query, 0)
 
-    found = wanted & EDGE_BIAS and edge_bias is not None
     acc = accumulate_dtype(query.dtype)
+    bias = edge_bias if wanted & EDGE_BIAS else None
     return (
         gradient(query, QUERY),
         gradient(key, KEY),
         gradient(value, VALUE),
         _new(query, *weight.shape if wanted & WEIGHT else (0,)),
         gradient(edge_key, EDGE_KEY),
-        by_row(edge_bias, edge_bias.shape, 1, acc) if found else _new(query, 0),
+        _new(query, 0) if bias is None else by_row(bias, bias.shape, 1, acc),
     )
 
 

@@ -34,6 +34,14 @@ def transforms() -> tuple[list[TransformType], list[TransformType]]:
     return keys, inside[: inside.index(TransformType.Jvp)] if TransformType.Jvp in keys else inside
 
 
+def is_in_jvp() -> bool:
+    """Return True inside of a jvp of torch.func.
+
+    The level of `forward_ad` does not say so where a graph with a grad before the jvp is traced.
+    """
+    return not is_dynamo_compiling() and TransformType.Jvp in transforms()[0]
+
+
 def is_first_order(keys: list[TransformType], inside: list[TransformType]) -> bool:
     """Return True unless jvps are nested, or something other than reverse mode is inside of one."""
     return keys.count(TransformType.Jvp) < 2 and all(key == TransformType.Grad for key in inside)

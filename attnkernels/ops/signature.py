@@ -71,7 +71,7 @@ class EdgeOptions(NamedTuple):
     place: Tensor
     seed: Tensor | None = None
     dropout_p: float = 0.0
-    activation: codes.ActivationName = "leaky_relu"
+    activation: codes.ActivationName = codes.OVER_EDGES
     negative_slope: float = 0.2
     scale: float = 1.0
     return_weights: bool = False
@@ -94,7 +94,8 @@ class Argument(NamedTuple):
 
     Attributes:
         name: as in the schema.
-        type: as a schema writes it: "Tensor", "Tensor?", "int", "float" or "bool".
+        type: as a schema writes it: "Tensor", "Tensor?", "int", "SymInt" (a size), "float" or
+            "bool".
         trailing: the number of dimensions after the leading ones, for a tensor that broadcasts
             over the leading shape L.
         wanted: the bit of `wanted` that requests its gradient; 0 for none.
@@ -259,7 +260,9 @@ SPARSE_BACKWARD = Signature(
     [each.name for each in _SPARSE_INPUTS if each.wanted],
 )
 # Where the edges of each node begin, and their places, if they are sorted by `ends`.
-SORT_EDGES = Signature((Argument("ends", shared=True), Argument("nodes", "int")), ("begin", "order"))
+SORT_EDGES = Signature(
+    (Argument("ends", shared=True), Argument("nodes", "SymInt")), ("begin", "order")
+)
 PACK_KEYS = Signature((_KEY, _ACTIVATION), ("packed_key",))
 
 SIGNATURES = {

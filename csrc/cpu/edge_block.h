@@ -29,10 +29,9 @@ void with_edge_form(const EdgeProblem& p, const F& f) {
     const Direct<T> x(static_cast<T>(info(p.activation).gain));
     return f(EdgeForm<SharedReciprocal<Direct<T>>, LogisticGradient<Direct<T>>>{{x}, {x}});
   }
-  with_pointwise(p.activation, static_cast<T>(p.negative_slope),
-                 [&]<class P>(const P& pointwise) {
-                   f(EdgeForm<PointwiseSum<P>, PointwiseGradient<P>>{{pointwise}, {pointwise}});
-                 });
+  with_pointwise(p.activation, static_cast<T>(p.negative_slope), [&]<class P>(const P& pointwise) {
+    f(EdgeForm<PointwiseSum<P>, PointwiseGradient<P>>{{pointwise}, {pointwise}});
+  });
 }
 
 // sum_t form(a[t], b[t]) with weights w; a and w are padded with zeros.
@@ -46,8 +45,8 @@ C10_ALWAYS_INLINE T edge_sum(const PointwiseSum<P>& form, const T* a, const S* b
   constexpr int64_t L = kLanes<T>;
   Vec<T> acc(T(0));
   for (int64_t t = 0; t < d; t += L)
-    acc = fmadd(load(w + t), form.f.value(load(a + t) + load_as<T>(b + t, std::min(L, d - t))),
-                acc);
+    acc =
+        fmadd(load(w + t), form.f.value(load(a + t) + load_as<T>(b + t, std::min(L, d - t))), acc);
   return sum(acc);
 }
 template <class T, class S>
@@ -66,11 +65,9 @@ struct EdgeWeights {
   std::vector<T> rows, factor, offset;
 
   explicit EdgeWeights(const EdgeProblem& p)
-      : width(padded(p.d)), rows(p.head_count * width), factor(p.head_count),
-        offset(p.head_count) {
+      : width(padded(p.d)), rows(p.head_count * width), factor(p.head_count), offset(p.head_count) {
     for (int64_t h = 0; h < p.head_count; h++) {
-      const ScaledWeight<T> f =
-          scale_weight(p.heads[h].weight, p.activation, p.scale, p.d, row(h));
+      const ScaledWeight<T> f = scale_weight(p.heads[h].weight, p.activation, p.scale, p.d, row(h));
       factor[h] = f.factor;
       offset[h] = f.offset;
     }

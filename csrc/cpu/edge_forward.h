@@ -13,7 +13,8 @@ class EdgeForwardPass {
   EdgeForwardPass(const EdgeForward<T>& p, const Form& form, const Host& host)
       : p_(p), form_(form), host_(host), weights_(p), tasks_(p.by_target),
         groups_(head_groups(p, p.context.together)), width_(padded(p.d)), ld_(padded(p.dv)),
-        scratch_size_(carve(nullptr).size), scratch_(host.allocate<T>(host.threads * scratch_size_)),
+        scratch_size_(carve(nullptr).size),
+        scratch_(host.allocate<T>(host.threads * scratch_size_)),
         parts_(host.allocate<T>(tasks_.parts * p.head_count * (ld_ + 2))) {}
 
   void run() {
@@ -23,8 +24,9 @@ class EdgeForwardPass {
             carve(scratch_ + worker * scratch_size_));
     });
     if (tasks_.splits.empty()) return;
-    host_.run(static_cast<int64_t>(tasks_.splits.size()) * p_.head_count,
-              [&](int64_t k, int64_t) { merge(tasks_.splits[k / p_.head_count], k % p_.head_count); });
+    host_.run(static_cast<int64_t>(tasks_.splits.size()) * p_.head_count, [&](int64_t k, int64_t) {
+      merge(tasks_.splits[k / p_.head_count], k % p_.head_count);
+    });
     if (p_.weights.data)
       host_.run(static_cast<int64_t>(tasks_.ranges.size()) * p_.head_count,
                 [&](int64_t k, int64_t) {
@@ -57,7 +59,7 @@ class EdgeForwardPass {
     return m;
   }
   bool has_edge_key() const { return p_.heads[0].edge_key.data; }
-  bool has_value() const { return p_.heads[0].value.data; }
+  bool has_value() const { return !p_.keys_are_values; }
   const Matrix& values(int64_t head) const {
     return has_value() ? p_.heads[head].value : p_.heads[head].key;
   }
@@ -99,8 +101,8 @@ class EdgeForwardPass {
         return row_at<S>(p_.heads[g.first + h].key, p_.by_target.other[first + e]);
       });
     }
-    for (int64_t h = 0; h < g.count; h++) softmax(first, count, g.first + h, mine.scores + h * kEdges,
-                                                  state_at(states, h));
+    for (int64_t h = 0; h < g.count; h++)
+      softmax(first, count, g.first + h, mine.scores + h * kEdges, state_at(states, h));
   }
 
   template <class Key>
@@ -159,8 +161,7 @@ class EdgeForwardPass {
     for (; c < p_.dv; c += L) {
       const int64_t left = std::min(L, p_.dv - c);
       Vec<T> x = load(context + c) * Vec<T>(alpha);
-      for (int64_t e = 0; e < count; e++)
-        x = fmadd(Vec<T>(s[e]), load_as<T>(rows[e] + c, left), x);
+      for (int64_t e = 0; e < count; e++) x = fmadd(Vec<T>(s[e]), load_as<T>(rows[e] + c, left), x);
       x.store(context + c);
     }
   }
@@ -217,9 +218,8 @@ template <class T>
 void edge_forward(const EdgeForward<T>& p, const Host& host) {
   if (!p.head_count) return;
   typed<T>(p.heads[0].key, [&]<class S>(const S*) {
-    with_edge_form<T>(p, [&]<class Form>(const Form& form) {
-      EdgeForwardPass<T, S, Form>(p, form, host).run();
-    });
+    with_edge_form<T>(
+        p, [&]<class Form>(const Form& form) { EdgeForwardPass<T, S, Form>(p, form, host).run(); });
   });
 }
 

@@ -1,9 +1,10 @@
 // The gradients of attention over edges, (E4)-(E6), in two passes: over the edges of every target
 // (edge_targets.h) for ds, dq, dw and those of the edges, then over the edges of every source
-// (edge_sources.h) for dk and du. Of the size of the edges there are the weights and ds, one of each
-// per head; no sum is atomic.
+// (edge_sources.h) for dk and du. Of the size of the edges there are the weights and ds, one of
+// each per head; no sum is atomic.
 #pragma once
 #include "edge_block.h"
+#include "signs.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
@@ -14,14 +15,17 @@ struct EdgePass {
   const EdgeBackward<T>& p;
   const Host& host;
   const std::vector<HeadGroup> groups;
-  const int64_t width, ld;  // of rows of d and of dv
-  T* const factor;          // (heads, width): what the sums of dq and dk leave out
-  T* const pairs;           // (edges by target, 2, heads): ds, and the weights that were used; or null
+  const int64_t width, ld;    // of rows of d and of dv
+  T* const factor;            // (heads, width): what the sums of dq and dk leave out
+  const int64_t record_size;  // of the record of an edge
+  T* const records;           // (edges by target, record_size), or null
 
-  EdgePass(const EdgeBackward<T>& p, const Host& host)
+  // With signs if the slope of the activation has but two values.
+  EdgePass(const EdgeBackward<T>& p, const Host& host, bool with_signs)
       : p(p), host(host), groups(head_groups(p, p.context.together)), width(padded(p.d)),
         ld(padded(p.dv)), factor(host.allocate<T>(p.head_count * width)),
-        pairs(by_source_wanted() ? host.allocate<T>(2 * p.edges * p.head_count) : nullptr) {
+        record_size(p.head_count * 2 + (with_signs ? signs_size() : 0)),
+        records(by_source_wanted() ? host.allocate<T>(p.edges * record_size) : nullptr) {
     const ActivationInfo& f = info(p.activation);
     for (int64_t h = 0; h < p.head_count; h++) {
       T* row = factor + h * width;
@@ -33,9 +37,15 @@ struct EdgePass {
 
   bool by_source_wanted() const { return p.grad_key.rows.data || p.grad_value.rows.data; }
   bool has_edge_key() const { return p.heads[0].edge_key.data; }
-  bool has_value() const { return p.heads[0].value.data; }
+  bool has_value() const { return !p.keys_are_values; }
   int64_t most_heads() const { return groups[0].count; }  // no group has more
-  T* pair(int64_t place) const { return pairs + 2 * place * p.head_count; }
+
+  // The record of an edge, by its place in the order by target: ds of every head, the weights that
+  // were used, and the signs of q + k.
+  T* record(int64_t place) const { return records + place * record_size; }
+  uint8_t* signs(int64_t place, int64_t head) const {
+    return reinterpret_cast<uint8_t*>(record(place) + 2 * p.head_count) + head * sign_bytes(p.d);
+  }
 
   // Call f(task's range, its index, a group of heads, worker) for all edges by one of their ends.
   template <class F>
@@ -45,14 +55,21 @@ struct EdgePass {
       f(tasks.ranges[k / count], k / count, groups[k % count], worker);
     });
   }
+
+ private:
+  int64_t signs_size() const {
+    const int64_t bytes = p.head_count * sign_bytes(p.d), unit = sizeof(T);
+    return (bytes + unit - 1) / unit;
+  }
 };
 
 // out[t] += sum_e x[e][t], where x is to_x of (E5) for a row and the rows at the other end of its
 // edges; the sums of to_w are added to `weight`, if given. A NaN may pass from one edge to another
-// here, because the sums have all of them.
-template <class T, class S, class Gradient>
+// here, because the sums have all of them. `visit(e, t, x)` gets every vector of x = q + k.
+template <class T, class S, class Gradient, class Visit>
 inline void add_gradients(const Gradient& gradient, const T* row, const S* const* others,
-                          const T* ds, int64_t count, int64_t d, T* out, T* weight) {
+                          const T* ds, int64_t count, int64_t d, T* out, T* weight,
+                          const Visit& visit) {
   using V = Vec<T>;
   constexpr int64_t L = kLanes<T>;
   for (int64_t t = 0; t < d; t += L) {
@@ -65,6 +82,7 @@ inline void add_gradients(const Gradient& gradient, const T* row, const S* const
       for (int k = 0; k < K; k++) {
         b[k] = load_as<T>(others[e + k] + t, left);
         g[k] = V(ds[e + k]);
+        visit(e + k, t, a + b[k]);
       }
       gradient(a, b, g, to_w, to_x);
 #pragma GCC unroll 4
@@ -80,6 +98,8 @@ inline void add_gradients(const Gradient& gradient, const T* row, const S* const
     if (weight) (load(weight + t) + w_sum).store(weight + t);
   }
 }
+
+constexpr auto kNoVisit = [](int64_t, int64_t, const auto&) {};
 
 // out <- out + a row of another dtype.
 template <class T, class S>

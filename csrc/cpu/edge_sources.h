@@ -31,6 +31,9 @@ class EdgeSources {
   }
 
  private:
+  // The signs of q + k are known, and need not be computed again.
+  static constexpr bool kSigns = kTwoLines<decltype(Form::gradient)>;
+
   struct Memory {
     T *key, *with_edge, *ds, *weights, *sums;
     int64_t size;
@@ -72,10 +75,10 @@ class EdgeSources {
     const Adjacency& a = p_.by_source;
     for (int64_t e = 0; e < count; e++) {
       const int64_t at = std::min(first + e + kEdgesAhead, p_.edges - 1), ahead = a.other[at];
-      prefetch<1>(reinterpret_cast<const char*>(pass_.pair(a.edge[at])),
-                  2 * p_.head_count * static_cast<int64_t>(sizeof(T)));
+      prefetch<1>(reinterpret_cast<const char*>(pass_.record(a.edge[at])),
+                  pass_.record_size * static_cast<int64_t>(sizeof(T)));
       for (int64_t h = 0; h < g.count; h++) {
-        prefetch_row<S>(p_.heads[g.first + h].query, ahead, p_.d);
+        if (!kSigns) prefetch_row<S>(p_.heads[g.first + h].query, ahead, p_.d);
         if (p_.grad_context.data)
           prefetch<1>(reinterpret_cast<const char*>(p_.grad_context.at(g.first + h, ahead)),
                       p_.dv * static_cast<int64_t>(sizeof(T)));
@@ -87,9 +90,9 @@ class EdgeSources {
       int64_t places[kEdges], live = 0;
       for (int64_t e = first; e < first + count; e++) {
         if (bias.data && is_excluded<T, S>(bias, p_.by_target.edge[a.edge[e]])) continue;
-        const T* pair = pass_.pair(a.edge[e]);
-        mine.ds[live] = pair[head];
-        mine.weights[live] = pair[p_.head_count + head];
+        const T* record = pass_.record(a.edge[e]);
+        mine.ds[live] = record[head];
+        mine.weights[live] = record[p_.head_count + head];
         places[live++] = e;
       }
       T* sum = sums + h * sum_size_;
@@ -101,17 +104,32 @@ class EdgeSources {
   void key_gradient(const int64_t* places, int64_t count, int64_t head, const Memory& mine,
                     const T* k, T* sum) const {
     const Adjacency& a = p_.by_source;
+    if constexpr (kSigns) return add_by_signs(places, count, head, mine.ds, sum);
     const S* rows[kEdges];
     for (int64_t e = 0; e < count; e++)
       rows[e] = row_at<S>(p_.heads[head].query, a.other[places[e]]);
     T* const no_weight = nullptr;
     if (!pass_.has_edge_key())
-      return add_gradients(form_.gradient, k, rows, mine.ds, count, p_.d, sum, no_weight);
+      return add_gradients(form_.gradient, k, rows, mine.ds, count, p_.d, sum, no_weight, kNoVisit);
     for (int64_t e = 0; e < count; e++) {
       std::copy(k, k + width_, mine.with_edge);
       add_row(mine.with_edge,
               row_at<S>(p_.heads[head].edge_key, p_.by_target.edge[a.edge[places[e]]]), p_.d);
-      add_gradients(form_.gradient, mine.with_edge, rows + e, mine.ds + e, 1, p_.d, sum, no_weight);
+      add_gradients(form_.gradient, mine.with_edge, rows + e, mine.ds + e, 1, p_.d, sum, no_weight,
+                    kNoVisit);
+    }
+  }
+
+  void add_by_signs(const int64_t* places, int64_t count, int64_t head, const T* ds, T* sum) const {
+    const uint8_t* signs[kEdges];
+    for (int64_t e = 0; e < count; e++) signs[e] = pass_.signs(p_.by_source.edge[places[e]], head);
+    for (int64_t t = 0; t < p_.d; t += kLanes<T>) {
+      Vec<T> x = load(sum + t);
+      for (int64_t e = 0; e < count; e++) {
+        const Vec<T> above(ds[e]);
+        x = x + by_signs<T>(signs[e], t, above, form_.gradient.f.below(above));
+      }
+      x.store(sum + t);
     }
   }
 
@@ -164,7 +182,7 @@ void edge_backward(const EdgeBackward<T>& p, const Host& host) {
   if (!p.head_count) return;
   typed<T>(p.heads[0].key, [&]<class S>(const S*) {
     with_edge_form<T>(p, [&]<class Form>(const Form& form) {
-      const EdgePass<T> pass(p, host);
+      const EdgePass<T> pass(p, host, kTwoLines<decltype(form.gradient)>);
       EdgeTargets<T, S, Form>(pass, form).run();
       if (pass.by_source_wanted()) EdgeSources<T, S, Form>(pass, form).run();
     });

@@ -22,10 +22,10 @@ class EdgeTargets {
 
   void run() {
     if (p_.grad_weights.data) sum_products();
-    pass_.for_ranges(tasks_, [&](const NodeRange& r, int64_t k, const HeadGroup& g,
-                                 int64_t worker) {
-      range(r, k, g, carve(scratch_ + worker * scratch_size_));
-    });
+    pass_.for_ranges(tasks_,
+                     [&](const NodeRange& r, int64_t k, const HeadGroup& g, int64_t worker) {
+                       range(r, k, g, carve(scratch_ + worker * scratch_size_));
+                     });
     for (const SplitNode& split : tasks_.splits)
       for (int64_t h = 0; h < p_.head_count; h++) merge(split, h);
     if (p_.grad_weight)
@@ -63,8 +63,8 @@ class EdgeTargets {
     return parts_ + (part * p_.head_count + head) * width_;
   }
 
-  // The part of D of (E4) that comes from grad_weights: sum_e da_e a_e of every target, by the tasks
-  // of its edges.
+  // The part of D of (E4) that comes from grad_weights: sum_e da_e a_e of every target, by the
+  // tasks of its edges.
   void sum_products() {
     double* parts = products_ + p_.n * p_.head_count;
     pass_.for_ranges(tasks_, [&](const NodeRange& r, int64_t, const HeadGroup& g, int64_t) {
@@ -137,8 +137,7 @@ class EdgeTargets {
       if (p_.grad_weights.data)
         mine.delta[h] += static_cast<T>(products_[i * p_.head_count + head]);
     }
-    for (int64_t e = first; e < last; e += kEdges)
-      block(i, e, std::min(kEdges, last - e), g, mine);
+    for (int64_t e = first; e < last; e += kEdges) block(i, e, std::min(kEdges, last - e), g, mine);
   }
 
   void block(int64_t i, int64_t first, int64_t count, const HeadGroup& g,
@@ -165,20 +164,31 @@ class EdgeTargets {
       score_gradient(i, first, count, head, mine, h);
       if (p_.grad_edge_key.rows.data)
         for (int64_t e = 0; e < count; e++)
-          edge_key_gradient(mine.query + h * width_, key(h, e), mine.ds[e], head, edge_at(first + e));
-      if (!sums_wanted()) continue;
+          edge_key_gradient(mine.query + h * width_, key(h, e), mine.ds[e], head,
+                            edge_at(first + e));
+      constexpr bool two_lines = kTwoLines<decltype(form_.gradient)>;
+      if (!sums_wanted() && !(two_lines && pass_.records)) continue;
       const Matrix& bias = p_.heads[head].edge_bias;
       std::invoke_result_t<Key, int64_t, int64_t> rows[kEdges];
       T *sums = mine.sums + h * sum_size_, *ds = mine.ds;
-      int64_t live = 0;
+      int64_t places[kEdges], live = 0;
       for (int64_t e = 0; e < count; e++) {
         if (bias.data && is_excluded<T, S>(bias, edge_at(first + e))) continue;
         sums[width_] += ds[e];
         ds[live] = ds[e];
+        places[live] = first + e;
         rows[live++] = key(h, e);
       }
-      add_gradients(form_.gradient, mine.query + h * width_, rows, ds, live, p_.d,
-                    mine.grad_query + h * width_, sums);
+      auto add = [&](const auto& visit) {
+        add_gradients(form_.gradient, mine.query + h * width_, rows, ds, live, p_.d,
+                      mine.grad_query + h * width_, sums, visit);
+      };
+      if (two_lines && pass_.records)
+        add([&](int64_t e, int64_t t, Vec<T> x) {
+          store_signs<T>(pass_.signs(places[e], head), t, signs_of(x));
+        });
+      else
+        add(kNoVisit);
     }
   }
 
@@ -220,7 +230,8 @@ class EdgeTargets {
       for (int64_t e = 0; e < count; e++) da[e] += *p_.grad_weights.at(head, edge_at(first + e));
     std::fill(s + count, s + kEdges, kNone);
     if (p_.dropout.p > 0) drop_edges(p_.dropout, head, first, count, da);
-    const V d_i(mine.delta[h]), dlse(p_.grad_lse.data ? *p_.grad_lse.at(head, i) : T(0)), zero(T(0));
+    const V d_i(mine.delta[h]), dlse(p_.grad_lse.data ? *p_.grad_lse.at(head, i) : T(0)),
+        zero(T(0));
     for (int64_t e = 0; e < kEdges; e += kLanes<T>) {
       const V x = load(s + e), a = lse == kNone ? zero : exp_weight(x - V(lse));
       // an edge with all the weight of its row, up to rounding, moves nothing but lse
@@ -230,10 +241,10 @@ class EdgeTargets {
       V::blendv(a * (moved + dlse), zero, none == V(kNone)).store(ds + e);
     }
     if (p_.dropout.p > 0) drop_edges(p_.dropout, head, first, count, s);
-    for (int64_t e = 0; e < count && pass_.pairs; e++) {
-      T* pair = pass_.pair(first + e);
-      pair[head] = ds[e];
-      pair[p_.head_count + head] = s[e];
+    for (int64_t e = 0; e < count && pass_.records; e++) {
+      T* record = pass_.record(first + e);
+      record[head] = ds[e];
+      record[p_.head_count + head] = s[e];
     }
     if (p_.grad_edge_bias.data)
       for (int64_t e = 0; e < count; e++) *p_.grad_edge_bias.at(head, edge_at(first + e)) = ds[e];
@@ -263,9 +274,8 @@ class EdgeTargets {
       for (int64_t t = 0; t <= width_; t++)
         sums[t] += static_cast<double>(sums_[(r * p_.head_count + head) * sum_size_ + t]);
     for (int64_t t = 0; t < p_.d; t++) {
-      const double f = is_logistic(p_.activation)
-                           ? sums[width_] - info(p_.activation).span * sums[t]
-                           : sums[t];
+      const double f =
+          is_logistic(p_.activation) ? sums[width_] - info(p_.activation).span * sums[t] : sums[t];
       p_.grad_weight[head * p_.d + t] = static_cast<T>(p_.scale * f);
     }
   }

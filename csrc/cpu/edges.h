@@ -5,7 +5,7 @@
 namespace attnkernels::cpu {
 
 // The operands of one leading index (a head): those of the nodes, and of the edges in the order in
-// which the caller has them. value.data null: the keys are the values.
+// which the caller has them.
 struct EdgeHead {
   Matrix query, key, value, weight, edge_key, edge_bias;
 };
@@ -13,9 +13,9 @@ struct EdgeHead {
 // Edges sorted by one of their ends: those of node i are begin[i] .. begin[i + 1].
 struct Adjacency {
   int64_t nodes = 0;
-  const int64_t *begin = nullptr;
-  const int64_t *other = nullptr;  // the node at the other end
-  const int64_t *edge = nullptr;   // by target: its place in the caller's order; by source: its
+  const int64_t* begin = nullptr;
+  const int64_t* other = nullptr;  // the node at the other end
+  const int64_t* edge = nullptr;   // by target: its place in the caller's order; by source: its
                                    // place in the order by target
 };
 
@@ -34,6 +34,7 @@ struct EdgeProblem {
   const EdgeHead* heads;
   int64_t head_count;
   int64_t n, m, edges, d, dv;
+  bool keys_are_values;  // the heads have no values of their own
   Adjacency by_target, by_source;
   Activation activation;
   double negative_slope, scale;

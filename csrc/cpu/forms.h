@@ -52,7 +52,8 @@ struct SharedReciprocal {
 
 // Pointwise activations: `value` is f(x) of x = query + key, and `slope` is f'(x) ds for a gradient
 // ds. NaN in x gives NaN in `value`. `slope` takes ds so that f' = 0 gives 0 even if ds is not
-// finite.
+// finite. An activation of two straight lines has `below` as well: its slope where x <= 0;
+// elsewhere it is ds.
 
 template <class T>
 struct Relu {
@@ -61,6 +62,7 @@ struct Relu {
     const Vec<T> zero(T(0));
     return Vec<T>::blendv(ds, zero, x <= zero);
   }
+  C10_ALWAYS_INLINE Vec<T> below(Vec<T>) const { return Vec<T>(T(0)); }
 };
 
 template <class T>
@@ -71,8 +73,9 @@ struct LeakyRelu {
     return fmadd(at_most(x, zero), negative_slope, at_least(x, zero));
   }
   C10_ALWAYS_INLINE Vec<T> slope(Vec<T> x, Vec<T> ds) const {
-    return Vec<T>::blendv(ds, ds * negative_slope, x <= Vec<T>(T(0)));
+    return Vec<T>::blendv(ds, below(ds), x <= Vec<T>(T(0)));
   }
+  C10_ALWAYS_INLINE Vec<T> below(Vec<T> ds) const { return ds * negative_slope; }
 };
 
 // Call f with the pointwise activation of a code. The switch has no default: the compiler reports

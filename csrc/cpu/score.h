@@ -50,7 +50,8 @@ class Scorer {
     key_raw_ = query_raw_ + rows * ld_;
     key_exp_ = key_raw_ + keys * ld_;
     panels_ = key_exp_ + keys * ld_;
-    const ScaledWeight<T> f = scale_weight(item.weight, p.activation, p.scale, d_, w_, beside_weight);
+    const ScaledWeight<T> f =
+        scale_weight(item.weight, p.activation, p.scale, d_, w_, beside_weight);
     power_ = f.power;
     factor_ = f.factor;
     offset_ = f.offset;

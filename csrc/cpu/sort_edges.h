@@ -14,8 +14,7 @@ inline bool sort_edges(const int64_t* ends, int64_t edges, int64_t nodes, int64_
                        int64_t* order, const Host& host) {
   // Every chunk counts for itself, so that no two threads write to one counter. There are no more
   // chunks than keep all counters about as large as the edges.
-  const int64_t chunks =
-      std::clamp<int64_t>(edges / std::max<int64_t>(1, nodes), 1, host.threads);
+  const int64_t chunks = std::clamp<int64_t>(edges / std::max<int64_t>(1, nodes), 1, host.threads);
   auto first_of = [&](int64_t chunk) { return edges * chunk / chunks; };
   std::vector<int64_t> counts(static_cast<size_t>(chunks * nodes), 0);
   std::atomic<bool> fine = true;

@@ -35,6 +35,7 @@ class EdgeCall {
     p.edges = shapes.edges;
     p.d = shapes.d;
     p.dv = shapes.dv;
+    p.keys_are_values = !in_.value;
     p.by_target = {shapes.n, integers(in_.edges.target_begin), integers(in_.edges.source),
                    integers(in_.edges.order)};
     p.by_source = {shapes.m, integers(in_.edges.source_begin), integers(in_.edges.target),
@@ -156,8 +157,7 @@ struct CpuEdges {
       return s.gradient(x, trailing, wanted & bit, trailing == 2 ? type : arithmetic, in.query,
                         name);
     };
-    Tensor query = gradient(&in.query, 2, kQuery, "query"),
-           key = gradient(&in.key, 2, kKey, "key"),
+    Tensor query = gradient(&in.query, 2, kQuery, "query"), key = gradient(&in.key, 2, kKey, "key"),
            value = gradient(in.value, 2, kValue, "value"),
            edge_key = gradient(in.edge_key, 2, kEdgeKey, "edge_key"),
            edge_bias = gradient(in.edge_bias, 1, kEdgeBias, "edge_bias"),

@@ -34,29 +34,46 @@ struct EdgeOperators {
                           const Maybe& seed, double dropout_p, int64_t activation,
                           double negative_slope, double scale, bool return_weights) {
     return naming_memory([&] {
-      return Device::forward(
-          {query, key, weight, given(value), given(edge_key), given(edge_bias),
-           {target_begin, source, order, source_begin, target, place},
-           given(seed), dropout_p, activation_of(activation), negative_slope, scale},
-          return_weights);
+      return Device::forward({query,
+                              key,
+                              weight,
+                              given(value),
+                              given(edge_key),
+                              given(edge_bias),
+                              {target_begin, source, order, source_begin, target, place},
+                              given(seed),
+                              dropout_p,
+                              activation_of(activation),
+                              negative_slope,
+                              scale},
+                             return_weights);
     });
   }
 
   static Tensors6 backward(const Maybe& grad_context, const Maybe& grad_lse,
                            const Maybe& grad_weights, const Tensor& query, const Tensor& key,
                            const Maybe& value, const Tensor& weight, const Maybe& edge_key,
-                           const Maybe& edge_bias, const Tensor& target_begin,
-                           const Tensor& source, const Tensor& order, const Tensor& source_begin,
-                           const Tensor& target, const Tensor& place, const Maybe& seed,
-                           const Tensor& context, const Tensor& lse, const Tensor& weights,
-                           double dropout_p, int64_t activation, double negative_slope,
-                           double scale, int64_t wanted) {
+                           const Maybe& edge_bias, const Tensor& target_begin, const Tensor& source,
+                           const Tensor& order, const Tensor& source_begin, const Tensor& target,
+                           const Tensor& place, const Maybe& seed, const Tensor& context,
+                           const Tensor& lse, const Tensor& weights, double dropout_p,
+                           int64_t activation, double negative_slope, double scale,
+                           int64_t wanted) {
     return naming_memory([&] {
-      return Device::backward(
-          {query, key, weight, given(value), given(edge_key), given(edge_bias),
-           {target_begin, source, order, source_begin, target, place},
-           given(seed), dropout_p, activation_of(activation), negative_slope, scale},
-          {grad_context, grad_lse, grad_weights, context, lse, weights}, wanted);
+      return Device::backward({query,
+                               key,
+                               weight,
+                               given(value),
+                               given(edge_key),
+                               given(edge_bias),
+                               {target_begin, source, order, source_begin, target, place},
+                               given(seed),
+                               dropout_p,
+                               activation_of(activation),
+                               negative_slope,
+                               scale},
+                              {grad_context, grad_lse, grad_weights, context, lse, weights},
+                              wanted);
     });
   }
 

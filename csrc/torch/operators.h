@@ -164,7 +164,6 @@ struct Operators {
     m.impl("native_scores", TORCH_BOX(&scores));
     m.impl("native_scores_backward", TORCH_BOX(&scores_backward));
   }
-
 };
 
 }  // namespace attnkernels

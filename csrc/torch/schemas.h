@@ -53,7 +53,7 @@ inline void define_operators(torch::stable::detail::StableLibrary& m) {
       "target, Tensor place, Tensor? seed, Tensor context, Tensor lse, Tensor weights, float "
       "dropout_p, int activation, float negative_slope, float scale, int wanted) -> (Tensor "
       "query, Tensor key, Tensor value, Tensor weight, Tensor edge_key, Tensor edge_bias)");
-  m.def("native_sort_edges(Tensor ends, int nodes) -> (Tensor begin, Tensor order)");
+  m.def("native_sort_edges(Tensor ends, SymInt nodes) -> (Tensor begin, Tensor order)");
   m.def("native_isa() -> str");
   m.def("native_watch(int ensure_gil, int release_gil, int check, int main_thread) -> bool");
 }

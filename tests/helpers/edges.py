@@ -78,11 +78,16 @@ def check_sparse(
     if value is not None:
         inputs["value"] = value
 
-    def function(q: Tensor, k: Tensor, w: Tensor, u: Tensor | None = None, **given: Any) -> Any:
-        return additive_attention_sparse(q, k, k if u is None else u, w, **given)
+    def in_order(function: Function) -> Function:
+        def call(q: Tensor, k: Tensor, w: Tensor, u: Tensor | None = None, **given: Any) -> Any:
+            return function(q, k, k if u is None else u, w, **given)
 
+        return call
+
+    function = in_order(additive_attention_sparse)
+    tested = backend if isinstance(backend, str) else in_order(backend)
     names = outputs(**options)
-    return check(function, backend, inputs, options, names, through, partial(_sizes, **options))
+    return check(function, tested, inputs, options, names, through, partial(_sizes, **options))
 
 
 def _sizes(

@@ -27,6 +27,8 @@ CONTRACT = {
     "VALUE": "kValue",
     "MASK": "kMask",
     "DETERMINISTIC": "kDeterministic",
+    "EDGE_KEY": "kEdgeKey",
+    "EDGE_BIAS": "kEdgeBias",
     "STEP_QUERIES": "kStepQueries",
     "PANEL": "kPanel",
     "LANE": "kLane",

@@ -11,8 +11,10 @@ from helpers.inputs import ACTIVATIONS, BF16, F64, cumulative, make, normal
 
 from attnkernels import (
     additive_attention,
+    additive_attention_sparse,
     additive_attention_varlen,
     additive_scores,
+    prepare_edges,
     prepare_keys,
 )
 from attnkernels.backends import BACKENDS
@@ -44,6 +46,15 @@ def varlen(**changes: Any) -> Any:
     good = (*VARLEN, cumulative([2, 3]), cumulative([4, 3]))
     arguments = dict(zip(names, good, strict=True)) | changes
     return additive_attention_varlen(**arguments)
+
+
+EDGES = prepare_edges(torch.tensor([[0, 1, 3], [2, 0, 2]]), 3, 4)
+
+
+def sparse(**changes: Any) -> Any:
+    names = ("query", "key", "value", "weight")
+    good = dict(zip(names, make(SHAPE, grad=False), strict=True))
+    return additive_attention_sparse(**{**good, "edges": EDGES, **changes})
 
 
 def prepare(**changes: Any) -> Any:
@@ -101,6 +112,24 @@ TABLE: list[
     (attend, {"weight": w.to(BF16)}, TypeError, "weight"),
     (attend, {"key": k.to("meta")}, (ValueError, TypeError), "key"),
     (attend, {"weight": w.to("meta")}, (ValueError, TypeError), "weight"),
+    # edges
+    (sparse, {"edges": torch.zeros(2, 3, dtype=torch.long)}, TypeError, "edges"),
+    (sparse, {"edges": prepare_edges(EDGES.edge_index(), 5, 4)}, ValueError, "query"),
+    (sparse, {"edges": prepare_edges(EDGES.edge_index(), 3, 9)}, ValueError, "key"),
+    (sparse, {"edges": EDGES.to("meta")}, (ValueError, TypeError), "edges"),
+    (sparse, {"edge_key": normal(2, 4, 5, grad=False)}, ValueError, "edge_key"),
+    (sparse, {"edge_key": normal(3, grad=False)}, ValueError, "edge_key"),
+    (sparse, {"edge_key": normal(7, 3, 5, grad=False)}, ValueError, "edge_key"),
+    (sparse, {"edge_key": normal(3, 5, grad=False).to(BF16)}, TypeError, "edge_key"),
+    (sparse, {"edge_bias": normal(2, 4, grad=False)}, ValueError, "edge_bias"),
+    (sparse, {"edge_bias": torch.ones(3, dtype=torch.bool)}, TypeError, "edge_bias"),
+    (sparse, {"value": v[:, :3]}, ValueError, "value"),
+    (sparse, {"dropout_p": 1.5}, ValueError, "dropout_p"),
+    (sparse, {"activation": "gelu"}, ValueError, "activation"),
+    (sparse, {"negative_slope": -0.1}, ValueError, "negative_slope"),
+    (sparse, {"scale": float("nan")}, ValueError, "scale"),
+    (sparse, {"return_lse": 1}, TypeError, "return_lse"),
+    (sparse, {"backend": "cuda"}, ValueError, "backend"),
     # masks
     (attend, {"attn_mask": torch.ones(3, 4, dtype=torch.long)}, TypeError, "attn_mask"),
     (attend, {"attn_mask": torch.ones(3, 4, dtype=F64)}, TypeError, "attn_mask"),

@@ -17,6 +17,9 @@ from attnkernels.ops.signature import (
     SCORES,
     SCORES_BACKWARD,
     SIGNATURES,
+    SPARSE_BACKWARD,
+    SPARSE_FORWARD,
+    EdgeOptions,
     Options,
 )
 
@@ -26,7 +29,7 @@ def test_tensors_come_first_and_of_these_the_leaves(name: str) -> None:
     """autograd relies on this order when it saves tensors apart from options."""
     signature = SIGNATURES[name]
     assert signature.names[: len(signature.tensors)] == signature.tensors
-    if name in ("forward", "scores"):
+    if name in ("forward", "scores", "sparse_forward"):
         assert signature.arguments[: len(signature.leaves)] == signature.leaves
     assert len(set(signature.names)) == len(signature.names)
 
@@ -41,10 +44,13 @@ def test_gradients_are_those_of_the_leaves() -> None:
     assert BACKWARD.results == tuple(each.name for each in FORWARD.leaves)
     assert SCORES_BACKWARD.results == tuple(each.name for each in SCORES.leaves)
     assert SCORES_BACKWARD.names == ("grad", *SCORES.names, "wanted")
+    assert SPARSE_BACKWARD.results == tuple(each.name for each in SPARSE_FORWARD.leaves)
 
 
 def test_options_are_what_follows_the_inputs_in_forward() -> None:
-    assert FORWARD.names == ("query", "key", "value", "weight", *Options._fields)
+    inputs = "query", "key", "value", "weight"
+    assert FORWARD.names == (*inputs, *Options._fields)
+    assert SPARSE_FORWARD.names == (*inputs, *EdgeOptions._fields)
 
 
 class Recorded(Exception):
@@ -62,6 +68,7 @@ def test_a_fused_backend_names_every_argument(monkeypatch: pytest.MonkeyPatch) -
     fused = Fused(SimpleNamespace(**ops))
     monkeypatch.setattr(fused, "_forward", record)
     monkeypatch.setattr(fused, "_scores", record)
+    monkeypatch.setattr(fused, "_over_edges", record)
     query, key, value, weight = make((1, 2, 3, 4, 5))
     values: Any = {name: object() for name in Options._fields}
     options = Options(**values | {"activation": "leaky_relu", "return_weights": True})
@@ -76,3 +83,10 @@ def test_a_fused_backend_names_every_argument(monkeypatch: pytest.MonkeyPatch) -
         fused.scores(query, key, weight, options)
     given = SCORES.named(caught.value.args[0])
     assert all(given[name] is wanted[name] for name in SCORES.names)
+    values = {name: object() for name in EdgeOptions._fields}
+    edge_options = EdgeOptions(**values | {"activation": "leaky_relu", "return_weights": True})
+    with pytest.raises(Recorded) as caught:
+        fused.attention_over_edges(query, key, value, weight, edge_options)
+    wanted = inputs | edge_options._asdict() | {"activation": ACTIVATIONS["leaky_relu"].code}
+    given = SPARSE_FORWARD.named(caught.value.args[0])
+    assert all(given[name] is wanted[name] for name in SPARSE_FORWARD.names)

@@ -8,8 +8,10 @@ from typing_extensions import assert_type
 from attnkernels import (
     AdditiveMemory,
     additive_attention,
+    additive_attention_sparse,
     additive_attention_varlen,
     additive_scores,
+    prepare_edges,
     prepare_keys,
 )
 
@@ -61,3 +63,18 @@ def decoder(q: Tensor, k: Tensor, v: Tensor, w: Tensor, flag: bool) -> None:
     assert_type(memory.attend(q, return_lse=flag), Tensor | Pair | Triple)
     assert_type(memory.index_select(0, q), AdditiveMemory)
     memory.attend(q, is_causal=True)  # type: ignore[call-overload]
+
+
+def sparse(q: Tensor, k: Tensor, w: Tensor, index: Tensor, flag: bool) -> None:
+    edges = prepare_edges(index, 5, 6)
+    assert_type(additive_attention_sparse(q, k, k, w, edges), Tensor)
+    assert_type(additive_attention_sparse(q, k, k, w, edges, edge_bias=q, dropout_p=0.1), Tensor)
+    assert_type(additive_attention_sparse(q, k, k, w, edges, return_weights=True), Pair)
+    assert_type(additive_attention_sparse(q, k, k, w, edges, return_lse=True), Pair)
+    assert_type(
+        additive_attention_sparse(q, k, k, w, edges, return_weights=True, return_lse=True), Triple
+    )
+    assert_type(
+        additive_attention_sparse(q, k, k, w, edges, return_lse=flag), Tensor | Pair | Triple
+    )
+    assert_type(edges.n, int)

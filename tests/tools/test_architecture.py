@@ -27,7 +27,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 # Inside some parts the order matters too: a module imports only modules that come before it.
 OPS = (
-    *("codes", "signature", "shapes", "dropout", "seed", "formula", "plain", "failures"),
+    *("codes", "signature", "shapes", "dropout", "seed", "formula", "edge_formula", "plain"),
+    "failures",
     *("fakes", "vmap", "schema", "forward_mode", "autograd"),
 )
 # Every module of backends that is not named here is a backend, and stands at the dots.
