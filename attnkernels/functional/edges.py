@@ -90,12 +90,10 @@ class Edges(NamedTuple):
             for name, given, size in (("m", m, known[0]), ("n", n, known[1]))
         )
         plain = edge_index.as_tensor()
-        if edge_index.is_sorted_by_col:
-            _within("targets", plain[1], n, "n")  # the cache is not checked
+        if edge_index.is_sorted_by_col and known[1] is not None:  # or it would keep a guess of n
+            check_ends(*plain, n, m)  # the cache is not checked
             (begin, source), _ = edge_index.get_csc()
             order = torch.arange(source.shape[0], device=source.device)
-            # As many targets as were asked for: the cache may have fewer.
-            begin = begin if begin.shape[0] == n + 1 else _sorted(plain[1].long(), n)[0]
             return _by_both_ends(begin.long(), source.long(), order, plain, m)
         return prepare_edges(plain, n, m)
 

@@ -236,12 +236,12 @@ def test_an_edge_index(order: str | None, loops: bool, density: float) -> None:
     module, x = convolution(add_self_loops=loops), torch.randn(SOURCES, FEATURES)
     of = sys.modules["torch_geometric"].EdgeIndex
     edges = SORTED[order](graph(density=density)).contiguous()
+    own = plain(module)
     calls = calls_of_its_own(module)
     for size in (None, None), (SOURCES, SOURCES):
         given = of(edges, sparse_size=size, sort_order=order)
         for options in {}, {"return_attention_weights": True}:
-            found = module(x, given, **options)
-            same(found, plain(module)(x, given, **options))
+            same(module(x, given, **options), own(x, given, **options))
     assert not calls
 
 
@@ -273,13 +273,13 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
     "a batch": ({}, (X[None], complete())),
     "no targets": ({}, ((X, None), complete())),
     "a missing target": ({"flow": "target_to_source"}, ((X[:9], X), complete())),
-    "an EdgeIndex of another size": ({}, (X, "other size")),
+    "an EdgeIndex of another size": ({}, (X, None)),
 }
 
 
 @pytest.mark.parametrize("options, arguments", REFUSED.values(), ids=REFUSED)
 def test_what_the_library_refuses(options: Any, arguments: Any) -> None:
-    if arguments[1] == "other size" if isinstance(arguments[1], str) else False:
+    if arguments[1] is None:
         of = sys.modules["torch_geometric"].EdgeIndex
         arguments = X, of(complete(), sparse_size=(SOURCES + 1, SOURCES + 1))
     found, wanted = both(convolution(**options), *arguments)
@@ -294,7 +294,7 @@ OWN: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
     ),
     "more sources than targets, from targets": (
         {"flow": "target_to_source"},
-        ((X, X[:9]), graph(targets=9)),
+        ((X, X[:9]), graph(sources=9)),
     ),
 }
 
@@ -431,13 +431,13 @@ def test_a_graph_that_changes() -> None:
         array = edges.numpy()
 
         def by_version(edges: Tensor = edges) -> None:
-            edges[0, :3] = edges[0, 3:6].clone()
+            edges[0, :3] = 9
 
         def by_data(edges: Tensor = edges) -> None:
-            edges.data[1, 0] = 5
+            edges.data[1, :3] = 5
 
         def by_numpy(array: Any = array) -> None:
-            array[0, 1] = 7
+            array[0, :5] = 7
 
         for change in by_version, by_data, by_numpy:
             before = module(X, edges)
@@ -454,10 +454,10 @@ def test_a_graph_is_kept_while_its_tensor_lives(monkeypatch: pytest.MonkeyPatch)
         made.append(self)
         own(self, *args, **options)
 
-    monkeypatch.setattr(graphs.Graph, "__init__", init)
-    monkeypatch.setattr(graphs, "_kept", {})
     model = geometric.GAT(FEATURES, 8, 2, 3, v2=True)
     replace_attention(model)
+    monkeypatch.setattr(graphs.Graph, "__init__", init)
+    monkeypatch.setattr(graphs, "_kept", {})
     edges = graph(density=0.1)
     for _ in range(3):
         model(X, edges)
