@@ -91,7 +91,7 @@ class Edges(NamedTuple):
         )
         plain = edge_index.as_tensor()
         if edge_index.is_sorted_by_col and known[1] is not None:  # or it would keep a guess of n
-            check_ends(*plain, n, m)  # the cache is not checked
+            check_ends(plain[0], plain[1], n, m)  # the cache is not checked
             (begin, source), _ = edge_index.get_csc()
             order = torch.arange(source.shape[0], device=source.device)
             return _by_both_ends(begin.long(), source.long(), order, plain, m)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..functional.edges import Edges, prepare_edges
 from ..functional.graphs import SPARSEST, Graph, attend, kept
-from ..nn import AdditiveAttention
+from ..nn import AdditiveAttention, GraphAttention
 from .core.convention import ROW, Convention, Entry
 from .core.live import Draw, Live, Results, SavedAsOwn
 
@@ -40,7 +40,21 @@ CONVENTIONS = {
             "bias": "is added to the contexts, after attention",
             "res.": "projects what is added to the contexts, after attention",
         },
-    )
+    ),
+    "pyg-gatv2-layer": Convention(
+        "PyTorch Geometric, GATv2Conv as a whole",
+        GraphAttention,
+        (
+            Entry("query_proj.weight", ("lin_r.weight",)),
+            Entry("query_proj.bias", ("lin_r.bias",), optional=True),
+            Entry("key_proj.weight", ("lin_l.weight",)),
+            Entry("key_proj.bias", ("lin_l.bias",), optional=True),
+            Entry("weight", ("att",), ROW),
+            Entry("edge_proj.weight", ("lin_edge.weight",), optional=True),
+            Entry("residual_proj.weight", ("res.weight",), optional=True),
+            Entry("bias", ("bias",), optional=True),
+        ),
+    ),
 }
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from attnkernels.functional import graphs
 from attnkernels.interop import load_state_dict_from, replace_attention, restore_attention
-from attnkernels.nn import AdditiveAttention
+from attnkernels.nn import AdditiveAttention, GraphAttention
 
 
 @pytest.mark.parametrize("edges", [complete(), graph(density=0.1)], ids=["dense", "sparse"])
@@ -296,3 +296,16 @@ def test_the_tables_names_are_those_of_the_library() -> None:
     load_state_dict_from(ours, module.state_dict(), convention="pyg-gatv2")
     found = ours(x[None], x[None], module.lin_l(x)[None])[0] + module.res(x) + module.bias
     torch.testing.assert_close(found, module(x, complete()))
+
+
+@pytest.mark.parametrize("options", [{}, {"edge_dim": 2, "residual": True}, {"concat": False}])
+def test_a_checkpoint_of_the_whole_layer(options: dict[str, Any]) -> None:
+    module = convolution(**options)
+    ours = GraphAttention(FEATURES, 3, 2, **options)
+    load_state_dict_from(ours, module.state_dict(), convention="pyg-gatv2-layer")
+    for edges in complete(), graph(density=0.1):
+        features = torch.randn(edges.shape[1], 2) if "edge_dim" in options else None
+        found, (pairs, weights) = ours(X, edges, features, return_weights=True)
+        wanted, (own, own_weights) = plain(module)(X, edges, features, True)
+        same((found, weights), (wanted, own_weights))
+        assert torch.equal(pairs, own)
