@@ -90,12 +90,11 @@ class Edges(NamedTuple):
             for name, given, size in (("m", m, known[0]), ("n", n, known[1]))
         )
         plain = edge_index.as_tensor()
-        if edge_index.is_sorted_by_col:
-            (begin, source), order = edge_index.get_csc()
-            order = torch.arange(source.shape[0], device=source.device) if order is None else order
-            # As many targets as were asked for: the cache may have fewer.
-            begin = begin if begin.shape[0] == n + 1 else _sorted(plain[1].long(), n)[0]
-            return _by_both_ends(begin.long(), source.long(), order.long(), plain, m)
+        if edge_index.is_sorted_by_col and known[1] is not None:  # or it would keep a guess of n
+            check_ends(plain[0], plain[1], n, m)  # the cache is not checked
+            (begin, source), _ = edge_index.get_csc()
+            order = torch.arange(source.shape[0], device=source.device)
+            return _by_both_ends(begin.long(), source.long(), order, plain, m)
         return prepare_edges(plain, n, m)
 
 
@@ -138,10 +137,15 @@ def prepare_edges(edges: Tensor, n: int | None = None, m: int | None = None) -> 
             )
         n, m = _known("n", n, edges.shape[0]), _known("m", m, edges.shape[1])
         target, source = _indices(edges)
-    _within("targets", target, n, "n")
-    _within("sources", source, m, "m")
+    check_ends(source, target, n, m)
     begin, order = _sorted(target, n)
     return _by_both_ends(begin, source[order], order, torch.stack([source, target]), m)
+
+
+def check_ends(source: Tensor, target: Tensor, n: int, m: int) -> None:
+    """Raise ValueError for ends that are no nodes; check on a CPU only."""
+    _within("targets", target, n, "n")
+    _within("sources", source, m, "m")
 
 
 def _by_both_ends(begin: Tensor, source: Tensor, order: Tensor, given: Tensor, m: int) -> Edges:

@@ -6,7 +6,7 @@ Every library is one file of this package, and `core` finds and reads them all.
 from .core.convention import Convention, Entry
 from .core.libraries import CONVENTIONS
 from .core.load import Loaded, load_state_dict_from
-from .core.replace import Replaced, replace_attention
+from .core.replace import Replaced, replace_attention, restore_attention
 
 __all__ = [
     "CONVENTIONS",
@@ -16,4 +16,5 @@ __all__ = [
     "Replaced",
     "load_state_dict_from",
     "replace_attention",
+    "restore_attention",
 ]

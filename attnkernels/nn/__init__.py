@@ -1,9 +1,10 @@
-"""Modules of additive attention: projections, decoders, pointers, pooling, and searches."""
+"""Modules of additive attention: projections, decoders, graphs, pointers, pooling, and searches."""
 
 from .alignment import AlignmentState, ProjectedMemory
 from .attention import AdditiveAttention, PreparedMemory
 from .coverage import CoverageAttention, coverage_loss
 from .decoding import Decoded, beam_search, greedy_search
+from .graph import GraphAttention
 from .hard import HardAttention, HardChoice, score_function_loss
 from .location import LocationSensitiveAttention
 from .monotonic import MonotonicAttention, expected_alignment
@@ -21,6 +22,7 @@ __all__ = [
     "CoverageAttention",
     "Decoded",
     "DecoderState",
+    "GraphAttention",
     "HardAttention",
     "HardChoice",
     "LocationSensitiveAttention",

@@ -54,6 +54,12 @@ def features(name: str, x: Tensor, symbols: str, size: int) -> None:
         )
 
 
+def rows(module: nn.Module, name: str, x: Tensor, symbols: str, size: int, layer: str) -> None:
+    """Check that `x` is a matrix of `size` features, of the dtype of one of the module's layers."""
+    checks.tensor(name, x, symbols, (None, size))
+    _parameters_dtype(name, x, module, layer)
+
+
 def memory(
     module: HasKeys,
     name: str,

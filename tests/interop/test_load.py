@@ -77,7 +77,8 @@ def test_loaded_module_against_the_formula_of_the_library(
 
 
 def test_every_convention_has_a_case() -> None:
-    assert {case.convention for case in LOADS.values()} == set(CONVENTIONS)
+    elsewhere = {"pyg-gatv2-layer"}  # test_load_graph.py: a layer, not attention
+    assert {case.convention for case in LOADS.values()} | elsewhere == set(CONVENTIONS)
 
 
 @pytest.mark.parametrize("case", LOADS.values(), ids=LOADS)

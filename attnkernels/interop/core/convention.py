@@ -16,9 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-from ...nn import Projections
+from ...nn import GraphAttention, Projections
+
+Attends: TypeAlias = Projections | GraphAttention
 
 SAME, TRANSPOSED, ROW, COLUMN = "same", "transposed", "row", "column"
 SCALAR, CONV2D, HEADS = "scalar", "conv2d", "heads"
@@ -73,7 +75,7 @@ class Convention:
     """
 
     source: str
-    module: type[Projections]
+    module: type[Attends]
     entries: tuple[Entry, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     identities: tuple[str, ...] = ()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
@@ -92,12 +94,54 @@ class Fused(_Base):
 
         def __getattr__(self, name: str) -> Any: ...
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return what `torch.jit.script` compiles: the library's own module."""
+        return as_own(self)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         cls = type(self)
         if not isinstance(self, nn.Module) or cls.__reduce__ is not object.__reduce__:
             return super().__reduce_ex__(protocol)  # Keras saves and loads layers in its own way
         state = {name: x for name, x in self.__dict__.items() if name != KEPT}
         return _blank, cls.__bases__, state
+
+
+class SavedAsOwn(Fused):
+    """Base of the classes that pickles name by the library's class, so that they load without us.
+
+    Copies are fused.
+    """
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        _, own = type(self).__bases__
+        # Not as the library's would reduce itself: pickle insists on the class of the object.
+        return copyreg._reconstructor, (own, object, None), _state(self)  # type: ignore[attr-defined]
+
+    def __copy__(self) -> Any:
+        return self._copied(lambda state: state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self._copied(lambda state: deepcopy(state, memo), memo)
+
+    def _copied(self, copied: Callable[[Any], Any], memo: dict[int, Any] | None = None) -> Any:
+        twin = object.__new__(type(self))
+        if memo is not None:
+            memo[id(self)] = twin
+        twin.__setstate__(copied(_state(self)))
+        return twin
+
+
+def _state(module: Any) -> Any:
+    reduced: Any = as_own(module).__reduce_ex__(2)
+    return reduced[2]
+
+
+def as_own(module: Any) -> nn.Module:
+    """Return the library's own module, which shares all state with the fused one."""
+    _, own = type(module).__bases__
+    twin: nn.Module = object.__new__(own)
+    twin.__dict__.update({name: x for name, x in module.__dict__.items() if name != KEPT})
+    return twin
 
 
 def adds_something(layer: nn.Module) -> str | None:

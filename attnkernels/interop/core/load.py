@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...functional import checks
 from ...nn import Projections
-from .convention import HEADS, TRANSPOSED, Convention, Entry
+from .convention import HEADS, TRANSPOSED, Attends, Convention, Entry
 from .libraries import CONVENTIONS
 
 
@@ -48,7 +48,7 @@ class Loaded:
 
 
 def load_state_dict_from(
-    module: Projections, state_dict: Mapping[str, Any], *, convention: str, prefix: str = ""
+    module: Attends, state_dict: Mapping[str, Any], *, convention: str, prefix: str = ""
 ) -> Loaded:
     """Set the parameters of a module from a checkpoint of another library's attention.
 
@@ -85,13 +85,14 @@ def load_state_dict_from(
     problems = _unsuitable_settings(module, rules)
     terms: dict[str, list[_Term]] = {}
     for entry in rules.entries:
-        if entry.target in ("gain", "bias") and not module.normalize:
+        normalised = not isinstance(module, Projections) or module.normalize
+        if entry.target in ("gain", "bias") and not normalised:
             continue
         term, wrong = _take(own, entry, rules, module, prefix)
         problems += wrong
         if term is not None:
             terms.setdefault(entry.target, []).append(term)
-    problems += _unsuitable_identities(module, rules)
+    problems += _unsuitable_identities(module, rules) + _unfilled(module, rules, terms)
     cancelled = tuple(name for name in own if _is_cancelled(name, rules))
     left = {name: what for name in own if (what := _owner(name, rules)) is not None}
     problems += [f"{prefix}{name} is unexpected" for name in own if name not in (*cancelled, *left)]
@@ -118,7 +119,7 @@ class _Term(NamedTuple):
     parts: tuple[Tensor, ...]
 
 
-def _rules(module: Projections, convention: str) -> Convention:
+def _rules(module: Attends, convention: str) -> Convention:
     if convention not in CONVENTIONS:
         known = ", ".join(map(repr, CONVENTIONS))
         raise ValueError(f"convention must be one of {known}, got {convention!r}")
@@ -131,7 +132,7 @@ def _rules(module: Projections, convention: str) -> Convention:
     return rules
 
 
-def _unsuitable_settings(module: Projections, rules: Convention) -> list[str]:
+def _unsuitable_settings(module: Attends, rules: Convention) -> list[str]:
     """Return a sentence for each setting that is not what the library computes."""
     sentences = []
     for name, setting in rules.settings.items():
@@ -145,7 +146,7 @@ def _unsuitable_settings(module: Projections, rules: Convention) -> list[str]:
     return sentences
 
 
-def _unsuitable_identities(module: Projections, rules: Convention) -> list[str]:
+def _unsuitable_identities(module: Attends, rules: Convention) -> list[str]:
     """Return a sentence for each matrix that cannot be the identity."""
     shapes = {target: tuple(module.get_parameter(target).shape) for target in rules.identities}
     return [
@@ -155,8 +156,26 @@ def _unsuitable_identities(module: Projections, rules: Convention) -> list[str]:
     ]
 
 
+def _unfilled(module: Attends, rules: Convention, terms: Mapping[str, list[_Term]]) -> list[str]:
+    """Return a sentence for each optional matrix that is missing, or shared by unequal entries."""
+    sentences = []
+    optional = {entry.target: entry.names[0] for entry in rules.entries if entry.optional}
+    first: dict[int, str] = {}
+    for target, parameter in module.named_parameters(remove_duplicate=False):
+        if target in optional and target not in terms and parameter.ndim == 2:
+            sentences.append(f"{optional[target]} is missing")
+        other = first.setdefault(id(parameter), target)
+        if other != target and other in terms and target in terms:
+            (one,), (two,) = terms[other], terms[target]
+            if not all(torch.equal(a, b) for a, b in zip(one.parts, two.parts, strict=True)):
+                sentences.append(
+                    f"{one.names[0]} and {two.names[0]} must be equal, as the module shares them"
+                )
+    return sentences
+
+
 def _take(
-    own: dict[str, Any], entry: Entry, rules: Convention, module: Projections, prefix: str
+    own: dict[str, Any], entry: Entry, rules: Convention, module: Attends, prefix: str
 ) -> tuple[_Term | None, list[str]]:
     """Remove an entry from ``own``. Return it, if usable, and one sentence per fault."""
     ways = _spellings(entry, module.num_heads)
@@ -167,12 +186,10 @@ def _take(
         return None, [] if entry.optional else [f"{every} is missing"]
     absent = [name for name in names if name not in found]
     problems = [f"{_listed(absent, prefix)} is missing"] if absent else []
-    parameters = dict(module.named_parameters())
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     if entry.target not in parameters:
-        problems.append(
-            f"{prefix}{names[0]} has no place: module has no {entry.target}, construct it with "
-            "bias=True"
-        )
+        how = ", construct it with bias=True" if entry.target.endswith("bias") else ""
+        problems.append(f"{prefix}{names[0]} has no place: module has no {entry.target}{how}")
         return None, problems
     shape = _row_shape(parameters[entry.target], entry, rules)
     parts = []
@@ -227,7 +244,7 @@ def _owner(name: str, rules: Convention) -> str | None:
 
 
 @torch.no_grad()
-def _fill(module: Projections, terms: dict[str, list[_Term]], rules: Convention) -> None:
+def _fill(module: Attends, terms: dict[str, list[_Term]], rules: Convention) -> None:
     """Set every parameter to the sum of its terms, to zero or to the identity."""
     for target, parameter in module.named_parameters():
         if target in rules.identities:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .libraries import CONVENTIONS, LIVE
-from .live import Fused, Live, adds_something, fused_class
+from .live import KEPT, Fused, Live, adds_something, fused_class
 from .trial import difference
 
 
@@ -54,7 +54,9 @@ def replace_attention(model: nn.Module, *, only: Collection[str] | None = None) 
     module is left.
 
     Copies and pickles of a swapped module are swapped too, except in Keras, which makes them from
-    its own class.
+    its own class, and pickles of PyTorch Geometric's, which are those of the library's own module.
+    `torch.jit.script` compiles the library's own module, and leaves it in the model.
+    `restore_attention` undoes the swap.
 
     Args:
         model: any module, or a Keras layer or model on the torch backend.
@@ -88,6 +90,28 @@ def replace_attention(model: nn.Module, *, only: Collection[str] | None = None) 
             swapped[name] = CONVENTIONS[live.convention].source
     around = [name for name in left if any(each.startswith(_inside(name)) for each in swapped)]
     return Replaced(swapped, {name: why for name, why in left.items() if name not in around})
+
+
+def restore_attention(model: nn.Module) -> tuple[str, ...]:
+    """Undo `replace_attention`, in place.
+
+    Args:
+        model: any module, as for `replace_attention`.
+
+    Returns:
+        The names of the modules that are of the library's own class again.
+
+    Raises:
+        TypeError: model is not a module.
+    """
+    restored = []
+    for name, module in _checked(model, None).items():
+        if isinstance(module, Fused):
+            _, own = type(module).__bases__
+            object.__setattr__(module, "__class__", own)
+            module.__dict__.pop(KEPT, None)
+            restored.append(name)
+    return tuple(restored)
 
 
 def _checked(model: nn.Module, only: Collection[str] | None) -> dict[str, nn.Module]:
