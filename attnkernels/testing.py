@@ -39,7 +39,7 @@ from .functional.attention import additive_attention, additive_attention_varlen,
 from .ops import formula
 from .ops.codes import ACTIVATIONS
 from .ops.shapes import accumulate_dtype
-from .ops.signature import Options
+from .ops.signature import NO_WINDOW, Options
 
 Tensors = dict[str, Tensor]
 Function = Callable[..., Any]  # additive_attention, or a function with its signature
@@ -167,8 +167,11 @@ def check_varlen(
             for name, of in (("cu_seqlens_q", "query"), ("cu_seqlens_k", "key"))
         )
         pairs = s.unsqueeze(-1) == r
-        if dense.pop("is_causal", False):
-            pairs &= i.unsqueeze(-1) >= j
+        window, ahead = _options(**dense).window, j - i.unsqueeze(-1)
+        dense.pop("is_causal", None), dense.pop("window_size", None)
+        for limit, beyond in zip(window, (-ahead, ahead), strict=True):
+            if limit >= 0:
+                pairs &= beyond <= limit
         return _attention_magnitudes(inputs, directions, attn_mask=pairs, **dense)
 
     return _check(additive_attention_varlen, backend, inputs, options, names, through, magnitudes)
@@ -307,7 +310,7 @@ def _attention_magnitudes(
 ) -> dict[str, float]:
     """Return the magnitudes of the outputs and gradients of `additive_attention`, by name."""
     query, key, value, weight = inputs.values()
-    options = Options(**given)
+    options = _options(**given)
     p = options.dropout_p
     options = options._replace(
         attn_mask=_to_double(options.attn_mask), dropout_p=0.0, return_weights=True
@@ -331,6 +334,11 @@ def _attention_magnitudes(
     linear = {"context": _largest(context), "weights": _largest(kept * a)}
     linear |= _largest_gradients(leaves, gradients)
     return {"lse": max(size, _largest(lse))} | {n: x * (1 + size) for n, x in linear.items()}
+
+
+def _options(window_size: tuple[int, int] = NO_WINDOW, **given: Any) -> Options:
+    """Return keyword arguments of `additive_attention` as options."""
+    return Options(window_left=window_size[0], window_right=window_size[1], **given)
 
 
 def _positions(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ def attention(
 ) -> tuple[Problem, Options]:
     """Check the arguments of `additive_attention`; return the options with Python's numbers."""
     (
-        attn_mask, key_lengths, _, _, _, _, dropout_p, is_causal, activation, slope, scale,
+        attn_mask, key_lengths, _, _, _, _, dropout_p, is_causal, _, _, activation, slope, scale,
         return_weights,
     ) = options  # fmt: skip
     problem = _plain(query, key, value, weight)

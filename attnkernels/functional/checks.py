@@ -62,6 +62,20 @@ def integer(name: str, value: Any) -> int:
     return value
 
 
+def window_size(value: Any) -> tuple[int, int]:
+    """Return `value` as a pair of ints; raise ValueError unless it is one, of -1 or more each."""
+    try:
+        left, right = (integer("window_size", limit) for limit in value)
+    except (TypeError, ValueError):
+        left = right = -2
+    if left < -1 or right < -1 or max(left, right) >= 1 << 63:
+        raise ValueError(
+            "window_size must be a pair (left, right) of ints of at least -1, which is no limit, "
+            f"got {value!r}"
+        )
+    return left, right
+
+
 def positive_int(name: str, value: Any) -> int:
     """Return `value` as an int; raise ValueError unless it is an `integer` of at least 1."""
     try:

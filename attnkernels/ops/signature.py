@@ -16,6 +16,7 @@ from . import codes
 
 Operator: TypeAlias = Callable[..., Any]  # of torch.ops.attnkernels, or a function in its place
 Values: TypeAlias = tuple[Any, ...]  # the arguments of an operator, in order
+NO_WINDOW = (-1, -1)  # the window_size of a call without a window
 
 
 class Options(NamedTuple):
@@ -28,6 +29,7 @@ class Options(NamedTuple):
         cu_seqlens_q, cu_seqlens_k: see `attnkernels.additive_attention_varlen`; both or neither.
         packed_key: the keys as the backend's `pack_keys` returned them.
         seed: the seed of dropout, 0-d int64; None without dropout.
+        window_left, window_right: window_size of `attnkernels.additive_attention`.
         dropout_p, is_causal, activation, negative_slope, scale, return_weights: see
             `attnkernels.additive_attention`.
     """
@@ -40,10 +42,17 @@ class Options(NamedTuple):
     seed: Tensor | None = None
     dropout_p: float = 0.0
     is_causal: bool = False
+    window_left: int = NO_WINDOW[0]
+    window_right: int = NO_WINDOW[1]
     activation: codes.ActivationName = "tanh"
     negative_slope: float = 0.2
     scale: float = 1.0
     return_weights: bool = False
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The window, whose right side is_causal limits to the query itself."""
+        return self.window_left, 0 if self.is_causal else self.window_right
 
     def seeded(self, seed: Tensor) -> Options:
         """Return these options with `seed`, in a third of the time that _replace takes."""
@@ -58,7 +67,7 @@ def scoring_options(
     packed_key: Tensor | None = None,
 ) -> Options:
     """Return the options of scores, or of prepared keys, in half the time of Options(...)."""
-    before = (None, key_lengths, None, None, packed_key, None, 0.0, False)
+    before = (None, key_lengths, None, None, packed_key, None, 0.0, False, *NO_WINDOW)
     return tuple.__new__(Options, (*before, activation, negative_slope, scale, False))
 
 
@@ -148,7 +157,13 @@ _INPUTS = (
 _SEED = Argument("seed", "Tensor?", shared=True)
 _ACTIVATION = Argument("activation", "int")  # a code of `codes.ACTIVATIONS`
 _SCORING = (_ACTIVATION, Argument("negative_slope", "float"), Argument("scale", "float"))
-_OPTIONS = (Argument("dropout_p", "float"), Argument("is_causal", "bool"), *_SCORING)
+_OPTIONS = (
+    Argument("dropout_p", "float"),
+    Argument("is_causal", "bool"),
+    Argument("window_left", "int"),  # -1 is no limit, on either side
+    Argument("window_right", "int"),
+    *_SCORING,
+)
 _WANTED = Argument("wanted", "int")  # a sum of bits of `codes`
 
 FORWARD = Signature(
