@@ -167,11 +167,13 @@ def check_varlen(
             for name, of in (("cu_seqlens_q", "query"), ("cu_seqlens_k", "key"))
         )
         pairs = s.unsqueeze(-1) == r
-        window, ahead = _options(**dense).window, j - i.unsqueeze(-1)
-        dense.pop("is_causal", None), dense.pop("window_size", None)
-        for limit, beyond in zip(window, (-ahead, ahead), strict=True):
-            if limit >= 0:
-                pairs &= beyond <= limit
+        (left, right), ahead = dense.pop("window_size", NO_WINDOW), j - i.unsqueeze(-1)
+        if dense.pop("is_causal", False):
+            right = 0
+        if left >= 0:
+            pairs &= -ahead <= left
+        if right >= 0:
+            pairs &= ahead <= right
         return _attention_magnitudes(inputs, directions, attn_mask=pairs, **dense)
 
     return _check(additive_attention_varlen, backend, inputs, options, names, through, magnitudes)
@@ -310,7 +312,8 @@ def _attention_magnitudes(
 ) -> dict[str, float]:
     """Return the magnitudes of the outputs and gradients of `additive_attention`, by name."""
     query, key, value, weight = inputs.values()
-    options = _options(**given)
+    left, right = given.pop("window_size", NO_WINDOW)
+    options = Options(window_left=left, window_right=right, **given)
     p = options.dropout_p
     options = options._replace(
         attn_mask=_to_double(options.attn_mask), dropout_p=0.0, return_weights=True
@@ -334,11 +337,6 @@ def _attention_magnitudes(
     linear = {"context": _largest(context), "weights": _largest(kept * a)}
     linear |= _largest_gradients(leaves, gradients)
     return {"lse": max(size, _largest(lse))} | {n: x * (1 + size) for n, x in linear.items()}
-
-
-def _options(window_size: tuple[int, int] = NO_WINDOW, **given: Any) -> Options:
-    """Return keyword arguments of `additive_attention` as options."""
-    return Options(window_left=window_size[0], window_right=window_size[1], **given)
 
 
 def _positions(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:
