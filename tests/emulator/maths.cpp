@@ -171,10 +171,10 @@ PYBIND11_MODULE(cuda_maths, m) {
   // takes_part() for all pairs of `height` x `width`, which go beyond rows and columns.
   m.def("takes_part",
         [](const std::optional<Array<uint8_t>>& mask, Dtype dtype, int64_t mask_at, int64_t row,
-           int64_t col, bool causal, int rows, int columns, int height, int width) {
+           int64_t col, int left, int right, int rows, int columns, int height, int width) {
           Problem p{};
           p.mask.data = mask ? mask->data() : nullptr;
-          p.mask.dtype = dtype, p.mask.row = row, p.mask.col = col, p.causal = causal;
+          p.mask.dtype = dtype, p.mask.row = row, p.mask.col = col, p.window = {left, right};
           Array<bool> taken({height, width});
           Array<float> added({height, width});
           for (int i = 0; i < height; i++)
