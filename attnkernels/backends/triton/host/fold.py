@@ -56,6 +56,8 @@ def _is_nothing(x: Tensor) -> bool:
 def _folds(given: dict[str, Any]) -> bool:
     if any(not (given.get(name) is None or given[name] is False) for name in _APART):
         return False
+    if max(given.get("window_left", -1), given.get("window_right", -1)) >= 0:
+        return False
     query, weight, value = given["query"], given["weight"], given.get("value")
     others = [given["key"].shape[:-2], weight.shape[:-1], () if value is None else value.shape[:-2]]
     lead = query.shape[:-2]
