@@ -102,6 +102,20 @@ def test_packed_sequences_compile(target: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("target", OPTIONS_ON)
+def test_windows_compile(target: str) -> None:
+    """Some of many keys, for which the backward goes through runs of tiles, and for a step."""
+    window = {"window_left": 20, "window_right": 7, **seeded()}
+    with aot.compiling_for(target) as launches:
+        aot.attention(*make((1, 300, 300, 30, 7), grad=False), **window)
+        aot.tangents(*make((1, 300, 300, 30, 7), grad=False), **window)
+        aot.attention(*make((1, 2, 300, 30, 7), grad=False), **window)
+    runs = [each.arguments["run"] for each in launches if each.name == "sweep_kernel"]
+    assert runs and None not in runs
+    assert {*TILED, *STEP, "jvp_kernel"} <= {launch.name for launch in launches}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [bool_mask, float_mask])
 @pytest.mark.parametrize("target", OPTIONS_ON)
 def test_tangents_compile(target: str, build: Callable[[int], tuple[Any, dict[str, Any]]]) -> None:

@@ -7,7 +7,7 @@ The context is kept in memory, because the scores need the registers: a tile of 
 import triton
 import triton.language as tl
 
-from .mask import NONE, any_takes_part, kept, mask_of, seen_keys, taking_part
+from .mask import NONE, any_takes_part, end_key, first_key, kept, mask_of, taking_part
 from .rows import (
     ANY,
     extent,
@@ -105,8 +105,8 @@ def forward_kernel(
     i = i0 + tile_i
     row_i = i0 + tl.arange(0, BI)
     there = row_i < rows
-    begin, end = seen_keys(band, i0, tl.minimum(i0 + BI, rows) - 1, columns)
-    last_tile = tl.cdiv(end, BJ)
+    begin = first_key(band, i0)
+    last_tile = tl.cdiv(end_key(band, tl.minimum(i0 + BI, rows) - 1, columns), BJ)
     share = tl.cdiv(tl.maximum(last_tile - begin // BJ, 0), splits)
     first_tile = begin // BJ + split * share
 

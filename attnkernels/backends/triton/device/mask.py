@@ -20,21 +20,26 @@ def mask_of(b, sizes, mask):
 
 
 @triton.jit
-def seen_keys(band, first, last, m):
-    """Return the first key that the queries from `first` to `last` see, and the end of those, of m.
-
-    The end may lie before the first.
-    """
+def first_key(band, i):
+    """Return the first key that query i and those after it see, which may lie beyond the keys."""
     if band is None:
-        return 0, m
+        return 0
     else:
-        begin = tl.maximum(first - band.left // SCALE, 0)
-        return begin, last + 1 + tl.minimum(band.right // SCALE, m - 1 - last)
+        return tl.maximum(i - band.left // SCALE, 0)
+
+
+@triton.jit
+def end_key(band, i, m):
+    """Return the end of the keys, of m, that query i and those before it see."""
+    if band is None:
+        return m
+    else:
+        return i + 1 + tl.minimum(band.right // SCALE, m - 1 - i)
 
 
 @triton.jit
 def seeing_queries(band, tile, m, n, BJ: tl.constexpr):
-    """Return the first query that sees a tile of BJ keys, of m, and the end of those, of n, or 0."""
+    """Return the first query, of n, that sees a tile of BJ keys, of m, and their end, or 0."""
     first = tl.maximum(tile * BJ - band.right // SCALE, 0)
     last = tl.minimum(tile * BJ + BJ, m) - 1
     end = last + 1 + tl.minimum(band.left // SCALE, n - 1 - last)

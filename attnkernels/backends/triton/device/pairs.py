@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .delta import MOST, centred, context_error
-from .mask import any_takes_part, kept, mask_of, seeing_queries, seen_keys, taking_part
+from .mask import any_takes_part, end_key, first_key, kept, mask_of, seeing_queries, taking_part
 from .rows import (
     ANY,
     SCALE,
@@ -128,8 +128,8 @@ def gradient_kernel(
         begin_k, columns, first_k = extent(cu_seqlens_k, s, m, BJ)
         columns = length_of(b, sizes, lengths, columns)
         i0 = (tile - first_q) * BI
-        begin, end = seen_keys(band, i0, tl.minimum(i0 + BI, rows) - 1, columns)
-        kt = first_k + begin // BJ + slot
+        end = end_key(band, tl.minimum(i0 + BI, rows) - 1, columns)
+        kt = first_k + first_key(band, i0) // BJ + slot
         j0 = (kt - first_k) * BJ
         corner = ((wide(b) * (run.tiles // SCALE) + it) * (run.slots // SCALE) + slot) * BJ * BI
         row_length = BI
@@ -267,9 +267,9 @@ def value_kernel(
             part = tl.load(used + i[None, :])
         else:
             it = i0 // TILE
-            begin, _ = seen_keys(band, it * TILE, 0, 0)
+            slot = kt - first_k - first_key(band, it * TILE) // BJ
             corner = (wide(b) * (run.tiles // SCALE) + it - first_tile) * (run.slots // SCALE)
-            corner = (corner + kt - first_k - begin // BJ) * BJ * TILE + i0 % TILE
+            corner = (corner + slot) * BJ * TILE + i0 % TILE
             rows_at = tl.arange(0, BJ)[:, None] * TILE + tl.arange(0, BI)[None, :]
             part = tl.load(used + corner + rows_at)
         du = tl.dot(part, dc, du, input_precision=PRECISION)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .delta import MOST, ROUNDING, centred
-from .mask import kept, mask_of, seen_keys, taking_part
+from .mask import end_key, first_key, kept, mask_of, taking_part
 from .maths import (
     exp_sum,
     gain,
@@ -93,7 +93,7 @@ def step_kernel(
     """Program (b, query, split of keys): (E1)-(E3), as forward_kernel."""
     split, i, b = program_index(splits, n)
     end = length_of(b, sizes, lengths, m)
-    begin, end = seen_keys(band, i, i, end)
+    begin, end = first_key(band, i), end_key(band, i, end)
     last_tile = tl.cdiv(end, BJ)
     share = tl.cdiv(tl.maximum(last_tile - begin // BJ, 0), splits)
     first_tile = begin // BJ + split * share
@@ -258,7 +258,7 @@ def step_sweep_kernel(
     column, part, b = program_index(tl.cdiv(d, BD), parts)
     t = column * BD + tl.arange(0, BD)
     inside = t < d
-    _, end = seen_keys(band, 0, n - 1, length_of(b, sizes, lengths, m))
+    end = end_key(band, n - 1, length_of(b, sizes, lengths, m))
     query_at = matrix_of(b, sizes, query) + t.to(tl.int64) * query.unit
     key_at = matrix_of(b, sizes, key)
     weight_at = vector_of(b, sizes, weight) + t.to(tl.int64) * weight.unit

@@ -10,7 +10,7 @@ gradients of its own, which the caller sums: there are no atomics, and results a
 import triton
 import triton.language as tl
 
-from .mask import seen_keys
+from .mask import end_key, first_key
 from .maths import (
     FACTORED,
     PAIR,
@@ -193,7 +193,7 @@ def sweep_kernel(
     begin = 0
     end = count
     if run is not None:
-        begin, end = seen_keys(band, part_row, part_end - 1, count)
+        begin, end = first_key(band, part_row), end_key(band, part_end - 1, count)
     tiles = tl.cdiv(end, BJ)
     tile_share = tl.cdiv(tl.maximum(tiles - begin // BJ, 0), key_parts)
 
@@ -240,12 +240,12 @@ def sweep_kernel(
         to_tile = last_tile
         if run is not None:
             it = first // BI
-            seen, _ = seen_keys(band, it * BI, 0, 0)  # the first of what ds has room for
-            slot = (it + first_q - run.first // SCALE) * (run.slots // SCALE) - seen // BJ
+            slot = (it + first_q - run.first // SCALE) * (run.slots // SCALE)
+            slot -= first_key(band, it * BI) // BJ  # ds has room from this tile of keys on
             at_block = ds + wide(slot) * BJ * BI + first % BI
-            begin, end = seen_keys(band, first, tl.minimum(first + ROWS, rows) - 1, count)
-            from_tile = tl.maximum(first_tile, begin // BJ)
-            to_tile = tl.minimum(last_tile, tl.cdiv(end, BJ))
+            from_tile = tl.maximum(first_tile, first_key(band, first) // BJ)
+            last = tl.minimum(first + ROWS, rows) - 1
+            to_tile = tl.minimum(last_tile, tl.cdiv(end_key(band, last, count), BJ))
         # even and odd rows of the two halves of a block
         q0 = _rows(q, 2 * r, query_row, there, inside)
         q1 = _rows(q, 2 * r + 1, query_row, there, inside)
