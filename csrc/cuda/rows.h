@@ -68,8 +68,9 @@ struct Reach {
 // Return those of the queries from i0 to i1, exclusive, that exist.
 __device__ __forceinline__ Reach reach(const Window& window, int i0, int i1, int queries,
                                        int keys) {
-  return {(i0 > window.left ? i0 - window.left : 0) / kTile,
-          static_cast<int>(ceil_div(seen_keys(window, min(i1, queries), keys), kTile))};
+  const int first = i0 > window.left ? i0 - window.left : 0;
+  const int end = seen_keys(window, min(i1, queries), keys);
+  return {first / kTile, first < end ? static_cast<int>(ceil_div(end, kTile)) : 0};
 }
 
 // The leading index and sequence of a block. It lies in shared memory because registers are scarce.

@@ -184,6 +184,11 @@ PYBIND11_MODULE(cuda_maths, m) {
           return py::make_tuple(taken, added);
         });
 
+  m.def("reach", [](int left, int right, int i0, int i1, int queries, int keys) {
+    const Reach seen = reach({left, right}, i0, i1, queries, keys);
+    return py::make_tuple(seen.first, seen.end);
+  });
+
   // By (M, N).
   m.def("product_1_8", multiply<1, 8>);
   m.def("product_2_4", multiply<2, 4>);
