@@ -115,8 +115,9 @@ def methods(
     limits = materialises, fused_seconds, needed if materialises else linear
     found.append(Method("fused", fused, *limits))
     if window is not None:
-        pairs = Method.pairs if materialises else partial(window_pairs, window=window)
-        found.append(Method("window", windowed, *limits, pairs=pairs))
+        found.append(
+            Method("window", windowed, *limits, pairs=partial(window_pairs, window=window))
+        )
     return found
 
 
