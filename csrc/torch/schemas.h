@@ -34,8 +34,8 @@ inline void define_operators(torch::stable::detail::StableLibrary& m) {
       "value, Tensor weight, Tensor? attn_mask, Tensor? key_lengths, Tensor? cu_seqlens_q, "
       "Tensor? cu_seqlens_k, Tensor? seed, float dropout_p, bool is_causal, int window_left, int "
       "window_right, int activation, float negative_slope, float scale, bool return_weights) -> "
-      "(Tensor context, Tensor lse, Tensor weights, Tensor context_tangent, Tensor lse_tangent, Tensor "
-      "weights_tangent)");
+      "(Tensor context, Tensor lse, Tensor weights, Tensor context_tangent, Tensor lse_tangent, "
+      "Tensor weights_tangent)");
   m.def(
       "native_scores_jvp(Tensor? query_tangent, Tensor? key_tangent, Tensor? weight_tangent, "
       "Tensor query, Tensor key, Tensor weight, int activation, float negative_slope, float "
