@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..functional import checks
 from ..functional.attention import additive_attention
+from ..functional.checks import NO_WINDOW
 from ..functional.memory import AdditiveMemory, prepare_keys
 from ..functional.results import Pair, Triple
 from ..ops.codes import ActivationName
-from ..ops.signature import NO_WINDOW
 from . import inputs
 from .calls import Reading, is_sharded
 from .projections import Projections, merge_heads, split_heads

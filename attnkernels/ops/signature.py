@@ -16,7 +16,6 @@ from . import codes
 
 Operator: TypeAlias = Callable[..., Any]  # of torch.ops.attnkernels, or a function in its place
 Values: TypeAlias = tuple[Any, ...]  # the arguments of an operator, in order
-NO_WINDOW = (-1, -1)  # the window_size of a call without a window
 
 
 class Options(NamedTuple):
@@ -29,8 +28,9 @@ class Options(NamedTuple):
         cu_seqlens_q, cu_seqlens_k: see `attnkernels.additive_attention_varlen`; both or neither.
         packed_key: the keys as the backend's `pack_keys` returned them.
         seed: the seed of dropout, 0-d int64; None without dropout.
-        window_left, window_right: window_size of `attnkernels.additive_attention`.
-        dropout_p, is_causal, activation, negative_slope, scale, return_weights: see
+        window_left, window_right: how many keys before the position of a query take part, and how
+            many after it: those of window_size and is_causal; None is no limit.
+        dropout_p, activation, negative_slope, scale, return_weights: see
             `attnkernels.additive_attention`.
     """
 
@@ -41,18 +41,12 @@ class Options(NamedTuple):
     packed_key: Tensor | None = None
     seed: Tensor | None = None
     dropout_p: float = 0.0
-    is_causal: bool = False
-    window_left: int = NO_WINDOW[0]
-    window_right: int = NO_WINDOW[1]
+    window_left: int | None = None
+    window_right: int | None = None
     activation: codes.ActivationName = "tanh"
     negative_slope: float = 0.2
     scale: float = 1.0
     return_weights: bool = False
-
-    @property
-    def window(self) -> tuple[int, int]:
-        """The window, whose right side is_causal limits to the query itself."""
-        return self.window_left, 0 if self.is_causal else self.window_right
 
     def seeded(self, seed: Tensor) -> Options:
         """Return these options with `seed`, in a third of the time that _replace takes."""
@@ -67,7 +61,7 @@ def scoring_options(
     packed_key: Tensor | None = None,
 ) -> Options:
     """Return the options of scores, or of prepared keys, in half the time of Options(...)."""
-    before = (None, key_lengths, None, None, packed_key, None, 0.0, False, *NO_WINDOW)
+    before = (None, key_lengths, None, None, packed_key, None, 0.0, None, None)
     return tuple.__new__(Options, (*before, activation, negative_slope, scale, False))
 
 
@@ -76,7 +70,7 @@ class Argument(NamedTuple):
 
     Attributes:
         name: as in the schema.
-        type: as a schema writes it: "Tensor", "Tensor?", "int", "float" or "bool".
+        type: as a schema writes it: "Tensor", "Tensor?", "int", "int?", "float" or "bool".
         trailing: the number of dimensions after the leading ones, for a tensor that broadcasts
             over the leading shape L.
         wanted: the bit of `wanted` that requests its gradient; 0 for none.
@@ -159,9 +153,8 @@ _ACTIVATION = Argument("activation", "int")  # a code of `codes.ACTIVATIONS`
 _SCORING = (_ACTIVATION, Argument("negative_slope", "float"), Argument("scale", "float"))
 _OPTIONS = (
     Argument("dropout_p", "float"),
-    Argument("is_causal", "bool"),
-    Argument("window_left", "int"),  # -1 is no limit, on either side
-    Argument("window_right", "int"),
+    Argument("window_left", "int?"),  # None costs half of what a number costs to pass
+    Argument("window_right", "int?"),
     *_SCORING,
 )
 _WANTED = Argument("wanted", "int")  # a sum of bits of `codes`

@@ -15,7 +15,7 @@ from torch import Tensor
 from attnkernels import additive_attention, prepare_keys
 from attnkernels.backends import BACKENDS
 from attnkernels.backends.base import Backend, Problem
-from attnkernels.ops.signature import NO_WINDOW
+from attnkernels.functional.checks import NO_WINDOW
 from attnkernels.profile.naive import naive_attention
 from attnkernels.profile.units import show_mib
 from benchmarks.suite.banded import BLOCK, banded_attention

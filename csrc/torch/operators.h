@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <tuple>
 
@@ -26,12 +27,14 @@ struct Arguments {
   Window window = {};
 };
 
-// The window of the arguments of an operator, where -1 is no limit.
-inline Window window_of(bool is_causal, int64_t left, int64_t right) {
-  auto limit = [](int64_t keys) {
-    return keys < 0 ? Window::kUnlimited : std::min(keys, Window::kUnlimited);
+using MaybeInt = std::optional<int64_t>;
+
+// The window of the arguments of an operator, which are absent where they limit nothing.
+inline Window window_of(const MaybeInt& left, const MaybeInt& right) {
+  auto limit = [](const MaybeInt& keys) {
+    return std::min(keys.value_or(Window::kUnlimited), Window::kUnlimited);
   };
-  return {limit(left), is_causal ? 0 : limit(right)};
+  return {limit(left), limit(right)};
 }
 
 // Further arguments of the backward of attention: gradients of the outputs, contiguous and null if
@@ -61,15 +64,15 @@ struct Operators {
                           const Tensor& weight, const Maybe& attn_mask, const Maybe& key_lengths,
                           const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k,
                           const Maybe& packed_key, const Maybe& seed, double dropout_p,
-                          bool is_causal, int64_t window_left, int64_t window_right,
+                          const MaybeInt& window_left, const MaybeInt& window_right,
                           int64_t activation, double negative_slope, double scale,
                           bool return_weights) {
     return naming_memory([&] {
-      return Device::forward({query, key, weight, activation_of(activation), negative_slope, scale,
-                              &value, given(attn_mask), given(key_lengths), given(cu_seqlens_q),
-                              given(cu_seqlens_k), given(packed_key), given(seed), dropout_p,
-                              window_of(is_causal, window_left, window_right)},
-                             return_weights);
+      return Device::forward(
+          {query, key, weight, activation_of(activation), negative_slope, scale, &value,
+           given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k),
+           given(packed_key), given(seed), dropout_p, window_of(window_left, window_right)},
+          return_weights);
     });
   }
 
@@ -79,7 +82,7 @@ struct Operators {
                            const Maybe& key_lengths, const Maybe& cu_seqlens_q,
                            const Maybe& cu_seqlens_k, const Maybe& seed, const Tensor& context,
                            const Tensor& lse, const Tensor& weights, double dropout_p,
-                           bool is_causal, int64_t window_left, int64_t window_right,
+                           const MaybeInt& window_left, const MaybeInt& window_right,
                            int64_t activation, double negative_slope, double scale,
                            int64_t wanted) {
     auto whole = [](const Maybe& t) { return t ? Maybe(dense(*t)) : t; };
@@ -87,7 +90,7 @@ struct Operators {
       return Device::backward(
           {query, key, weight, activation_of(activation), negative_slope, scale, &value,
            given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k), nullptr,
-           given(seed), dropout_p, window_of(is_causal, window_left, window_right)},
+           given(seed), dropout_p, window_of(window_left, window_right)},
           {whole(grad_context), whole(grad_lse), whole(grad_weights), dense(context), dense(lse),
            dense(weights)},
           wanted);
@@ -117,8 +120,8 @@ struct Operators {
                               const Tensor& key, const Tensor& value, const Tensor& weight,
                               const Maybe& attn_mask, const Maybe& key_lengths,
                               const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k,
-                              const Maybe& seed, double dropout_p, bool is_causal,
-                              int64_t window_left, int64_t window_right, int64_t activation,
+                              const Maybe& seed, double dropout_p, const MaybeInt& window_left,
+                              const MaybeInt& window_right, int64_t activation,
                               double negative_slope, double scale, bool return_weights) {
     check_tangent(query_tangent, query, "query_tangent");
     check_tangent(key_tangent, key, "key_tangent");
@@ -133,7 +136,7 @@ struct Operators {
       return Device::forward_jvp(
           {query, key, weight, activation_of(activation), negative_slope, scale, &value,
            given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k), nullptr,
-           given(seed), dropout_p, window_of(is_causal, window_left, window_right)},
+           given(seed), dropout_p, window_of(window_left, window_right)},
           {given(query_tangent), given(key_tangent), given(weight_tangent), given(value_tangent),
            given(attn_mask_tangent)},
           return_weights);

@@ -38,9 +38,8 @@ class Call:
         cu_seqlens_k: Tensor | None = None,
         seed: Tensor | None = None,
         dropout_p: float = 0.0,
-        is_causal: bool = False,
-        window_left: int = -1,
-        window_right: int = -1,
+        window_left: int | None = None,
+        window_right: int | None = None,
     ) -> None:
         self.query, self.key, self.weight = _near(query), _near(key), weight
         self.value = None if value is None else _near(value)
@@ -58,7 +57,7 @@ class Call:
         self.leads = prod(self.lead)
         (self.n, self.d), self.m = query.shape[-2:], key.shape[-2]
         self.dv = 0 if value is None else value.shape[-1]
-        self.left, self.right = window_left, 0 if is_causal else window_right
+        self.left, self.right = window_left, window_right
         self.mask = _pairwise(attn_mask, self.n, self.m)
         self.target = target(query.device)
         self.arguments: dict[str, Any] = {
@@ -82,7 +81,7 @@ class Call:
         }
 
     def _band(self) -> Band | None:
-        if self.left < 0 and self.right < 0:
+        if self.left is None and self.right is None:
             return None
         left, right = self.limits
         return Band(SCALE.value * left, SCALE.value * right)
@@ -90,8 +89,8 @@ class Call:
     @property
     def limits(self) -> Ints:
         """Return how many keys a query sees before it and after it, at most."""
-        left = self.n if self.left < 0 else min(self.left, self.n)
-        return left, self.m if self.right < 0 else min(self.right, self.m)
+        left = self.n if self.left is None else min(self.left, self.n)
+        return left, self.m if self.right is None else min(self.right, self.m)
 
     def seen_tiles(self, rows: int, block: int, tiles: int) -> int:
         """Return the most tiles of `block` keys, of `tiles`, that `rows` neighbours see."""
