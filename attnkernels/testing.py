@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from .functional.attention import additive_attention, additive_attention_varlen, additive_scores
+from .functional.checks import NO_WINDOW, window
 from .ops import formula
 from .ops.codes import ACTIVATIONS
 from .ops.shapes import accumulate_dtype
@@ -167,8 +168,11 @@ def check_varlen(
             for name, of in (("cu_seqlens_q", "query"), ("cu_seqlens_k", "key"))
         )
         pairs = s.unsqueeze(-1) == r
-        if dense.pop("is_causal", False):
-            pairs &= i.unsqueeze(-1) >= j
+        (left, right), ahead = _window(dense), j - i.unsqueeze(-1)
+        if left is not None:
+            pairs &= -ahead <= left
+        if right is not None:
+            pairs &= ahead <= right
         return _attention_magnitudes(inputs, directions, attn_mask=pairs, **dense)
 
     return _check(additive_attention_varlen, backend, inputs, options, names, through, magnitudes)
@@ -307,7 +311,8 @@ def _attention_magnitudes(
 ) -> dict[str, float]:
     """Return the magnitudes of the outputs and gradients of `additive_attention`, by name."""
     query, key, value, weight = inputs.values()
-    options = Options(**given)
+    left, right = _window(given)
+    options = Options(window_left=left, window_right=right, **given)
     p = options.dropout_p
     options = options._replace(
         attn_mask=_to_double(options.attn_mask), dropout_p=0.0, return_weights=True
@@ -331,6 +336,11 @@ def _attention_magnitudes(
     linear = {"context": _largest(context), "weights": _largest(kept * a)}
     linear |= _largest_gradients(leaves, gradients)
     return {"lse": max(size, _largest(lse))} | {n: x * (1 + size) for n, x in linear.items()}
+
+
+def _window(options: Given) -> tuple[int | None, int | None]:
+    """Take is_causal and window_size out of the options; return the sides they leave."""
+    return window(options.pop("is_causal", False), options.pop("window_size", NO_WINDOW))
 
 
 def _positions(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ def attention(
 ) -> tuple[Problem, Options]:
     """Check the arguments of `additive_attention`; return the options with Python's numbers."""
     (
-        attn_mask, key_lengths, _, _, _, _, dropout_p, is_causal, activation, slope, scale,
+        attn_mask, key_lengths, _, _, _, _, dropout_p, _, _, activation, slope, scale,
         return_weights,
     ) = options  # fmt: skip
     problem = _plain(query, key, value, weight)
@@ -41,8 +41,8 @@ def attention(
         _leading(_masks(leads, attn_mask, key_lengths, query, key))
     elif attn_mask is not None or key_lengths is not None:
         _leading(_masks({"query": query.shape[:-2]}, attn_mask, key_lengths, query, key))
-    if not (is_causal is False and return_weights is False and return_lse is False):
-        checks.flags(is_causal=is_causal, return_weights=return_weights, return_lse=return_lse)
+    if not (return_weights is False and return_lse is False):
+        checks.flags(return_weights=return_weights, return_lse=return_lse)
     if type(dropout_p) is not float or not 0 <= dropout_p <= 1:
         options = options._replace(dropout_p=checks.number("dropout_p", dropout_p, 0, 1))
     if not (activation == "tanh" and slope == 0.2 and type(scale) is float and -inf < scale < inf):
@@ -76,7 +76,7 @@ def varlen(
             "cu_seqlens_q and cu_seqlens_k must describe the same number of sequences, got "
             f"{sequences_q} and {sequences_k}"
         )
-    checks.flags(is_causal=options.is_causal, return_lse=return_lse)
+    checks.flags(return_lse=return_lse)
     return problem, _dropping(_scored(options))
 
 

@@ -17,9 +17,10 @@ from ..backends import select
 from ..ops.codes import ActivationName
 from ..ops.seed import draw_seed
 from ..ops.signature import Options, scoring_options
-from . import arguments
+from . import arguments, checks
 from .annotations import ranged
 from .autocast import follows_autocast
+from .checks import NO_WINDOW
 from .results import Pair, Triple, results
 from .results import Result as Result
 
@@ -63,6 +64,7 @@ def additive_attention(
     attn_mask: Tensor | None = None,
     key_lengths: Tensor | None = None,
     is_causal: bool = False,
+    window_size: tuple[int, int] = NO_WINDOW,
     dropout_p: float = 0.0,
     activation: ActivationName = "tanh",
     negative_slope: float = 0.2,
@@ -90,6 +92,10 @@ def additive_attention(
         key_lengths: int32 or int64, broadcastable to L, in [0, m]. Keys at and beyond the length
             are never read, and their gradients are 0. The range is checked on a CPU only.
         is_causal: key j takes part for query i when j <= i. All masks combine by "and".
+        window_size: (left, right), ints of at least -1: key j takes part for query i when
+            i - left <= j <= i + right; -1 is no limit on its side, and (-1, -1) the default. Time
+            and memory are those of the pairs in the window. Both count from the start of their
+            sequence; flash-attn aligns the ends, which differs where n != m.
         dropout_p: in [0, 1], the probability that a weight is dropped; the others are multiplied
             by 1 / (1 - dropout_p). The mask follows torch's generator: the same seed gives the
             same mask on any backend, at any number of threads and under torch.compile, unless
@@ -124,8 +130,11 @@ def additive_attention(
         TypeError: an argument has the wrong type or dtype.
         ValueError: a shape, device, number or name is wrong, or no backend supports the call.
     """
+    left = right = None
+    if is_causal is not False or window_size is not NO_WINDOW:
+        left, right = checks.window(is_causal, window_size)
     options = tuple.__new__(Options, (  # in half the time of Options(...)
-        attn_mask, key_lengths, None, None, None, None, dropout_p, is_causal, activation,
+        attn_mask, key_lengths, None, None, None, None, dropout_p, left, right, activation,
         negative_slope, scale, return_weights,
     ))  # fmt: skip
     problem, options = arguments.attention(query, key, value, weight, options, return_lse)
@@ -211,6 +220,7 @@ def additive_attention_varlen(
     cu_seqlens_k: Tensor,
     *,
     is_causal: bool = False,
+    window_size: tuple[int, int] = NO_WINDOW,
     dropout_p: float = 0.0,
     activation: ActivationName = "tanh",
     negative_slope: float = 0.2,
@@ -232,6 +242,7 @@ def additive_attention_varlen(
             (exclusive) of query. The values are checked on a CPU only.
         cu_seqlens_k: the same for key and value.
         is_causal: j <= i, both counted from the start of their sequence.
+        window_size: i - left <= j <= i + right, counted likewise; see `additive_attention`.
         dropout_p, activation, negative_slope, scale, return_lse, backend: as in
             `additive_attention`.
 
@@ -242,7 +253,8 @@ def additive_attention_varlen(
     Raises:
         TypeError, ValueError: as `additive_attention`.
     """
-    packed = (None, None, cu_seqlens_q, cu_seqlens_k, None, None, dropout_p, is_causal)
+    window = checks.window(is_causal, window_size)
+    packed = (None, None, cu_seqlens_q, cu_seqlens_k, None, None, dropout_p, *window)
     options = Options(*packed, activation, negative_slope, scale)
     problem, options = arguments.varlen(query, key, value, weight, options, return_lse)
     # Only the device knows the number of queries per sequence.

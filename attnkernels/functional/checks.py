@@ -62,6 +62,29 @@ def integer(name: str, value: Any) -> int:
     return value
 
 
+NO_WINDOW = (-1, -1)  # the window_size of a call without a window
+
+
+def window(is_causal: object, window_size: Any) -> tuple[int | None, int | None]:
+    """Return how many keys before and after a query take part, where None is no limit.
+
+    Raises:
+        TypeError: is_causal is no bool.
+        ValueError: window_size is no pair of ints of at least -1.
+    """
+    flags(is_causal=is_causal)
+    try:
+        left, right = (integer("window_size", limit) for limit in window_size)
+    except (TypeError, ValueError):
+        left = right = -2
+    if left < -1 or right < -1 or max(left, right) >= 1 << 63:
+        raise ValueError(
+            "window_size must be a pair (left, right) of ints of at least -1, which is no limit, "
+            f"got {window_size!r}"
+        )
+    return None if left < 0 else left, 0 if is_causal else None if right < 0 else right
+
+
 def positive_int(name: str, value: Any) -> int:
     """Return `value` as an int; raise ValueError unless it is an `integer` of at least 1."""
     try:

@@ -162,7 +162,7 @@ class AdditiveMemory:
         if now is not None and now != self.versions:
             self.refuse_stale()
         options = tuple.__new__(Options, (  # in half the time of Options(...)
-            attn_mask, kept.key_lengths, None, None, kept.packed_key, None, dropout_p, False,
+            attn_mask, kept.key_lengths, None, None, kept.packed_key, None, dropout_p, None, None,
             kept.activation, kept.negative_slope, kept.scale, return_weights,
         ))  # fmt: skip
         options = arguments.step(query, key, self.lead, options, return_lse)

@@ -73,6 +73,7 @@ class VarlenOptions(TypedDict, total=False):
     """Options that all overloads of `additive_attention_varlen` share."""
 
     is_causal: bool
+    window_size: tuple[int, int]
     dropout_p: float
     activation: ActivationName
     negative_slope: float

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..functional import checks
 from ..functional.attention import additive_attention
+from ..functional.checks import NO_WINDOW
 from ..functional.memory import AdditiveMemory, prepare_keys
 from ..functional.results import Pair, Triple
 from ..ops.codes import ActivationName
@@ -19,7 +20,7 @@ from .calls import Reading, is_sharded
 from .projections import Projections, merge_heads, split_heads
 
 if TYPE_CHECKING:
-    from .overloads import MasksEitherWay, MasksNoWeights, MasksWithWeights, Unpack
+    from .overloads import Unpack, WindowEitherWay, WindowNoWeights, WindowWithWeights
 
 # A result of the operator, or of its deferred form: contexts, and weights if requested.
 Attended = Tensor | tuple[Tensor, Tensor | None] | Triple
@@ -123,15 +124,15 @@ class AdditiveAttention(Projections):
 
     @overload
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[MasksNoWeights]
+        self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[WindowNoWeights]
     ) -> Tensor: ...
     @overload
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[MasksWithWeights]
+        self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[WindowWithWeights]
     ) -> Pair: ...
     @overload
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[MasksEitherWay]
+        self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[WindowEitherWay]
     ) -> Tensor | Pair: ...
     def forward(
         self,
@@ -141,6 +142,7 @@ class AdditiveAttention(Projections):
         *,
         key_lengths: Tensor | None = None,
         attn_mask: Tensor | None = None,
+        window_size: tuple[int, int] = NO_WINDOW,
         return_weights: bool = False,
     ) -> Tensor | Pair:
         """Return the contexts of the queries.
@@ -157,6 +159,8 @@ class AdditiveAttention(Projections):
                 query's dtype (added to the score; -inf excludes). A mask of the keys of each
                 sequence is (B, 1, m), with heads (B, 1, 1, m). With heads a mask of each sequence
                 or head has all dimensions of the weights: (B, n, m) and (H, n, m) are refused.
+            window_size: (left, right): query i attends to the keys from i - left to i + right
+                alone, as in `additive_attention`; -1 is no limit.
             return_weights: also return the weights, after dropout.
 
         Returns:
@@ -185,6 +189,7 @@ class AdditiveAttention(Projections):
             self.score_weight(),
             attn_mask=attn_mask,
             key_lengths=self._per_head(key_lengths),
+            window_size=window_size,
             dropout_p=self.dropout_now,
             return_weights=return_weights,
             **self._scoring(),

@@ -58,6 +58,21 @@ class MasksWithWeights(Masks, WithWeights): ...
 class MasksEitherWay(Masks, EitherWay): ...
 
 
+class Window(Masks, total=False):
+    """Options that say which keys take part, by their position too."""
+
+    window_size: tuple[int, int]
+
+
+class WindowNoWeights(Window, NoWeights): ...
+
+
+class WindowWithWeights(Window, WithWeights): ...
+
+
+class WindowEitherWay(Window, EitherWay): ...
+
+
 class Noise(Masks, total=False):
     """Options of a call that draws noise."""
 

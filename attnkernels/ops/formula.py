@@ -70,7 +70,8 @@ def _attention(
         present = present_keys(key_lengths, m).unsqueeze(-1)
         k, u = torch.where(present, k, 0.0), torch.where(present, u, 0.0)
 
-    taking_part, bias = combine_masks(query, key, attn_mask, key_lengths, options.is_causal)
+    window = options.window_left, options.window_right
+    taking_part, bias = combine_masks(query, key, attn_mask, key_lengths, *window)
     s = _scores(q, k, w, options)
     s = s if bias is None else s + bias.to(acc)
     s = s if taking_part is None else torch.where(taking_part, s, float("-inf"))

@@ -64,11 +64,13 @@ def combine_masks(
     key: Tensor,
     attn_mask: Tensor | None,
     key_lengths: Tensor | None,
-    is_causal: bool,
+    left: int | None,
+    right: int | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return (taking_part, bias) of (E2), each None or broadcastable to (*L, n, m).
 
     taking_part is bool, True for the pairs that no mask excludes. bias is floating and added to s.
+    left and right are the sides of the window, where None is no limit.
     """
     n, m = query.shape[-2], key.shape[-2]
     bias = None
@@ -80,6 +82,11 @@ def combine_masks(
         conditions.append(attn_mask != float("-inf"))
     if key_lengths is not None:
         conditions.append(present_keys(key_lengths, m).unsqueeze(-2))
-    if is_causal:
-        conditions.append(torch.ones(n, m, dtype=torch.bool, device=query.device).tril())
+    if left is not None or right is not None:
+        ahead = torch.arange(m, device=query.device)
+        ahead = ahead - torch.arange(n, device=query.device).unsqueeze(-1)
+        if left is not None:
+            conditions.append(ahead >= -left)
+        if right is not None:
+            conditions.append(ahead <= right)
     return reduce(torch.logical_and, conditions) if conditions else None, bias

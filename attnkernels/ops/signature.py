@@ -28,7 +28,9 @@ class Options(NamedTuple):
         cu_seqlens_q, cu_seqlens_k: see `attnkernels.additive_attention_varlen`; both or neither.
         packed_key: the keys as the backend's `pack_keys` returned them.
         seed: the seed of dropout, 0-d int64; None without dropout.
-        dropout_p, is_causal, activation, negative_slope, scale, return_weights: see
+        window_left, window_right: how many keys before the position of a query take part, and how
+            many after it: those of window_size and is_causal; None is no limit.
+        dropout_p, activation, negative_slope, scale, return_weights: see
             `attnkernels.additive_attention`.
     """
 
@@ -39,7 +41,8 @@ class Options(NamedTuple):
     packed_key: Tensor | None = None
     seed: Tensor | None = None
     dropout_p: float = 0.0
-    is_causal: bool = False
+    window_left: int | None = None
+    window_right: int | None = None
     activation: codes.ActivationName = "tanh"
     negative_slope: float = 0.2
     scale: float = 1.0
@@ -85,7 +88,7 @@ def scoring_options(
     packed_key: Tensor | None = None,
 ) -> Options:
     """Return the options of scores, or of prepared keys, in half the time of Options(...)."""
-    before = (None, key_lengths, None, None, packed_key, None, 0.0, False)
+    before = (None, key_lengths, None, None, packed_key, None, 0.0, None, None)
     return tuple.__new__(Options, (*before, activation, negative_slope, scale, False))
 
 
@@ -94,8 +97,8 @@ class Argument(NamedTuple):
 
     Attributes:
         name: as in the schema.
-        type: as a schema writes it: "Tensor", "Tensor?", "int", "SymInt" (a size), "float" or
-            "bool".
+        type: as a schema writes it: "Tensor", "Tensor?", "int", "int?", "SymInt" (a size), "float"
+            or "bool".
         trailing: the number of dimensions after the leading ones, for a tensor that broadcasts
             over the leading shape L.
         wanted: the bit of `wanted` that requests its gradient; 0 for none.
@@ -176,7 +179,12 @@ _INPUTS = (
 _SEED = Argument("seed", "Tensor?", shared=True)
 _ACTIVATION = Argument("activation", "int")  # a code of `codes.ACTIVATIONS`
 _SCORING = (_ACTIVATION, Argument("negative_slope", "float"), Argument("scale", "float"))
-_OPTIONS = (Argument("dropout_p", "float"), Argument("is_causal", "bool"), *_SCORING)
+_OPTIONS = (
+    Argument("dropout_p", "float"),
+    Argument("window_left", "int?"),  # None costs half of what a number costs to pass
+    Argument("window_right", "int?"),
+    *_SCORING,
+)
 _WANTED = Argument("wanted", "int")  # a sum of bits of `codes`
 
 FORWARD = Signature(

@@ -1,12 +1,13 @@
 """Profile additive attention of every character of a real text to every other.
 
     python -m attnkernels.profile [--device cuda] [--text FILE] [--lengths 64,128,...] [--dim 256]
-                                  [--backward] [--compile] [--json FILE] [--plot FILE]
+                                  [--window W] [--backward] [--compile] [--json FILE] [--plot FILE]
 
 A seeded embedding and bidirectional GRU (RNNsearch's encoder) encode the text once. Its first n
 characters then attend to each other, for growing n: through the naive formula while it fits in
 memory and in --naive-seconds, through torch.compile of it with --compile, and through
-`additive_attention`. The CPU encodes the text, so the inputs are the same on every device.
+`additive_attention`; with --window also through its window_size. The CPU encodes the text, so the
+inputs are the same on every device.
 """
 
 from __future__ import annotations
@@ -88,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--lengths", metavar="N,N,...", type=_integers, help="default: 64, doubling to 65536")
     add("--dim", type=positive, default=256, help="width of query, key and value (default: 256)")
     add("--seed", type=seed, default=0, help="of the encoder's weights (default: 0)")
+    add(
+        "--window",
+        type=positive,
+        metavar="W",
+        help="also attend every character to the W before it and the W after it alone",
+    )
     add("--backward", action="store_true", help="time forward and backward together")
     add("--compile", action="store_true", help="also torch.compile of the naive formula")
     add("--backend", help="of the fused operator (default: the first that is available)")
@@ -149,6 +156,8 @@ def _run(
     console.print(f"{machine}, {show_mib(free_mib)} free; fused: backend {backend}")
     passes = "forward + backward" if options.backward else "forward"
     title = f"Additive attention over {text.source}, {passes}, width {options.dim}"
+    if options.window is not None:
+        title += f", window {options.window:,}"
 
     head = _head(options, device, text, backend)
     rows: list[Row] = []
@@ -167,7 +176,8 @@ def _run(
     console.print()
     if busy := sentence(taken, spreads(rows)):
         console.print(busy, style="yellow", highlight=False)
-    console.print(report.sentence(rows, options.dim, options.backward), highlight=False)
+    said = report.sentence(rows, options.dim, options.backward, options.window)
+    console.print(said, highlight=False)
     if interrupted:
         console.print("Interrupted: these are the measurements so far.")
     written = not rows or _write(
@@ -217,6 +227,7 @@ def _measure(
         backend,
         naive_seconds=options.naive_seconds,
         fused_seconds=float("inf") if options.lengths else DEFAULT_SECONDS,
+        window=options.window,
     )
     names = [method.name for method in todo]
     progress = Progress(
@@ -257,6 +268,7 @@ def _head(options: argparse.Namespace, device: Device, text: Text, backend: str)
         "text": {"source": text.source, "characters": len(text.characters)},
         "seed": options.seed,
         "dim": options.dim,
+        "window": options.window,
         "dtype": "float32",
         "direction": "both" if options.backward else "forward",
         "backend": backend,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..measure.files import write_figure
-from ..measure.palette import BLUE, FAINT, GRID, INK, ORANGE, PINK
+from ..measure.palette import BLUE, FAINT, GREEN, GRID, INK, ORANGE, PINK
 from ..measure.wording import printable
 from .axes import memory_axis, time_axis
 from .sweep import Row
@@ -16,9 +16,14 @@ from .units import show_mib, show_ms
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {"naive": ORANGE, "compile": PINK, "fused": BLUE}
-MARKERS = {"naive": "o", "compile": "D", "fused": "s"}
-LABELS = {"naive": "naive formula", "compile": "torch.compile", "fused": "attnkernels"}
+COLOURS = {"naive": ORANGE, "compile": PINK, "fused": BLUE, "window": GREEN}
+MARKERS = {"naive": "o", "compile": "D", "fused": "s", "window": "^"}
+LABELS = {
+    "naive": "naive formula",
+    "compile": "torch.compile",
+    "fused": "attnkernels",
+    "window": "attnkernels, window",
+}
 LEGEND = 4.0  # factor by which the axes end above the data, where the legend is
 
 

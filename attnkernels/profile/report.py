@@ -17,7 +17,7 @@ from .sweep import Row
 from .tables import Table
 from .units import show_mib, show_ms, show_rate, show_ratio
 
-STYLES = {"naive": "dark_orange", "compile": "magenta", "fused": "dodger_blue1"}
+STYLES = {"naive": "dark_orange", "compile": "magenta", "fused": "dodger_blue1", "window": "green"}
 NOTHING = Text("–", style="dim")
 
 Cells = dict[tuple[int, str], Row]
@@ -54,11 +54,13 @@ def table(
             drawn.add_column(f"{name}\n{heading}", justify="right", header_style=STYLES[name])
     if clocks:
         drawn.add_column("/clock\n/SM", justify="right", header_style=STYLES["fused"])
-    others = [name for name in names if name != "fused"]
+    others = [name for name in names if name not in ("fused", "window")]
     for name in others:
         heading = "times\nfaster" if name == "naive" else f"than\n{name}"
         drawn.add_column(heading, justify="right", style="bold green")
     drawn.add_column("less\nmemory", justify="right", style="bold green")
+    if "window" in names:
+        drawn.add_column("window\nfaster", justify="right", style="bold green")
 
     for length in lengths:
         reached = [cells.get((length, name)) for name in names]
@@ -74,6 +76,8 @@ def table(
         for name in others:
             line.append(_show(ratio(cells.get((length, name)), fused, "ms")))
         line.append(_show(ratio(cells.get((length, "naive")), fused, "peak_mib")))
+        if "window" in names:
+            line.append(_show(ratio(fused, cells.get((length, "window")), "ms")))
         drawn.add_row(*line)
     notes = ["G/s: 10^9 elements (i, j, t) per second"]
     if clocks:
@@ -108,8 +112,8 @@ def _show(factor: float | None) -> str | Text:
     return NOTHING if factor is None else show_ratio(factor)
 
 
-def sentence(rows: list[Row], dim: int, backward: bool) -> str:
-    """Say which length the fused operator reached, and how it compares where both ran."""
+def sentence(rows: list[Row], dim: int, backward: bool, window: int | None = None) -> str:
+    """Say which length the fused operator reached, and how others compare where both ran."""
     cells = by_cell(rows)
     fused = [row for row in rows if row.method == "fused" and row.ms is not None]
     if not fused:
@@ -135,6 +139,14 @@ def sentence(rows: list[Row], dim: int, backward: bool) -> str:
                 f"faster and took {show_ratio(smaller)} less memory."
             )
             break
+    last = next((r for r in reversed(rows) if r.method == "window" and r.ms is not None), None)
+    if last is not None and last.ms is not None and last.peak_mib is not None:
+        said += (
+            f" In a window of {window:,} to both sides, {count(last.length, 'character')} took "
+            f"{show_ms(last.ms)} and {show_mib(last.peak_mib)}"
+        )
+        faster = ratio(cells.get((last.length, "fused")), last, "ms")
+        said += f", {show_ratio(faster)} faster than all pairs." if faster else "."
     return said
 
 

@@ -48,7 +48,7 @@ class Method:
     """A way to compute the attention, with its limits of time and memory.
 
     Memory limits a method that `materialises` the pairs, so that it grows with the square of the
-    length.
+    length. Time grows with the `pairs` of a length.
     """
 
     name: str
@@ -57,12 +57,13 @@ class Method:
     most_seconds: float
     needed_bytes: Callable[[int], float] | None = None
     compiled: bool = False
+    pairs: Callable[[int], int] = lambda length: length * length
     last: Row | None = None
 
     def estimate(self, row: Row) -> None:
         """Estimate the cost of `row` from the last length that was measured."""
         if self.last is not None and self.last.ms is not None:
-            growth = (row.length / self.last.length) ** 2
+            growth = self.pairs(row.length) / self.pairs(self.last.length)
             row.estimated_ms = self.last.ms * growth
             if self.materialises:
                 row.estimated_mib = (self.last.peak_mib or 0) * growth
@@ -86,14 +87,21 @@ def methods(
     backend: str,
     naive_seconds: float,
     fused_seconds: float,
+    window: int | None = None,
 ) -> list[Method]:
     """Return the naive formula, torch.compile of it if wanted, and the fused operator.
 
-    Each comes with the most seconds that one call of it may take.
+    Each comes with the most seconds that one call of it may take. With a window, the last is the
+    fused operator in that window to both sides.
     """
 
     def fused(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
         return additive_attention(query, key, value, weight, backend=backend)
+
+    def windowed(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+        assert window is not None
+        sides = (window, window)
+        return additive_attention(query, key, value, weight, window_size=sides, backend=backend)
 
     def needed(length: int) -> float:
         return naive_bytes(length * length, dim, torch.float32.itemsize, backward)
@@ -102,12 +110,21 @@ def methods(
     if compiled:
         # The forward never builds the tensor, the backward does: its memory has to be measured.
         found.append(Method("compile", naive_attention, True, naive_seconds, compiled=True))
-    if backend == "reference":
-        found.append(Method("fused", fused, True, fused_seconds, needed))
-    else:
-        linear = partial(fused_bytes, dim=dim, backward=backward)
-        found.append(Method("fused", fused, False, fused_seconds, linear))
+    materialises = backend == "reference"
+    linear = partial(fused_bytes, dim=dim, backward=backward)
+    limits = materialises, fused_seconds, needed if materialises else linear
+    found.append(Method("fused", fused, *limits))
+    if window is not None:
+        found.append(
+            Method("window", windowed, *limits, pairs=partial(window_pairs, window=window))
+        )
     return found
+
+
+def window_pairs(length: int, window: int) -> int:
+    """Return the number of pairs of `length` characters that are at most `window` apart."""
+    apart = min(window, length - 1)
+    return length * (2 * apart + 1) - apart * (apart + 1)
 
 
 def fused_bytes(length: int, dim: int, backward: bool) -> float:
@@ -120,7 +137,7 @@ def fused_bytes(length: int, dim: int, backward: bool) -> float:
 
 def nominal_work(method: Method, length: int) -> float:
     """Return a measurement's share of the progress bar, in rough seconds."""
-    seconds = length**2 / (1e8 if method.name == "fused" else 1e6)
+    seconds = method.pairs(length) / (1e8 if method.name in ("fused", "window") else 1e6)
     return 1 + seconds if seconds < method.most_seconds else 0
 
 
@@ -148,7 +165,7 @@ def sweep(
             method.forbid(row, device.free_memory())
             if row.skipped is None:
                 try:
-                    _fill(row, *_run(device, method, cut, backward), device, cut)
+                    _fill(row, *_run(device, method, cut, backward), device, method, cut)
                     method.last = row
                 except (MemoryError, RuntimeError) as error:
                     if not _out_of_memory(error):
@@ -214,13 +231,18 @@ def _run(
 
 
 def _fill(
-    row: Row, seconds: list[float], peak_bytes: int, device: Device, inputs: Attended
+    row: Row,
+    seconds: list[float],
+    peak_bytes: int,
+    device: Device,
+    method: Method,
+    inputs: Attended,
 ) -> None:
     row.ms = statistics.median(seconds) * 1e3
     row.min_ms = min(seconds) * 1e3
     row.repeats = len(seconds)
     row.peak_mib = peak_bytes / 2**20
-    elements = row.length**2 * inputs.query.shape[-1]
+    elements = method.pairs(row.length) * inputs.query.shape[-1]
     rate = elements / statistics.median(seconds)
     row.g_elements_per_s = rate / 1e9
     if device.clocks_per_second is not None:

@@ -13,7 +13,11 @@ EVERYONE = frozenset({"eager", "compile", "keras", "keops", "triton", "native"})
 
 
 class Case(NamedTuple):
-    """A case of `shape` (B, n, m, d, dv); `prepared` is a decoder's step with prepared keys."""
+    """A case of `shape` (B, n, m, d, dv).
+
+    prepared: a decoder's step with prepared keys.
+    window: how many keys a query sees before its own position, and after it; None: all. n is m.
+    """
 
     name: str
     shape: tuple[int, int, int, int, int]
@@ -21,6 +25,7 @@ class Case(NamedTuple):
     directions: tuple[str, ...] = DIRECTIONS
     providers: frozenset[str] = EVERYONE
     prepared: bool = False
+    window: int | None = None
 
 
 def _case(name: str, batch: int, n: int, m: int, d: int, **options: Any) -> Case:
@@ -49,6 +54,7 @@ CASES = (
     _case("tiny-4", 4, 7, 9, 33, **_SMALL),
     _case("long-16k", 1, 16384, 16384, 128, **_LONG),
     _case("long-64k", 1, 65536, 65536, 64, directions=("forward",), **_LONG),
+    _case("window", 1, 65536, 65536, 64, **_LONG | {"providers": _OURS | {"eager"}}, window=256),
     _case("gpu-square", 8, 1024, 1024, 256, group="gpu"),
     _case("gpu-step", 64, 1, 4096, 512, group="gpu", **_STEP),
     _case("gpu-long", 1, 32768, 32768, 256, **_GPU_LONG),

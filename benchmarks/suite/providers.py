@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from torch import Tensor
 from attnkernels import additive_attention, prepare_keys
 from attnkernels.backends import BACKENDS
 from attnkernels.backends.base import Backend, Problem
+from attnkernels.functional.checks import NO_WINDOW
 from attnkernels.profile.naive import naive_attention
 from attnkernels.profile.units import show_mib
+from benchmarks.suite.banded import BLOCK, banded_attention
 from benchmarks.suite.cases import GRAPH, Case, Inputs, inputs
 from benchmarks.suite.meters import meter
 
@@ -64,6 +67,8 @@ def why_not(
     if sentence is not None:
         return sentence
     batch, n, m, d, _ = case.shape
+    if case.window is not None:  # eager goes block by block, and keeps all for the backward
+        n, m = n if direction == "both" else BLOCK, BLOCK + 2 * case.window
     needed = provider.tensors[direction == "both"] * batch * n * m * d * 4
     available = meter(device).free_memory()
     if needed > FREE_FRACTION * available:
@@ -129,6 +134,9 @@ def _needs(package: str) -> Callable[[Problem], str | None]:
 
 def _eager(case: Case, given: Inputs) -> Built:
     leaves = given[:4]
+    if case.window is not None:
+        window = case.window
+        return lambda: banded_attention(*leaves, window), leaves
     return lambda: naive_attention(*leaves), leaves
 
 
@@ -191,7 +199,9 @@ def _ours(backend: Backend) -> Provider:
         if case.prepared:
             memory = prepare_keys(key, value, weight, backend=name)
             return lambda: memory.attend(query), leaves
-        return lambda: additive_attention(query, key, value, weight, backend=name), leaves
+        window = NO_WINDOW if case.window is None else (case.window, case.window)
+        options: dict[str, Any] = {"window_size": window, "backend": name}
+        return lambda: additive_attention(query, key, value, weight, **options), leaves
 
     return Provider(name, backend.why_not, build)
 

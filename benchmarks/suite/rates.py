@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attnkernels.measure.wording import count
+from attnkernels.profile.sweep import window_pairs
 from attnkernels.profile.units import show_rate
 from benchmarks.ceiling import cpu as ceiling
 
@@ -28,7 +29,8 @@ def rates(result: Result, row: Row | None) -> dict[str, str]:
     if row is None:
         return found
     batch, n, m, d, dv = row["shape"]
-    elements, known = batch * n * m * d, result["ceiling"]
+    pairs = window_pairs(n, row["window"]) if "window" in row else n * m
+    elements, known = batch * pairs * d, result["ceiling"]
     if result["device"] == "cpu":
         limit = ceiling.seconds(known, elements, row["direction"], result["threads"])
         return found | ({"of ceiling": _percent(1e3 * limit / row["median_ms"])} if limit else {})

@@ -166,6 +166,7 @@ def rows(
         {
             "case": case.name,
             "shape": list(case.shape),
+            **({} if case.window is None else {"window": case.window}),
             "direction": direction,
             "dtype": dtype,
             "provider": provider,

@@ -52,11 +52,13 @@ def lines(result: Result, dtype: str) -> list[Line]:
 
 
 def _line(result: Result, case: str, direction: str, rows: dict[str, Row]) -> Line:
-    batch, n, m, d, dv = next(iter(rows.values()))["shape"]
+    first = next(iter(rows.values()))
+    batch, n, m, d, dv = first["shape"]
+    more = (f" dv {dv}" if dv != d else "") + (f" ±{first['window']}" if "window" in first else "")
     mine, eager = rows.get(ours(result)), rows.get("eager")
     return Line(
         case=case,
-        shape="x".join(map(str, (batch, n, m, d))) + (f" dv {dv}" if dv != d else ""),
+        shape="x".join(map(str, (batch, n, m, d))) + more,
         direction=direction,
         times={name: show_ms(row["median_ms"]) for name, row in rows.items()},
         than_eager=_faster(eager, mine),

@@ -115,8 +115,9 @@ class BackwardPass {
                 const Memory& mine) const {
     const Share share(plan_, task.piece, step);
     // members of a group share rows: each piece must have the same of them, whatever its length
-    const int64_t m = plan_.members.count > 1 ? item.key_rows : item.m;
-    const Span is = piece(item.n, share.query_piece, plan_.query_pieces, kTileRows),
+    const int64_t rows = plan_.members.count > 1 ? item.key_rows : item.m,
+                  n = p_.window.queries(item.n, rows), m = p_.window.keys(item.n, rows);
+    const Span is = piece(n, share.query_piece, plan_.query_pieces, kTileRows),
                keys = piece(m, share.key_piece, plan_.key_pieces, tile_keys(p_.d)),
                js{std::min(keys.begin, item.m), std::min(keys.end, item.m)};
     const Gradients<T> out{query_.at(task.team, share.query_copy, item.grad_query, mine.query),

@@ -19,12 +19,6 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// A range of queries or keys.
-struct Span {
-  int64_t begin, end;
-  int64_t size() const { return end - begin; }
-};
-
 // Piece p of `pieces` of `count`, on multiples of `unit`.
 inline Span piece(int64_t count, int64_t p, int64_t pieces, int64_t unit) {
   const int64_t units = (count + unit - 1) / unit;
@@ -93,7 +87,7 @@ void group_items(const Backward<T>& p, Plan& plan) {
       p.grad_weight && p.weight_count > 1;  // a single one is no obstacle: WeightSums
   if (items.query_ends) {
     (weight ? plan.members : plan.groups).add(items.sequences, 1);
-    plan.weight_shared = weight && items.sequences > 1;
+    plan.weight_shared = weight && items.sequences != 1;  // of no sequences, it is zero at once
   }
   int64_t step = items.sequences;
   for (int64_t k = 0; k < items.rank; k++) {
@@ -111,11 +105,12 @@ void group_items(const Backward<T>& p, Plan& plan) {
   }
 }
 
-// Cut items until there are about two tasks per thread, or four if causal pieces differ in size.
+// Cut items until there are about two tasks per thread, or four if a window makes pieces differ.
 template <class T>
 void cut_items(const Backward<T>& p, int64_t wanted, Plan& plan) {
-  const int64_t queries = (p.queries + kTileRows - 1) / kTileRows,
-                keys = (p.keys + tile_keys(p.d) - 1) / tile_keys(p.d);
+  const int64_t tile = tile_keys(p.d),
+                queries = (p.window.queries(p.queries, p.keys) + kTileRows - 1) / kTileRows,
+                keys = (p.window.keys(p.queries, p.keys) + tile - 1) / tile;
   // a mask that is broadcast over queries or keys has one gradient for all pieces of them
   const bool row_shared = p.grad_mask && p.grad_mask_row == 0,
              col_shared = p.grad_mask && p.grad_mask_col == 0;
@@ -134,7 +129,7 @@ Plan plan_backward(const Backward<T>& p, int threads) {
   Plan plan;
   group_items(p, plan);
   const int64_t groups = std::max<int64_t>(1, plan.groups.count),
-                tasks = threads * (p.causal ? 4 : 2),
+                tasks = threads * (p.window.limits() ? 4 : 2),
                 wanted = threads > 1 && groups < tasks ? (tasks + groups - 1) / groups : 1;
   cut_items(p, wanted, plan);
   if (!p.grad_mask)  // which has no copies

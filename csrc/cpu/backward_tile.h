@@ -58,7 +58,7 @@ inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i
     a.store(weight + j);
     (a * (load(ds + j) - V(delta))).store(ds + j);
   }
-  const bool only = visible(p.causal, i, 0, item.m) == 1;
+  const bool only = visible(p.window, i, 0, item.m).size() == 1;
   if (max(most) > (only ? T(0) : T(0.5)))
     for (int64_t j = 0; j < keys; j++) {
       if (only && weight[j] > 0) weight[j] = 1;  // however the score was rounded
@@ -89,11 +89,10 @@ class BackwardPiece {
     const int64_t block = BackwardScratch<T>::rows(p_);
     for (int64_t ib = is.begin; ib < is.end; ib += block) {
       take_queries(ib, std::min(block, is.end - ib));
-      for (int64_t j0 = js.begin; j0 < js.end; j0 += tile_) {
-        const int64_t keys = std::min(tile_, js.end - j0);
-        if (!visible(p_.causal, ib + rows_ - 1, j0, keys) || p_.host->stopped()) break;
-        run_keys(j0, keys);
-      }
+      const int64_t first = std::max(js.begin, p_.window.first(ib) / tile_ * tile_),
+                    last = p_.window.end(ib + rows_ - 1, js.end);
+      for (int64_t j0 = first; j0 < last && !p_.host->stopped(); j0 += tile_)
+        run_keys(j0, std::min(tile_, last - j0));
     }
   }
 

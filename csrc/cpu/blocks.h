@@ -8,8 +8,8 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// Queries i0 .. i1 of an item against its keys j0 .. j1. `part` is the first row of an unfinished
-// softmax that is merged later, or -1.
+// Queries i0 .. i1 of an item against its keys j0 .. j1, which are those they see. `part` is the
+// first row of an unfinished softmax that is merged later, or -1.
 struct Block {
   int64_t item, i0, i1, j0, j1, part;
 };
@@ -40,11 +40,13 @@ int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
         ((item.n + pieces(b) - 1) / pieces(b) + 3) / 4 * 4;  // alike, and whole registers
     for (int64_t i = 0; i < item.n; i += size) {
       const int64_t i1 = std::min(item.n, i + size);
-      const int64_t tiles = (item.m + tile - 1) / tile,
+      const int64_t first = p.window.first(i) / tile * tile,
+                    last = std::max(first, p.window.end(i1 - 1, item.m)),
+                    tiles = (last - first + tile - 1) / tile,
                     split = std::clamp<int64_t>(tiles / 2, 1, wanted);
       for (int64_t s = 0; s < split; s++)
-        blocks.push_back({b, i, i1, tiles * s / split * tile,
-                          std::min(item.m, tiles * (s + 1) / split * tile),
+        blocks.push_back({b, i, i1, first + tiles * s / split * tile,
+                          std::min(last, first + tiles * (s + 1) / split * tile),
                           split > 1 ? parts + s * (i1 - i) : -1});
       if (split > 1) parts += split * (i1 - i);
     }

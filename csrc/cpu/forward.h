@@ -88,7 +88,7 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
   scorer.queries(b.i0, rows);
   for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
     const int64_t keys = std::min(tile, b.j1 - j0);
-    if (!visible(p.causal, b.i1 - 1, j0, keys) || p.host->stopped()) break;
+    if (p.host->stopped()) break;
     bool prepared = false;
     Matrix value;
     for (int64_t r0 = 0; r0 < rows; r0 += kTileRows) {
@@ -221,14 +221,19 @@ void run_blocks(const P& p, const Host& host) {
     if (p.weights) Sweep::finish_weights(p, b);
   });
 
+  // the parts of a block follow one another
+  const int64_t count = static_cast<int64_t>(blocks.size());
+  auto continues = [&](int64_t k) {
+    const Block &b = blocks[k], &before = blocks[k - 1];
+    return b.item == before.item && b.i0 == before.i0;
+  };
   std::vector<int64_t> first;  // the first part of each block that was split
-  for (int64_t k = 0; k < static_cast<int64_t>(blocks.size()); k++)
-    if (blocks[k].part >= 0 && blocks[k].j0 == 0) first.push_back(k);
+  for (int64_t k = 0; k < count; k++)
+    if (blocks[k].part >= 0 && !(k && continues(k))) first.push_back(k);
   host.run(static_cast<int64_t>(first.size()), [&](int64_t task, int64_t) {
     const int64_t k = first[task];
     int64_t end = k + 1;
-    while (end < static_cast<int64_t>(blocks.size()) && blocks[end].part >= 0 && blocks[end].j0 > 0)
-      end++;
+    while (end < count && continues(end)) end++;
     Sweep::merge(p, &blocks[k], end - k, all, blocks[k].part);
     if (p.weights)
       for (int64_t e = k; e < end; e++) Sweep::finish_weights(p, blocks[e]);

@@ -59,14 +59,15 @@ inline void mask_tangents(T* ds, const T* tile, T* row, int64_t ld, const Proble
                           const Item& item, const Matrix& tangent, int64_t i0, int64_t rows,
                           int64_t j0, int64_t keys) {
   for (int64_t r = 0; r < rows; r++, ds += ld, tile += ld) {
-    const int64_t last = visible(p.causal, i0 + r, j0, keys);
+    const Span seen = visible(p.window, i0 + r, j0, keys);
     if (tangent.data) {
-      load_row(row, tangent.at(i0 + r, j0), 0, last);
-      for (int64_t j = 0; j < last; j++) ds[j] += row[j];
+      load_row(row, tangent.at(i0 + r, j0), 0, seen.end);
+      for (int64_t j = seen.begin; j < seen.end; j++) ds[j] += row[j];
     }
-    for (int64_t j = 0; item.mask.data && j < last; j++)
+    for (int64_t j = seen.begin; item.mask.data && j < seen.end; j++)
       if (tile[j] == -std::numeric_limits<T>::infinity()) ds[j] = T(0);
-    std::fill(ds + last, ds + ld, T(0));
+    std::fill(ds, ds + seen.begin, T(0));
+    std::fill(ds + seen.end, ds + ld, T(0));
   }
 }
 
@@ -97,7 +98,7 @@ void forward_jvp_block(const ForwardJvp<T>& p, const Block& b, const ForwardJvpS
   scorer.queries(b.i0, rows);
   for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
     const int64_t keys = std::min(tile, b.j1 - j0);
-    if (!visible(p.causal, b.i1 - 1, j0, keys) || p.host->stopped()) break;
+    if (p.host->stopped()) break;
     bool prepared = false;
     Matrix value, value_tangent;
     for (int64_t r0 = 0; r0 < rows; r0 += kTileRows) {

@@ -1,13 +1,19 @@
-// The pairs of a tile that take part: causal limit, bool mask and float mask.
+// The pairs of a tile that take part: window, bool mask and float mask.
 #pragma once
 #include "pack.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// The number of keys, of the `keys` from j0 on, that query i may attend to.
-inline int64_t visible(bool causal, int64_t i, int64_t j0, int64_t keys) {
-  return causal ? std::clamp<int64_t>(i + 1 - j0, 0, keys) : keys;
+// The keys, of the `keys` from j0 on, that query i sees, counted from j0.
+inline Span visible(const Window& window, int64_t i, int64_t j0, int64_t keys) {
+  return {std::min(keys, std::max<int64_t>(0, window.first(i) - j0)),
+          std::max<int64_t>(0, window.end(i, j0 + keys) - j0)};
+}
+
+// Return true if one of the queries i0 .. i0 + rows sees one of the keys j0 .. j0 + keys.
+inline bool any_visible(const Window& window, int64_t i0, int64_t rows, int64_t j0, int64_t keys) {
+  return window.first(i0) < j0 + keys && window.end(i0 + rows - 1, j0 + keys) > j0;
 }
 
 // row[j] <- the mask of (i, j0 + j) as a term of the score: 0 or -inf for a bool mask. Return false
@@ -32,7 +38,7 @@ inline bool mask_row(T* row, const Matrix& mask, int64_t i, int64_t j0, int64_t 
 template <class T>
 inline bool mask_tile(T* tile, int64_t ld, const Problem& p, const Item& item, int64_t i0,
                       int64_t rows, int64_t j0, int64_t keys) {
-  if (!visible(p.causal, i0 + rows - 1, j0, keys)) return false;
+  if (!any_visible(p.window, i0, rows, j0, keys)) return false;
   if (!item.mask.data) return true;
   bool any = false;
   for (int64_t r = 0; r < rows; r++) any |= mask_row(tile + r * ld, item.mask, i0 + r, j0, keys);
@@ -46,13 +52,14 @@ inline void apply_mask(T* scores, const T* tile, int64_t ld, const Problem& p, c
   constexpr T out = -std::numeric_limits<T>::infinity();
   for (int64_t r = 0; r < rows; r++) {
     T* s = scores + r * ld;
-    const int64_t last = visible(p.causal, i0 + r, j0, keys);
+    const Span seen = visible(p.window, i0 + r, j0, keys);
+    std::fill(s, s + seen.begin, out);
     if (item.mask.data) {
       const T* m = tile + r * ld;
-      for (int64_t j = 0; j < last; j++)
+      for (int64_t j = seen.begin; j < seen.end; j++)
         s[j] = m[j] == out ? out : s[j] + m[j];  // even if s is NaN
     }
-    std::fill(s + last, s + ld, out);
+    std::fill(s + seen.end, s + ld, out);
   }
 }
 

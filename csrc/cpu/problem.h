@@ -6,6 +6,7 @@
 #include "common/activation.h"
 #include "common/contract.h"
 #include "common/matrix.h"
+#include "common/window.h"
 #include "cpu/items.h"
 
 namespace attnkernels::cpu {
@@ -31,7 +32,7 @@ struct Problem {
   int64_t pair_cols;  // row length of the (rows, m) outputs
   Activation activation;
   double negative_slope, scale;
-  bool causal;
+  Window window;
   Dropout dropout;
 };
 

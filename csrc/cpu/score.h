@@ -15,6 +15,12 @@ constexpr int64_t kNarrow = 2;     // up to this many queries, keys are not tran
 constexpr int64_t kTileRows = 32;  // queries of a tile
 static_assert(kPanel % 4 == 0, "dropout takes four keys at a time, from a multiple of four on");
 
+// A range of queries or keys.
+struct Span {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
 // Sizes with which the operands of a tile stay in the second-level cache.
 inline int64_t tile_keys(int64_t d) { return padded(d) > 1024 ? kPanel : 2 * kPanel; }
 inline int64_t block_rows(const Problem& p) {

@@ -23,10 +23,10 @@ namespace {
 constexpr int kHalves = kTile / kSweep;
 static_assert(kHalves * kSweep == kTile);
 
-// The part of a block: its index among the parts of the queries, among those of the keys, and in
-// the leading index; its tiles; and the first element of the gradient of the mask.
+// The part of a block: its index among the copies of the gradients of the keys, among those of the
+// queries, and in the leading index; its tiles; and the first element of the gradient of the mask.
 struct Part {
-  int query, key, whole;
+  int key_copy, query_copy, whole;
   int query_tile, query_end, key_tile, key_end;
   int64_t mask_at;
 };
@@ -50,6 +50,7 @@ struct Job {
   Delta delta;
   Sum query, key, value, weight;
   int query_parts, key_parts;
+  int key_copies = 1;  // parts of the queries this far apart see different keys
 };
 
 // Store G into ds, 16 queries per warp.
@@ -114,8 +115,8 @@ __device__ __forceinline__ void add_gradients(const Shared& shared, const Proble
     const int first = half * kSweep;
     if (it * kTile + first >= at.queries || t >= p.d) continue;
     const Gradients grad{
-        job.query.row(part.key, at.query_row + it * kTile + first),
-        job.key.row(part.query * kHalves + half, at.key_row + jt * kTile),
+        job.query.row(part.query_copy, at.query_row + it * kTile + first),
+        job.key.row(part.key_copy * kHalves + half, at.key_row + jt * kTile),
         job.weight.row(part.whole * kHalves + half, at.b),
     };
     const float* const ds = shared.ds + first;
@@ -217,17 +218,20 @@ __device__ __forceinline__ void find_part(Shared& shared, const Problem& p, cons
   find(shared.at, p, item / p.sequences, s);
   if (threadIdx.x == 0) {
     Part& part = shared.part;
-    part.key = blockIdx.x % job.key_parts;
-    part.query = blockIdx.x / job.key_parts % job.query_parts;
-    part.whole = (s * job.query_parts + part.query) * job.key_parts + part.key;
+    const int key = blockIdx.x % job.key_parts;
+    const int query = blockIdx.x / job.key_parts % job.query_parts;
+    part.query_copy = key;
+    part.key_copy = query % job.key_copies;
+    part.whole = (s * job.query_parts + query) * job.key_parts + key;
     const int query_tiles = static_cast<int>(ceil_div(shared.at.queries, kTile));
-    const int key_tiles = static_cast<int>(ceil_div(shared.at.keys, kTile));
     const int query_share = static_cast<int>(ceil_div(query_tiles, job.query_parts));
-    const int key_share = static_cast<int>(ceil_div(key_tiles, job.key_parts));
-    part.query_tile = part.query * query_share;
+    part.query_tile = query * query_share;
     part.query_end = min(part.query_tile + query_share, query_tiles);
-    part.key_tile = part.key * key_share;
-    part.key_end = min(part.key_tile + key_share, key_tiles);
+    const Reach seen = reach(p.window, part.query_tile * kTile, part.query_end * kTile,
+                             shared.at.queries, shared.at.keys);
+    const int key_share = static_cast<int>(ceil_div(max(seen.end - seen.first, 0), job.key_parts));
+    part.key_tile = seen.first + key * key_share;
+    part.key_end = min(part.key_tile + key_share, seen.end);
     part.mask_at = offset(p.batch, shared.at.b, job.f.mask_lead);
   }
   __syncthreads();
@@ -246,8 +250,9 @@ __global__ void __launch_bounds__(kThreads, 3)
   find_part(shared, p, job);
   shared.totals[threadIdx.x] = 0;
 
-  for (int it = part.query_tile; it < part.query_end; it++)
-    for (int jt = part.key_tile; jt < part.key_end; jt++) {
+  for (int it = part.query_tile; it < part.query_end; it++) {
+    const Reach seen = reach(p.window, it * kTile, (it + 1) * kTile, at.queries, at.keys);
+    for (int jt = max(part.key_tile, seen.first); jt < min(part.key_end, seen.end); jt++) {
       if (!any_takes_part(p, at, it, jt)) continue;
       if (f.grad_scores) {
         take_gradients(shared, p, job, it, jt);
@@ -261,12 +266,13 @@ __global__ void __launch_bounds__(kThreads, 3)
           centre_pairs(shared, p, job, it, jt);
           __syncthreads();
         }
-        float* const grad_value = job.value.row(part.query, at.key_row + jt * kTile);
+        float* const grad_value = job.value.row(part.key_copy, at.key_row + jt * kTile);
         if (grad_value && dc) add_value_gradient(shared, p, dc, grad_value, rows, columns);
       }
       add_gradients(shared, p, job, act, it, jt);
       __syncthreads();  // ds and the weights have been read
     }
+  }
 
   __syncthreads();
   float* const last = job.weight.row(part.whole * kHalves, at.b);
@@ -278,24 +284,40 @@ __global__ void __launch_bounds__(kThreads, 3)
   }
 }
 
-// Cut the tiles of queries and of keys of an item into parts. With atomics, use enough parts to
-// balance the blocks. If each part has gradients of its own, use as few as fill the device, cut so
-// that they take little memory: a part of the queries costs 2 m d + m dv, one of the keys n d.
+// Cut the tiles of queries of an item, and those of the keys that each part sees, into parts. With
+// atomics, use enough parts to balance the blocks. If each part has gradients of its own, use as
+// few as fill the device, cut so that they take little memory: a copy of those of the keys costs
+// 2 m d + m dv, one of those of the queries n d.
 void cut(Job& job, const Problem& p, const Host& host) {
   const int64_t items = p.batch.count * p.sequences;
   const int64_t sequences = std::max(p.sequences, 1);
   const int64_t query_tiles = std::max<int64_t>(ceil_div(ceil_div(p.n, sequences), kTile), 1);
   const int64_t key_tiles = std::max<int64_t>(ceil_div(ceil_div(p.m, sequences), kTile), 1);
   const int64_t each = job.f.deterministic ? 4 : 32;
-  const int64_t wanted = parts_for(items, query_tiles * key_tiles, host, each);
+  auto seen = [&](int64_t parts) {
+    return tiles_seen(p, ceil_div(query_tiles, parts) * kTile, key_tiles);
+  };
+  const int64_t wanted = parts_for(items, query_tiles * seen(query_tiles), host, each);
+  // Parts of the queries that see a key, and so cannot share a copy. Those of a short sequence are
+  // single tiles.
+  auto copies = [&](int64_t parts) {
+    const int64_t share = p.query_ends.ends ? 1 : ceil_div(query_tiles, parts),
+                  around = ceil_div(p.window.left, kTile) + ceil_div(p.window.right, kTile);
+    return std::min(parts, ceil_div(around, share) + 1);
+  };
   int64_t queries = query_tiles;
   if (job.f.deterministic) {
+    auto cost = [&](int64_t parts) {
+      return 3 * key_tiles * copies(parts) +
+             query_tiles * std::min(seen(parts), ceil_div(wanted, parts));
+    };
     queries = 1;
-    while (queries < query_tiles && queries * queries * 3 * key_tiles < wanted * query_tiles)
-      queries++;
+    for (int64_t parts = 2; parts <= std::min(query_tiles, wanted); parts++)
+      if (cost(parts) < cost(queries)) queries = parts;
   }
-  job.key_parts = static_cast<int>(std::min(key_tiles, ceil_div(wanted, queries)));
+  job.key_parts = static_cast<int>(std::min(seen(queries), ceil_div(wanted, queries)));
   job.query_parts = static_cast<int>(std::min(queries, ceil_div(wanted, job.key_parts)));
+  if (job.f.deterministic) job.key_copies = static_cast<int>(copies(job.query_parts));
 }
 
 }  // namespace
@@ -310,13 +332,12 @@ void backward(Problem p, const Owners& own, const Backward& f, const Host& host)
   cut(job, p, host);
   const int64_t items = p.batch.count * p.sequences;
   const int64_t query_copies = f.deterministic ? job.key_parts : 1;
-  const int64_t key_copies = f.deterministic ? job.query_parts : 1;
   const int64_t weight_copies =
       f.deterministic ? int64_t{p.sequences} * job.query_parts * job.key_parts * kHalves : 1;
   job.query = sum_for(f.grad_query.data, query_copies, p.batch.count * p.n, p.d, host);
-  job.key = sum_for(f.grad_key.data, f.deterministic ? key_copies * kHalves : 1,
+  job.key = sum_for(f.grad_key.data, f.deterministic ? int64_t{job.key_copies} * kHalves : 1,
                     p.batch.count * p.m, p.d, host);
-  job.value = sum_for(f.grad_value.data, key_copies, p.batch.count * p.m, p.dv, host);
+  job.value = sum_for(f.grad_value.data, job.key_copies, p.batch.count * p.m, p.dv, host);
   job.weight = sum_for(f.grad_weight, weight_copies, p.batch.count, p.d + 1, host);
   job.delta = make_delta(p, f, host);
   by_activation(p, [&](auto act) {

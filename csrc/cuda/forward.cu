@@ -191,7 +191,8 @@ void forward(Problem p, const Owners& own, const Forward& f, const Host& host) {
   const bool step = is_step(p);
   if (!step) prepare(p, own, host);
   const int64_t blocks = step ? p.batch.count : p.batch.count * p.queries.tiles;
-  const int64_t tiles = step ? ceil_div(p.m, kStepKeys) : p.keys.tiles;
+  const int64_t tiles = step ? tiles_seen(p, p.n, ceil_div(p.m, kStepKeys), kStepKeys)
+                             : tiles_seen(p, kTile, p.keys.tiles);
   Split part{f.context, f.lse, f.weights, parts_for(blocks, tiles, host)};
   if (part.splits > 1) {
     part.context = host.allocate<float>(part.splits * rows * p.dv);

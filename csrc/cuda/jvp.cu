@@ -312,7 +312,7 @@ void forward_jvp(Problem p, const Owners& own, const Forward& f, Tangents tangen
   prepare(tangents.inputs, tangents.own, host, true);
   const Forward& moved = tangents.outputs;
   const int64_t blocks = p.batch.count * p.queries.tiles;
-  const int splits = parts_for(blocks, p.keys.tiles, host, 2);
+  const int splits = parts_for(blocks, tiles_seen(p, kTile, p.keys.tiles), host, 2);
   Parts part{{f.context, f.lse, f.weights, splits},
              {moved.context, moved.lse, moved.weights, splits}};
   if (splits > 1)

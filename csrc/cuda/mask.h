@@ -9,7 +9,7 @@ namespace attnkernels::cuda {
 __device__ __forceinline__ bool takes_part(const Problem& p, int64_t mask_at, int rows, int columns,
                                            int i, int j, float& added) {
   added = 0;
-  if (i >= rows || j >= columns || (p.causal && j > i)) return false;
+  if (i >= rows || j >= columns || j - i > p.window.right || i - j > p.window.left) return false;
   if (!p.mask.data) return true;
   const int64_t at = mask_at + i * p.mask.row + j * p.mask.col;
   if (p.mask.dtype == Dtype::boolean) return static_cast<const uint8_t*>(p.mask.data)[at] != 0;

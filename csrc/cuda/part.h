@@ -20,10 +20,10 @@ __device__ __forceinline__ void find_part(Place& at, Part& part, const Problem& 
   find(at, p, b, s);
   if (threadIdx.x == 0) {
     const int it = tile - extent(p.query_ends, s, p.n).tile;
-    const int end = p.causal ? min(at.keys, (it + 1) * kTile) : at.keys;
-    const int tiles = static_cast<int>(ceil_div(end, kTile));
-    const int share = static_cast<int>(ceil_div(tiles, splits));
-    part = {it, at.queries - it * kTile, split * share, min((split + 1) * share, tiles),
+    const Reach seen = reach(p.window, it * kTile, (it + 1) * kTile, at.queries, at.keys);
+    const int share = static_cast<int>(ceil_div(max(seen.end - seen.first, 0), splits));
+    const int first = seen.first + split * share;
+    part = {it, at.queries - it * kTile, first, min(first + share, seen.end),
             split * p.batch.count * p.n + at.query_row + it * kTile};
   }
   __syncthreads();

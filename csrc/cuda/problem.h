@@ -1,5 +1,6 @@
 // The interface of the CUDA kernels: plain pointers, sizes and strides, no torch type.
 #pragma once
+#include <climits>
 #include <cstdint>
 
 #include "common/activation.h"
@@ -44,6 +45,11 @@ struct Sequences {
   Dtype dtype = Dtype::i32;
 };
 
+// Query i sees the keys from i - left to i + right; INT_MAX is no limit.
+struct Window {
+  int left = INT_MAX, right = INT_MAX;
+};
+
 struct Problem {
   Batch batch;
   Matrix query, key, value, weight, mask, lengths;  // data null: none
@@ -53,7 +59,7 @@ struct Problem {
   Activation activation;
   float negative_slope;  // of leaky_relu
   float scale;
-  bool causal = false;
+  Window window;
   const int64_t* seed = nullptr;  // null: no dropout
   uint64_t threshold = 0;         // bits below this threshold, of 2^32, drop a pair
   float keep_scale = 1;

@@ -55,6 +55,24 @@ __device__ __forceinline__ int length_of(const Matrix& lengths, const Batch& bat
   return static_cast<int>(length < 0 ? 0 : length < m ? length : m);
 }
 
+// Return the end of the keys, of `keys`, that the queries before `end` see.
+__device__ __forceinline__ int seen_keys(const Window& window, int end, int keys) {
+  return window.right < keys - end ? end + window.right : keys;
+}
+
+// The tiles of keys that neighbouring queries see: none if end <= first.
+struct Reach {
+  int first, end;
+};
+
+// Return those of the queries from i0 to i1, exclusive, that exist.
+__device__ __forceinline__ Reach reach(const Window& window, int i0, int i1, int queries,
+                                       int keys) {
+  const int first = i0 > window.left ? i0 - window.left : 0;
+  const int end = seen_keys(window, min(i1, queries), keys);
+  return {first / kTile, first < end ? static_cast<int>(ceil_div(end, kTile)) : 0};
+}
+
 // The leading index and sequence of a block. It lies in shared memory because registers are scarce.
 struct Place {
   int64_t query_panel, key_panel;               // the first tile's

@@ -200,9 +200,9 @@ __device__ __forceinline__ void each_pair(int it, int jt, Scores& x, const F& f)
     for (int c = 0; c < kRJ; c++) f(i0 + r * kTI, j0 + c * kTJ, x[r][c]);
 }
 
-// Return true if a tile must be computed. All threads of the block call this.
+// Return true if a tile of reach() must be computed. All threads of the block call this.
 __device__ __forceinline__ bool any_takes_part(const Problem& p, const Place& at, int it, int jt) {
-  if (!p.mask.data) return !p.causal || jt <= it;
+  if (!p.mask.data) return true;
   bool some = false;
   for (int pair = threadIdx.x; pair < kTile * kTile && !some; pair += kThreads) {
     float added;

@@ -22,6 +22,12 @@ inline int tiles_of(const Sequences& s, int rows, int sequences) {
   return static_cast<int>(s.ends ? rows / kTile + sequences : ceil_div(rows, kTile));
 }
 
+// Return the most tiles of `tile` keys, of `tiles`, that `rows` neighbouring queries see.
+inline int64_t tiles_seen(const Problem& p, int64_t rows, int64_t tiles, int64_t tile = kTile) {
+  const int64_t keys = std::min(p.window.left, p.n) + rows + p.window.right;
+  return std::min(tiles, ceil_div(keys, tile) + 1);
+}
+
 // Return the number of parts to cut `tiles` into, so that `blocks` blocks per part put `each`
 // blocks on every processor.
 inline int parts_for(int64_t blocks, int64_t tiles, const Host& host, int64_t each = 4) {

@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kBlock, 2)
   const int split = blockIdx.x % out.splits, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t b = blockIdx.x / out.splits;
   const int columns = length_of(p.lengths, p.batch, b, p.lengths.lead, p.m);
-  const int end = p.causal ? min(columns, p.n) : columns;
+  const int end = seen_keys(p.window, p.n, columns);
   const int tiles = static_cast<int>(ceil_div(end, kStepKeys));
   const int share = static_cast<int>(ceil_div(tiles, out.splits));
   const int64_t mask_at = offset(p.batch, b, p.mask.lead);

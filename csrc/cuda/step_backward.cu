@@ -104,9 +104,9 @@ __global__ void __launch_bounds__(kBlock)
   const Backward& f = job.f;
   const int part = blockIdx.x % job.parts, warp = threadIdx.x / 32;
   const int64_t b = blockIdx.x / job.parts;
-  const int columns = length_of(p.lengths, p.batch, b, p.lengths.lead, p.m);
+  const int columns =
+      seen_keys(p.window, p.n, length_of(p.lengths, p.batch, b, p.lengths.lead, p.m));
   const int tiles = static_cast<int>(ceil_div(p.m, kBackwardKeys));
-  const int share = static_cast<int>(ceil_div(tiles, job.parts));
   const int64_t query_at = offset(p.batch, b, p.query.lead);
   const int64_t key_at = offset(p.batch, b, p.key.lead);
   const int64_t weight_at = offset(p.batch, b, p.weight.lead);
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kBlock)
   float* const grad_weight = job.weight.row(part, b);
   float total = 0;
 
-  for (int jt = part * share; jt < min((part + 1) * share, tiles); jt++) {
+  for (int jt = part; jt < tiles; jt += job.parts) {  // each has as many that are seen
     const int j0 = jt * kBackwardKeys, e0 = warp * (kBackwardKeys / kWarps);
     const int there = min(kBackwardKeys, p.m - j0), count = min(there, columns - j0);
     if (j0 + e0 < columns)

@@ -35,7 +35,8 @@ class Call {
   // the call `may_fold` them.
   explicit Call(const Arguments& in, int64_t wanted = 0, bool may_fold = true)
       : n(size_from_end(in.query, 2)), m(size_from_end(in.key, 2)), d(size_from_end(in.query, 1)),
-        dv(in.value ? size_from_end(*in.value, 1) : 0), queries(n), keys(m), key_rows(m) {
+        dv(in.value ? size_from_end(*in.value, 1) : 0), queries(n), keys(m), key_rows(m),
+        window_(in.window) {
     check_width(in.key, d, "key");
     check_width(in.weight, d, "weight");
     if (in.value) check_value(*in.value, m);
@@ -66,7 +67,7 @@ class Call {
     if (wanted & kValue) take_gradient(*in.value, 2, Items::grad_value, m);
     if (wanted & kWeight) take_gradient(in.weight, 1, Items::grad_weight, 1);
     if (wanted & kMask) take_mask_gradient(in.attn_mask);
-    if (may_fold && !in.cu_seqlens_q && !in.is_causal && !in.seed) fold(wanted);
+    if (may_fold && !in.cu_seqlens_q && !in.window.limits() && !in.seed) fold(wanted);
     join();
     items.dims = dims_.data();
     items.rank = static_cast<int64_t>(dims_.size());
@@ -98,13 +99,14 @@ class Call {
   int64_t work() const { return pairs_ * (d + dv); }
 
  private:
+  const Window window_;
   std::vector<Items::Dim> dims_;
   std::vector<int64_t> query_ends_, key_ends_;
   int64_t pairs_ = 0;
 
   void list_dims() {
     for (size_t k = leading.sizes().size(); k-- > 0;) dims_.push_back({leading.sizes()[k], {}});
-    pairs_ = items.count * n * m;
+    pairs_ = items.count * n * window_.width(m);
   }
 
   // Call f(dim, k) for the leading dimensions k of t along which it varies.
@@ -157,7 +159,7 @@ class Call {
       STD_TORCH_CHECK(0 <= length && length <= m, "attnkernels: key_lengths must be between 0 and ",
                       m, ", got ", length);
       most = std::max(most, length);
-      sum += length;
+      sum += window_.width(length);
     }
     keys = most;
     pairs_ = count ? items.count / count * n * sum : 0;
@@ -174,7 +176,7 @@ class Call {
       const int64_t q = query_ends_[s + 1] - query_ends_[s], k = key_ends_[s + 1] - key_ends_[s];
       queries = std::max(queries, q);
       keys = std::max(keys, k);
-      pairs_ += items.count * q * k;
+      pairs_ += items.count * q * window_.width(k);
     }
     key_rows = keys;
     items.count *= sequences;

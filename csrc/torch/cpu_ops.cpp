@@ -32,7 +32,7 @@ void describe(Problem& p, const Call& call, const Arguments& in) {
   p.activation = in.activation;
   p.negative_slope = in.negative_slope;
   p.scale = in.scale;
-  p.causal = in.is_causal;
+  p.window = in.window;
   if (in.seed) p.dropout = {in.dropout_p, *static_cast<const uint64_t*>(in.seed->const_data_ptr())};
 }
 

@@ -94,7 +94,8 @@ class CudaCall {
     if (in.key_lengths) take(*in.key_lengths, 0, problem.lengths);
     if (in.cu_seqlens_q) take_sequences(*in.cu_seqlens_q, in.cu_seqlens_k);
     if (in.seed) take_dropout(problem, *in.seed, in.dropout_p);
-    problem.causal = in.is_causal;
+    auto limit = [](int64_t keys) { return static_cast<int>(std::min<int64_t>(keys, INT_MAX)); };
+    problem.window = {limit(in.window.left), limit(in.window.right)};
   }
 
   // Merge the leading dimensions, once all arguments are registered; `more` has the operator's own

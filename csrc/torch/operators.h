@@ -5,9 +5,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include <new>
+#include <optional>
 #include <stdexcept>
 #include <tuple>
 
+#include "common/window.h"
 #include "torch/checks.h"
 #include "torch/outputs.h"
 
@@ -22,8 +24,18 @@ struct Arguments {
                *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr, *packed_key = nullptr,
                *seed = nullptr;
   double dropout_p = 0;
-  bool is_causal = false;
+  Window window = {};
 };
+
+using MaybeInt = std::optional<int64_t>;
+
+// The window of the arguments of an operator, which are absent where they limit nothing.
+inline Window window_of(const MaybeInt& left, const MaybeInt& right) {
+  auto limit = [](const MaybeInt& keys) {
+    return std::min(keys.value_or(Window::kUnlimited), Window::kUnlimited);
+  };
+  return {limit(left), limit(right)};
+}
 
 // Further arguments of the backward of attention: gradients of the outputs, contiguous and null if
 // absent, and the outputs as the forward returned them.
@@ -63,13 +75,14 @@ struct Operators {
                           const Tensor& weight, const Maybe& attn_mask, const Maybe& key_lengths,
                           const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k,
                           const Maybe& packed_key, const Maybe& seed, double dropout_p,
-                          bool is_causal, int64_t activation, double negative_slope, double scale,
+                          const MaybeInt& window_left, const MaybeInt& window_right,
+                          int64_t activation, double negative_slope, double scale,
                           bool return_weights) {
     return naming_memory([&] {
       return Device::forward(
           {query, key, weight, activation_of(activation), negative_slope, scale, &value,
            given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k),
-           given(packed_key), given(seed), dropout_p, is_causal},
+           given(packed_key), given(seed), dropout_p, window_of(window_left, window_right)},
           return_weights);
     });
   }
@@ -80,16 +93,18 @@ struct Operators {
                            const Maybe& key_lengths, const Maybe& cu_seqlens_q,
                            const Maybe& cu_seqlens_k, const Maybe& seed, const Tensor& context,
                            const Tensor& lse, const Tensor& weights, double dropout_p,
-                           bool is_causal, int64_t activation, double negative_slope, double scale,
+                           const MaybeInt& window_left, const MaybeInt& window_right,
+                           int64_t activation, double negative_slope, double scale,
                            int64_t wanted) {
     auto whole = [](const Maybe& t) { return t ? Maybe(dense(*t)) : t; };
     return naming_memory([&] {
-      return Device::backward({query, key, weight, activation_of(activation), negative_slope, scale,
-                               &value, given(attn_mask), given(key_lengths), given(cu_seqlens_q),
-                               given(cu_seqlens_k), nullptr, given(seed), dropout_p, is_causal},
-                              {whole(grad_context), whole(grad_lse), whole(grad_weights),
-                               dense(context), dense(lse), dense(weights)},
-                              wanted);
+      return Device::backward(
+          {query, key, weight, activation_of(activation), negative_slope, scale, &value,
+           given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k), nullptr,
+           given(seed), dropout_p, window_of(window_left, window_right)},
+          {whole(grad_context), whole(grad_lse), whole(grad_weights), dense(context), dense(lse),
+           dense(weights)},
+          wanted);
     });
   }
 
@@ -116,9 +131,9 @@ struct Operators {
                               const Tensor& key, const Tensor& value, const Tensor& weight,
                               const Maybe& attn_mask, const Maybe& key_lengths,
                               const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k,
-                              const Maybe& seed, double dropout_p, bool is_causal,
-                              int64_t activation, double negative_slope, double scale,
-                              bool return_weights) {
+                              const Maybe& seed, double dropout_p, const MaybeInt& window_left,
+                              const MaybeInt& window_right, int64_t activation,
+                              double negative_slope, double scale, bool return_weights) {
     check_tangent(query_tangent, query, "query_tangent");
     check_tangent(key_tangent, key, "key_tangent");
     check_tangent(value_tangent, value, "value_tangent");
@@ -132,7 +147,7 @@ struct Operators {
       return Device::forward_jvp(
           {query, key, weight, activation_of(activation), negative_slope, scale, &value,
            given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k), nullptr,
-           given(seed), dropout_p, is_causal},
+           given(seed), dropout_p, window_of(window_left, window_right)},
           {given(query_tangent), given(key_tangent), given(weight_tangent), given(value_tangent),
            given(attn_mask_tangent)},
           return_weights);

@@ -66,26 +66,60 @@ def test_what_is_dropped_is_zero(maths: ModuleType) -> None:
 THERE = [(0, 0), (0, 5), (5, 0), (1, 1), (7, 8), (9, 11), (5, 9)]
 
 
-def pairs_there(rows: int, columns: int, causal: bool) -> np.ndarray:
+UNLIMITED = 2**31 - 1
+WINDOWS = [(UNLIMITED, UNLIMITED), (UNLIMITED, 0), (2, 3), (0, UNLIMITED)]
+
+
+def pairs_there(rows: int, columns: int, window: tuple[int, int]) -> np.ndarray:
     i, j = np.mgrid[:9, :11]
-    return (i < rows) & (j < columns) & ~(causal & (j > i))
+    left, right = window
+    return (i < rows) & (j < columns) & (i - j <= left) & (j - i <= right)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("rows, columns", THERE)
-def test_pairs_without_a_mask(maths: ModuleType, rows: int, columns: int, causal: bool) -> None:
-    taken, added = maths.takes_part(None, maths.Dtype.f32, 0, 0, 0, causal, rows, columns, 9, 11)
-    assert np.array_equal(taken, pairs_there(rows, columns, causal)) and not added.any()
+def test_pairs_without_a_mask(
+    maths: ModuleType, rows: int, columns: int, window: tuple[int, int]
+) -> None:
+    taken, added = maths.takes_part(None, maths.Dtype.f32, 0, 0, 0, *window, rows, columns, 9, 11)
+    assert np.array_equal(taken, pairs_there(rows, columns, window)) and not added.any()
+
+
+TILE = 64
+LIMITS = [0, 1, 63, 64, 65, 200, UNLIMITED]
+
+
+@pytest.mark.parametrize("queries, keys", [(1, 1), (64, 64), (65, 200), (300, 63), (130, 0)])
+@pytest.mark.parametrize("left, right", [*product(LIMITS, LIMITS)])
+def test_tiles_that_queries_see(
+    maths: ModuleType, queries: int, keys: int, left: int, right: int
+) -> None:
+    """Those with a pair in the window, and no others, for one tile of queries and for two."""
+    i, j = np.mgrid[:queries, :keys]
+    there = (i - j <= left) & (j - i <= right)
+    for tile, count in product(range(-(-queries // TILE)), (1, 2)):
+        i0, i1 = tile * TILE, (tile + count) * TILE
+        columns = there[i0:i1].any(0)
+        wanted = [k for k in range(-(-keys // TILE)) if columns[k * TILE : (k + 1) * TILE].any()]
+        assert list(range(*maths.reach(left, right, i0, i1, queries, keys))) == wanted
+
+
+def test_tiles_that_the_last_of_many_queries_sees(maths: ModuleType) -> None:
+    """Positions near the largest int."""
+    most = UNLIMITED - TILE
+    first, end = maths.reach(100, 100, most - TILE, most, most, most)
+    assert (first, end) == ((most - TILE - 100) // TILE, -(-most // TILE))
+    assert maths.reach(UNLIMITED, UNLIMITED, most - TILE, most, most, most) == (0, end)
 
 
 # strides of the mask's rows and columns: whole, transposed, broadcast, every other
 LAYOUTS = [(11, 1), (1, 9), (0, 1), (1, 0), (0, 0), (22, 2)]
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("dtype", ["boolean", *TORCH])
 def test_pairs_with_a_mask(
-    maths: ModuleType, random: np.random.Generator, dtype: str, causal: bool
+    maths: ModuleType, random: np.random.Generator, dtype: str, window: tuple[int, int]
 ) -> None:
     """Only -inf excludes a pair; the largest negative number, inf and NaN are added."""
     values = torch.tensor([-INF, 0.0, -0.0, 1.5, -2.25, INF, NAN, torch.finfo(torch.half).min])
@@ -99,12 +133,12 @@ def test_pairs_with_a_mask(
             mask = values[torch.from_numpy(random.integers(values.numel(), size=size))]
             memory = mask.to(TORCH[dtype]).view(torch.uint8).numpy()
             numbers = mask.to(TORCH[dtype]).float().numpy()
-        there = pairs_there(rows, columns, causal)
+        there = pairs_there(rows, columns, window)
         i, j = np.mgrid[:9, :11]
         at = np.where(there, numbers[np.where(there, mask_at + i * row + j * col, 0)], -INF)
 
         taken, added = maths.takes_part(
-            memory, code, mask_at, row, col, causal, rows, columns, 9, 11
+            memory, code, mask_at, row, col, *window, rows, columns, 9, 11
         )
         assert np.array_equal(taken, at != -INF)
         assert np.array_equal(added[taken], at[taken], equal_nan=True)

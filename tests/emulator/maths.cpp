@@ -171,10 +171,10 @@ PYBIND11_MODULE(cuda_maths, m) {
   // takes_part() for all pairs of `height` x `width`, which go beyond rows and columns.
   m.def("takes_part",
         [](const std::optional<Array<uint8_t>>& mask, Dtype dtype, int64_t mask_at, int64_t row,
-           int64_t col, bool causal, int rows, int columns, int height, int width) {
+           int64_t col, int left, int right, int rows, int columns, int height, int width) {
           Problem p{};
           p.mask.data = mask ? mask->data() : nullptr;
-          p.mask.dtype = dtype, p.mask.row = row, p.mask.col = col, p.causal = causal;
+          p.mask.dtype = dtype, p.mask.row = row, p.mask.col = col, p.window = {left, right};
           Array<bool> taken({height, width});
           Array<float> added({height, width});
           for (int i = 0; i < height; i++)
@@ -183,6 +183,11 @@ PYBIND11_MODULE(cuda_maths, m) {
                   takes_part(p, mask_at, rows, columns, i, j, added.mutable_at(i, j));
           return py::make_tuple(taken, added);
         });
+
+  m.def("reach", [](int left, int right, int i0, int i1, int queries, int keys) {
+    const Reach seen = reach({left, right}, i0, i1, queries, keys);
+    return py::make_tuple(seen.first, seen.end);
+  });
 
   // By (M, N).
   m.def("product_1_8", multiply<1, 8>);

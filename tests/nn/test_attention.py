@@ -127,6 +127,18 @@ def test_one_query_and_prepared_steps_equal_a_plain_call(heads: int) -> None:
     )
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_window_is_a_mask_of_positions(heads: int) -> None:
+    module = AdditiveAttention(QUERY, KEY, HIDDEN, num_heads=heads, dtype=F64)
+    query, key = normal(B, N, QUERY, dtype=F64), normal(B, M, KEY, dtype=F64)
+    ahead = torch.arange(M) - torch.arange(N).unsqueeze(-1)
+    options: dict[str, Any] = {"key_lengths": LENGTHS, "return_weights": True}
+    wanted = module(query, key, attn_mask=(ahead >= -1) & (ahead <= 5), **options)
+    torch.testing.assert_close(module(query, key, window_size=(1, 5), **options), wanted)
+    alone = module(query[:, 0], key, window_size=(1, 5), **options)  # at the first position
+    torch.testing.assert_close(alone, (wanted[0][:, 0], wanted[1][..., 0, :]))
+
+
 def test_dropout_is_for_training() -> None:
     module = AdditiveAttention(QUERY, KEY, HIDDEN, dropout=0.9)
     query, key = normal(B, N, QUERY), normal(B, M, KEY)

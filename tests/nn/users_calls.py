@@ -35,7 +35,7 @@ RunWithWeights = tuple[Tensor, Tensor, DecoderState, Tensor]
 def additive(attention: AdditiveAttention, wanted: bool) -> None:
     assert_type(attention(x, x), Tensor)
     assert_type(attention(x, x, x, key_lengths=n, return_weights=False), Tensor)
-    assert_type(attention(x, x, return_weights=True), Pair)
+    assert_type(attention(x, x, window_size=(2, 2), return_weights=True), Pair)
     assert_type(attention.forward(x, x, attn_mask=x, return_weights=True), Pair)
     assert_type(attention(x, x, return_weights=wanted), Tensor | Pair)
     prepared = attention.prepare(x, n)

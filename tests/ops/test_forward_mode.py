@@ -86,6 +86,7 @@ CASES: dict[str, Callable[[str], tuple[Call, Tensors]]] = {
     "context": attention(),
     "all results": attention(return_weights=True, return_lse=True),
     "causal": attention(is_causal=True),
+    "a window": attention(window_size=(1, 0), return_lse=True),
     "lengths": attention(key_lengths=torch.tensor([0, 3]), return_lse=True),
     "a bool mask": attention(attn_mask=torch.tensor([[True, False] * 2, [False] * 4, [True] * 4])),
     "dropout": attention(dropout_p=0.4, return_weights=True),

@@ -86,6 +86,7 @@ def test_vmap_is_one_more_leading_dimension(backend: str, which: tuple[int, ...]
 
     check_attention(*stacked, return_weights=True, return_lse=True, backend=call)
     check_attention(*stacked, is_causal=True, backend=call)
+    check_attention(*stacked, window_size=(1, 2), backend=call)
 
 
 def test_vmap_of_other_dimensions(backend: str) -> None:

@@ -64,6 +64,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "leaky_relu": {"activation": "leaky_relu", "negative_slope": 0.3},
     "dropout": {"dropout_p": 0.4},
     "causal": {"is_causal": True},
+    "a window": {"window_size": (0, 1)},
     "lengths 0 and 2": {"key_lengths": torch.tensor([0, 2])},
     "a masked row": {"attn_mask": torch.tensor([[False] * 3, [False, True, True]])},
     "all at once": {

@@ -38,6 +38,7 @@ keys = st.sampled_from([0, 1, 2, 5, 15, 16, 17, 31, 33, 64, 129])
 width = st.sampled_from([1, 2, 3, 4, 7, 8, 15, 16, 17, 33])
 value_width = st.sampled_from([0, 1, 2, 7, 16, 17, 33])
 activations = st.sampled_from(["tanh", *ACTIVATIONS])
+sides = st.sampled_from([-1, -1, -1, 0, 1, 3, 40])
 dtypes = st.sampled_from([F32, F32, F32, BF16, F16, F64])
 
 
@@ -114,6 +115,7 @@ def test_attention(
         else None,
         key_lengths=torch.randint(0, m + 1, draw.broadcast(lead)) if lengths else None,
         is_causal=data.draw(st.booleans()),
+        window_size=(data.draw(sides), data.draw(sides)),
         activation=activation,
         return_weights=data.draw(st.booleans()),
         return_lse=data.draw(st.booleans()),
@@ -169,6 +171,7 @@ def test_varlen(
         cumulative(lengths_q),
         cumulative(lengths_k),
         is_causal=data.draw(st.booleans()),
+        window_size=(data.draw(sides), data.draw(sides)),
         activation=activation,
         return_lse=data.draw(st.booleans()),
         backend=backend,

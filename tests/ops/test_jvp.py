@@ -156,13 +156,14 @@ def float_mask(*shape: int) -> Tensor:
 
 
 OPTIONS: dict[str, Callable[[], dict[str, Any]]] = {
-    "causal": lambda: {"is_causal": True},
+    "causal": lambda: {"window_right": 0},
+    "a window": lambda: {"window_left": 5, "window_right": 30},
     "lengths": lambda: {"key_lengths": torch.tensor([0, MANY - 5])},
     "bool mask": lambda: {"attn_mask": torch.rand(1, 9, MANY) < 0.3},
     "dropout": lambda: {"seed": torch.tensor(5), "dropout_p": 0.4},
     "all dropped": lambda: {"seed": torch.tensor(5), "dropout_p": 1.0},
     "everything": lambda: {
-        "is_causal": True,
+        "window_right": 0,
         "key_lengths": torch.tensor([MANY, 4]),
         "attn_mask": torch.rand(9, MANY) < 0.6,
         "seed": torch.tensor(1 << 40),
@@ -210,14 +211,17 @@ def test_leading_dimensions_and_strides(fused: str) -> None:
 
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.3])
-@pytest.mark.parametrize("is_causal", [False, True])
-def test_packed_sequences(fused: str, is_causal: bool, dropout_p: float) -> None:
+@pytest.mark.parametrize("left, right", [(None, None), (None, 0), (2, 5)])
+def test_packed_sequences(
+    fused: str, left: int | None, right: int | None, dropout_p: float
+) -> None:
     rows, columns = [9, 0, 1, 25], [MANY, 5, 0, 3]
     shapes = ((2, sum(rows), 13), (sum(columns), 13), (2, sum(columns), 5), (13,))
     inputs = named(*(normal(*shape, grad=False) for shape in shapes))
     ends = {"cu_seqlens_q": cumulative(rows), "cu_seqlens_k": cumulative(columns)}
     seed = torch.tensor(3) if dropout_p else None
-    check(fused, inputs, is_causal=is_causal, seed=seed, dropout_p=dropout_p, **ends)
+    options = {"window_left": left, "window_right": right, "dropout_p": dropout_p}
+    check(fused, inputs, seed=seed, **options, **ends)
 
 
 SEAMS = [0.0, 1e-8, 9.0, 11.0, 22.0, 43.0, 44.0, 60.0, 87.0, 1e4]

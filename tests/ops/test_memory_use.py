@@ -52,6 +52,8 @@ print(run(2048, options), run(8192, options))
 CASES: dict[str, dict[str, object]] = {
     "plain": {},
     "causal": {"is_causal": True},
+    "a window": {"window_size": (100, 30)},
+    "a window of packed": {"packed": True, "window_size": (100, 30)},
     "dropout": {"dropout_p": 0.1},
     "broadcast mask with a gradient": {"attn_mask": None, "key_lengths": None},
     "packed": {"packed": True},

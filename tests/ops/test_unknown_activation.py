@@ -32,7 +32,7 @@ def arguments(operator: str, device: str = "cpu") -> dict[str, Any]:
         "grad_context": outputs["context"],
         "grad": torch.zeros(batch, n, m),
         **{"activation": UNKNOWN, "negative_slope": 0.2, "scale": 1.0},
-        **{"dropout_p": 0.0, "is_causal": False, "return_weights": False, "wanted": 1},
+        **{"dropout_p": 0.0, "return_weights": False, "wanted": 1},
     }
     named = {name: given.get(name) for name in SIGNATURES[operator].names}
     return {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in named.items()}

@@ -23,6 +23,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, w: Tensor, flag: bool) -> None:
     assert_type(additive_attention(q, k, v, w), Tensor)
     assert_type(additive_attention(query=q, key=k, value=v, weight=w), Tensor)
     assert_type(additive_attention(q, k, v, w, is_causal=True, scale=0.5), Tensor)
+    assert_type(additive_attention(q, k, v, w, window_size=(3, -1)), Tensor)
     assert_type(additive_attention(q, k, v, w, return_weights=False, return_lse=False), Tensor)
     assert_type(additive_attention(q, k, v, w, return_weights=True, attn_mask=q), Pair)
     assert_type(additive_attention(q, k, v, w, return_lse=True, dropout_p=0.1), Pair)
@@ -45,6 +46,7 @@ def scores(q: Tensor, k: Tensor, w: Tensor) -> None:
 
 def packed(q: Tensor, k: Tensor, v: Tensor, w: Tensor, cu: Tensor, flag: bool) -> None:
     assert_type(additive_attention_varlen(q, k, v, w, cu, cu), Tensor)
+    assert_type(additive_attention_varlen(q, k, v, w, cu, cu, window_size=(0, 2)), Tensor)
     assert_type(additive_attention_varlen(q, k, v, w, cu, cu, is_causal=True), Tensor)
     assert_type(additive_attention_varlen(q, k, v, w, cu, cu, return_lse=True), Pair)
     assert_type(additive_attention_varlen(q, k, v, w, cu, cu, return_lse=flag), Tensor | Pair)

@@ -51,7 +51,7 @@ def bool_mask(n: int) -> tuple[Any, dict[str, Any]]:
     """Every way to exclude pairs, and the weights; sigmoid, with d not a multiple of 4."""
     inputs = make((2, n, 40, 30, 7), grad=False)
     mask = torch.ones(2, n, 40, dtype=torch.bool)
-    options = {"is_causal": True, "return_weights": True, "activation": "sigmoid"}
+    options = {"window_right": 0, "return_weights": True, "activation": "sigmoid"}
     return inputs, {"attn_mask": mask, "key_lengths": torch.tensor([3, 40]), **seeded(), **options}
 
 
@@ -94,11 +94,25 @@ def test_options_compile(
 def test_packed_sequences_compile(target: str) -> None:
     query, key, value, weight = (x.squeeze(0) for x in make((1, 70, 70, 30, 7), BF16, grad=False))
     ends = cumulative([33, 0, 37])
-    packed = {"cu_seqlens_q": ends, "cu_seqlens_k": ends, "is_causal": True, **seeded()}
+    packed = {"cu_seqlens_q": ends, "cu_seqlens_k": ends, "window_right": 0, **seeded()}
     with aot.compiling_for(target) as launches:
         aot.attention(query, key, value, weight, **packed)
         aot.tangents(query, key, value, weight, **packed)
     assert {*TILED, "jvp_kernel"} <= {launch.name for launch in launches}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", OPTIONS_ON)
+def test_windows_compile(target: str) -> None:
+    """Some of many keys, for which the backward goes through runs of tiles, and for a step."""
+    window = {"window_left": 20, "window_right": 7, **seeded()}
+    with aot.compiling_for(target) as launches:
+        aot.attention(*make((1, 300, 300, 30, 7), grad=False), **window)
+        aot.tangents(*make((1, 300, 300, 30, 7), grad=False), **window)
+        aot.attention(*make((1, 2, 300, 30, 7), grad=False), **window)
+    runs = [each.arguments["run"] for each in launches if each.name == "sweep_kernel"]
+    assert runs and None not in runs
+    assert {*TILED, *STEP, "jvp_kernel"} <= {launch.name for launch in launches}
 
 
 @pytest.mark.slow

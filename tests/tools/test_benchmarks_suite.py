@@ -173,17 +173,21 @@ def test_cases_are_the_named_ones_and_long_ones_run_only_when_named() -> None:
     assert not any(case.group == "long" for case in choose(None))
     assert not any(case.group == "gpu" for case in choose(None))
     assert shapes["gpu-square"] == "8x1024x1024x256" and shapes["gpu-step"] == "64x1x4096x512"
-    assert [case.name for case in choose("long")] == ["long-16k", "long-64k"]
+    assert [case.name for case in choose("long")] == ["long-16k", "long-64k", "window"]
     assert [case.name for case in choose("square,long-64k")] == ["square", "long-64k"]
 
 
+WINDOW = {"shape": (1, 600, 600, 8, 8), "window": 100, "providers": {"eager", "native", "triton"}}
+SMALL = {"plain": {}, "prepared": {"prepared": True}, "window": WINDOW}
+
+
 @pytest.mark.parametrize("provider", providers.PROVIDERS, ids=lambda provider: provider.name)
-@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("options", SMALL.values(), ids=SMALL)
 def test_every_provider_computes_the_same(
-    provider: providers.Provider, prepared: bool, monkeypatch: pytest.MonkeyPatch
+    provider: providers.Provider, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda f, **options: f)  # it would take half a minute
-    case = Case("any", (2, 3, 5, 8, 8), prepared=prepared)
+    case = Case(**{"name": "any", "shape": (2, 3, 5, 8, 8), **options})
     eager = providers.PROVIDERS[0]
     for direction in ("forward", "both"):
         sentence = providers.why_not(provider, case, direction, torch.float32)

@@ -58,6 +58,33 @@ def test_compile_is_a_third_method(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert asked == [{"dynamic": False}] * 2
 
 
+@pytest.mark.parametrize("flags", [(), ("--backward",)], ids=str)
+def test_a_window_is_measured_beside_all_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    _, result = run(tmp_path, "--lengths", "16,48", "--window", "5", *flags)
+    assert [row["method"] for row in result["rows"]] == ["naive", "fused", "window"] * 2
+    windowed = [row for row in result["rows"] if row["method"] == "window"]
+    for row in windowed:
+        n = row["length"]
+        pairs = sum(abs(i - j) <= 5 for i in range(n) for j in range(n))
+        assert row["g_elements_per_s"] == pytest.approx(pairs * 8 / row["ms"] / 1e6)
+    assert result["window"] == 5
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "In a window of 5 to both sides, 48 characters took" in printed
+    assert ", window 5" in printed and "than all pairs" in printed
+
+
+def test_a_window_takes_time_by_its_pairs() -> None:
+    options = {"backend": "native", "naive_seconds": 1.0, "fused_seconds": 1.0, "window": 7}
+    _, whole, windowed = sweep.methods(8, False, False, **options)
+    for method, growth in ((whole, 16), (windowed, sweep.window_pairs(400, 7) / 1444)):
+        method.last, row = Row(100, method.name, ms=3.0, peak_mib=1.0), Row(400, method.name)
+        method.estimate(row)
+        assert row.estimated_ms == pytest.approx(3.0 * growth)
+    assert sweep.window_pairs(100, 7) == 1444 and sweep.window_pairs(4, 7) == 16
+
+
 def test_says_what_does_not_fit_instead_of_dying(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

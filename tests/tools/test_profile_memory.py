@@ -58,10 +58,10 @@ def encoder(dim):
     peak = memory.measure(lambda: text.encode(characters, dim, 0)).peak_bytes
     return text.encoder_bytes(len(characters), dim) / peak
 
-def fused(backward):
+def fused(name, backward):
     given = text.Attended(*(torch.randn(1, 4000, 64) for _ in range(3)), torch.randn(64))
-    methods = sweep.methods(64, backward, False, "native", 1, 1)
-    (method,) = (m for m in methods if m.name == "fused")
+    methods = sweep.methods(64, backward, False, "native", 1, 1, window=256)
+    (method,) = (m for m in methods if m.name == name)
     call = sweep._call(method.attention, given, backward)
     call()
     return method.needed_bytes(4000) / memory.measure(call).peak_bytes
@@ -76,11 +76,12 @@ def test_the_encoder_needs_what_is_estimated(dim: int) -> None:
     assert 0.7 < in_a_new_process(f"encoder({dim})") < 1.5
 
 
+@pytest.mark.parametrize("name", ["fused", "window"])
 @pytest.mark.parametrize("backward", [False, True])
-def test_the_fused_operator_needs_what_is_estimated(fused: str, backward: bool) -> None:
+def test_the_fused_operator_needs_what_is_estimated(fused: str, backward: bool, name: str) -> None:
     if fused != "native":
         pytest.skip("the estimate is of the native backend, by its pages")
-    assert 0.7 < in_a_new_process(f"fused({backward})") < 1.5
+    assert 0.7 < in_a_new_process(f"fused({name!r}, {backward})") < 1.5
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ class Small:
             mask, lengths = self._leaf(2, n, M), self._to(torch.tensor([M, 50]))
             options = {"attn_mask": mask, "key_lengths": lengths, "dropout_p": 0.3}
             yield partial(attend, **options, is_causal=True, return_weights=True, return_lse=True)
+            yield partial(attend, window_size=(20, 3), dropout_p=0.3)
             yield partial(self._heads, n)
             yield partial(self._scores, n)
             yield partial(self._step, n)

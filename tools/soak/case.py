@@ -49,6 +49,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "lengths": ("none", "int32", "int64"),
     "padding": ("numbers", "nan"),
     "causal": ("no", "yes"),
+    "window": ("none", "left", "right", "left, right"),
     "dropout": ("0.0", "0.1", "0.5", "0.9", "1.0"),
     "returns": ("context", "context, lse", "context, weights", "context, weights, lse"),
     "through": (
@@ -126,6 +127,8 @@ class Case:
         narrow = [name for name in self.operands if self._is_broadcast(name)]
         returns = ["context"]
         returns += [x for x in ("weights", "lse") if self.options.get(f"return_{x}")]
+        limits = zip(("left", "right"), self.options.get("window_size", ()), strict=False)
+        sides = [side for side, limit in limits if limit >= 0]
         sizes = [*self.sizes, *(size for pair in self.sequences for size in pair)]
         edges = [f"{e - 1}..{e + 1}" for e in (32, 64, 128) if {e - 1, e, e + 1} & set(sizes)]
         empty = {"n": n == 0, "m": m == 0, "dv": dv == 0, "leading": 0 in self.lead}
@@ -146,6 +149,7 @@ class Case:
             "lengths": [self.lengths_dtype],
             "padding": [self.padding],
             "causal": ["yes" if self.options.get("is_causal") else "no"],
+            "window": [", ".join(sides) or "none"],
             "dropout": [str(self.options.get("dropout_p", 0.0))],
             "returns": [", ".join(returns)],
             "through": [", ".join(self.through) or "nothing"],

@@ -189,6 +189,9 @@ class _Draw:
             return options
         if call != "attend" and self._chance(0.3):
             options["is_causal"] = True
+        if call != "attend" and self._chance(0.3):
+            sides = (-1, -1, 0, 1, 7, 40, 200)
+            options["window_size"] = self._one_of(sides), self._one_of(sides)
         if call != "vmap" and self._chance(0.2):  # which has no dropout
             options["dropout_p"] = self._one_of((0.1, 0.1, 0.5, 0.5, 0.9, 1.0))
         if call != "varlen" and self._chance(0.4):

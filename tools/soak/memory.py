@@ -85,6 +85,7 @@ def functions(backend: str) -> dict[str, Call]:
             attn_mask=mask,
             key_lengths=lengths,
             is_causal=True,
+            window_size=(2, 1),
             dropout_p=0.2,
             return_weights=True,
             return_lse=True,

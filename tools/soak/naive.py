@@ -49,6 +49,7 @@ def attention(
     attn_mask: Tensor | None = None,
     key_lengths: Tensor | None = None,
     is_causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
     dropout_p: float = 0.0,
     return_weights: bool = False,
     return_lse: bool = False,
@@ -69,8 +70,7 @@ def attention(
         is_bool = attn_mask.dtype == torch.bool
         taking_part = taking_part & (attn_mask if is_bool else attn_mask != float("-inf"))
         bias = None if is_bool else _wide(attn_mask).expand(*lead, n, m)
-    if is_causal:
-        taking_part = taking_part.tril()
+    taking_part = _seen(taking_part, is_causal, window_size)
     if key_lengths is not None:
         taking_part = taking_part & (torch.arange(m) < key_lengths[..., None])[..., None, :]
 
@@ -93,6 +93,7 @@ def varlen(
     cu_seqlens_k: Tensor,
     *,
     is_causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
     dropout_p: float = 0.0,
     return_lse: bool = False,
     **scoring: Any,
@@ -111,8 +112,7 @@ def varlen(
         for of_q, of_k in ends:
             n, m = of_q[1] - of_q[0], of_k[1] - of_k[0]
             taking_part = torch.ones(n, m, dtype=torch.bool)
-            if is_causal:
-                taking_part = taking_part.tril()
+            taking_part = _seen(taking_part, is_causal, window_size)
             kept = torch.ones(n, m)
             if seed is not None:
                 kept = _kept(seed, dropout_p, counter, n, m)
@@ -122,6 +122,16 @@ def varlen(
                 rows.append((context, lse, lse))  # weights have no shape of their own here
     sizes = (query.shape[-2], 0, value.shape[-1])
     return _results(rows, query, lead, sizes, False, return_lse)
+
+
+def _seen(taking_part: Tensor, is_causal: bool, window_size: tuple[int, int]) -> Tensor:
+    """Return the pairs (..., n, m) without those that a position excludes."""
+    left, right = window_size
+    if is_causal:
+        taking_part = taking_part.tril()
+    if right >= 0:
+        taking_part = taking_part.tril(right)
+    return taking_part.triu(-left) if left >= 0 else taking_part
 
 
 def _rows(

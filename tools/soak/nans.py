@@ -51,7 +51,8 @@ def shielded(
         poisoned = [{**inputs, **options}[name] for name in names]
         # gradients of pairs that are masked or dropped may be zero times NaN
         passing = {"activation": "tanh"}  # which passes every NaN on
-        passing |= {k: type(fixed[k])(0) for k in ("is_causal", "dropout_p") if k in fixed}
+        all_pairs = {"is_causal": False, "window_size": (-1, -1), "dropout_p": 0.0}
+        passing |= {name: x for name, x in all_pairs.items() if name in fixed}
         clean = [everything[name] for name in names]
         calls = tested, naive, reference
         outputs = _Shielded.apply(run, calls, passing, rows_share, poisoned, *clean)
@@ -84,7 +85,8 @@ class _Shielded(torch.autograd.Function):
             ctx.of_poisoned = run(tested, ctx.poisoned)
             ctx.of_dense = run(reference, ctx.dense, **passing)
         with torch.no_grad():
-            may = run(reference, poisoned, **{k: x for k, x in passing.items() if k != "is_causal"})
+            masks = ("is_causal", "window_size")
+            may = run(reference, poisoned, **{k: x for k, x in passing.items() if k not in masks})
             must = run(naive, poisoned)
         ctx.set_materialize_grads(False)
         return tuple(

@@ -13,7 +13,7 @@ serves every n: a decoder step fills one row of a tile. tangent.py says what bou
 import triton
 import triton.language as tl
 
-from .mask import NONE, any_takes_part, kept, mask_of, taking_part
+from .mask import NONE, any_takes_part, end_key, first_key, kept, mask_of, taking_part
 from .rows import (
     ANY,
     extent,
@@ -90,6 +90,7 @@ def jvp_kernel(
     value,
     weights,
     mask,
+    band,
     tangents,
     lengths,
     cu_seqlens_q,
@@ -113,7 +114,6 @@ def jvp_kernel(
     negative_slope,
     ACTIVATION: tl.constexpr,
     MASK: tl.constexpr,
-    CAUSAL: tl.constexpr,
     SHAPE: tl.constexpr,
     BV: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -135,11 +135,10 @@ def jvp_kernel(
     i = i0 + tile_i
     row_i = i0 + tl.arange(0, BI)
     there = row_i < rows
-    end = columns
-    if CAUSAL:
-        end = tl.minimum(end, i0 + BI)
-    live_tiles = tl.cdiv(end, BJ)
-    share = tl.cdiv(live_tiles, splits)
+    begin = first_key(band, i0)
+    last_tile = tl.cdiv(end_key(band, tl.minimum(i0 + BI, rows) - 1, columns), BJ)
+    share = tl.cdiv(tl.maximum(last_tile - begin // BJ, 0), splits)
+    first_tile = begin // BJ + split * share
 
     query_at = matrix_of(b, sizes, query) + begin_q * query.row
     key_at = matrix_of(b, sizes, key) + begin_k * key.row
@@ -161,11 +160,11 @@ def jvp_kernel(
     moment = tl.zeros((BI,), tl.float32)  # the sum of exp(s - highest) (s' - origin)
     origin = tl.zeros((BI,), tl.float32)
     started = False
-    for jt in range(split * share, tl.minimum((split + 1) * share, live_tiles)):
+    for jt in range(first_tile, tl.minimum(first_tile + share, last_tile)):
         j = jt * BJ + tile_j
         live = True
         if MASK != NONE:
-            live = any_takes_part(i, j, rows, columns, mask, mask_at, CAUSAL, MASK)
+            live = any_takes_part(i, j, rows, columns, mask, mask_at, band, MASK)
         if live:
             x, dx = tangent_tile(
                 query, query_at, query_panels, query_panel, i0, rows, key, key_at, key_panels,
@@ -173,7 +172,7 @@ def jvp_kernel(
                 tangent_key_panel + jt, tangent_weights, d, padded, negative_slope, ACTIVATION,
                 SHAPE, CHUNKS, TARGET,
             )  # fmt: skip
-            takes, added = taking_part(i, j, rows, columns, mask, mask_at, CAUSAL, MASK)
+            takes, added = taking_part(i, j, rows, columns, mask, mask_at, band, MASK)
             x = tl.where(takes, x + added, -float("inf"))
             if tangents.mask is not None:
                 at = mask_tangent_at + i.to(tl.int64) * tangents.mask.row

@@ -20,15 +20,42 @@ def mask_of(b, sizes, mask):
 
 
 @triton.jit
-def taking_part(i, j, n, m, mask, mask_at, CAUSAL: tl.constexpr, MASK: tl.constexpr):
+def first_key(band, i):
+    """Return the first key that query i and those after it see, which may lie beyond the keys."""
+    if band is None:
+        return 0
+    else:
+        return tl.maximum(i - band.left // SCALE, 0)
+
+
+@triton.jit
+def end_key(band, i, m):
+    """Return the end of the keys, of m, that query i and those before it see."""
+    if band is None:
+        return m
+    else:
+        return i + 1 + tl.minimum(band.right // SCALE, m - 1 - i)
+
+
+@triton.jit
+def seeing_queries(band, tile, m, n, BJ: tl.constexpr):
+    """Return the first query, of n, that sees a tile of BJ keys, of m, and their end, or 0."""
+    first = tl.maximum(tile * BJ - band.right // SCALE, 0)
+    last = tl.minimum(tile * BJ + BJ, m) - 1
+    end = last + 1 + tl.minimum(band.left // SCALE, n - 1 - last)
+    return first, tl.where((tile * BJ < m) & (first < end), end, 0)
+
+
+@triton.jit
+def taking_part(i, j, n, m, mask, mask_at, band, MASK: tl.constexpr):
     """Return (bool: the pairs that nothing excludes, float32: the numbers added to their scores).
 
     i and j broadcast to the shape of the pairs. The keys end at m, which follows key_lengths if
     given. mask_at: from mask_of().
     """
     there = (i < n) & (j < m)
-    if CAUSAL:
-        there = there & (j <= i)
+    if band is not None:
+        there = there & (j - i <= band.right // SCALE) & (i - j <= band.left // SCALE)
     added = 0.0
     if MASK != NONE:
         at = mask_at + i.to(tl.int64) * mask.row + j.to(tl.int64) * mask.unit
@@ -41,16 +68,16 @@ def taking_part(i, j, n, m, mask, mask_at, CAUSAL: tl.constexpr, MASK: tl.conste
 
 
 @triton.jit
-def any_takes_part(i, j, n, m, mask, mask_at, CAUSAL: tl.constexpr, MASK: tl.constexpr):
-    """Return True if a tile must be computed. Without a mask its corner decides."""
+def any_takes_part(i, j, n, m, mask, mask_at, band, MASK: tl.constexpr):
+    """Return True if a tile must be computed. Without a mask its corners decide."""
     if MASK == NONE:
-        last = tl.max(tl.ravel(i))
         first = tl.min(tl.ravel(j))
         some = first < m
-        if CAUSAL:
-            some = some & (first <= last)
+        if band is not None:
+            some = some & (first - tl.max(tl.ravel(i)) <= band.right // SCALE)
+            some = some & (tl.min(tl.ravel(i)) - tl.max(tl.ravel(j)) <= band.left // SCALE)
     else:
-        takes, _ = taking_part(i, j, n, m, mask, mask_at, CAUSAL, MASK)
+        takes, _ = taking_part(i, j, n, m, mask, mask_at, band, MASK)
         some = tl.max(tl.ravel(takes.to(tl.int32))) > 0
     return some
 

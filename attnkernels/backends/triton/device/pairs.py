@@ -2,16 +2,18 @@
 
 The backward needs d numbers to make the gradient ds of a score, (E4), and d more to use it. It
 makes ds for a window of queries, and sweep.py goes through that: with windows, memory stays linear
-in n + m.
+in n + m. Where queries see few of the keys, a run of tiles of queries takes the place of the
+window, and ds has room only for the tiles of keys that each of them sees.
 """
 
 import triton
 import triton.language as tl
 
 from .delta import MOST, centred, context_error
-from .mask import any_takes_part, kept, mask_of, taking_part
+from .mask import any_takes_part, end_key, first_key, kept, mask_of, seeing_queries, taking_part
 from .rows import (
     ANY,
+    SCALE,
     extent,
     lead_index,
     length_of,
@@ -71,6 +73,7 @@ def gradient_kernel(
     value,
     weights,
     mask,
+    band,
     lengths,
     cu_seqlens_q,
     cu_seqlens_k,
@@ -80,6 +83,7 @@ def gradient_kernel(
     outer,
     ds,
     used,
+    run,
     n,
     m,
     d,
@@ -91,7 +95,6 @@ def gradient_kernel(
     negative_slope,
     ACTIVATION: tl.constexpr,
     MASK: tl.constexpr,
-    CAUSAL: tl.constexpr,
     SHAPE: tl.constexpr,
     BV: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -101,29 +104,46 @@ def gradient_kernel(
     """Program (b, tile of keys, tile of queries in the window that starts at query `window`).
 
     ds and used (the weights after dropout) are transposed: rows of `width` queries, one per key of
-    every tile, and 0 where a pair takes no part.
+    every tile, and 0 where a pair takes no part. With a run, program (b, tile of queries, one of
+    the tiles of keys that it sees), rows are of BI queries.
     """
     BI: tl.constexpr = SHAPE[0] * SHAPE[2]
     BJ: tl.constexpr = SHAPE[1] * SHAPE[3]
-    it, kt, b = program_index(window_tiles, key_tiles)
-    s = sequence_of(cu_seqlens_k, sequences, kt, BJ)
-    begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI)
-    begin_k, columns, first_k = extent(cu_seqlens_k, s, m, BJ)
-    i0 = window + it * BI
-    j0 = (kt - first_k) * BJ
-    if i0 >= rows:
+    if run is None:
+        it, kt, b = program_index(window_tiles, key_tiles)
+        s = sequence_of(cu_seqlens_k, sequences, kt, BJ)
+        begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI)
+        begin_k, columns, first_k = extent(cu_seqlens_k, s, m, BJ)
+        columns = length_of(b, sizes, lengths, columns)
+        i0 = window + it * BI
+        j0 = (kt - first_k) * BJ
+        end = j0 + 1
+        corner = (wide(b) * key_tiles + kt) * BJ * width + it * BI
+        row_length = width
+    else:
+        slot, it, b = program_index(run.slots // SCALE, run.tiles // SCALE)
+        tile = run.first // SCALE + it
+        s = sequence_of(cu_seqlens_q, sequences, tile, BI)
+        begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI)
+        begin_k, columns, first_k = extent(cu_seqlens_k, s, m, BJ)
+        columns = length_of(b, sizes, lengths, columns)
+        i0 = (tile - first_q) * BI
+        end = end_key(band, tl.minimum(i0 + BI, rows) - 1, columns)
+        kt = first_k + first_key(band, i0) // BJ + slot
+        j0 = (kt - first_k) * BJ
+        corner = ((wide(b) * (run.tiles // SCALE) + it) * (run.slots // SCALE) + slot) * BJ * BI
+        row_length = BI
+    if (i0 >= rows) | (j0 >= end):
         return
-    columns = length_of(b, sizes, lengths, columns)
     tile_i, tile_j = places(SHAPE)
     i = i0 + tile_i
     j = j0 + tile_j
     mask_at = mask_of(b, sizes, mask)
-    some = any_takes_part(i, j, rows, columns, mask, mask_at, CAUSAL, MASK)
-    corner = (wide(b) * key_tiles + kt) * BJ * width + it * BI
+    some = any_takes_part(i, j, rows, columns, mask, mask_at, band, MASK)
     ds += corner
     if used is not None:
         used += corner
-    at = tl.arange(0, BJ)[:, None] * width + tl.arange(0, BI)[None, :]
+    at = tl.arange(0, BJ)[:, None] * row_length + tl.arange(0, BI)[None, :]
     if some == 0:
         tl.store(ds + at, tl.zeros((BJ, BI), tl.float32))
         if used is not None:
@@ -139,7 +159,7 @@ def gradient_kernel(
         j0, columns, vector_of(b, sizes, weights), d, padded, negative_slope, ACTIVATION, SHAPE,
         CHUNKS, TARGET,
     )  # fmt: skip
-    takes, added = taking_part(i, j, rows, columns, mask, mask_at, CAUSAL, MASK)
+    takes, added = taking_part(i, j, rows, columns, mask, mask_at, band, MASK)
     row = wide(b) * n + begin_q + i0
     end = tl.load(outer.lse + row + tile_i, mask=i < rows, other=0.0)
     end = tl.where(end == -float("inf"), 0.0, end)
@@ -193,6 +213,10 @@ def gradient_kernel(
 @triton.jit(do_not_specialize=ANY)
 def value_kernel(
     used,
+    run,
+    band,
+    lengths,
+    sizes,
     grad_context,
     grad_value,
     cu_seqlens_q,
@@ -207,23 +231,46 @@ def value_kernel(
     BI: tl.constexpr,
     BJ: tl.constexpr,
     BV: tl.constexpr,
+    TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Program (b, tile of keys, BV columns): add the window's part of du, (E6)."""
+    """Program (b, tile of keys, BV columns): add the part of du, (E6), of the window or the run.
+
+    It takes BI queries at a time; TILE is the number of those of a tile.
+    """
     column, kt, b = program_index(tl.cdiv(dv, BV), key_tiles)
     c = column * BV + tl.arange(0, BV)
     s = sequence_of(cu_seqlens_k, sequences, kt, BJ)
-    begin_q, rows, _ = extent(cu_seqlens_q, s, n, BI)
+    begin_q, rows, first_q = extent(cu_seqlens_q, s, n, TILE)
     begin_k, count, first_k = extent(cu_seqlens_k, s, m, BJ)
     j = (kt - first_k) * BJ + tl.arange(0, BJ)
-    used += ((wide(b) * key_tiles + kt) * BJ + tl.arange(0, BJ))[:, None] * width
     at = (wide(b) * m + begin_k + j)[:, None] * dv + c[None, :]
     inside = (j < count)[:, None] & (c < dv)[None, :]
     du = tl.load(grad_value + at, mask=inside, other=0.0)
-    for local in range(0, tl.minimum(rows - window, width), BI):
-        i = local + tl.arange(0, BI)
-        row = wide(b) * n + begin_q + window + i
-        there = (window + i < rows)[:, None] & (c < dv)[None, :]
+    first_tile = 0
+    if run is None:
+        first_row = window
+        last_row = window + tl.minimum(rows - window, width)
+        used += ((wide(b) * key_tiles + kt) * BJ + tl.arange(0, BJ))[:, None] * width - window
+    else:
+        first_tile = run.first // SCALE - first_q
+        columns = length_of(b, sizes, lengths, count)
+        seen, last_row = seeing_queries(band, kt - first_k, columns, rows, BJ)
+        first_row = tl.maximum(seen // BI, first_tile * (TILE // BI)) * BI
+        last_row = tl.minimum(last_row, (first_tile + run.tiles // SCALE) * TILE)
+    for i0 in range(first_row, last_row, BI):
+        i = i0 + tl.arange(0, BI)
+        row = wide(b) * n + begin_q + i
+        there = (i < rows)[:, None] & (c < dv)[None, :]
         dc = tl.load(grad_context + row[:, None] * dv + c[None, :], mask=there, other=0.0)
-        du = tl.dot(tl.load(used + i[None, :]), dc, du, input_precision=PRECISION)
+        if run is None:
+            part = tl.load(used + i[None, :])
+        else:
+            it = i0 // TILE
+            slot = kt - first_k - first_key(band, it * TILE) // BJ
+            corner = (wide(b) * (run.tiles // SCALE) + it - first_tile) * (run.slots // SCALE)
+            corner = (corner + slot) * BJ * TILE + i0 % TILE
+            rows_at = tl.arange(0, BJ)[:, None] * TILE + tl.arange(0, BI)[None, :]
+            part = tl.load(used + corner + rows_at)
+        du = tl.dot(part, dc, du, input_precision=PRECISION)
     tl.store(grad_value + at, du, mask=inside)

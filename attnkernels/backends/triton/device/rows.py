@@ -42,6 +42,24 @@ class Dropout(NamedTuple):
     keep_scale: Any
 
 
+class Band(NamedTuple):
+    """The window of a call: query i sees the keys from i - left to i + right; times SCALE."""
+
+    left: Any
+    right: Any
+
+
+class Run(NamedTuple):
+    """Tiles of queries with room for the tiles of keys that each sees; times SCALE.
+
+    The first one, counted over all sequences; their number; and the tiles of keys of each.
+    """
+
+    first: Any
+    tiles: Any
+    slots: Any
+
+
 class Outer(NamedTuple):
     """The given terms of (E4); those that are absent are None.
 
@@ -90,6 +108,7 @@ ANY = (
     "key_tiles",
     "key_programs",
     "key_parts",
+    "key_copies",
 )
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .delta import MOST, ROUNDING, centred
-from .mask import kept, mask_of, taking_part
+from .mask import end_key, first_key, kept, mask_of, taking_part
 from .maths import (
     activated,
     exp_sum,
@@ -60,6 +60,7 @@ def step_kernel(
     value,
     weight,
     mask,
+    band,
     lengths,
     dropout,
     sizes,
@@ -76,7 +77,6 @@ def step_kernel(
     negative_slope,
     ACTIVATION: tl.constexpr,
     MASK: tl.constexpr,
-    CAUSAL: tl.constexpr,
     BJ: tl.constexpr,
     BD: tl.constexpr,
     TARGET: tl.constexpr,
@@ -84,10 +84,10 @@ def step_kernel(
     """Program (b, query, split of keys): (E1)-(E3), as forward_kernel."""
     split, i, b = program_index(splits, n)
     end = length_of(b, sizes, lengths, m)
-    if CAUSAL:
-        end = tl.minimum(end, i + 1)
-    tiles = tl.cdiv(end, BJ)
-    share = tl.cdiv(tiles, splits)
+    begin, end = first_key(band, i), end_key(band, i, end)
+    last_tile = tl.cdiv(end, BJ)
+    share = tl.cdiv(tl.maximum(last_tile - begin // BJ, 0), splits)
+    first_tile = begin // BJ + split * share
     query_at = matrix_of(b, sizes, query) + wide(i) * query.row
     key_at = matrix_of(b, sizes, key)
     value_at = matrix_of(b, sizes, value)
@@ -99,9 +99,9 @@ def step_kernel(
     highest = -float("inf")
     total = 0.0
     started = False
-    for jt in range(split * share, tl.minimum((split + 1) * share, tiles)):
+    for jt in range(first_tile, tl.minimum(first_tile + share, last_tile)):
         j = jt * BJ + tl.arange(0, BJ)
-        takes, added = taking_part(i, j, n, end, mask, mask_at, CAUSAL, MASK)
+        takes, added = taking_part(i, j, n, end, mask, mask_at, band, MASK)
         if tl.max(takes.to(tl.int32)) > 0:
             x = _scores(
                 query, query_at, key, key_at, weight, weight_at, jt * BJ, end, d, scale,
@@ -144,6 +144,7 @@ def step_gradient_kernel(
     value,
     weight,
     mask,
+    band,
     lengths,
     dropout,
     sizes,
@@ -158,7 +159,6 @@ def step_gradient_kernel(
     negative_slope,
     ACTIVATION: tl.constexpr,
     MASK: tl.constexpr,
-    CAUSAL: tl.constexpr,
     BJ: tl.constexpr,
     BD: tl.constexpr,
     TARGET: tl.constexpr,
@@ -169,7 +169,7 @@ def step_gradient_kernel(
     j = j0 + tl.arange(0, BJ)
     end = length_of(b, sizes, lengths, m)
     mask_at = mask_of(b, sizes, mask)
-    takes, added = taking_part(i, j, n, end, mask, mask_at, CAUSAL, MASK)
+    takes, added = taking_part(i, j, n, end, mask, mask_at, band, MASK)
     row = wide(b) * n + i
     at = row * m + j
     if tl.max(takes.to(tl.int32)) == 0:
@@ -222,6 +222,7 @@ def step_sweep_kernel(
     query,
     key,
     weight,
+    band,
     lengths,
     sizes,
     leads,
@@ -248,17 +249,16 @@ def step_sweep_kernel(
     column, part, b = program_index(tl.cdiv(d, BD), parts)
     t = column * BD + tl.arange(0, BD)
     inside = t < d
-    end = length_of(b, sizes, lengths, m)
+    end = end_key(band, n - 1, length_of(b, sizes, lengths, m))
     query_at = matrix_of(b, sizes, query) + t.to(tl.int64) * query.unit
     key_at = matrix_of(b, sizes, key)
     weight_at = vector_of(b, sizes, weight) + t.to(tl.int64) * weight.unit
     w = scale * tl.load(weight_at, mask=inside, other=0.0).to(tl.float32)
     place = wide(part) * leads + b
     dw = tl.zeros((BD,), tl.float32)
-    share = tl.cdiv(tl.cdiv(m, BJ), parts)
     for i in range(0, n):
         tl.store(grad_query + (place * n + i) * d + t, tl.zeros((BD,), tl.float32), mask=inside)
-    for jt in range(part * share, tl.minimum((part + 1) * share, tl.cdiv(m, BJ))):
+    for jt in range(part, tl.cdiv(m, BJ), parts):  # each has as many that are seen
         j = jt * BJ + tl.arange(0, BJ)
         at = j.to(tl.int64)[:, None] * key.row + t.to(tl.int64)[None, :] * key.unit
         k = tl.load(key_at + at, mask=(j < end)[:, None] & inside[None, :], other=0.0)

@@ -10,6 +10,7 @@ gradients of its own, which the caller sums: there are no atomics, and results a
 import triton
 import triton.language as tl
 
+from .mask import end_key, first_key
 from .maths import (
     FACTORED,
     PAIR,
@@ -21,7 +22,7 @@ from .maths import (
     reciprocal,
     two,
 )
-from .rows import ANY, extent, lead_index, length_of, matrix_of, vector_of, wide
+from .rows import ANY, SCALE, extent, lead_index, length_of, matrix_of, vector_of, wide
 from .score import row_ranges
 
 
@@ -135,6 +136,8 @@ def sweep_kernel(
     sequences,
     sizes,
     leads,
+    band,
+    run,
     ds,
     grad_query,
     query_rows,
@@ -149,6 +152,7 @@ def sweep_kernel(
     width,
     query_parts,
     key_parts,
+    key_copies,
     negative_slope,
     ACTIVATION: tl.constexpr,
     BI: tl.constexpr,
@@ -159,8 +163,9 @@ def sweep_kernel(
     TARGET: tl.constexpr,
 ):
     """Write grad_query [key_parts, leads, query_rows, d], from row query_origin on, and add to
-    grad_key [query_parts, leads, m, d] and grad_weight [programs, d]. BI and BJ are the tiles of
-    the ranges and of ds; query_row and key_row the strides of query and key.
+    grad_key [key_copies, leads, m, d] and grad_weight [programs, d]. BI and BJ are the tiles of
+    the ranges and of ds; query_row and key_row the strides of query and key. With a run, as
+    gradient_kernel stores ds, the parts of the keys are those of what a part of the queries sees.
     """
     ROWS: tl.constexpr = 4 * RI
     columns = tl.cdiv(d, LANES)
@@ -176,10 +181,21 @@ def sweep_kernel(
     begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI)
     begin_k, count, first_k = extent(cu_seqlens_k, s, m, BJ)
     count = length_of(b, sizes, lengths, count)
-    blocks = tl.cdiv(tl.minimum(rows - window, width), ROWS)
+    first_row = window
+    last_row = window + tl.minimum(rows - window, width)
+    if run is not None:
+        first_row = tl.maximum(run.first // SCALE - first_q, 0) * BI
+        last_row = tl.minimum((run.first // SCALE + run.tiles // SCALE - first_q) * BI, rows)
+    blocks = tl.cdiv(tl.maximum(last_row - first_row, 0), ROWS)
     block_share = tl.cdiv(blocks, query_parts)
-    tiles = tl.cdiv(count, BJ)
-    tile_share = tl.cdiv(tiles, key_parts)
+    part_row = first_row + query_part * block_share * ROWS
+    part_end = tl.minimum(part_row + block_share * ROWS, last_row)
+    begin = 0
+    end = count
+    if run is not None:
+        begin, end = first_key(band, part_row), end_key(band, part_end - 1, count)
+    tiles = tl.cdiv(end, BJ)
+    tile_share = tl.cdiv(tl.maximum(tiles - begin // BJ, 0), key_parts)
 
     query_at = matrix_of(b, sizes, query) + begin_q * query_row
     query_at += t.to(tl.int64)[None, :] * query.unit
@@ -192,10 +208,15 @@ def sweep_kernel(
     query_panel = lead_index(b, sizes, query_panels.strides) + first_q
     key_panel = lead_index(b, sizes, key_panels.strides) + first_k
     grad_query += ((wide(key_part) * leads + b) * query_rows + begin_q - query_origin) * d
-    grad_key += ((wide(query_part) * leads + b) * m + begin_k) * d + t
-    ds += (wide(b) * key_tiles + first_k) * BJ * width
+    grad_key += ((wide(query_part % key_copies) * leads + b) * m + begin_k) * d + t
+    row_length = width
+    if run is None:
+        ds += (wide(b) * key_tiles + first_k) * BJ * width
+    else:
+        row_length = BI
+        ds += wide(b) * (run.tiles // SCALE) * (run.slots // SCALE) * BJ * BI
 
-    first_tile = key_part * tile_share
+    first_tile = begin // BJ + key_part * tile_share
     last_tile = tl.minimum(first_tile + tile_share, tiles)
     key_size = 0.0
     if is_logistic(ACTIVATION):
@@ -211,9 +232,20 @@ def sweep_kernel(
     for block in range(
         query_part * block_share, tl.minimum((query_part + 1) * block_share, blocks)
     ):
-        first = window + block * ROWS
+        first = first_row + block * ROWS
         q = query_at + wide(first) * query_row
         there = rows - first
+        at_block = ds + block * ROWS
+        from_tile = first_tile
+        to_tile = last_tile
+        if run is not None:
+            it = first // BI
+            slot = (it + first_q - run.first // SCALE) * (run.slots // SCALE)
+            slot -= first_key(band, it * BI) // BJ  # ds has room from this tile of keys on
+            at_block = ds + wide(slot) * BJ * BI + first % BI
+            from_tile = tl.maximum(first_tile, first_key(band, first) // BJ)
+            last = tl.minimum(first + ROWS, rows) - 1
+            to_tile = tl.minimum(last_tile, tl.cdiv(end_key(band, last, count), BJ))
         # even and odd rows of the two halves of a block
         q0 = _rows(q, 2 * r, query_row, there, inside)
         q1 = _rows(q, 2 * r + 1, query_row, there, inside)
@@ -228,31 +260,31 @@ def sweep_kernel(
                 q1 = exp(q1 * gain(ACTIVATION))
                 q2 = exp(q2 * gain(ACTIVATION))
                 q3 = exp(q3 * gain(ACTIVATION))
-                for tile in range(first_tile, last_tile):
+                for tile in range(from_tile, to_tile):
                     key_high, _ = row_ranges(key_panels.ranges, key_panel + tile, d, CHUNKS)
                     if tl.max(query_high + key_high) <= PAIR:
                         dq, dw = _sweep_tile(
-                            q0, q1, q2, q3, key_at, key_row, ds + block * ROWS, width, grad_key,
+                            q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key,
                             factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION,
                             True, True, RI, BJ, TARGET,
                         )  # fmt: skip
                     else:
                         dq, dw = _sweep_tile(
-                            q0, q1, q2, q3, key_at, key_row, ds + block * ROWS, width, grad_key,
+                            q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key,
                             factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION,
                             True, False, RI, BJ, TARGET,
                         )  # fmt: skip
             else:
-                for tile in range(first_tile, last_tile):
+                for tile in range(from_tile, to_tile):
                     dq, dw = _sweep_tile(
-                        q0, q1, q2, q3, key_at, key_row, ds + block * ROWS, width, grad_key, factor,
+                        q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key, factor,
                         tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False,
                         False, RI, BJ, TARGET,
                     )  # fmt: skip
         else:
-            for tile in range(first_tile, last_tile):
+            for tile in range(from_tile, to_tile):
                 dq, dw = _sweep_tile(
-                    q0, q1, q2, q3, key_at, key_row, ds + block * ROWS, width, grad_key, factor,
+                    q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key, factor,
                     tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False,
                     RI, BJ, TARGET,
                 )  # fmt: skip

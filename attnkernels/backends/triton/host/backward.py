@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ....ops.codes import KEY, MASK, QUERY, VALUE, WEIGHT
 from ..device.pairs import gradient_kernel, value_kernel
-from ..device.rows import Outer
+from ..device.rows import Outer, Run
 from ..device.step import step_gradient_kernel
-from . import configs, sweeps
+from . import bands, configs, sweeps
 from .call import Call, Prepared
 from .launch import launch, on
 
@@ -56,8 +56,8 @@ def backward(
         sums = _nothing(call)
     else:
         with on(call.query):
-            run = _step if call.step else _windows
-            sums = run(call, outer, total, grad_value if used else None, grad_mask)
+            whole = _step if call.step else _tiles
+            sums = whole(call, outer, total, grad_value if used else None, grad_mask)
     grad_query, grad_key, grad_weight = _wanted(sums, call, wanted)
     grad_value = _like(grad_value, arguments["value"]) if wanted & VALUE else grad_value
     return grad_query, grad_key, grad_value, grad_weight, grad_mask
@@ -83,10 +83,12 @@ def scores_backward(
         return _wanted(sweeps.windowed(prepared, grad.sum((-2, -1)), fill), call, wanted)
 
 
-def _windows(
+def _tiles(
     call: Call, outer: Outer, total: Tensor, grad_value: Tensor | None, grad_mask: Tensor
 ) -> sweeps.Sums:
     prepared = Prepared(call, call.tile(configs.backward_tiles()))
+    if bands.pays(prepared) and not grad_mask.numel():
+        return _runs(prepared, outer, total, grad_value)
     tile, key_tiles = prepared.tile, prepared.key_tiles
     used = None
 
@@ -96,19 +98,42 @@ def _windows(
         if used is None and grad_value is not None:
             used = torch.empty_like(ds)
         arguments = prepared.arguments | {"outer": outer, "grad_context": outer.grad_context}
-        arguments |= {"ds": ds, "used": used, "window": first, "width": width}
+        arguments |= {"ds": ds, "used": used, "run": None, "window": first, "width": width}
         window_tiles = -(-width // tile.BI)
         programs = call.leads * key_tiles * window_tiles
         launch(gradient_kernel, programs, arguments, tile.warps, window_tiles=window_tiles)
         if grad_value is not None:
             programs = call.leads * key_tiles * -(-call.dv // configs.VALUE_COLUMNS)
-            launch(value_kernel, programs, arguments, tile.warps, grad_value=grad_value, BI=32)
+            more = {"grad_value": grad_value, "BI": 32, "TILE": tile.BI}
+            launch(value_kernel, programs, arguments, tile.warps, **more)
         if grad_mask.numel():
             count = min(width, call.n - first)
             pairs = ds.view(*call.lead, -1, width)[..., : call.m, :count].mT
             _add_summed(grad_mask, pairs, first)
 
     return sweeps.windowed(prepared, total, fill)
+
+
+def _runs(
+    prepared: Prepared, outer: Outer, total: Tensor, grad_value: Tensor | None
+) -> sweeps.Sums:
+    call, tile = prepared.call, prepared.tile
+    used = None
+
+    def fill(ds: Tensor, run: Run) -> None:
+        nonlocal used
+        if used is None and grad_value is not None:
+            used = torch.empty_like(ds)
+        arguments = prepared.arguments | {"outer": outer, "grad_context": outer.grad_context}
+        arguments |= {"ds": ds, "used": used, "run": run} | bands.NO_WINDOW
+        programs = ds.numel() // (tile.BI * tile.BJ)
+        launch(gradient_kernel, programs, arguments, tile.warps)
+        if grad_value is not None:
+            programs = call.leads * prepared.key_tiles * -(-call.dv // configs.VALUE_COLUMNS)
+            more = {"grad_value": grad_value, "BI": 32, "TILE": tile.BI}
+            launch(value_kernel, programs, arguments, tile.warps, **more)
+
+    return bands.swept(prepared, total, fill)
 
 
 def _step(

@@ -12,7 +12,7 @@ from ....ops.codes import STEP_QUERIES
 from ....ops.shapes import leading_shape
 from ..device.mask import BOOL, FLOAT, NONE
 from ..device.prepare import CHUNK, WEIGHT_TAIL, prepare_kernel
-from ..device.rows import SCALE, Dropout, Matrix, Panels, Vector
+from ..device.rows import SCALE, Band, Dropout, Matrix, Panels, Vector
 from . import configs
 from .configs import Tile
 from .geometry import Ints, Owned, contiguous, lead_of, merged, scaled
@@ -38,7 +38,8 @@ class Call:
         cu_seqlens_k: Tensor | None = None,
         seed: Tensor | None = None,
         dropout_p: float = 0.0,
-        is_causal: bool = False,
+        window_left: int | None = None,
+        window_right: int | None = None,
     ) -> None:
         self.query, self.key, self.weight = _near(query), _near(key), weight
         self.value = None if value is None else _near(value)
@@ -56,6 +57,7 @@ class Call:
         self.leads = prod(self.lead)
         (self.n, self.d), self.m = query.shape[-2:], key.shape[-2]
         self.dv = 0 if value is None else value.shape[-1]
+        self.left, self.right = window_left, window_right
         self.mask = _pairwise(attn_mask, self.n, self.m)
         self.target = target(query.device)
         self.arguments: dict[str, Any] = {
@@ -72,11 +74,27 @@ class Call:
             "negative_slope": negative_slope,
             "ACTIVATION": activation,
             "MASK": _kind(self.mask),
-            "CAUSAL": is_causal,
+            "band": self._band(),
             "TARGET": self.target.name,
             "PRECISION": precision(self.target),
             "BV": configs.VALUE_COLUMNS,
         }
+
+    def _band(self) -> Band | None:
+        if self.left is None and self.right is None:
+            return None
+        left, right = self.limits
+        return Band(SCALE.value * left, SCALE.value * right)
+
+    @property
+    def limits(self) -> Ints:
+        """Return how many keys a query sees before it and after it, at most."""
+        left = self.n if self.left is None else min(self.left, self.n)
+        return left, self.m if self.right is None else min(self.right, self.m)
+
+    def seen_tiles(self, rows: int, block: int, tiles: int) -> int:
+        """Return the most tiles of `block` keys, of `tiles`, that `rows` neighbours see."""
+        return min(tiles, -(-(sum(self.limits) + rows) // block) + 1)
 
     def inputs(self, **made: Owned) -> dict[str, Any]:
         """Return the inputs as kernels take them, and the strides of `made` by their names.
@@ -129,7 +147,8 @@ class Call:
         n, m = (-(-rows // max(self.sequences, 1)) for rows in (self.n, self.m))
 
         def programs(tile: Tile) -> int:
-            return self.leads * self.sequences * -(-n // tile.BI) * -(-m // tile.BJ)
+            seen = self.seen_tiles(tile.BI, tile.BJ, -(-m // tile.BJ))
+            return self.leads * self.sequences * -(-n // tile.BI) * seen
 
         def cost(tile: Tile) -> float:
             loads = 1 + 8 / tile.BI  # a larger tile shares more of them

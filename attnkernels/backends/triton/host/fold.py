@@ -15,7 +15,7 @@ from torch import Tensor
 from ....ops.shapes import leading_shape
 from ....ops.signature import Signature
 
-_APART = ("attn_mask", "key_lengths", "cu_seqlens_q", "seed", "is_causal")
+_APART = ("attn_mask", "key_lengths", "cu_seqlens_q", "seed", "window_left", "window_right")
 
 
 def folded(function: Callable[..., Any], signature: Signature, given: dict[str, Any]) -> Any:
@@ -54,7 +54,7 @@ def _is_nothing(x: Tensor) -> bool:
 
 
 def _folds(given: dict[str, Any]) -> bool:
-    if any(not (given.get(name) is None or given[name] is False) for name in _APART):
+    if any(given.get(name) is not None for name in _APART):
         return False
     query, weight, value = given["query"], given["weight"], given.get("value")
     others = [given["key"].shape[:-2], weight.shape[:-1], () if value is None else value.shape[:-2]]

@@ -38,13 +38,15 @@ def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor | None) -> 
     if call.step:
         kernel, warps = step_kernel, configs.STEP_WARPS
         arguments = call.step_arguments(configs.STEP_KEYS)
-        programs, tiles = rows, -(-call.m // configs.STEP_KEYS)
+        tiles = call.seen_tiles(1, configs.STEP_KEYS, -(-call.m // configs.STEP_KEYS))
+        programs = rows
     else:
         tile = call.tile(configs.TILES)
         kernel, warps = forward_kernel, tile.warps
         prepared = Prepared(call, tile)
         arguments = prepared.arguments
-        programs, tiles = call.leads * prepared.query_tiles, prepared.key_tiles
+        tiles = call.seen_tiles(tile.BI, tile.BJ, prepared.key_tiles)
+        programs = call.leads * prepared.query_tiles
     splits = call.parts(programs, warps, tiles)
     part, part_lse = context, lse
     if splits > 1:

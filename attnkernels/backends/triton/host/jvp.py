@@ -130,7 +130,8 @@ def _attend(
         scores_tangent.zero_()
     prepared = _prepared(call, of_tangents, configs.tangent_tiles())
     warps, programs = prepared.tile.warps, call.leads * prepared.query_tiles
-    splits = call.parts(programs, warps, prepared.key_tiles)
+    tiles = call.seen_tiles(prepared.tile.BI, prepared.tile.BJ, prepared.key_tiles)
+    splits = call.parts(programs, warps, tiles)
     parts = {"context": context, "lse": lse}
     parts |= {"context_tangent": context_tangent, "lse_tangent": lse_tangent}
     if splits > 1:

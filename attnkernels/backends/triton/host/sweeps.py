@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,10 +38,7 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
     grad_query = call.new(*lead, call.n, call.d) if not whole else None
     sums = {"grad_query": query_sums, "grad_key": key_sums, "grad_weight": weight_sums}
     ds = call.new(key_rows, width)
-    # apart, so that they can be left unspecialised
-    query, key = prepared.arguments["query"], prepared.arguments["key"]
-    rows_apart = {"query_row": query.row, "key_row": key.row}
-    inputs = {"query": query._replace(row=None), "key": key._replace(row=None), **rows_apart}
+    inputs = rows_apart(prepared)
     for first in range(0, rows, width):
         fill(ds, first)
         launch(
@@ -53,8 +51,10 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
             query_origin=0 if whole else first,
             window=first,
             width=width,
+            run=None,
             query_parts=query_parts,
             key_parts=key_parts,
+            key_copies=query_parts,
             RI=configs.SWEEP_ROWS,
             LANES=call.target.lanes,
         )
@@ -62,12 +62,24 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
             part = grad_query[..., first : first + width, :]
             torch.sum(query_sums[..., : part.shape[-2], :], 0, out=part)
     if grad_query is None:
-        grad_query = _sum(query_sums)
+        grad_query = summed(query_sums)
+    return grad_query, summed(key_sums), of_weight(call, weight_sums, total)
+
+
+def rows_apart(prepared: Prepared) -> dict[str, Any]:
+    """Return query and key with the strides of their rows apart, which are left unspecialised."""
+    query, key = prepared.arguments["query"], prepared.arguments["key"]
+    inputs = {"query": query._replace(row=None), "key": key._replace(row=None)}
+    return inputs | {"query_row": query.row, "key_row": key.row}
+
+
+def of_weight(call: Call, weight_sums: Tensor, total: Tensor) -> Tensor:
+    """Return the gradient of the weight from the parts (*L, parts, d) of a sweep."""
     grad_weight = weight_sums.sum(-2)
     activation = call.arguments["ACTIVATION"]
     if is_logistic(activation):  # sum ds f = sum ds - span sum ds r
         grad_weight = total.unsqueeze(-1) - span(activation) * grad_weight
-    return grad_query, _sum(key_sums), grad_weight * call.arguments["scale"]
+    return grad_weight * call.arguments["scale"]
 
 
 def stepwise(call: Call, ds: Tensor) -> Sums:
@@ -87,7 +99,7 @@ def stepwise(call: Call, ds: Tensor) -> Sums:
         ds=ds,
         parts=parts,
     )
-    return _sum(query_sums), grad_key, _sum(weight_sums)
+    return summed(query_sums), grad_key, summed(weight_sums)
 
 
 def _parts(prepared: Prepared, width: int) -> tuple[int, int]:
@@ -114,5 +126,6 @@ def _longest_query(call: Call) -> int:
     return int(call.arguments["cu_seqlens_q"].diff().max())
 
 
-def _sum(parts: Tensor) -> Tensor:
+def summed(parts: Tensor) -> Tensor:
+    """Return the sum over the first dimension."""
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)
