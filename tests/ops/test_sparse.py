@@ -11,6 +11,7 @@ from helpers.inputs import ACTIVATIONS, BF16, F16, F32, F64, batch_last, sliced,
 from torch import Tensor
 
 from attnkernels import Edges, additive_attention, additive_attention_sparse, prepare_edges
+from attnkernels.measure.device import find
 
 HEADS = (2,)
 GRAPH = graph(7, 9, 60)
@@ -282,3 +283,19 @@ def test_autocast(backend: str, dtype: torch.dtype) -> None:
     given = operands(GRAPH, HEADS, 6, 4, dtype, edge_key=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert additive_attention_sparse(**given, backend=backend).dtype == torch.bfloat16
+
+
+def test_memory_of_edges_and_heads_alone() -> None:
+    """Forward: nothing but results. Backward: gradients, and two numbers and d bits per head."""
+    n, count, heads, d = 2_000, 200_000, 8, 32
+    edges = graph(n, n, count)
+    query, key = (torch.randn(n, heads, d).transpose(0, 1).requires_grad_() for _ in range(2))
+    weight = torch.randn(heads, d, requires_grad=True)
+
+    def both() -> None:
+        additive_attention_sparse(query, key, key, weight, edges).sum().backward()
+
+    both()  # loads what a first call loads
+    peak = find("cpu").measure(both).peak_bytes
+    rows, records = n * heads * d * 4, count * heads * (2 * 4 + d / 8)
+    assert peak < 1.2 * records + 8 * rows  # a tensor of [edges, heads, d] has 204,800,000 bytes
