@@ -110,9 +110,7 @@ def _padded(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("moved", ["query", "key", "value", "edge_key"])
 @pytest.mark.parametrize("lay", [_later, _padded], ids=["address", "stride"])
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_rows_that_are_not_aligned(
-    backend: str, moved: str, lay: Any, dtype: torch.dtype
-) -> None:
+def test_rows_that_are_not_aligned(backend: str, moved: str, lay: Any, dtype: torch.dtype) -> None:
     given = operands(graph(5, 6, 90), (2,), 16, 8, dtype, edge_key=True)
     given[moved] = lay(given[moved])
     check_sparse(**given, backend=backend, **EVERYTHING)

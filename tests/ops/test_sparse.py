@@ -255,10 +255,9 @@ def test_the_same_bits_at_any_number_of_threads() -> None:
         assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
 
 
-def test_gradcheck(backend: str) -> None:
-    if backend == "triton":
-        pytest.skip("triton has no kernels for float64")
-    given = operands(graph(4, 5, 12), HEADS, 3, 2, F64, edge_key=True, edge_bias=True)
+@pytest.mark.parametrize("dtype", [F64])
+def test_gradcheck(backend: str, dtype: torch.dtype) -> None:
+    given = operands(graph(4, 5, 12), HEADS, 3, 2, dtype, edge_key=True, edge_bias=True)
     edges, names = given.pop("edges"), list(given)
 
     def call(*tensors: Tensor) -> Any:

@@ -34,7 +34,7 @@ GATHERED = {
     },
 }
 # The most that a loop may issue per edge and channel: that of a warp per edge and head of 32.
-ISSUED = {"edge_forward_kernel": 48.0, "edge_targets_kernel": 80.0, "edge_sources_kernel": 40.0}
+ISSUED = {"edge_forward_kernel": 48.0, "edge_targets_kernel": 88.0, "edge_sources_kernel": 40.0}
 
 ABOUT = (
     "In a loop over edges an element is a channel of an edge and head, so that issued also counts"
