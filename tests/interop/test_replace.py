@@ -148,7 +148,7 @@ def cancels(source: str, name: str) -> bool:
 @ALL
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_script_is_the_librarys(case: SwapCase) -> None:
-    """What scripts before the swap scripts after it, to the same code."""
+    """The code is the same, or there is none."""
     module = swapped(case)
     codes: list[Any] = []
     for each in plain(module), module:
