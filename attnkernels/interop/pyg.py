@@ -76,10 +76,11 @@ class GatV2(SavedAsOwn):
         edge_attr: Any = None,
         return_attention_weights: bool | None = None,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
-        sources, targets = (x, x) if isinstance(x, Tensor) else x
+        sources, targets = (x, x) if isinstance(x, Tensor) else _two(x)
         wanted = _wants_weights(return_attention_weights)
+        dropout = self.dropout if self.training else 0.0
         call = None
-        if not _is_watched(self):
+        if not (_is_watched(self) or (wanted and dropout and _returns_undropped(self))):
             call = _graph(self, sources, targets, edge_index, edge_attr, wanted)
         if call is None:
             return super().forward(x, edge_index, edge_attr, return_attention_weights)
@@ -98,7 +99,7 @@ class GatV2(SavedAsOwn):
             self.att[0],
             graph,
             edge_key=edge_key,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout,
             negative_slope=self.negative_slope,
             return_weights=wanted,
         )
@@ -204,6 +205,10 @@ def _with_loops(module: Any, edges: Any, features: Any, nodes: int) -> tuple[Any
     return library.add_self_loops(edges, features, fill_value=module.fill_value, num_nodes=nodes)
 
 
+def _two(x: Any) -> tuple[Any, Any]:
+    return (x[0], x[1]) if isinstance(x, (tuple, list)) and len(x) == 2 else (None, None)
+
+
 def _library(name: str) -> Any:
     return sys.modules[f"torch_geometric.{name}"]
 
@@ -214,6 +219,11 @@ def _wants_weights(asked: bool | None) -> bool:
         return bool(asked)
     version = sys.modules["torch_geometric"].__version__
     return tuple(int(x) for x in version.split(".")[:2]) < (2, 8)
+
+
+def _returns_undropped(module: Any) -> bool:
+    """Return True for a release that returns the weights as they were before dropout."""
+    return "_alpha" in module.__dict__
 
 
 def _is_watched(module: Any) -> bool:

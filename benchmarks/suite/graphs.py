@@ -4,8 +4,9 @@
 
 The operator is what GATv2Conv computes after its projections, 8 heads of 32 channels: PyG's eagerly
 and compiled, and `additive_attention_sparse` on edges that are prepared once. The layer has its
-projections from 128 channels, and the swapped one prepares the edges of every call. Graphs are
-seeded, with degrees that follow a power law. All run interleaved in one process.
+projections from 128 channels. The swapped one sorts the edges at its first call, and compares them
+with those at all others. Graphs are seeded, with degrees that follow a power law. All run
+interleaved in one process.
 """
 
 from __future__ import annotations

@@ -6,11 +6,13 @@ import copy
 import gc
 import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo.testing
+from helpers.inputs import F64
 from helpers.interop_swap import plain, same
 from helpers.pyg import (
     FEATURES,
@@ -23,6 +25,7 @@ from helpers.pyg import (
     graph,
 )
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from attnkernels.functional import graphs
 from attnkernels.interop import load_state_dict_from, replace_attention, restore_attention
@@ -208,6 +211,20 @@ def test_a_trace_is_the_librarys(loops: bool) -> None:
         assert torch.equal(traced(X, edges), plain(module)(X, edges))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_an_export_to_onnx_is_the_librarys(tmp_path: Path, dynamo: bool) -> None:
+    onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the package onnxscript is not installed")
+    module = convolution().eval()
+    nodes = []
+    for each in plain(module), module:
+        path = tmp_path / f"{len(nodes)}.onnx"
+        torch.onnx.export(each, (X, graph()), path, dynamo=dynamo, verbose=False)
+        nodes.append([node.op_type for node in onnx.load(path).graph.node])
+    assert nodes[0] == nodes[1]
+
+
 def test_a_graph_that_changes() -> None:
     """In place, behind the version counter, and under another name."""
     module = convolution()
@@ -265,6 +282,24 @@ def test_inference_and_then_training() -> None:
         module(X, edges)
     module(X, edges).sum().backward()
     assert module.att.grad is not None
+
+
+@pytest.mark.parametrize("edges", [graph(), graph(density=0.1)], ids=["dense", "sparse"])
+def test_transforms(edges: Tensor) -> None:
+    """Second derivatives, vmap over parameters and activation checkpointing."""
+    module = convolution(F64)
+    x = X.double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: module(x, edges), (x,))
+    state = {name: torch.stack([p, p + 0.1]) for name, p in module.named_parameters()}
+
+    def call(each: Any, state: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(each, state, (x, edges))
+
+    wanted = torch.stack([call(plain(module), {n: p[i] for n, p in state.items()}) for i in (0, 1)])
+    same(torch.vmap(call, (None, 0))(module, state), wanted)
+    again = checkpoint(module, x, edges, use_reentrant=False)
+    found, own = (torch.autograd.grad(y.sum(), x)[0] for y in (again, plain(module)(x, edges)))
+    same(found, own)
 
 
 @pytest.mark.slow

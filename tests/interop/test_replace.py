@@ -29,7 +29,7 @@ from helpers.nn_twins import COPIES, check_twin
 from interop.libraries import SWAPS
 from torch import Tensor, nn
 
-from attnkernels.interop import CONVENTIONS, replace_attention
+from attnkernels.interop import CONVENTIONS, replace_attention, restore_attention
 from attnkernels.interop.core.live import KEPT, Fused
 from attnkernels.testing import assert_within_budget
 
@@ -143,6 +143,29 @@ def cancels(source: str, name: str) -> bool:
     """Return True if the softmax cancels this parameter of a library's class."""
     (rules,) = (each for each in CONVENTIONS.values() if each.source == source)
     return any(fnmatchcase(name, each.replace("{}", "*")) for each in rules.cancels)
+
+
+@ALL
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_script_is_the_librarys(case: SwapCase) -> None:
+    """The code is the same, or there is none."""
+    module = swapped(case)
+    codes: list[Any] = []
+    for each in plain(module), module:
+        try:
+            codes.append(torch.jit.script(each).code)
+        except Exception as error:
+            codes.append(type(error))
+    assert codes[0] == codes[1]
+
+
+@ALL
+def test_restored(case: SwapCase) -> None:
+    module = swapped(case)
+    drive(case)(module, *batches(case, F32).values())  # it may keep keys
+    own = type(plain(module))
+    assert restore_attention(module) == ("",)
+    assert type(module) is own and KEPT not in vars(module)
 
 
 @ALL
