@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,11 +53,15 @@ def doubled(x: Tensor) -> Tensor:
 
 
 class Masked(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, mask: Tensor, n: Tensor
     ) -> tuple[Tensor, ...]:
         options = {"attn_mask": mask, "key_lengths": n, "return_weights": True, "return_lse": True}
-        return additive_attention(query, key, value, weight, **options)
+        return additive_attention(query, key, value, weight, **options, **self.options)
 
 
 def masked(batch: int, n: int, m: int, lengths: list[int]) -> tuple[Tensor, ...]:
@@ -66,10 +71,13 @@ def masked(batch: int, n: int, m: int, lengths: list[int]) -> tuple[Tensor, ...]
     return *map(torch.randn, shapes), mask, torch.tensor(lengths)
 
 
-def test_the_operator_with_masks_and_rows_without_keys(exported: Callable[..., Check]) -> None:
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"window_size": (1, 3)}], ids=str)
+def test_the_operator_with_masks_and_rows_without_keys(
+    exported: Callable[..., Check], options: dict[str, Any]
+) -> None:
     rows, keys = {0: DYNAMIC, 1: DYNAMIC}, {0: DYNAMIC, 1: DYNAMIC}
     sizes = (rows, keys, keys, None, {0: DYNAMIC, 1: DYNAMIC, 2: DYNAMIC}, {0: DYNAMIC})
-    check = exported(Masked(), masked(2, 5, 7, [7, 0]), sizes)
+    check = exported(Masked(**options), masked(2, 5, 7, [7, 0]), sizes)
     check(*masked(2, 5, 7, [7, 0]))
     check(*masked(3, 4, 9, [9, 4, 0]))
 

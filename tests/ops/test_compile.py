@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.inputs import BF16, F32, F64, Shape, cumulative, make, normal, supports
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -146,6 +147,23 @@ def test_dropout_traces(backend: str) -> None:
     check_attention(*make(SHAPE), dropout_p=0.5, backend=lambda *inputs, dropout_p: call(*inputs))
 
 
+def test_a_window_is_compiled_once(fused: str) -> None:
+    """Other sizes need no other graph: a window is a constant of its graph."""
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def call(sides: tuple[int, int], *inputs: Tensor) -> Any:
+        return additive_attention(*inputs, window_size=sides, backend=fused)
+
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend=counter)
+    graphs = []
+    for shape in (SHAPE, (3, 4, 7, 5, 2)):
+        inputs = make(shape, grad=False)
+        for sides in ((1, 2), (2, 1), (-1, 3), (-1, -1)):
+            assert torch.equal(compiled(sides, *inputs), call(sides, *inputs))
+        graphs.append(counter.frame_count)
+    assert graphs[0] == graphs[1]
+
+
 def test_scores_trace(backend: str) -> None:
     call = traced(additive_scores, backend=backend)
     check_scores(normal(2, 1, 3, 4), normal(3, 5, 4), normal(3, 4), backend=call)
@@ -187,7 +205,13 @@ class Layer(torch.nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, lengths: Tensor) -> Tensor:
         return additive_attention(
-            query, key, key, self.weight, key_lengths=lengths, backend=self.backend
+            query,
+            key,
+            key,
+            self.weight,
+            key_lengths=lengths,
+            window_size=(2, -1),
+            backend=self.backend,
         )
 
 

@@ -164,8 +164,8 @@ def sweep_kernel(
 ):
     """Write grad_query [key_parts, leads, query_rows, d], from row query_origin on, and add to
     grad_key [key_copies, leads, m, d] and grad_weight [programs, d]. BI and BJ are the tiles of
-    the ranges and of ds; query_row and key_row the strides of query and key. With a run, as
-    gradient_kernel stores ds, the parts of the keys are those of what a part of the queries sees.
+    the ranges and of ds; query_row and key_row the strides of query and key. The parts of the
+    keys are those of what a part of the queries sees.
     """
     ROWS: tl.constexpr = 4 * RI
     columns = tl.cdiv(d, LANES)
@@ -190,11 +190,8 @@ def sweep_kernel(
     block_share = tl.cdiv(blocks, query_parts)
     part_row = first_row + query_part * block_share * ROWS
     part_end = tl.minimum(part_row + block_share * ROWS, last_row)
-    begin = 0
-    end = count
-    if run is not None:
-        begin, end = first_key(band, part_row), end_key(band, part_end - 1, count)
-    tiles = tl.cdiv(end, BJ)
+    begin = first_key(band, part_row)
+    tiles = tl.cdiv(end_key(band, part_end - 1, count), BJ)
     tile_share = tl.cdiv(tl.maximum(tiles - begin // BJ, 0), key_parts)
 
     query_at = matrix_of(b, sizes, query) + begin_q * query_row
@@ -243,6 +240,7 @@ def sweep_kernel(
             slot = (it + first_q - run.first // SCALE) * (run.slots // SCALE)
             slot -= first_key(band, it * BI) // BJ  # ds has room from this tile of keys on
             at_block = ds + wide(slot) * BJ * BI + first % BI
+        if band is not None:
             from_tile = tl.maximum(first_tile, first_key(band, first) // BJ)
             last = tl.minimum(first + ROWS, rows) - 1
             to_tile = tl.minimum(last_tile, tl.cdiv(end_key(band, last, count), BJ))
