@@ -93,7 +93,7 @@ void group_items(const Backward<T>& p, Plan& plan) {
       p.grad_weight && p.weight_count > 1;  // a single one is no obstacle: WeightSums
   if (items.query_ends) {
     (weight ? plan.members : plan.groups).add(items.sequences, 1);
-    plan.weight_shared = weight && items.sequences > 1;
+    plan.weight_shared = weight && items.sequences != 1;  // of no sequences, it is zero at once
   }
   int64_t step = items.sequences;
   for (int64_t k = 0; k < items.rank; k++) {
