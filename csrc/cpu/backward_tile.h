@@ -36,7 +36,8 @@ struct BackwardScratch {
 
 // Turn scores in `weight` and da in `ds` into the weights that were used and ds of (E4): 0 for
 // scores of -inf, of pairs that take no part, whatever the row holds besides. `given` are the
-// weights, if they need not be computed; centre(j) computes da_ij - D_i without cancellation, for a pair with most of the row's weight.
+// weights, if they need not be computed; centre(j) computes da_ij - D_i without cancellation, for a
+// pair with most of the row's weight.
 template <class T, class Centre>
 inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i, int64_t j0,
                                int64_t keys, T delta, const T* given, T* weight, T* ds,
@@ -173,12 +174,12 @@ class BackwardPiece {
       const int64_t i = at.i0 + r;
       const Delta<T>& delta = delta_[item_.query_row + i];
       const T* dc = context ? grad_context_[at.r0 + r] : nullptr;
-      score_gradient_row(
-          p_, item_, i, at.j0, at.keys, delta.total(),
-          given ? p_.weights + (item_.pair_row + i) * p_.pair_cols + at.j0 : nullptr,
-          s_.weight + r * tile_, s_.ds + r * tile_, [&](int64_t j) {
-            return centred(p_, item_, delta, i, at.j0 + j, dc, context ? value_[j] : nullptr);
-          });
+      score_gradient_row(p_, item_, i, at.j0, at.keys, delta.total(),
+                         given ? p_.weights + (item_.pair_row + i) * p_.pair_cols + at.j0 : nullptr,
+                         s_.weight + r * tile_, s_.ds + r * tile_, [&](int64_t j) {
+                           return centred(p_, item_, delta, i, at.j0 + j, dc,
+                                          context ? value_[j] : nullptr);
+                         });
     }
   }
 

@@ -86,7 +86,8 @@ struct Sums {
 
 template <class T>
 C10_ALWAYS_INLINE Vec<T> times(Vec<T> x, const T* factor, int64_t t) {
-  return factor ? x * load(factor + t) : x;
+  const Vec<T> zero(T(0));
+  return factor ? Vec<T>::blendv(x * load(factor + t), zero, x == zero) : x;
 }
 
 // Add the sums of keys j .. j + K and hidden units t .. t + lanes over all queries to `grad_key`,

@@ -121,8 +121,8 @@ inline Vec<T> exp_weight(Vec<T> x) {
   return Vec<T>::blendv(exp(x), Vec<T>(T(0)), x < Vec<T>(tiny));
 }
 
-// The weights of a row, exp(s - high) / total. They are not exp(s - lse): lse is rounded, by as much
-// as it is large.
+// The weights of a row, exp(s - high) / total. They are not exp(s - lse): lse is rounded, by as
+// much as it is large.
 template <class T>
 struct Weigh {
   Vec<T> high, share;

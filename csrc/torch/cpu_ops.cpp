@@ -100,8 +100,8 @@ Matrix rows_of(const Maybe& grad, bool has_columns) {
   return {grad->const_data_ptr(), has_columns ? size_from_end(*grad, 1) : 1, 1, dtype_of(*grad)};
 }
 
-// The results of the forward, or their tangents. With `keep`, what the backward needs of the softmax
-// takes the place of weights that are not returned.
+// The results of the forward, or their tangents. With `keep`, what the backward needs of the
+// softmax takes the place of weights that are not returned.
 struct ContextLseWeights {
   Tensor context, lse, weights;
   bool returned;
