@@ -65,8 +65,10 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
         grad_query = _sum(query_sums)
     grad_weight = weight_sums.sum(-2)
     activation = call.arguments["ACTIVATION"]
-    if is_logistic(activation):  # sum ds f = sum ds - span sum ds r
-        grad_weight = total.unsqueeze(-1) - span(activation) * grad_weight
+    if is_logistic(activation):  # f = 1 - span r, and the sums are those of ds (r - 1/2)
+        grad_weight *= -span(activation)
+        if (rest := 1 - span(activation) / 2) != 0:
+            grad_weight += rest * total.unsqueeze(-1)
     return grad_query, _sum(key_sums), grad_weight * call.arguments["scale"]
 
 
