@@ -12,9 +12,13 @@ from helpers.inputs import ACTIVATIONS, F32, F64
 from torch import Tensor
 
 from attnkernels import additive_attention
+from attnkernels.backends import native
 
 NAMES = ("context", "weights", "query", "key", "value", "weight")
-ROWS = 16_384
+# Rows and pairs at most: many, as the norms are those of the few rows that are not exact, but those
+# that are emulated or interpreted take their time.
+MOST = {"native": (16_384, 200_000), "emulated": (512, 40_000), "triton": (128, 6_000)}
+EMULATED = native.build_info().get("instruction set") == "emulated CUDA"
 
 
 def results(backend: str, inputs: list[Tensor], activation: str, weights: bool) -> list[Tensor]:
@@ -28,15 +32,13 @@ def results(backend: str, inputs: list[Tensor], activation: str, weights: bool) 
     return [*(x.detach() for x in outputs), *gradients]
 
 
-@pytest.mark.parametrize("weights", [False, True], ids=["plain", "weights"])
-@pytest.mark.parametrize("n, m", [(1, 1), (1, 2), (1, 33), (2, 7), (8, 3), (8, 64), (8, 150)])
-@pytest.mark.parametrize("size", [10.0, 100.0, 1e3])
+@pytest.mark.parametrize("n, m", [(1, 2), (1, 33), (8, 3), (8, 150)])
+@pytest.mark.parametrize("size", [40.0, 1e3])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_saturated_rows(
-    backend: str, activation: str, size: float, n: int, m: int, weights: bool
-) -> None:
-    pairs = 4096 if backend == "triton" else 200_000  # an interpreter takes its time
-    batch = max(2, min(ROWS // n, pairs // (n * m)))
+def test_saturated_rows(backend: str, activation: str, size: float, n: int, m: int) -> None:
+    weights = m > 3  # from which a backward then takes them
+    rows, pairs = MOST.get("emulated" if EMULATED else backend, MOST["native"])
+    batch = max(2, min(rows // n, pairs // (n * m)))
     query, key = size * torch.randn(batch, n, 8), size * torch.randn(batch, m, 8)
     value, weight = torch.randn(batch, m, 5), torch.randn(8)
     inputs = [query, key, value, weight, torch.randn(batch, n, 5)]
