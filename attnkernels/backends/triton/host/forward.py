@@ -49,7 +49,7 @@ def _attend(
         arguments = prepared.arguments
         programs, tiles = call.leads * prepared.query_tiles, prepared.key_tiles
     splits = call.parts(programs, warps, tiles)
-    parts = context, lse, softmax
+    parts: tuple[Tensor, ...] = context, lse, softmax
     if splits > 1:
         parts = tuple(call.new(splits, *x.shape) for x in parts)
     launch(
