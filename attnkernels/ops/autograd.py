@@ -186,7 +186,12 @@ def _function(
         def jvp(ctx: Any, *tangents: Any) -> Any:
             assert fused is not None
             inputs, _ = fused.unpacked((*ctx.saved_tensors[:tensors], *ctx.options))
-            return fused(inputs, tangents[: fused.leaves])[1]
+            found = fused(inputs, tangents[: fused.leaves])[1]
+            outputs = ctx.saved_tensors[tensors:]
+            if not outputs or found[-1].numel():
+                return found
+            # in the place of weights that are not wanted, op keeps what nobody differentiates
+            return *found[:-1], torch.zeros_like(outputs[-1])
 
     class Computed(Plain):
         """The outputs and tangents of `fused`, its last argument, with the derivative of `op`."""

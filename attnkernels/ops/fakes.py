@@ -1,8 +1,9 @@
 """Shapes and dtypes of the operators' results, for tracing and for meta tensors.
 
 Results are in the dtype of the arithmetic. A gradient has the shape of its input, and those of
-query, key and value its dtype too. A result that is not wanted has no elements. Results over edges
-lie by row.
+query, key and value its dtype too. Results over edges lie by row. A result that is not wanted has
+no elements, but for the weights of "forward": where they are not wanted, a backward finds in their
+place, (*L, 2 n), the maximum of each row's scores and the sum of exp(s - maximum).
 """
 
 from __future__ import annotations
@@ -41,13 +42,20 @@ def fake(name: str) -> Operator:
     return call
 
 
-def _forward(
+def _results(
     *, query: Tensor, key: Tensor, value: Tensor, return_weights: bool, **others: Any
 ) -> tuple[Tensor, ...]:
     lead = _attention_lead(query, key, value, **others)
     n, m, dv = query.shape[-2], key.shape[-2], value.shape[-1]
     weights = (*lead, n, m) if return_weights else (0,)
     return _new(query, *lead, n, dv), _new(query, *lead, n), _new(query, *weights)
+
+
+def _forward(*, query: Tensor, return_weights: bool, **others: Any) -> tuple[Tensor, ...]:
+    context, lse, weights = _results(query=query, return_weights=return_weights, **others)
+    if not return_weights:  # what the backward needs of the softmax
+        weights = _new(query, *lse.shape[:-1], 2 * lse.shape[-1])
+    return context, lse, weights
 
 
 def _backward(
@@ -93,7 +101,7 @@ def _pack_keys(*, key: Tensor, **_: Any) -> Tensor:
 
 
 def _forward_jvp(**named: Any) -> tuple[Tensor, ...]:
-    return *_forward(**named), *_forward(**named)
+    return *_results(**named), *_results(**named)
 
 
 def _scores_jvp(**named: Any) -> tuple[Tensor, Tensor]:

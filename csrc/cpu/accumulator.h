@@ -66,7 +66,8 @@ struct Accumulator {
       for (int64_t c = 0; c < copy_count; c++)
         for (int64_t t = 0; t < d; t++) row[t] += copies[(c * out.rows + i) * d + t];
       if (factor)
-        for (int64_t t = 0; t < d; t++) row[t] *= factor[t];
+        for (int64_t t = 0; t < d; t++)
+          row[t] = row[t] == 0 ? T(0) : row[t] * factor[t];  // rows without pairs, w not finite
       if (!in_place()) store_row(out.data, out.dtype, i * d, row, d);
     }
   }

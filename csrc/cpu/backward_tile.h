@@ -34,14 +34,18 @@ struct BackwardScratch {
   }
 };
 
-// Turn scores in `weight` and da in `ds` into the weights that were used and ds of (E4).
-// centre(j) computes da_ij - D_i without cancellation, for a pair with most of the row's weight.
+// Turn scores in `weight` and da in `ds` into the weights that were used and ds of (E4): 0 for
+// scores of -inf, of pairs that take no part, whatever the row holds besides. `given` are the
+// weights, if they need not be computed; centre(j) computes da_ij - D_i without cancellation, for a
+// pair with most of the row's weight.
 template <class T, class Centre>
 inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i, int64_t j0,
-                               int64_t keys, T delta, T* weight, T* ds, const Centre& centre) {
+                               int64_t keys, T delta, const T* given, T* weight, T* ds,
+                               const Centre& centre) {
   using V = Vec<T>;
+  constexpr T out = -std::numeric_limits<T>::infinity();
   const T lse = p.lse[item.query_row + i];
-  if (lse == -std::numeric_limits<T>::infinity()) {
+  if (lse == out) {
     std::fill(weight, weight + keys, T(0));
     std::fill(ds, ds + keys, T(0));
     return;
@@ -51,12 +55,17 @@ inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i
     for (int64_t j = 0; j < keys; j++) ds[j] += static_cast<const T*>(g.data)[j * g.col];
   }
   if (p.dropout.p > 0) drop_row(ds, p.dropout.p, p.dropout.seed, item.counter, i, j0, keys);
-  V most(T(0));
+  const T* softmax = p.softmax ? p.softmax + 2 * (item.query_row + i) : nullptr;
+  const Weigh<T> weigh(softmax ? softmax[0] : lse, softmax ? softmax[1] : T(1));
+  const V zero(T(0));
+  V most = zero;
   for (int64_t j = 0; j < keys; j += kLanes<T>) {
-    const V a = exp_weight(load(weight + j) - V(lse));
+    const V s = load(weight + j), excluded = s == V(out),
+            w = given ? V::loadu(given + j, std::min(kLanes<T>, keys - j)) : weigh(s),
+            a = V::blendv(w, zero, excluded);
     most = at_least(a, most);
     a.store(weight + j);
-    (a * (load(ds + j) - V(delta))).store(ds + j);
+    V::blendv(a * (load(ds + j) - V(delta)), zero, excluded).store(ds + j);
   }
   const bool only = visible(p.window, i, 0, item.m).size() == 1;
   if (max(most) > (only ? T(0) : T(0.5)))
@@ -152,7 +161,11 @@ class BackwardPiece {
 
   // The weights and ds of (E4), from recomputed scores.
   void score_gradient(const At& at) {
-    scorer_.score(at.r0, at.rows, s_.weight, tile_);
+    const bool given = p_.weights && p_.dropout.p == 0;
+    if (given)
+      std::fill(s_.weight, s_.weight + at.rows * tile_, T(0));
+    else
+      scorer_.score(at.r0, at.rows, s_.weight, tile_);
     apply_mask(s_.weight, s_.mask, tile_, p_, item_, at.i0, at.rows, at.j0, at.keys);
     context_part(at);
     const bool context = from_context();
@@ -160,8 +173,9 @@ class BackwardPiece {
       const int64_t i = at.i0 + r;
       const Delta<T>& delta = delta_[item_.query_row + i];
       const T* dc = context ? grad_context_[at.r0 + r] : nullptr;
-      score_gradient_row(p_, item_, i, at.j0, at.keys, delta.total(), s_.weight + r * tile_,
-                         s_.ds + r * tile_, [&](int64_t j) {
+      score_gradient_row(p_, item_, i, at.j0, at.keys, delta.total(),
+                         given ? p_.weights + (item_.pair_row + i) * p_.pair_cols + at.j0 : nullptr,
+                         s_.weight + r * tile_, s_.ds + r * tile_, [&](int64_t j) {
                            return centred(p_, item_, delta, i, at.j0 + j, dc,
                                           context ? value_[j] : nullptr);
                          });
@@ -195,11 +209,17 @@ class BackwardPiece {
   void add_mask(const At& at) {
     if (!p_.grad_mask) return;
     const int64_t row = p_.grad_mask_row, col = p_.grad_mask_col;
-    for (int64_t r = 0; r < at.rows; r++) {
-      T* g = p_.grad_mask + item_.grad_mask + (at.i0 + r) * row + at.j0 * col;
-      const T* ds = s_.ds + r * tile_;
-      for (int64_t j = 0; j < at.keys; j++) g[j * col] += ds[j];
-    }
+    T* out = p_.grad_mask + item_.grad_mask + at.i0 * row + at.j0 * col;
+    // pairs of the tile that share an entry are summed first, which keeps long sums accurate
+    const int64_t rows = row ? at.rows : 1, keys = col ? at.keys : 1;
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t j = 0; j < keys; j++) {
+        double sum = 0;
+        for (int64_t i = r; i < (row ? r + 1 : at.rows); i++)
+          for (int64_t k = j; k < (col ? j + 1 : at.keys); k++)
+            sum += static_cast<double>(s_.ds[i * tile_ + k]);
+        out[r * row + j * col] += static_cast<T>(sum);
+      }
   }
 
   // dq, dk and the sums for dw, (E5) and (E6).

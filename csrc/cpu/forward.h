@@ -124,9 +124,13 @@ inline void finish_row(const Forward<T>& p, int64_t row, T high, T total, const 
   T* out = p.context + row * p.dv;
   for (int64_t c = 0; c < p.dv; c++) out[c] = context[c] * scale;
   p.lse[row] = total == 0 ? -std::numeric_limits<T>::infinity() : high + std::log(total);
+  if (!p.softmax) return;
+  p.softmax[2 * row] = high;
+  p.softmax[2 * row + 1] = total;
 }
 
-// Merge the parts of one block. The sums of each are in units of exp(its own maximum).
+// Merge the parts of one block, into the first. The sums of each are in units of exp(its own
+// maximum).
 template <class T>
 void merge(const Forward<T>& p, const Block* parts, int64_t count, const Softmax<T>& state,
            int64_t rows_before) {
@@ -145,22 +149,23 @@ void merge(const Forward<T>& p, const Block* parts, int64_t count, const Softmax
       const T* from = state.context + part * state.ld;
       for (int64_t c = 0; c < p.dv; c++) context[c] = (s ? context[c] : T(0)) + unit * from[c];
     }
+    state.high[first] = high;
+    state.total[first] = total;
     finish_row(p, p.items[b.item].query_row + b.i0 + r, high, total, context);
   }
 }
 
-// Turn raw scores into weights in place: exp(s - lse), with dropout.
+// Turn raw scores into weights in place, with dropout. `state` is that of the whole rows.
 template <class T>
-void finish_weights(const Forward<T>& p, const Block& b) {
+void finish_weights(const Forward<T>& p, const Block& b, const Softmax<T>& state) {
   const Item& item = p.items[b.item];
   for (int64_t i = b.i0; i < b.i1; i++) {
     T* row = p.weights + (item.pair_row + i) * p.pair_cols;
-    const T lse = p.lse[item.query_row + i];
-    const bool empty = lse == -std::numeric_limits<T>::infinity();
+    const T total = state.total[i - b.i0];
+    const Weigh<T> weigh(state.high[i - b.i0], total);
     for (int64_t j = b.j0; j < b.j1; j += kLanes<T>) {
       const int64_t left = std::min(kLanes<T>, b.j1 - j);
-      const Vec<T> e =
-          empty ? Vec<T>(T(0)) : exp_weight(Vec<T>::loadu(row + j, left) - Vec<T>(lse));
+      const Vec<T> e = total == 0 ? Vec<T>(T(0)) : weigh(Vec<T>::loadu(row + j, left));
       e.store(row + j, static_cast<int>(left));
     }
     if (p.dropout.p > 0)
@@ -183,7 +188,9 @@ struct ForwardSweep {
       finish_row(p, p.items[b.item].query_row + b.i0 + r, state.high[r], state.total[r],
                  state.context + r * state.ld);
   }
-  static void finish_weights(const Forward<T>& p, const Block& b) { cpu::finish_weights(p, b); }
+  static void finish_weights(const Forward<T>& p, const Block& b, const State& state) {
+    cpu::finish_weights(p, b, state);
+  }
   static void merge(const Forward<T>& p, const Block* parts, int64_t count, const State& state,
                     int64_t rows_before) {
     cpu::merge(p, parts, count, state, rows_before);
@@ -218,7 +225,7 @@ void run_blocks(const P& p, const Host& host) {
     if (b.part >= 0) return Sweep::block(p, b, s, all.from(b.part));
     Sweep::block(p, b, s, s.state);
     Sweep::finish(p, b, s.state);
-    if (p.weights) Sweep::finish_weights(p, b);
+    if (p.weights) Sweep::finish_weights(p, b, s.state);
   });
 
   // the parts of a block follow one another
@@ -236,7 +243,8 @@ void run_blocks(const P& p, const Host& host) {
     while (end < count && continues(end)) end++;
     Sweep::merge(p, &blocks[k], end - k, all, blocks[k].part);
     if (p.weights)
-      for (int64_t e = k; e < end; e++) Sweep::finish_weights(p, blocks[e]);
+      for (int64_t e = k; e < end; e++)
+        Sweep::finish_weights(p, blocks[e], all.from(blocks[k].part));
   });
 }
 

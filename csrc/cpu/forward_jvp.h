@@ -194,9 +194,9 @@ struct ForwardJvpSweep {
       finish_row_jvp(p, p.items[b.item].query_row + b.i0 + r, state.from(r));
   }
   // Turn tangents of scores into those of the weights in place, (E13).
-  static void finish_weights(const ForwardJvp<T>& p, const Block& b) {
+  static void finish_weights(const ForwardJvp<T>& p, const Block& b, const State& state) {
     const Item& item = p.items[b.item];
-    cpu::finish_weights(p, b);
+    cpu::finish_weights(p, b, state.primal);
     for (int64_t i = b.i0; i < b.i1; i++) {
       const int64_t row = (item.pair_row + i) * p.pair_cols;
       const T lse = p.lse_tangent[item.query_row + i];

@@ -78,6 +78,7 @@ struct Forward : Problem {
   T* context;  // (rows, dv)
   T* lse;      // (rows)
   T* weights;  // (rows, pair_cols), or null
+  T* softmax;  // (rows, 2), or null: the maximum of the scores, and the sum of exp(s - maximum)
 };
 
 template <class T>
@@ -103,7 +104,7 @@ struct Backward : Problem {
   // Either the gradient of raw scores, or what the backward of the attention needs. Absent ones are
   // null.
   const T* grad_scores;                         // (rows, pair_cols)
-  const T *context, *lse, *weights;             // as the forward returned them
+  const T *context, *lse, *weights, *softmax;   // as the forward returned them
   Matrix grad_context, grad_lse, grad_weights;  // (rows, dv), (rows, 1), (rows, pair_cols)
   // In the shapes of the inputs: items that share an input add to one gradient.
   Gradient grad_query, grad_key, grad_value;

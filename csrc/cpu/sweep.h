@@ -36,6 +36,23 @@ struct LogisticGradient {
   }
 };
 
+// The same for any inputs, NaN and infinities among them. Keys share no reciprocal, through which a
+// NaN would reach the next one, and a pair whose ds is 0 adds 0.
+template <class T>
+struct DirectGradient {
+  Direct<T> x;
+  template <int K, class V>
+  void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K], V (&to_x)[K]) const {
+    const V one(1), zero(T(0));
+#pragma GCC unroll 4
+    for (int c = 0; c < K; c++) {
+      const V r = V::blendv(one / x(a, b[c]), zero, ds[c] == zero);
+      to_w[c] = ds[c] * r;
+      to_x[c] = at::vec::fnmadd(to_w[c], r, to_w[c]);
+    }
+  }
+};
+
 template <class Pointwise>
 struct PointwiseGradient {
   Pointwise f;
@@ -43,7 +60,7 @@ struct PointwiseGradient {
   void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K], V (&to_x)[K]) const {
 #pragma GCC unroll 4
     for (int c = 0; c < K; c++) {
-      const V x = a + b[c];
+      const V zero(0), x = V::blendv(a + b[c], zero, ds[c] == zero);  // 0 adds 0 to NaN as well
       to_w[c] = ds[c] * f.value(x);
       to_x[c] = f.slope(x, ds[c]);
     }
@@ -69,7 +86,8 @@ struct Sums {
 
 template <class T>
 C10_ALWAYS_INLINE Vec<T> times(Vec<T> x, const T* factor, int64_t t) {
-  return factor ? x * load(factor + t) : x;
+  const Vec<T> zero(T(0));
+  return factor ? Vec<T>::blendv(x * load(factor + t), zero, x == zero) : x;
 }
 
 // Add the sums of keys j .. j + K and hidden units t .. t + lanes over all queries to `grad_key`,
@@ -200,7 +218,7 @@ void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out, T* 
     case Variant::bounded:
       return scorer.pairs_are_safe() ? with(LogisticGradient<Factored>{})
                                      : with(LogisticGradient<Bounded>{});
-    case Variant::direct: return with(LogisticGradient<Direct<T>>{Direct<T>(scorer.gain())});
+    case Variant::direct: return with(DirectGradient<T>{Direct<T>(scorer.gain())});
     case Variant::pointwise:
       return scorer.with_activation(
           [&]<class Pointwise>(const Pointwise& f) { with(PointwiseGradient<Pointwise>{f}); });

@@ -121,5 +121,14 @@ inline Vec<T> exp_weight(Vec<T> x) {
   return Vec<T>::blendv(exp(x), Vec<T>(T(0)), x < Vec<T>(tiny));
 }
 
+// The weights of a row, exp(s - high) / total. They are not exp(s - lse): lse is rounded, by as
+// much as it is large.
+template <class T>
+struct Weigh {
+  Vec<T> high, share;
+  Weigh(T high, T total) : high(high), share(T(1) / total) {}
+  C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> s) const { return exp_weight(s - high) * share; }
+};
+
 }  // namespace CPU_CAPABILITY
 }  // namespace attnkernels::cpu

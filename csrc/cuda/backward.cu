@@ -109,10 +109,19 @@ __device__ __forceinline__ void add_gradients(const Shared& shared, const Proble
                                               const Job& job, const Act& act, int it, int jt) {
   const Place& at = shared.at;
   const Part& part = shared.part;
-  const int items = kHalves * static_cast<int>(ceil_div(p.d, 32));
+  const int items = kHalves * static_cast<int>(ceil_div(p.d, 32)), lane = threadIdx.x % 32;
+  float half_sum =
+      0;  // in lane e of each half: half the sum of the ds of its queries e, e + 4, ...
+  if (Act::kLogistic && lane < 4 * kHalves)
+    half_sum = sum_as_sweep(shared.ds + lane / 4 * kSweep + lane % 4,
+                            min(at.keys - jt * kTile, kTile), kPitch) /
+               2;
   for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
-    const int half = item % kHalves, t = item / kHalves * 32 + threadIdx.x % 32;
+    const int half = item % kHalves, t = item / kHalves * 32 + lane;
     const int first = half * kSweep;
+    float halves[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) halves[e] = __shfl_sync(kWarp, half_sum, 4 * half + e);
     if (it * kTile + first >= at.queries || t >= p.d) continue;
     const Gradients grad{
         job.query.row(part.query_copy, at.query_row + it * kTile + first),
@@ -123,13 +132,13 @@ __device__ __forceinline__ void add_gradients(const Shared& shared, const Proble
     if constexpr (Act::kLogistic) {
       const Ranges ranges(p, at.query_panel + it, at.key_panel + jt);
       if (!(ranges.size <= Limit::factored))
-        sweep_unit<Sweep::direct>(p, act, at, it, jt, first, t, ds, kPitch, grad);
+        sweep_unit<Sweep::direct>(p, act, at, it, jt, first, t, ds, kPitch, halves, grad);
       else if (ranges.sum <= Limit::pair)
-        sweep_unit<Sweep::shared>(p, act, at, it, jt, first, t, ds, kPitch, grad);
+        sweep_unit<Sweep::shared>(p, act, at, it, jt, first, t, ds, kPitch, halves, grad);
       else
-        sweep_unit<Sweep::single>(p, act, at, it, jt, first, t, ds, kPitch, grad);
+        sweep_unit<Sweep::single>(p, act, at, it, jt, first, t, ds, kPitch, halves, grad);
     } else {
-      sweep_unit<Sweep::pointwise>(p, act, at, it, jt, first, t, ds, kPitch, grad);
+      sweep_unit<Sweep::pointwise>(p, act, at, it, jt, first, t, ds, kPitch, halves, grad);
     }
   }
 }
@@ -152,7 +161,7 @@ __device__ __forceinline__ bool make_gradients(Shared& shared, const Problem& p,
     float added, ds = 0, used = 0;
     if (takes_part(p, at.mask_at, at.queries, at.keys, i, j, added)) {
       const int64_t row = at.query_row + i;
-      const float a = exp_fast(s + added - f.lse[row]);
+      const float a = weight_of(p, f, job.delta, row, j, s + added);
       const float keep = p.seed ? kept(p, at.item, i, j) : 1.f;
       float g = dc ? cell : 0.f;
       if (f.grad_weights) g += f.grad_weights[row * p.m + j];

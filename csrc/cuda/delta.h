@@ -23,14 +23,22 @@ __device__ __forceinline__ float context_error(const Problem& p, bool tensor_cor
   return p.seed ? kSplitBits : kLastBit;
 }
 
-// Delta_i as a row subtracts it, and its sum over the gradients of the weights: (batch, n) each.
-// Null where absent.
+// Delta_i as a row subtracts it, its sum over the gradients of the weights, and what turns scores
+// into weights: (batch, n) each. Null where absent.
 struct Delta {
   float *total = nullptr, *weights = nullptr;
+  float2* softmax = nullptr;  // for weigh()
 };
 
 // Compute delta of (E4); nothing for raw scores, which have none.
 Delta make_delta(const Problem&, const Backward&, const Host&);
+
+// The weight of pair (i, j) with this score, before dropout.
+__device__ __forceinline__ float weight_of(const Problem& p, const Backward& f, const Delta& delta,
+                                           int64_t row, int j, float score) {
+  if (f.weights && !p.seed) return f.weights[row * p.m + j];
+  return weigh(score, delta.softmax[row]);
+}
 
 // keep x - z, or 0 if it is within `error` of z.
 __device__ __forceinline__ float difference(float x, float keep, float z, float error) {

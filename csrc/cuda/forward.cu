@@ -136,8 +136,10 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 
   const int row = threadIdx.x;
-  if (row < min(part.rows, kTile))
+  if (row < min(part.rows, kTile)) {
     out.lse[part.row + row] = shared.highest[row] + logf(shared.total[row]);
+    store_softmax(out.softmax, part.row + row, shared.highest[row], shared.total[row]);
+  }
   float* const context = out.context + part.row * p.dv;
   each_item(p.dv, [&](int col0) {
     ContextPiece piece;
@@ -152,26 +154,26 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 // One block per row: the contexts of its splits, each weighted by its share of the whole.
 __global__ void __launch_bounds__(kThreads)
-    combine_kernel(const __grid_constant__ Split part, float* context, float* lse, int64_t rows,
-                   int dv) {
+    combine_kernel(const __grid_constant__ Split part, const __grid_constant__ Forward out,
+                   int64_t rows, int dv) {
   const int64_t row = blockIdx.x;
-  float highest = -kInfinity, total = 0;
-  for (int s = 0; s < part.splits; s++) highest = max_nan(highest, part.lse[s * rows + row]);
-  const float finite = highest == -kInfinity ? 0.f : highest;
-  for (int s = 0; s < part.splits; s++) total += exp_fast(part.lse[s * rows + row] - finite);
-  const float share = total == 0 ? 0.f : 1 / total;
+  const Combined all(part, rows, row);
+  const float share = all.total == 0 ? 0.f : 1 / all.total;
   for (int c = threadIdx.x; c < dv; c += kThreads) {
     float x = 0;
     for (int s = 0; s < part.splits; s++)
-      x += exp_fast(part.lse[s * rows + row] - finite) * part.context[(s * rows + row) * dv + c];
-    context[row * dv + c] = x * share;
+      x += all.part(part, s * rows + row) * part.context[(s * rows + row) * dv + c];
+    out.context[row * dv + c] = x * share;
   }
-  if (threadIdx.x == 0) lse[row] = finite + logf(total);
+  if (threadIdx.x == 0) {
+    out.lse[row] = all.highest + logf(all.total);
+    store_softmax(out.softmax, row, all.highest, all.total);
+  }
 }
 
 // Turn scores into weights in place, (E2), after dropout; one thread per pair.
 __global__ void __launch_bounds__(kThreads)
-    weights_kernel(const __grid_constant__ Problem p, float* weights, const float* lse) {
+    weights_kernel(const __grid_constant__ Problem p, float* weights, const float* softmax) {
   const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x;
   if (id >= p.batch.count * p.n * p.m) return;
   const int64_t row = id / p.m, b = row / p.n;
@@ -180,12 +182,12 @@ __global__ void __launch_bounds__(kThreads)
   const float keep = p.seed ? kept(p, b, i, j) : 1.f;
   float added;
   const bool taken = takes_part(p, offset(p.batch, b, p.mask.lead), p.n, columns, i, j, added);
-  weights[id] = taken ? dropped(exp_fast(weights[id] - lse[row]), keep) : 0.f;
+  weights[id] = taken ? dropped(weigh(weights[id], as_weights(softmax, row)), keep) : 0.f;
 }
 
 }  // namespace
 
-void forward(Problem p, const Owners& own, const Forward& f, const Host& host) {
+void forward(Problem p, const Owners& own, Forward f, const Host& host) {
   const int64_t rows = p.batch.count * p.n;
   if (rows == 0) return;
   const bool step = is_step(p);
@@ -193,8 +195,10 @@ void forward(Problem p, const Owners& own, const Forward& f, const Host& host) {
   const int64_t blocks = step ? p.batch.count : p.batch.count * p.queries.tiles;
   const int64_t tiles = step ? tiles_seen(p, p.n, ceil_div(p.m, kStepKeys), kStepKeys)
                              : tiles_seen(p, kTile, p.keys.tiles);
-  Split part{f.context, f.lse, f.weights, parts_for(blocks, tiles, host)};
+  if (f.weights) f.softmax = host.allocate<float>(2 * rows);
+  Split part{f.context, f.lse, f.weights, parts_for(blocks, tiles, host), f.softmax};
   if (part.splits > 1) {
+    part.softmax = host.allocate<float>(2 * part.splits * rows);
     part.context = host.allocate<float>(part.splits * rows * p.dv);
     part.lse = host.allocate<float>(part.splits * rows);
   }
@@ -206,11 +210,10 @@ void forward(Problem p, const Owners& own, const Forward& f, const Host& host) {
              sizeof(Shared), host.stream, p, part, act);
     });
   if (part.splits > 1)
-    launch("combine", combine_kernel, rows, kThreads, 0, host.stream, part, f.context, f.lse, rows,
-           p.dv);
+    launch("combine", combine_kernel, rows, kThreads, 0, host.stream, part, f, rows, p.dv);
   if (f.weights)
     launch("weights", weights_kernel, ceil_div(rows * p.m, kThreads), kThreads, 0, host.stream, p,
-           f.weights, f.lse);
+           f.weights, f.softmax);
 }
 
 }  // namespace attnkernels::cuda

@@ -157,6 +157,7 @@ __device__ __forceinline__ void finish_rows(Shared& shared, const Parts& out, bo
     shared.shift[row] = -mean;
     if (row < part.rows) {
       out.primal.lse[part.row + row] = shared.highest[row] + logf(total);
+      store_softmax(out.primal.softmax, part.row + row, shared.highest[row], total);
       out.tangent.lse[part.row + row] = shared.origin[row] + mean;
     }
   }
@@ -230,12 +231,10 @@ __global__ void __launch_bounds__(kThreads, 4)
     combine_jvp_kernel(const __grid_constant__ Parts part, const __grid_constant__ Forward out,
                        const __grid_constant__ Forward tangent, int64_t rows, int dv) {
   const int64_t row = blockIdx.x;
-  auto lse = [&](int s) { return part.primal.lse[s * rows + row]; };
-  float highest = -kInfinity, total = 0;
-  for (int s = 0; s < part.primal.splits; s++) highest = max_nan(highest, lse(s));
-  const float finite = highest == -kInfinity ? 0.f : highest;
-  for (int s = 0; s < part.primal.splits; s++) total += exp_fast(lse(s) - finite);
-  auto share = [&](int s) { return total == 0 ? 0.f : exp_fast(lse(s) - finite) / total; };
+  const Combined all(part.primal, rows, row);
+  auto share = [&](int s) {
+    return all.total == 0 ? 0.f : all.part(part.primal, s * rows + row) / all.total;
+  };
   float moved = 0;
   for (int s = 0; s < part.primal.splits; s++) moved += share(s) * part.tangent.lse[s * rows + row];
   for (int c = threadIdx.x; c < dv; c += kThreads) {
@@ -250,7 +249,8 @@ __global__ void __launch_bounds__(kThreads, 4)
     tangent.context[row * dv + c] = y;
   }
   if (threadIdx.x == 0) {
-    out.lse[row] = finite + logf(total);
+    out.lse[row] = all.highest + logf(all.total);
+    store_softmax(out.softmax, row, all.highest, all.total);
     tangent.lse[row] = moved;
   }
 }
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(kThreads)
   const float keep = p.seed ? kept(p, b, i, j) : 1.f;
   float added;
   if (takes_part(p, offset(p.batch, b, p.mask.lead), p.n, columns, i, j, added)) {
-    const float a = exp_fast(out.weights[id] - out.lse[row]);
+    const float a = weigh(out.weights[id], as_weights(out.softmax, row));
     out.weights[id] = dropped(a, keep);
     tangent.weights[id] = dropped(a * (tangent.weights[id] - tangent.lse[row]), keep);
   } else {
@@ -304,8 +304,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 }  // namespace
 
-void forward_jvp(Problem p, const Owners& own, const Forward& f, Tangents tangents,
-                 const Host& host) {
+void forward_jvp(Problem p, const Owners& own, Forward f, Tangents tangents, const Host& host) {
   const int64_t rows = p.batch.count * p.n;
   if (rows == 0) return;
   prepare(p, own, host);
@@ -313,13 +312,16 @@ void forward_jvp(Problem p, const Owners& own, const Forward& f, Tangents tangen
   const Forward& moved = tangents.outputs;
   const int64_t blocks = p.batch.count * p.queries.tiles;
   const int splits = parts_for(blocks, tiles_seen(p, kTile, p.keys.tiles), host, 2);
-  Parts part{{f.context, f.lse, f.weights, splits},
+  if (f.weights) f.softmax = host.allocate<float>(2 * rows);
+  Parts part{{f.context, f.lse, f.weights, splits, f.softmax},
              {moved.context, moved.lse, moved.weights, splits}};
-  if (splits > 1)
+  if (splits > 1) {
     for (Split* each : {&part.primal, &part.tangent}) {
       each->context = host.allocate<float>(splits * rows * p.dv);
       each->lse = host.allocate<float>(splits * rows);
     }
+    part.primal.softmax = host.allocate<float>(2 * splits * rows);
+  }
   by_activation(p, [&](auto act) {
     launch("forward_jvp", jvp_kernel<decltype(act)>, blocks * splits, kThreads, sizeof(Shared),
            host.stream, p, tangents.inputs, part, act);

@@ -26,6 +26,16 @@ __device__ __forceinline__ float exp_exact(float y) {
 // exp(y) for the softmax, where y <= 0: the relative error grows with |y|, as the weight shrinks.
 __device__ __forceinline__ float exp_fast(float y) { return exp2_approx(y * kLog2e); }
 
+// The weight of a score of a row with this maximum and this sum of exp(s - maximum). It is not
+// exp(s - lse): lse is rounded, by as much as it is large.
+__device__ __forceinline__ float2 as_weights(const float* softmax, int64_t row) {
+  const float high = softmax[2 * row], total = softmax[2 * row + 1];
+  return total == 0 ? make_float2(0, 0) : make_float2(high, 1 / total);
+}
+__device__ __forceinline__ float weigh(float s, const float2& row) {
+  return exp_fast(s - row.x) * row.y;
+}
+
 // The activations f of (E1). Kernels take one of these types as a template parameter, and a value
 // of it, made by by_activation(), as their last argument.
 

@@ -11,6 +11,29 @@ struct Part {
   int64_t row;
 };
 
+__device__ __forceinline__ void store_softmax(float* softmax, int64_t row, float high,
+                                              float total) {
+  if (!softmax) return;
+  softmax[2 * row] = high;
+  softmax[2 * row + 1] = total;
+}
+
+// The softmax of a row, from those of its splits.
+struct Combined {
+  float highest = -kInfinity, finite, total = 0;
+
+  __device__ __forceinline__ Combined(const Split& parts, int64_t rows, int64_t row) {
+    for (int s = 0; s < parts.splits; s++)
+      highest = max_nan(highest, parts.softmax[2 * (s * rows + row)]);
+    finite = highest == -kInfinity ? 0.f : highest;
+    for (int s = 0; s < parts.splits; s++) total += part(parts, s * rows + row);
+  }
+  // The sum of exp(s - highest) over a split, with its row among those of all splits.
+  __device__ __forceinline__ float part(const Split& parts, int64_t row) const {
+    return exp_fast(parts.softmax[2 * row] - finite) * parts.softmax[2 * row + 1];
+  }
+};
+
 // All threads of a block call this; `at` and `part` can be read on return. Every b has n queries
 // and m keys in all.
 __device__ __forceinline__ void find_part(Place& at, Part& part, const Problem& p, int splits) {

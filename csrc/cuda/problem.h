@@ -84,6 +84,8 @@ struct Forward {
   float* context;  // (batch, n, dv)
   float* lse;      // (batch, n)
   float* weights;  // (batch, n, m), or null
+  // (batch, n, 2), or null: the maximum of the scores, and the sum of exp(s - maximum)
+  float* softmax = nullptr;
 };
 
 // The tangents of the inputs and of the outputs; an input's tangent without data is zero.
@@ -96,8 +98,9 @@ struct Tangents {
 struct Backward {
   // Either the gradient of raw scores, or the operands of the backward of the whole operator; null
   // for those that are absent. All are float32 and contiguous.
-  const float* grad_scores = nullptr;                                  // (batch, n, m)
-  const float *context = nullptr, *lse = nullptr, *weights = nullptr;  // as the forward gave them
+  const float* grad_scores = nullptr;  // (batch, n, m)
+  const float *context = nullptr, *lse = nullptr, *weights = nullptr,
+              *softmax = nullptr;  // as the forward gave them
   const float *grad_context = nullptr, *grad_lse = nullptr, *grad_weights = nullptr;
   Output grad_query, grad_key, grad_value;  // (batch, n, d), (batch, m, d), (batch, m, dv)
   float* grad_weight = nullptr;             // (batch, d)
@@ -123,10 +126,10 @@ struct Host {
 
 int processors(int device);  // multiprocessors
 
-void forward(Problem, const Owners&, const Forward&, const Host&);
+void forward(Problem, const Owners&, Forward, const Host&);
 void scores(Problem, const Owners&, float* out, const Host&);
 void backward(Problem, const Owners&, const Backward&, const Host&);
-void forward_jvp(Problem, const Owners&, const Forward&, Tangents, const Host&);
+void forward_jvp(Problem, const Owners&, Forward, Tangents, const Host&);
 void scores_jvp(Problem, const Owners&, float* out, Tangents, const Host&);  // in outputs.weights
 
 }  // namespace attnkernels::cuda

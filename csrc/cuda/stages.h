@@ -44,6 +44,7 @@ struct Split {
   float *context, *lse;  // (splits, batch, n, dv), (splits, batch, n); lse null: only scores
   float* scores;         // (batch, n, m), for the pairs that take part; or null
   int splits;
+  float* softmax = nullptr;  // (splits, batch, n, 2): see Forward; or null
 };
 
 // For few queries: step.cu and step_backward.cu.

@@ -141,6 +141,10 @@ __global__ void __launch_bounds__(kBlock, 2)
 
   if (warp < p.n && lane == 0) {
     out.lse[row0 + warp] = highest + logf(total);
+    if (out.softmax) {
+      out.softmax[2 * (row0 + warp)] = highest;
+      out.softmax[2 * (row0 + warp) + 1] = total;
+    }
     alphas[warp] = total == 0 ? 1.f : total;
   }
   __syncthreads();

@@ -56,7 +56,7 @@ __device__ __forceinline__ float few_gradients(float* ds, float* used, const Pro
         if (f.grad_scores) {
           gradient = f.grad_scores[row * p.m + j + e];
         } else {
-          const float a = exp_fast(x[e][i] + added - f.lse[row]);
+          const float a = weight_of(p, f, job.delta, row, j + e, x[e][i] + added);
           const float keep = p.seed ? kept(p, b, i, j + e) : 1.f;
           float y = f.grad_context ? g[e][i] : 0.f;
           if (f.grad_weights) y += f.grad_weights[row * p.m + j + e];
@@ -142,11 +142,13 @@ __global__ void __launch_bounds__(kBlock)
 #pragma unroll
           for (int i = 0; i < kStep; i++)
             if (i < p.n) {
-              const float x = q[i] + k, s = ds[i * kBackwardKeys + j];
+              const float s = ds[i * kBackwardKeys + j];
+              const float x = s == 0 ? 0.f : q[i] + k;  // 0 adds 0 even to NaN
               float f, g;
               if constexpr (Act::kLogistic) {
                 f = act.r(x);
                 g = fmaf(-f, f, f);
+                f -= 0.5f;
               } else {
                 f = act.value(x);
                 g = act.slope(x);
@@ -157,7 +159,8 @@ __global__ void __launch_bounds__(kBlock)
             }
         }
         if (f.grad_key.data)
-          store(f.grad_key.data, f.grad_key.dtype, (b * p.m + j0 + j) * p.d + t, w * dk);
+          store(f.grad_key.data, f.grad_key.dtype, (b * p.m + j0 + j) * p.d + t,
+                dk == 0 ? 0.f : w * dk);
       }
 #pragma unroll
       for (int i = 0; i < kStep; i++)

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads)
   if (weighted) {
     const int64_t b = id / sum.cols / rows_each, t = id % sum.cols;
     const int64_t at = offset(p.batch, b, p.weight.lead) + t * p.weight.col;
-    x *= load(p.weight.data, p.weight.dtype, at);
+    if (x != 0) x *= load(p.weight.data, p.weight.dtype, at);  // rows without pairs, w not finite
   }
   store(out.data, out.dtype, id, factor * x);
 }
@@ -34,7 +34,8 @@ __global__ void __launch_bounds__(kThreads)
     x += part[t];
     total += part[p.d];
   }
-  out[id] = p.scale * (logistic ? total - span * x : x);  // f = 1 - span r
+  const float rest = 1 - span / 2;  // f = 1 - span r = rest - span (r - 1/2)
+  out[id] = p.scale * (logistic ? (rest == 0 ? 0 : rest * total) - span * x : x);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -54,7 +55,12 @@ __global__ void __launch_bounds__(kThreads)
     if (lane == 0) delta.weights[row] = y;
   }
   x = warp_sum(x) + y;
-  if (lane == 0) delta.total[row] = f.grad_lse ? x - f.grad_lse[row] : x;
+  if (lane != 0) return;
+  delta.total[row] = f.grad_lse ? x - f.grad_lse[row] : x;
+  const float lse = f.lse[row];
+  delta.softmax[row] = f.softmax           ? as_weights(f.softmax, row)
+                       : lse == -kInfinity ? make_float2(0, 0)
+                                           : make_float2(lse, 1);
 }
 
 }  // namespace
@@ -76,9 +82,10 @@ void finish_weight(const Sum& sum, const Problem& p, float* out, const Host& hos
 }
 
 Delta make_delta(const Problem& p, const Backward& f, const Host& host) {
-  if (f.grad_scores) return {};
+  if (!f.lse) return {};  // of raw scores
   const int64_t rows = p.batch.count * p.n;
-  const Delta delta{host.allocate<float>(rows), host.allocate<float>(f.grad_weights ? rows : 0)};
+  const Delta delta{host.allocate<float>(rows), host.allocate<float>(f.grad_weights ? rows : 0),
+                    host.allocate<float2>(rows)};
   launch("delta", delta_kernel, ceil_div(rows, kThreads / 32), kThreads, 0, host.stream, p, f,
          delta);
   return delta;

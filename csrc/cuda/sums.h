@@ -29,8 +29,9 @@ inline Sum sum_for(bool wanted, int64_t copies, int64_t rows, int64_t cols, cons
 // Set out to factor w_t times the sum over copies, or without `weighted` to factor times the sum.
 void finish(const Sum&, const Problem&, const Output&, int64_t rows_each, bool weighted,
             float factor, const Host&);
-// Compute the gradient of weight, (E6), from (copies, batch, d + 1): the sums over pairs of ds r or
-// ds f, followed by the sum of ds.
+// Compute the gradient of weight, (E6), from (copies, batch, d + 1): the sums over pairs of
+// ds (r - 1/2) or ds f, followed by the sum of ds. A hidden unit that is zero, where tanh is, adds
+// exactly 0 to them.
 void finish_weight(const Sum&, const Problem&, float* out, const Host&);
 
 // Return the factor, beside w_t, that turns sums of ds g into gradients: f' = span gain (r - r^2),

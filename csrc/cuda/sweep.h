@@ -62,12 +62,25 @@ __device__ __forceinline__ void four(float (&f)[4], const Act& act, const float*
   }
 }
 
+// Return the sum of every fourth of kSweep gradients over `columns` keys, in the order in which
+// sweep_unit() sums ds r. If r is 1/2 throughout, as it is where a hidden unit of queries and keys
+// is 0, the sum of ds r is half of this, exactly.
+__device__ __forceinline__ float sum_as_sweep(const float* ds, int columns, int pitch) {
+  float sum = 0;
+  for (int j = 0; j < columns; j++)
+#pragma unroll
+    for (int i = 0; i < kSweep; i += 4) sum += ds[j * pitch + i];
+  return sum;
+}
+
 // Sweep hidden unit t of the queries from `first` to first + 31 of tile `it` against the keys of
-// tile `jt`. ds: the gradients of their scores, one row of `pitch` queries per key.
+// tile `jt`. ds: the gradients of their scores, one row of `pitch` queries per key. halves: halves
+// of their sums, of queries e, e + 4, ..., for a logistic activation.
 template <Sweep way, class Act>
 __device__ __forceinline__ void sweep_unit(const Problem& p, const Act& act, const Place& at,
                                            int it, int jt, int first, int t, const float* ds,
-                                           int pitch, const Gradients& grad) {
+                                           int pitch, const float (&halves)[4],
+                                           const Gradients& grad) {
   const int64_t panel = int64_t{kTile} * p.padded;
   const int rows = at.queries - it * kTile - first, columns = min(at.keys - jt * kTile, kTile);
   float q[kSweep], dq[kSweep], dw[4] = {};
@@ -109,6 +122,8 @@ __device__ __forceinline__ void sweep_unit(const Problem& p, const Act& act, con
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         float g;
+        if constexpr (way == Sweep::pointwise || way == Sweep::direct)
+          f[e] = s[e] == 0 ? 0.f : f[e];  // 0 adds 0 even to NaN
         if constexpr (way == Sweep::pointwise) {
           g = act.slope(f[e]);
           f[e] = act.value(f[e]);
@@ -127,6 +142,9 @@ __device__ __forceinline__ void sweep_unit(const Problem& p, const Act& act, con
 #pragma unroll
     for (int i = 0; i < kSweep; i++)
       if (i < rows) atomicAdd(grad.query + i * p.d + t, dq[i]);
+  if constexpr (way != Sweep::pointwise)
+#pragma unroll
+    for (int e = 0; e < 4; e++) dw[e] -= halves[e];
   if (grad.weight) atomicAdd(grad.weight + t, (dw[0] + dw[1]) + (dw[2] + dw[3]));
 }
 

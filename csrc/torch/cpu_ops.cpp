@@ -100,28 +100,32 @@ Matrix rows_of(const Maybe& grad, bool has_columns) {
   return {grad->const_data_ptr(), has_columns ? size_from_end(*grad, 1) : 1, 1, dtype_of(*grad)};
 }
 
-// The results of the forward, or their tangents.
+// The results of the forward, or their tangents. With `keep`, what the backward needs of the
+// softmax takes the place of weights that are not returned.
 struct ContextLseWeights {
   Tensor context, lse, weights;
+  bool returned;
 
-  ContextLseWeights(const Arguments& in, const Call& call, bool return_weights)
+  ContextLseWeights(const Arguments& in, const Call& call, bool return_weights, bool keep = false)
       : context(empty(in.query, call.leading.with({call.n, call.dv}), "context")),
         lse(empty(in.query, call.leading.with({call.n}), "lse")),
         weights(return_weights ? zeros(in.query, call.leading.with({call.n, call.m}), kWeights)
-                               : nothing(in.query)) {}
+                : keep         ? softmax_of(in.query, call.leading, call.n)
+                               : nothing(in.query)),
+        returned(return_weights) {}
 
   template <class T>
   void place(Forward<T>& p) const {
     p.context = data<T>(context);
     p.lse = data<T>(lse);
-    p.weights = data<T>(weights);
+    (returned ? p.weights : p.softmax) = data<T>(weights);
   }
 };
 
 struct Cpu {
   static Tensors3 forward(const Arguments& in, bool return_weights) {
     const Call call(in);
-    const ContextLseWeights out(in, call, return_weights);
+    const ContextLseWeights out(in, call, return_weights, true);
     run<Forward>(in, call, [&]<class T>(Forward<T>& p) { out.place(p); });
     return {out.context, out.lse, out.weights};
   }
@@ -184,7 +188,7 @@ struct Cpu {
       p.grad_weights = rows_of(from.grad_weights, true);
       p.context = data<T>(from.context);
       p.lse = data<T>(from.lse);
-      p.weights = data<T>(from.weights);
+      (is_softmax(from.weights, from.lse) ? p.softmax : p.weights) = data<T>(from.weights);
       out.place(p);
       p.grad_value = gradient_of(grad_value);
       p.grad_mask = data<T>(grad_mask);

@@ -99,17 +99,24 @@ class MaskGradient {
   bool summed_ = false;
 };
 
-// The results of the forward, or their tangents.
+// The results of the forward, or their tangents. With `keep`, what the backward needs of the
+// softmax takes the place of weights that are not returned.
 struct Results {
   Tensor context, lse, weights;
+  bool returned;
 
-  Results(const Arguments& in, const CudaCall& call, bool return_weights)
+  Results(const Arguments& in, const CudaCall& call, bool return_weights, bool keep = false)
       : context(empty(in.query, call.leading.with({call.problem.n, call.problem.dv}), "context")),
         lse(empty(in.query, call.leading.with({call.problem.n}), "lse")),
-        weights(return_weights ? pairs(in, call, kWeights) : nothing(in.query)) {}
+        weights(return_weights ? pairs(in, call, kWeights)
+                : keep         ? softmax_of(in.query, call.leading, call.problem.n)
+                               : nothing(in.query)),
+        returned(return_weights) {}
 
   cuda::Forward place() const {
-    return {data<float>(context), data<float>(lse), data<float>(weights)};
+    float* const last = data<float>(weights);
+    return {data<float>(context), data<float>(lse), returned ? last : nullptr,
+            returned ? nullptr : last};
   }
   static Tensor pairs(const Arguments& in, const CudaCall& call, const char* name) {
     return empty(in.query, call.leading.with({call.problem.n, call.problem.m}), name);
@@ -120,7 +127,7 @@ struct Cuda {
   static Tensors3 forward(const Arguments& in, bool return_weights) {
     CudaCall call(in);
     call.done();
-    const Results out(in, call, return_weights);
+    const Results out(in, call, return_weights, true);
     const CudaHost torch(in.query);
     cuda::forward(call.problem, call.own, out.place(), torch.host);
     return {out.context, out.lse, out.weights};
@@ -179,7 +186,7 @@ struct Cuda {
     auto floats = [](const Maybe& t) { return t ? data<float>(*t) : nullptr; };
     f.context = data<float>(from.context);
     f.lse = data<float>(from.lse);
-    f.weights = data<float>(from.weights);
+    (is_softmax(from.weights, from.lse) ? f.softmax : f.weights) = data<float>(from.weights);
     f.grad_context = floats(from.grad_context);
     f.grad_lse = floats(from.grad_lse);
     f.grad_weights = floats(from.grad_weights);

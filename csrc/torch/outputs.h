@@ -96,6 +96,15 @@ constexpr const char* kWeights = "weights (return_weights=True)";
 
 inline Tensor nothing(const Tensor& on) { return empty(on, {0}, "an empty tensor"); }
 
+// What the backward needs of a softmax, (leading, 2 n): for each row the maximum of its scores and
+// the sum of exp(s - maximum). It takes the place of weights that are not returned.
+inline Tensor softmax_of(const Tensor& on, const Leading& leading, int64_t n) {
+  return empty(on, leading.with({2 * n}), "the state of the softmax");
+}
+inline bool is_softmax(const Tensor& weights, const Tensor& lse) {
+  return weights.dim() == lse.dim();
+}
+
 inline Tensor dense(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }

@@ -220,3 +220,17 @@ def test_rows_with_nothing_left_among_others(backend: str) -> None:
     check_attention(
         *make(SHAPE), attn_mask=keep, return_weights=True, return_lse=True, backend=backend
     )
+
+
+@pytest.mark.parametrize("shape", [(40, 1), (1, MANY), (1, 1)], ids=str)
+def test_the_gradient_of_a_mask_that_many_pairs_share(backend: str, shape: tuple[int, int]) -> None:
+    """Many equal terms are added, whose sum in one variable would be off in the same direction."""
+    query, key, value, weight = make((2, 40, MANY, 5, 3))
+    with torch.no_grad():
+        weight.zero_()
+    for _ in range(8):
+        mask = normal(*shape)
+        check_attention(
+            query, key, value, weight, attn_mask=mask, return_lse=True, through=("lse",),
+            backend=backend,
+        )  # fmt: skip

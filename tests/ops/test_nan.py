@@ -184,3 +184,71 @@ def test_packed_sequences_keep_it_to_themselves(backend: str) -> None:
     dq, dk, dv, _ = torch.autograd.grad(context.sum(), inputs)
     for gradient, part in ((dq, slice(4, 7)), (dk, slice(33, 40)), (dv, slice(33, 40))):
         assert gradient[part].isfinite().all()
+
+
+@pytest.mark.parametrize("poison", [NAN, INF])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_in_the_gradients_of_scores(
+    backend: str, shape: Shape, activation: str, poison: float
+) -> None:
+    """A key, or a query, that is not finite leaves the gradients of the others alone."""
+    query, key, _, weight = make(shape)
+    for bad in (query, key):
+        rows = bad.shape[1]
+        for row in {0, rows - 1}:
+            inputs = [poisoned(x, (1, row, 3), poison) if x is bad else x for x in (query, key)]
+            scores = additive_scores(*inputs, weight, activation=activation, backend=backend)
+            gradients = torch.autograd.grad(scores, inputs, torch.randn_like(scores))
+            of_bad = gradients[0 if bad is query else 1]
+            assert of_bad[0].isfinite().all()
+            assert of_bad[1, torch.arange(rows) != row].isfinite().all()
+            for x in gradients:  # hidden units do not mix
+                assert x[..., torch.arange(x.shape[-1]) != 3].isfinite().all()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("n", [3, 40])
+def test_in_the_gradients_of_pairs_that_take_no_part(backend: str, n: int, activation: str) -> None:
+    """A row that sees no NaN has finite gradients, and adds finite ones to its keys."""
+    if backend == "reference":
+        pytest.skip("the formula multiplies NaN by 0")
+    query, key, value, weight = make((2, n, n, 20, 5))
+    last = n - 1
+    bad_query, bad_key = poisoned(query, (1, last, 3)), poisoned(key, (1, last, 3))
+    inputs: tuple[Tensor, ...] = (query[:, :last], bad_key, value, weight)
+    context = additive_attention(*inputs, is_causal=True, activation=activation, backend=backend)
+    gradients = torch.autograd.grad(context.sum(), inputs)
+    assert all(x.isfinite().all() for x in gradients) and (gradients[1][:, last] == 0).all()
+
+    seen = torch.zeros(n, n, dtype=torch.bool)
+    seen[:last, :last] = seen[last, last] = True
+    for inputs in ((query, bad_key, value, weight), (bad_query, key, value, weight)):
+        context = additive_attention(
+            *inputs, attn_mask=seen, activation=activation, backend=backend
+        )
+        dq, dk, _, _ = torch.autograd.grad(context.sum(), inputs)
+        assert dq[:, :last].isfinite().all() and dk[:, :last].isfinite().all()
+        assert dq[1, last].isnan().any() and dk[1, last].isnan().any()
+
+
+@pytest.mark.parametrize("poison", [NAN, INF])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("n", [2, 40])
+@pytest.mark.parametrize("lead", [(), (3,)], ids=["one weight", "a weight each"])
+def test_in_the_weight_without_pairs(
+    backend: str, lead: tuple[int, ...], n: int, activation: str, poison: float
+) -> None:
+    """Padded keys, and rows that see nothing, have gradients of exactly 0."""
+    if backend == "reference":
+        pytest.skip("the formula multiplies NaN by 0")
+    query, key, value, weight = make((3, n, 100, 20, 5))
+    weight = poisoned(weight.detach().expand(*lead, 20), (*[0] * len(lead), 7), poison)
+    lengths = torch.tensor([50, 70, 0])
+    inputs = (query, key, value, weight)
+    context = additive_attention(
+        *inputs, key_lengths=lengths, activation=activation, backend=backend
+    )
+    dq, dk, dv, _ = torch.autograd.grad(context.sum(), inputs)
+    padding = torch.arange(100) >= lengths[:, None]
+    assert (dk[padding] == 0).all() and (dv[padding] == 0).all() and (dq[2] == 0).all()

@@ -146,3 +146,12 @@ def test_dtypes_of_the_outputs(backend: str) -> None:
         )
         assert [x.dtype for x in outputs] == [dtype, acc]
         assert [x.shape for x in outputs] == [(2, 4, 7), (2, 4)]
+
+
+def test_no_sequences_and_a_weight_each(backend: str) -> None:
+    """Nothing adds to the gradients of several weights: they are 0."""
+    query, key, value = normal(3, 0, 7), normal(3, 0, 7), normal(3, 0, 4)
+    weight, none = normal(3, 7), torch.zeros(1, dtype=torch.int32)
+    context = additive_attention_varlen(query, key, value, weight, none, none, backend=backend)
+    (found,) = torch.autograd.grad(context.sum(), weight)
+    assert (found == 0).all()

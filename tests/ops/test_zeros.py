@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from attnkernels import additive_attention, additive_attention_varlen, additive_scores
-from attnkernels.backends import native
 from attnkernels.testing import oracle
 
 NAMES = ("query", "key", "value", "weight")
@@ -134,9 +133,7 @@ def test_nearly_a_single_key(backend: str, tail: float, n: int, options: dict[st
 
 @pytest.mark.parametrize("n, m", [(1, 7), (2, 200), (40, 150), (70, 19)])
 def test_a_hidden_unit_that_is_zero(backend: str, n: int, m: int) -> None:
-    """tanh(0) adds nothing to the gradient of weight: exactly so where sums have one order."""
-    if backend == "triton" or native.build_info().get("instruction set") == "emulated CUDA":
-        pytest.skip("GPU kernels add up in parts whose order is not that of the sum of ds")
+    """tanh(0) adds nothing to the gradient of weight."""
     query, key, value, weight = make((2, n, m, 24, 5))
     with torch.no_grad():
         query[..., 5:8] = key[..., 5:8] = 0

@@ -51,8 +51,7 @@ def _check(case: Case) -> Ratios:
     if case.nan != "none":
         poisoned, tensors = tensors, Tensors(replace(case, nan="none"))
         others = naive_of(case), reference_of(case)
-        shares = case.call == "scores"
-        tested = shielded(tested, *others, poisoned.inputs, poisoned.options, shares)
+        tested = shielded(tested, *others, poisoned.inputs, poisoned.options)
     through = {} if case.call == "scores" else {"through": case.through}
     ratios = _CHECKS.get(case.call, check_attention)(
         *tensors.inputs.values(), backend=tested, **through, **tensors.options

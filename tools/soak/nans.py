@@ -23,15 +23,12 @@ def shielded(
     reference: Call,
     inputs: Given,
     options: Given,
-    rows_share: bool = False,
 ) -> Call:
     """Return a call for the inputs without NaN, computed by `tested` from the inputs with it.
 
     Its results are those of `tested`, but for the entries that a NaN may reach: these are what
     `tested` gives without NaN. `inputs` and `options` have the NaN. `naive` is the formula over the
-    keys that take part. With `rows_share`, a NaN may reach its hidden unit in the gradients of
-    other rows: backward kernels share a reciprocal between keys, (E9), and no softmax has spread
-    the NaN before.
+    keys that take part.
     """
 
     def call(*clean: Tensor, **clean_options: Any) -> Any:
@@ -55,7 +52,7 @@ def shielded(
         passing |= {name: x for name, x in all_pairs.items() if name in fixed}
         clean = [everything[name] for name in names]
         calls = tested, naive, reference
-        outputs = _Shielded.apply(run, calls, passing, rows_share, poisoned, *clean)
+        outputs = _Shielded.apply(run, calls, passing, poisoned, *clean)
         return outputs if len(outputs) > 1 else outputs[0]
 
     return call
@@ -68,11 +65,9 @@ class _Shielded(torch.autograd.Function):
         run: Call,
         calls: Any,
         passing: Given,
-        rows_share: bool,
         poisoned: Any,
         *clean: Tensor,
     ) -> Any:
-        ctx.rows_share = rows_share
         tested, naive, reference = calls
         wants = [x.requires_grad for x in clean]
         every = [_unmasked(x) for x in poisoned]
@@ -119,11 +114,8 @@ class _Shielded(torch.autograd.Function):
                 found.append(None)
                 continue
             may = next(dense)
-            if ctx.rows_share and may.dim() > 1:
-                reached = may.isnan().any(-2, keepdim=True)
-                may = torch.where(reached, float("nan"), may)
             found.append(_shield("gradient", next(poisoned), next(clean), may))
-        return *(None,) * 5, *found
+        return *(None,) * 4, *found
 
 
 def _unmasked(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .mask import NONE, any_takes_part, end_key, first_key, kept, mask_of, taking_part
+from .maths import row_softmax
 from .rows import (
     ANY,
     extent,
@@ -74,6 +75,7 @@ def forward_kernel(
     leads,
     context,
     lse,
+    softmax,
     scores,
     n,
     m,
@@ -164,35 +166,45 @@ def forward_kernel(
         old = tl.load(context + at, mask=inside & started, other=0.0)
         tl.store(context + at, old / divisor[:, None], mask=inside)
     tl.store(lse + row + row_i, highest + tl.log(total), mask=there)
+    tl.store(softmax + 2 * (row + row_i), highest, mask=there)
+    tl.store(softmax + 2 * (row + row_i) + 1, total, mask=there)
+
+
+@triton.jit
+def _of_split(softmax, highest):
+    """Return the sum of exp(s - highest) over a split."""
+    return tl.exp(tl.load(softmax) - highest) * tl.load(softmax + 1)
 
 
 @triton.jit(do_not_specialize=ANY)
-def combine_kernel(part, part_lse, context, lse, rows, dv, splits, BV: tl.constexpr):
+def combine_kernel(part, part_softmax, context, lse, softmax, rows, dv, splits, BV: tl.constexpr):
     """Program (row): the contexts of its splits, each weighted by its share of the whole."""
     row = tl.program_id(0).to(tl.int64)
     highest = -float("inf")
     for split in range(0, splits):
-        highest = tl.maximum(highest, tl.load(part_lse + wide(split) * rows + row))
+        highest = tl.maximum(highest, tl.load(part_softmax + 2 * (wide(split) * rows + row)))
     finite = tl.where(highest == -float("inf"), 0.0, highest)
     total = 0.0
     for split in range(0, splits):
-        total += tl.exp(tl.load(part_lse + wide(split) * rows + row) - finite)
+        total += _of_split(part_softmax + 2 * (wide(split) * rows + row), finite)
     divisor = tl.where(total == 0.0, 1.0, total)
     for c0 in range(0, dv, BV):
         c = c0 + tl.arange(0, BV)
         mixed = tl.zeros((BV,), tl.float32)
         for split in range(0, splits):
             at = wide(split) * rows + row
-            share = tl.exp(tl.load(part_lse + at) - finite) / divisor
+            share = _of_split(part_softmax + 2 * at, finite) / divisor
             mixed += share * tl.load(part + at * dv + c, mask=c < dv, other=0.0)
         tl.store(context + row * dv + c, mixed, mask=c < dv)
     tl.store(lse + row, finite + tl.log(total))
+    tl.store(softmax + 2 * row, highest)
+    tl.store(softmax + 2 * row + 1, total)
 
 
 @triton.jit(do_not_specialize=ANY)
 def weights_kernel(
     scores,
-    lse,
+    softmax,
     dropout,
     n,
     m,
@@ -206,9 +218,8 @@ def weights_kernel(
     row = wide(b) * n + i
     there = (i < n) & (j < m)
     at = row * m + j
-    end = tl.load(lse + row, mask=i < n, other=0.0)
-    end = tl.where(end == -float("inf"), 0.0, end)
-    a = tl.exp(tl.load(scores + at, mask=there, other=0.0) - end)
+    high, share = row_softmax(softmax, None, row, i < n)
+    a = tl.exp(tl.load(scores + at, mask=there, other=0.0) - high) * share
     if dropout is not None:
         a = tl.where(kept(dropout, i, j, b), a * dropout.keep_scale, 0.0)
     tl.store(scores + at, a, mask=there)

@@ -52,6 +52,22 @@ def exp(y):
 
 
 @triton.jit
+def row_softmax(softmax, lse, row, there):
+    """Return (high, share) with which the weights of rows are exp(s - high) * share.
+
+    They are not exp(s - lse): lse is rounded, by as much as it is large.
+    """
+    if softmax is not None:
+        high = tl.load(softmax + 2 * row, mask=there, other=0.0)
+        total = tl.load(softmax + 2 * row + 1, mask=there, other=0.0)
+        share = tl.where(total == 0.0, 0.0, 1.0 / tl.where(total == 0.0, 1.0, total))
+    else:
+        high = tl.load(lse + row, mask=there, other=0.0)
+        share = tl.where(high == -float("inf"), 0.0, 1.0)
+    return tl.where(high == -float("inf"), 0.0, high), share
+
+
+@triton.jit
 def exp_sum(x, ACTIVATION: tl.constexpr):
     """Return exp(gain * x) for any x = q + k; it may be 0 or infinite."""
     return tl.exp2(x * (gain(ACTIVATION) * _LOG2E))
@@ -134,6 +150,12 @@ def activated_with_slope(x, negative_slope, ACTIVATION: tl.constexpr, TARGET: tl
     else:
         slope = tl.where(x > 0, 1.0, slope_below(negative_slope, ACTIVATION))
         return pointwise(x, negative_slope, ACTIVATION), slope
+
+
+@triton.jit
+def weighted(x, w):
+    """Return x * w, and 0 for 0, even if w is not finite: for what no pair has added to."""
+    return tl.where(x == 0, 0.0, x * w)
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .delta import MOST, centred, context_error
 from .mask import any_takes_part, end_key, first_key, kept, mask_of, seeing_queries, taking_part
+from .maths import row_softmax
 from .rows import (
     ANY,
     SCALE,
@@ -161,9 +162,11 @@ def gradient_kernel(
     )  # fmt: skip
     takes, added = taking_part(i, j, rows, columns, mask, mask_at, band, MASK)
     row = wide(b) * n + begin_q + i0
-    end = tl.load(outer.lse + row + tile_i, mask=i < rows, other=0.0)
-    end = tl.where(end == -float("inf"), 0.0, end)
-    a = tl.where(takes, tl.exp(x + added - end), 0.0)
+    if outer.given is not None:
+        a = tl.load(outer.given + (row + tile_i) * m + j0 + tile_j, mask=takes, other=0.0)
+    else:
+        high, share = row_softmax(outer.softmax, outer.lse, row + tile_i, i < rows)
+        a = tl.where(takes, tl.exp(x + added - high) * share, 0.0)
 
     g = tl.zeros(SHAPE, tl.float32)
     if outer.grad_context is not None:
@@ -192,18 +195,18 @@ def gradient_kernel(
         g = tl.where(keep, g * dropout.keep_scale, 0.0)
     g -= tl.load(outer.delta + row + tile_i, mask=i < rows, other=0.0)
     if tl.max(tl.ravel(a)) > MOST:
-        share = as_matrix(a)
-        local = tl.argmax(share, 1)
+        most_of = as_matrix(a)
+        local = tl.argmax(most_of, 1)
         ERROR: tl.constexpr = context_error(
             PRECISION, value.data.dtype.element_ty, dropout is not None
         )
         row_i = i0 + tl.arange(0, BI)
         centre = centred(
-            outer, row + tl.arange(0, BI), (row_i < rows) & (tl.max(share, 1) > MOST), row_i,
+            outer, row + tl.arange(0, BI), (row_i < rows) & (tl.max(most_of, 1) > MOST), row_i,
             j0 + local, wide(b) * sequences + s, dropout, value,
             matrix_of(b, sizes, value) + begin_k * value.row, m, dv, BV, ERROR,
         )  # fmt: skip
-        most = (tl.arange(0, BJ)[None, :] == local[:, None]) & (share > MOST)
+        most = (tl.arange(0, BJ)[None, :] == local[:, None]) & (most_of > MOST)
         g = as_tile(tl.where(most, centre[:, None], as_matrix(g)), SHAPE)
     tl.store(ds + at, tl.trans(as_matrix(tl.where(takes, a * g, 0.0))))
     if used is not None:

@@ -63,10 +63,13 @@ class Run(NamedTuple):
 class Outer(NamedTuple):
     """The given terms of (E4); those that are absent are None.
 
-    lse; D_i; the context; D_i's sum over the weights; the gradients of context, weights and lse.
+    The softmax of the rows, and lse in its absence; the weights, if they need not be computed; D_i;
+    the context; D_i's sum over the weights; the gradients of context, weights and lse.
     """
 
+    softmax: Any
     lse: Any
+    given: Any
     delta: Any
     context: Any
     weights: Any

@@ -15,7 +15,9 @@ from .maths import (
     is_logistic,
     pointwise_with_slope,
     reciprocal,
+    row_softmax,
     span,
+    weighted,
 )
 from .rows import ANY, length_of, matrix_of, program_index, vector_of, wide
 
@@ -67,6 +69,7 @@ def step_kernel(
     leads,
     context,
     lse,
+    softmax,
     scores,
     n,
     m,
@@ -135,6 +138,8 @@ def step_kernel(
         old = tl.load(context + c, mask=(c < dv) & started, other=0.0)
         tl.store(context + c, old / divisor, mask=c < dv)
     tl.store(lse + row, highest + tl.log(total))
+    tl.store(softmax + 2 * row, highest)
+    tl.store(softmax + 2 * row + 1, total)
 
 
 @triton.jit(do_not_specialize=ANY)
@@ -184,7 +189,11 @@ def step_gradient_kernel(
         query, query_at, key, key_at, weight, weight_at, j0, end, d, scale, negative_slope,
         ACTIVATION, BJ, BD, TARGET,
     )  # fmt: skip
-    a = tl.where(takes, tl.exp(x + added - tl.load(outer.lse + row)), 0.0)
+    if outer.given is not None:
+        a = tl.load(outer.given + at, mask=takes, other=0.0)
+    else:
+        high, share = row_softmax(outer.softmax, outer.lse, row, True)
+        a = tl.where(takes, tl.exp(x + added - high) * share, 0.0)
     g = tl.zeros((BJ,), tl.float32)
     if outer.grad_context is not None:
         value_at = matrix_of(b, sizes, value) + wide(j0) * value.row
@@ -266,8 +275,8 @@ def step_sweep_kernel(
         dk = tl.zeros((BJ, BD), tl.float32)
         for i in range(0, n):
             q = tl.load(query_at + wide(i) * query.row, mask=inside, other=0.0).to(tl.float32)
-            x = q[None, :] + k
             s = tl.load(ds + (wide(b) * n + i) * m + j, mask=j < end, other=0.0)[:, None]
+            x = tl.where(s == 0, 0.0, q[None, :] + k)  # 0 adds 0 even to NaN
             if is_logistic(ACTIVATION):
                 r = reciprocal(1.0 + exp_sum(x, ACTIVATION), TARGET)
                 f = 1.0 - span(ACTIVATION) * r
@@ -277,9 +286,9 @@ def step_sweep_kernel(
             dk += s * g
             dw += tl.sum(s * f, 0)
             sum_at = grad_query + (place * n + i) * d + t
-            dq = tl.load(sum_at, mask=inside, other=0.0) + w * tl.sum(s * g, 0)
+            dq = tl.load(sum_at, mask=inside, other=0.0) + weighted(tl.sum(s * g, 0), w)
             tl.store(sum_at, dq, mask=inside)
             tl.debug_barrier()  # the next tile may read a number in another thread
         at = (wide(b) * m + j)[:, None] * d + t[None, :]
-        tl.store(grad_key + at, dk * w[None, :], mask=(j < m)[:, None] & inside[None, :])
+        tl.store(grad_key + at, weighted(dk, w[None, :]), mask=(j < m)[:, None] & inside[None, :])
     tl.store(grad_weight + place * d + t, scale * dw, mask=inside)

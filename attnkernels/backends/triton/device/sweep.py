@@ -21,6 +21,7 @@ from .maths import (
     pointwise_with_slope,
     reciprocal,
     two,
+    weighted,
 )
 from .rows import ANY, SCALE, extent, lead_index, length_of, matrix_of, vector_of, wide
 from .score import row_ranges
@@ -98,13 +99,16 @@ def _sweep_tile(
                 x2 = 1.0 + exp_sum(q2 + k, ACTIVATION)
                 x3 = 1.0 + exp_sum(q3 + k, ACTIVATION)
             f = _reciprocals(x0, x1, x2, x3, SHARED, TARGET)
+            if not FROM_EXP:
+                f = tl.where(s == 0, 0.0, f)  # 0 adds 0 even to NaN
             g = f - f * f
+            f -= 0.5  # exactly 0 where a hidden unit is
         else:
-            x = _four(q0, q1, q2, q3) + k
+            x = tl.where(s == 0, 0.0, _four(q0, q1, q2, q3) + k)
             f, g = pointwise_with_slope(x, negative_slope, ACTIVATION)
         grad_query += s * g
         grad_weight += tl.sum(s * f, 0)
-        row = tl.load(grad_key, mask=inside, other=0.0) + factor * tl.sum(s * g, 0)
+        row = tl.load(grad_key, mask=inside, other=0.0) + weighted(tl.sum(s * g, 0), factor)
         tl.store(grad_key, row, mask=inside)
         key += key_row
         pairs += width // 2
@@ -288,6 +292,6 @@ def sweep_kernel(
                 )  # fmt: skip
         at = order[:, None] * d + t[None, :]
         mask = (order < there)[:, None] & inside[None, :]
-        tl.store(grad_query + wide(first) * d + at, dq * factor[None, :], mask=mask)
+        tl.store(grad_query + wide(first) * d + at, weighted(dq, factor[None, :]), mask=mask)
     at = grad_weight + wide(part) * d + t
     tl.store(at, tl.load(at, mask=inside, other=0.0) + dw, mask=inside)

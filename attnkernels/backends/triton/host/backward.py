@@ -40,8 +40,12 @@ def backward(
     if grad_lse is not None:
         delta -= grad_lse
         total += torch.where(lse == -torch.inf, 0.0, grad_lse).sum(-1)
+    softmax = weights.contiguous() if weights.numel() and weights.dim() == lse.dim() else None
+    given = weights.contiguous() if softmax is None and arguments["seed"] is None else None
     outer = Outer(
+        softmax,
         lse.contiguous(),
+        given if given is not None and given.numel() else None,
         delta,
         context.contiguous(),
         weights_delta,

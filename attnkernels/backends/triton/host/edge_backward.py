@@ -93,13 +93,15 @@ def _by_target(
     sums = None if weight is None else call.new(shares.programs, call.leads, call.d)
     part_query = None if given["grad_query"] is None else shares.parts(call, call.d)
     given["outer"] = Outer(
-        given["lse"],
-        given["delta"],
-        given["context"],
-        None,
-        given["grad_context"],
-        given["grad_weights"],
-        given["grad_lse"],
+        softmax=None,
+        lse=given["lse"],
+        given=None,
+        delta=given["delta"],
+        context=given["context"],
+        weights=None,
+        grad_context=given["grad_context"],
+        grad_weights=given["grad_weights"],
+        grad_lse=given["grad_lse"],
     )
     call.launch(edge_target_kernel, shares, given, part_query=part_query, part_weight=sums)
     _sum_parts(call, shares, given, part_query, given["grad_query"], call.d, given["BD"])

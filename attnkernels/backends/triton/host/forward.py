@@ -22,18 +22,21 @@ def forward(
     call = Call(**arguments)
     lead, n, m, dv = call.lead, call.n, call.m, call.dv
     context, lse = call.new(*lead, n, dv), call.new(*lead, n)
-    weights = call.new(*lead, n, m).fill_(-torch.inf) if return_weights else call.new(0)
+    softmax = call.new(*lead, 2 * n)
+    weights = call.new(*lead, n, m).fill_(-torch.inf) if return_weights else softmax
     with on(call.query):
-        _attend(call, context, lse, weights if return_weights else None)
+        _attend(call, context, lse, softmax, weights if return_weights else None)
         if return_weights:
             tiles = -(-n // 32) * -(-m // 64)
-            made = {"scores": weights, "lse": lse, "BI": 32, "BJ": 64}
+            made = {"scores": weights, "softmax": softmax, "BI": 32, "BJ": 64}
             launch(weights_kernel, call.leads * tiles, call.arguments | made, warps=4)
     return context, lse, weights
 
 
-def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor | None) -> None:
-    """Compute context and lse; if there are few rows, programs split the keys."""
+def _attend(
+    call: Call, context: Tensor, lse: Tensor, softmax: Tensor, scores: Tensor | None
+) -> None:
+    """Compute context, lse and the softmax; if there are few rows, programs split the keys."""
     rows = call.leads * call.n
     if call.step:
         kernel, warps = step_kernel, configs.STEP_WARPS
@@ -48,16 +51,17 @@ def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor | None) -> 
         tiles = call.seen_tiles(tile.BI, tile.BJ, prepared.key_tiles)
         programs = call.leads * prepared.query_tiles
     splits = call.parts(programs, warps, tiles)
-    part, part_lse = context, lse
+    parts: tuple[Tensor, ...] = context, lse, softmax
     if splits > 1:
-        part, part_lse = call.new(splits, *context.shape), call.new(splits, *lse.shape)
+        parts = tuple(call.new(splits, *x.shape) for x in parts)
     launch(
         kernel,
         programs * splits,
         arguments,
         warps=warps,
-        context=part,
-        lse=part_lse,
+        context=parts[0],
+        lse=parts[1],
+        softmax=parts[2],
         scores=scores,
         splits=splits,
     )
@@ -67,10 +71,11 @@ def _attend(call: Call, context: Tensor, lse: Tensor, scores: Tensor | None) -> 
             rows,
             call.arguments,
             warps=4,
-            part=part,
-            part_lse=part_lse,
+            part=parts[0],
+            part_softmax=parts[2],
             context=context,
             lse=lse,
+            softmax=softmax,
             rows=rows,
             splits=splits,
             BV=min(power_of_two(call.dv), 1024),

@@ -77,8 +77,10 @@ def of_weight(call: Call, weight_sums: Tensor, total: Tensor) -> Tensor:
     """Return the gradient of the weight from the parts (*L, parts, d) of a sweep."""
     grad_weight = weight_sums.sum(-2)
     activation = call.arguments["ACTIVATION"]
-    if is_logistic(activation):  # sum ds f = sum ds - span sum ds r
-        grad_weight = total.unsqueeze(-1) - span(activation) * grad_weight
+    if is_logistic(activation):  # f = 1 - span r, and the sums are those of ds (r - 1/2)
+        grad_weight *= -span(activation)
+        if (rest := 1 - span(activation) / 2) != 0:
+            grad_weight += rest * total.unsqueeze(-1)
     return grad_weight * call.arguments["scale"]
 
 

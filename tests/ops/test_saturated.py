@@ -1,0 +1,55 @@
+"""Rows whose scores are large: errors are at most four times those of the formula in float32.
+
+The weights of such a row are exact in the formula, whose softmax subtracts the maximum. Weights
+that are made from lse are not: it is rounded, by as much as it is large.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.inputs import ACTIVATIONS, F32, F64
+from torch import Tensor
+
+from attnkernels import additive_attention
+from attnkernels.backends import native
+
+NAMES = ("context", "weights", "query", "key", "value", "weight")
+# Rows and pairs at most: those that are emulated or interpreted take their time.
+MOST = {"native": (4096, 200_000), "emulated": (512, 20_000), "triton": (128, 6_000)}
+EMULATED = native.build_info().get("instruction set") == "emulated CUDA"
+
+
+def results(backend: str, inputs: list[Tensor], activation: str, weights: bool) -> list[Tensor]:
+    """Return context, weights if requested, and the gradients of the inputs."""
+    leaves = [x.detach().requires_grad_() for x in inputs[:4]]
+    outputs = additive_attention(
+        *leaves, activation=activation, return_weights=weights, backend=backend
+    )
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    gradients = torch.autograd.grad(outputs[0], leaves, inputs[4])
+    return [*(x.detach() for x in outputs), *gradients]
+
+
+@pytest.mark.parametrize("n, m", [(1, 2), (1, 33), (8, 3), (8, 150)])
+@pytest.mark.parametrize("size", [40.0, 1e3])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_saturated_rows(backend: str, activation: str, size: float, n: int, m: int) -> None:
+    weights = m > 3  # from which a backward then takes them
+    rows, pairs = MOST.get("emulated" if EMULATED else backend, MOST["native"])
+    batch = max(2, min(rows // n, pairs // (n * m)))
+    # keys near each other: scores are large, and their differences are small, or not
+    spread = 10 ** (2.5 * torch.rand(batch, 1, 1) - 1)
+    query = size * torch.randn(batch, n, 8)
+    key = size * torch.randn(batch, 1, 8) + spread * torch.randn(batch, m, 8)
+    value, weight = torch.randn(batch, m, 5), torch.randn(8)
+    inputs = [query, key, value, weight, torch.randn(batch, n, 5)]
+    exact = results("reference", [x.to(F64) for x in inputs], activation, weights)
+    eager = results("reference", inputs, activation, weights)
+    found = results(backend, inputs, activation, weights)
+    names = NAMES if weights else (NAMES[0], *NAMES[2:])
+    for name, x, y, z in zip(names, found, eager, exact, strict=True):
+        error, allowed = ((each - z).norm().item() for each in (x, y))
+        # a result that the formula has exactly may be rounded once
+        rounding = torch.finfo(F32).eps / 2 * z.norm().item()
+        assert error <= 4 * max(allowed, rounding), f"{name}: {error:.3g} against {allowed:.3g}"
