@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from .edge_dropout import kept_at
 from .edges import (
     ANY_EDGES,
     SIGNS,
@@ -28,7 +29,6 @@ from .edges import (
     sums_of,
     weights_at,
 )
-from .mask import kept
 from .maths import activated_with_slope
 from .rows import matrix_of, program_index, vector_of, wide
 
@@ -80,7 +80,7 @@ def edge_target_kernel(
     weight,
     edge_key,
     edge_bias,
-    dropout,
+    kept,
     sizes,
     begin,
     cuts,
@@ -194,10 +194,10 @@ def edge_target_kernel(
             if outer.grad_weights is not None:
                 da += numbers_at(grad_weights_at, outer.grad_weights.unit, edge, there, 0.0)
             used = a
-            if dropout is not None:
-                keep = kept(dropout, 0, at[None, :], b[:, None])
-                used = tl.where(keep, a * dropout.keep_scale, 0.0)
-                da = tl.where(keep, da * dropout.keep_scale, 0.0)
+            if kept is not None:
+                keep = kept_at(kept, at, b, leads, there)
+                used = tl.where(keep, a * kept.scale, 0.0)
+                da = tl.where(keep, da * kept.scale, 0.0)
             ds = a * (tl.where(a >= ALL, 0.0, da - delta) + dlse)
             ds = tl.where(s == -float("inf"), 0.0, ds)
             if pairs is not None:

@@ -42,6 +42,13 @@ class Dropout(NamedTuple):
     keep_scale: Any
 
 
+class Kept(NamedTuple):
+    """A byte per edge, in the order by target, and head: 1 if dropout keeps it; 1 / (1 - p)."""
+
+    data: Any
+    scale: Any
+
+
 class Outer(NamedTuple):
     """The given terms of (E4); those that are absent are None.
 
