@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .edge_dropout import kept_at
 from .edges import (
     ANY_EDGES,
     ends_from,
@@ -24,7 +25,6 @@ from .edges import (
     sums_of,
     weights_at,
 )
-from .mask import kept
 from .maths import activated
 from .rows import matrix_of, program_index, vector_of, wide
 
@@ -65,7 +65,7 @@ def edge_forward_kernel(
     weight,
     edge_key,
     edge_bias,
-    dropout,
+    kept,
     sizes,
     begin,
     cuts,
@@ -151,9 +151,9 @@ def edge_forward_kernel(
             if scores is not None:
                 put_numbers(scores_at, scores.unit, edge, there & (column == 0), s)
             kept_p = 1.0
-            if dropout is not None:
-                keep = kept(dropout, 0, at[None, :], b[:, None])
-                kept_p = tl.where(keep, dropout.keep_scale, 0.0)
+            if kept is not None:
+                keep = kept_at(kept, at, b, leads, there)
+                kept_p = tl.where(keep, kept.scale, 0.0)
             highest, total, sums = _taken_in(highest, total, sums, s, 1.0, kept_p, u)
             nodes = ahead
         top, total_i, sums_i = _together(highest, total, sums)
@@ -221,7 +221,7 @@ def edge_weights_kernel(
     order,
     scores,
     lse,
-    dropout,
+    kept,
     edges,
     leads,
     head_blocks,
@@ -242,7 +242,7 @@ def edge_weights_kernel(
     end = numbers_at(vector_of(b, sizes, lse), lse.unit, i, there, 0.0)
     end = tl.where(end == -float("inf"), 0.0, end)
     a = tl.exp(numbers_at(scores_at, scores.unit, edge, there, 0.0) - end)
-    if dropout is not None:
-        keep = kept(dropout, 0, by_target[None, :], b[:, None])
-        a = tl.where(keep, a * dropout.keep_scale, 0.0)
+    if kept is not None:
+        keep = kept_at(kept, by_target, b, leads, there)
+        a = tl.where(keep, a * kept.scale, 0.0)
     put_numbers(scores_at, scores.unit, edge, there, a)

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from .edge_dropout import kept_at
 from .edges import (
     ANY_EDGES,
     SIGNS,
@@ -28,7 +29,6 @@ from .edges import (
     sums_of,
     weights_at,
 )
-from .mask import kept
 from .maths import activated_with_slope
 from .rows import matrix_of, program_index, vector_of, wide
 
@@ -80,13 +80,18 @@ def edge_target_kernel(
     weight,
     edge_key,
     edge_bias,
-    dropout,
+    kept,
     sizes,
     begin,
     cuts,
     source,
     order,
-    outer,
+    lse,
+    delta,
+    context,
+    grad_context,
+    grad_weights,
+    grad_lse,
     pairs,
     signs,
     grad_query,
@@ -124,15 +129,15 @@ def edge_target_kernel(
     query_at = matrix_of(b, sizes, query)
     key_at = matrix_of(b, sizes, key)
     weight_at = vector_of(b, sizes, weight)
-    lse_at = vector_of(b, sizes, outer.lse)
+    lse_at = vector_of(b, sizes, lse)
     edge_key_at = rows_or(b, sizes, edge_key, key_at)
     value_at = rows_or(b, sizes, value, key_at)
-    grad_at = rows_or(b, sizes, outer.grad_context, key_at)
-    context_at = rows_or(b, sizes, outer.context, key_at)
+    grad_at = rows_or(b, sizes, grad_context, key_at)
+    context_at = rows_or(b, sizes, context, key_at)
     bias_at = numbers_or(b, sizes, edge_bias, lse_at)
-    delta_at = numbers_or(b, sizes, outer.delta, lse_at)
-    grad_lse_at = numbers_or(b, sizes, outer.grad_lse, lse_at)
-    grad_weights_at = numbers_or(b, sizes, outer.grad_weights, lse_at)
+    delta_at = numbers_or(b, sizes, delta, lse_at)
+    grad_lse_at = numbers_or(b, sizes, grad_lse, lse_at)
+    grad_weights_at = numbers_or(b, sizes, grad_weights, lse_at)
     to_query = rows_or(b, sizes, grad_query, key_at)
     to_edge_key = rows_or(b, sizes, grad_edge_key, key_at)
     to_edge_bias = numbers_or(b, sizes, grad_edge_bias, lse_at)
@@ -146,27 +151,23 @@ def edge_target_kernel(
         finish = last + i
         following = tl.load(begin + tl.minimum(i + 2, n))
         end = tl.minimum(last, stop - i)
-        dc, delta = _of_target(
-            grad_at, outer.grad_context, context_at, outer.context, i, heads, dv, WHOLE, BV
+        dc, delta_i = _of_target(
+            grad_at, grad_context, context_at, context, i, heads, dv, WHOLE, BV
         )
-        lse = tl.load(lse_at + i * outer.lse.unit, mask=heads, other=0.0)[:, None]
-        lse = tl.where(lse == -float("inf"), 0.0, lse)
-        if outer.delta is not None:
-            delta += tl.load(delta_at + i * outer.delta.unit, mask=heads, other=0.0)[:, None]
+        lse_i = tl.load(lse_at + i * lse.unit, mask=heads, other=0.0)[:, None]
+        lse_i = tl.where(lse_i == -float("inf"), 0.0, lse_i)
+        if delta is not None:
+            delta_i += tl.load(delta_at + i * delta.unit, mask=heads, other=0.0)[:, None]
         dlse = 0.0
-        if outer.grad_lse is not None:
-            dlse = tl.load(grad_lse_at + i * outer.grad_lse.unit, mask=heads, other=0.0)[:, None]
+        if grad_lse is not None:
+            dlse = tl.load(grad_lse_at + i * grad_lse.unit, mask=heads, other=0.0)[:, None]
         dq = tl.zeros((BH, BE, BD), tl.float32)
         q = row_at(query_at, query.row, i, heads, d, t0, BD)
         for e0 in range(e, end, BE):
             at, there = places_from(e0, end, heads, BE)
             ahead = ends_from(source, tl.minimum(e0 + BE, end), edges, BE)
             edge = at
-            if (
-                (edge_key is not None)
-                or (edge_bias is not None)
-                or (outer.grad_weights is not None)
-            ):
+            if (edge_key is not None) or (edge_bias is not None) or (grad_weights is not None):
                 edge = tl.load(order + at, mask=at < end, other=0)
             live, bias = included(bias_at, edge_bias, edge, there)
             x, k = inside_at(
@@ -181,24 +182,24 @@ def edge_target_kernel(
                     weight, heads, live, edge_bias, d, negative_slope, ACTIVATION, BD, TARGET,
                 )  # fmt: skip
             s = tl.where(live, s * scale + bias, -float("inf"))
-            a = tl.exp(s - lse)
+            a = tl.exp(s - lse_i)
             da = tl.zeros((BH, BE), tl.float32)
-            if outer.grad_context is not None:
+            if grad_context is not None:
                 if value is None and WHOLE:
                     da = tl.sum(dc * k, 2)
                 else:
                     da = _moved_by(
-                        dc, grad_at, outer.grad_context, i, value_at,
+                        dc, grad_at, grad_context, i, value_at,
                         key.row if value is None else value.row, nodes, live, heads, dv, WHOLE, BV,
                     )  # fmt: skip
-            if outer.grad_weights is not None:
-                da += numbers_at(grad_weights_at, outer.grad_weights.unit, edge, there, 0.0)
+            if grad_weights is not None:
+                da += numbers_at(grad_weights_at, grad_weights.unit, edge, there, 0.0)
             used = a
-            if dropout is not None:
-                keep = kept(dropout, 0, at[None, :], b[:, None])
-                used = tl.where(keep, a * dropout.keep_scale, 0.0)
-                da = tl.where(keep, da * dropout.keep_scale, 0.0)
-            ds = a * (tl.where(a >= ALL, 0.0, da - delta) + dlse)
+            if kept is not None:
+                keep = kept_at(kept, at, b, leads, there)
+                used = tl.where(keep, a * kept.scale, 0.0)
+                da = tl.where(keep, da * kept.scale, 0.0)
+            ds = a * (tl.where(a >= ALL, 0.0, da - delta_i) + dlse)
             ds = tl.where(s == -float("inf"), 0.0, ds)
             if pairs is not None:
                 if edge_bias is not None:

@@ -83,19 +83,32 @@ def any_takes_part(i, j, n, m, mask, mask_at, band, MASK: tl.constexpr):
 
 
 @triton.jit
-def kept(dropout, i, j, b):
-    """Return the pairs (b, i, j) that dropout keeps: bits as in ops/dropout.py, at the threshold
-    or above.
+def random_words(dropout, group, i, b):
+    """Return four words of random bits, those of the pairs (b, i, 4 group) to (b, i, 4 group + 3):
+    ops/dropout.py.
     """
-    zero = (i + j) * 0
+    zero = (i + group) * 0
     b = b.to(tl.int64)
-    r0, r1, r2, r3 = tl.philox(
+    return tl.philox(
         tl.load(dropout.seed),
-        (j // 4 + zero).to(tl.uint32),
+        (group + zero).to(tl.uint32),
         (i + zero).to(tl.uint32),
         ((b & 0xFFFFFFFF) + zero).to(tl.uint32),
         ((b >> 32) + zero).to(tl.uint32),
     )
-    lane = j % 4 + zero
-    bits = tl.where(lane == 0, r0, tl.where(lane == 1, r1, tl.where(lane == 2, r2, r3)))
+
+
+@triton.jit
+def are_kept(dropout, bits):
+    """Return True for bits at the threshold or above."""
     return bits.to(tl.int64) >= dropout.threshold // SCALE
+
+
+@triton.jit
+def kept(dropout, i, j, b):
+    """Return the pairs (b, i, j) that dropout keeps."""
+    r0, r1, r2, r3 = random_words(dropout, j // 4, i, b)
+    lane = j % 4 + i * 0
+    return are_kept(
+        dropout, tl.where(lane == 0, r0, tl.where(lane == 1, r1, tl.where(lane == 2, r2, r3)))
+    )

@@ -60,6 +60,13 @@ class Run(NamedTuple):
     slots: Any
 
 
+class Kept(NamedTuple):
+    """A byte per edge, in the order by target, and head: 1 if dropout keeps it; 1 / (1 - p)."""
+
+    data: Any
+    scale: Any
+
+
 class Outer(NamedTuple):
     """The given terms of (E4); those that are absent are None.
 

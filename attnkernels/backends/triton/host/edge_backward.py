@@ -13,7 +13,6 @@ from ..device.edge_sources import edge_source_kernel, edge_sum_kernel
 from ..device.edge_targets import edge_delta_kernel, edge_target_kernel
 from ..device.edges import SIGNS
 from ..device.maths import is_logistic
-from ..device.rows import Outer
 from . import configs
 from .edges import EdgeCall, Shares, in_rows
 from .launch import on
@@ -92,17 +91,6 @@ def _by_target(
         given["signs"] = call.new(call.edges, call.leads, width, dtype=torch.uint8)
     sums = None if weight is None else call.new(shares.programs, call.leads, call.d)
     part_query = None if given["grad_query"] is None else shares.parts(call, call.d)
-    given["outer"] = Outer(
-        softmax=None,
-        lse=given["lse"],
-        given=None,
-        delta=given["delta"],
-        context=given["context"],
-        weights=None,
-        grad_context=given["grad_context"],
-        grad_weights=given["grad_weights"],
-        grad_lse=given["grad_lse"],
-    )
     call.launch(edge_target_kernel, shares, given, part_query=part_query, part_weight=sums)
     _sum_parts(call, shares, given, part_query, given["grad_query"], call.d, given["BD"])
     if weight is None or sums is None:

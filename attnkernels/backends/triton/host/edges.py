@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ....ops.shapes import by_row, leading_shape
+from ..device.edge_dropout import edge_dropout_kernel
+from ..device.rows import Dropout, Kept
 from . import call as pairs
 from . import configs
 from .geometry import lead_of, merged, scaled
-from .launch import launch, power_of_two
+from .launch import launch, on, power_of_two
 
 Given = Mapping[str, Tensor | None]
 T = TypeVar("T", Tensor, Tensor | None)
@@ -90,7 +92,7 @@ class EdgeCall:
             "order": order,
             "target": target,
             "place": place,
-            "dropout": None if seed is None else pairs.dropout_of(seed, dropout_p),
+            "kept": None if seed is None else self._kept(pairs.dropout_of(seed, dropout_p)),
             "edges": self.edges,
             "leads": self.leads,
             "head_blocks": self.head_blocks,
@@ -141,6 +143,17 @@ class EdgeCall:
         share = max(-(-units // max(wanted, 1)), configs.EDGE_SHARE)
         programs = -(-units // share)
         return Shares(begin, nodes, share, programs, begin.new_empty(programs, 2))
+
+    def _kept(self, dropout: Dropout) -> Kept:
+        """Return the edges that dropout keeps."""
+        kept = Kept(self.new(self.edges, self.leads, dtype=torch.uint8), dropout.keep_scale)
+        block = max(1024 // self.BH, 1)
+        programs = -(-self.edges // (4 * block)) * self.head_blocks
+        given = {"dropout": dropout, "kept": kept, "edges": self.edges, "leads": self.leads}
+        given |= {"head_blocks": self.head_blocks, "BH": self.BH, "BE": block}
+        with on(self.query):
+            launch(edge_dropout_kernel, programs, given | {"TARGET": self.gpu.name}, warps=4)
+        return kept
 
     def launch(self, kernel: Any, shares: Shares, arguments: dict[str, Any], **more: Any) -> None:
         """Start a kernel over all shares."""
