@@ -101,6 +101,12 @@ inline void add_gradients(const Gradient& gradient, const T* row, const S* const
 
 constexpr auto kNoVisit = [](int64_t, int64_t, const auto&) {};
 
+// row <- row * factor, where 0 stays 0 even if the factor is not finite: nothing was added to it.
+template <class T>
+inline void multiply_row(T* row, const T* factor, int64_t count) {
+  for (int64_t t = 0; t < count; t++) row[t] = row[t] == 0 ? T(0) : row[t] * factor[t];
+}
+
 // out <- out + a row of another dtype.
 template <class T, class S>
 inline void add_row(T* out, const S* row, int64_t count) {

@@ -156,9 +156,8 @@ class EdgeSources {
   }
 
   void store(int64_t j, int64_t head, T* sum) const {
-    const T* factor = pass_.factor + head * width_;
     T* du = sum + width_;
-    for (int64_t t = 0; t < p_.d; t++) sum[t] *= factor[t];
+    multiply_row(sum, pass_.factor + head * width_, p_.d);
     if (!pass_.has_value())
       for (int64_t t = 0; t < p_.d; t++) sum[t] += du[t];
     auto store_to = [&](const HeadGradient& out, const T* row, int64_t count) {

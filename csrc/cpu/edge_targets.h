@@ -107,7 +107,7 @@ class EdgeTargets {
 
   void store_query(int64_t i, int64_t head, T* row) const {
     const HeadGradient& out = p_.grad_query;
-    for (int64_t t = 0; t < p_.d; t++) row[t] *= pass_.factor[head * width_ + t];
+    multiply_row(row, pass_.factor + head * width_, p_.d);
     store_row(out.rows.data, out.dtype, out.rows.offset(head, i), row, p_.d);
   }
 

@@ -224,6 +224,17 @@ def test_nan_reaches_its_own_rows_only(backend: str, activation: str) -> None:
     assert given["key"].grad[1][beside].isfinite().all()
 
 
+def test_nan_in_the_weight_leaves_nodes_without_edges(backend: str) -> None:
+    edges = prepare_edges(torch.tensor([[0, 1, 1], [1, 1, 3]]), 5, 4)
+    given = operands(edges, HEADS, 6, 3)
+    with torch.no_grad():
+        given["weight"][0, 2] = NAN
+    additive_attention_sparse(**given, backend=backend).square().sum().backward()
+    assert (given["query"].grad[:, [0, 2, 4]] == 0).all()
+    assert (given["key"].grad[:, 2:] == 0).all() and given["query"].grad[1].isfinite().all()
+    assert given["query"].grad[0, 1].isnan().any()
+
+
 def test_one_edge_moves_nothing(backend: str) -> None:
     """The gradients of query and weight of a target with one edge are exactly 0."""
     edges = prepare_edges(torch.tensor([[3, 1, 0], [0, 1, 2]]), 3, 4)
