@@ -146,7 +146,7 @@ def good(sass: Any) -> list[Any]:
     rows, columns = sass.LARGEST
     others = ("prepare", "combine", "weights", "value", "step", "step_gradient", "step_sweep")
     others += ("combine_jvp", "weights_jvp")
-    others += tuple(f"edge_{name}" for name in ("merge", "weights", "delta", "sum"))
+    others += tuple(f"edge_{name}" for name in ("dropout", "merge", "weights", "delta", "sum"))
     plain, tile = sass.aot.EDGES, {"BH": 8, "BE": 1, "WHOLE": True}
     loop = Inner("edges", 480.0, 16.0, 6, 0)
     edges = [
