@@ -163,7 +163,7 @@ class Cursor {
     const bool there = node < a_.nodes && from_ + node < limit_, cut = to_ - from_ >= size_;
     node_ = there ? node : -1;
     end_ = !there ? from_ : cut ? min(to_, limit_ - node) : to_;
-    flags_ = cut ? Edges::kBegins | Edges::kPart | Edges::kFirst : Edges::kBegins;
+    flags_ = !there ? 0 : cut ? Edges::kBegins | Edges::kPart | Edges::kFirst : Edges::kBegins;
     cut_ = there && cut ? node : cut_;
   }
 };
