@@ -213,7 +213,7 @@ __device__ __forceinline__ void forward_team(const EdgeProblem& p, const Job& jo
 }
 
 template <class T, int V, bool kOne, class Act>
-__global__ void __launch_bounds__(kEdgeThreads, blocks_for(kPack<T>* V, kOne ? 5 : 4))
+__global__ void __launch_bounds__(kEdgeThreads, kBlocks<kPack<T> * V, (kOne ? 5 : 4)>)
     edge_forward_kernel(const __grid_constant__ EdgeProblem p, const __grid_constant__ Job job,
                         const __grid_constant__ Act act) {
   forward_team<HeldForward<T, V, kOne>>(p, job, act);

@@ -219,7 +219,7 @@ __device__ __forceinline__ void sources_team(const EdgeProblem& p, const Job& jo
 }
 
 template <class T, int V, class Act>
-__global__ void __launch_bounds__(kEdgeThreads, blocks_for(kPack<T>* V, 4))
+__global__ void __launch_bounds__(kEdgeThreads, kBlocks<kPack<T> * V, 4>)
     edge_sources_kernel(const __grid_constant__ EdgeProblem p, const __grid_constant__ Job job,
                         const __grid_constant__ Act act) {
   sources_team<HeldSources<T, V, Act>>(p, job, act);

@@ -91,7 +91,7 @@ __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Targets
 }
 
 template <class T, int V, bool kOne, class Act>
-__global__ void __launch_bounds__(kEdgeThreads, blocks_for(kPack<T>* V, 3))
+__global__ void __launch_bounds__(kEdgeThreads, kBlocks<kPack<T> * V, 3>)
     edge_targets_kernel(const __grid_constant__ EdgeProblem p,
                         const __grid_constant__ TargetsJob job, const __grid_constant__ Act act) {
   targets_team<HeldTargets<T, V, kOne>>(p, job, act);

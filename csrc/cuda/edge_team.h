@@ -18,7 +18,8 @@ constexpr int kLeastShare = 64;  // edges and nodes of a share
 constexpr int kTeamWarps = 128;  // per processor, several times what it holds at once
 // Blocks that a processor must have registers for, by the channels in those of a lane. Where this
 // is not said, the compiler would rather spill than have fewer.
-constexpr int blocks_for(int channels, int few) { return channels <= 4 ? few : 2; }
+template <int channels, int few>
+constexpr int kBlocks = channels <= 4 ? few : 2;
 
 struct Shares {
   int size = 1, count = 0;
@@ -163,7 +164,7 @@ class Cursor {
     const bool there = node < a_.nodes && from_ + node < limit_, cut = to_ - from_ >= size_;
     node_ = there ? node : -1;
     end_ = !there ? from_ : cut ? min(to_, limit_ - node) : to_;
-    flags_ = cut ? Edges::kBegins | Edges::kPart | Edges::kFirst : Edges::kBegins;
+    flags_ = !there ? 0 : cut ? Edges::kBegins | Edges::kPart | Edges::kFirst : Edges::kBegins;
     cut_ = there && cut ? node : cut_;
   }
 };
