@@ -87,6 +87,17 @@ inline Rows<T> rows_of(const Matrix& m, int64_t count, int64_t cols, int64_t wid
   return {scratch, ld};
 }
 
+// Return true if the first `cols` elements of every row are finite.
+template <class T>
+inline bool all_finite(const Rows<T>& rows, int64_t count, int64_t cols) {
+  const Vec<T> none(T(0));
+  Vec<T> zero = none;  // or NaN
+  for (int64_t i = 0; i < count; i++)
+    for (int64_t t = 0; t < cols; t += kLanes<T>)
+      zero = fmadd(Vec<T>::loadu(rows[i] + t, std::min(kLanes<T>, cols - t)), none, zero);
+  return sum(zero) == 0;
+}
+
 // Rows with contiguous elements: those of the tensor itself, or a copy in scratch. With `convert`
 // they are of type T as well.
 template <class T>

@@ -103,6 +103,8 @@ class Scorer {
       raw_queries();
       key_rows_ = rows_of(key, keys, d_, width_, ld_, key_raw_);
     }
+    if (row_major && variant_ == Variant::pointwise)
+      finite_ = all_finite(query_rows(), rows_, d_) && all_finite(key_rows_, keys, d_);
     key_lines_ = {key_rows_.data, key_rows_.ld, 1, dtype_of<T>};
     for (int64_t j = 0; panels && j < keys; j += kPanel)
       transpose_panel(panels_ + j * width_, Rows<T>{key_rows_[j], key_rows_.ld},
@@ -141,6 +143,7 @@ class Scorer {
   }
 
   Variant variant() const { return variant_; }
+  bool finite() const { return finite_; }  // of the rows of a pointwise activation
   T gain() const { return static_cast<T>(info(activation_).gain); }
   // Call f with the pointwise activation.
   template <class F>
@@ -233,7 +236,7 @@ class Scorer {
   Matrix key_lines_;
   Range<T> query_range_;
   Variant variant_ = Variant::direct;
-  bool panels_ready_ = false, raw_ready_ = false, exponentials_ready_ = false;
+  bool finite_ = false, panels_ready_ = false, raw_ready_ = false, exponentials_ready_ = false;
 };
 
 // Prepare the keys of one panel for many calls: (width, kPanel), and a row with their range.

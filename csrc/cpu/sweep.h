@@ -53,14 +53,15 @@ struct DirectGradient {
   }
 };
 
-template <class Pointwise>
+// Finite: no input is NaN or infinite, to which a ds of 0 must add 0 as well.
+template <class Pointwise, bool Finite>
 struct PointwiseGradient {
   Pointwise f;
   template <int K, class V>
   void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K], V (&to_x)[K]) const {
 #pragma GCC unroll 4
     for (int c = 0; c < K; c++) {
-      const V zero(0), x = V::blendv(a + b[c], zero, ds[c] == zero);  // 0 adds 0 to NaN as well
+      const V zero(0), sum = a + b[c], x = Finite ? sum : V::blendv(sum, zero, ds[c] == zero);
       to_w[c] = ds[c] * f.value(x);
       to_x[c] = f.slope(x, ds[c]);
     }
@@ -220,8 +221,10 @@ void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out, T* 
                                      : with(LogisticGradient<Bounded>{});
     case Variant::direct: return with(DirectGradient<T>{Direct<T>(scorer.gain())});
     case Variant::pointwise:
-      return scorer.with_activation(
-          [&]<class Pointwise>(const Pointwise& f) { with(PointwiseGradient<Pointwise>{f}); });
+      return scorer.with_activation([&]<class Pointwise>(const Pointwise& f) {
+        scorer.finite() ? with(PointwiseGradient<Pointwise, true>{f})
+                        : with(PointwiseGradient<Pointwise, false>{f});
+      });
   }
 }
 

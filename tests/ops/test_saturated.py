@@ -15,8 +15,8 @@ from attnkernels import additive_attention
 from attnkernels.backends import native
 
 NAMES = ("context", "weights", "query", "key", "value", "weight")
-# Rows and pairs at most: those that are emulated or interpreted take their time.
-MOST = {"native": (4096, 200_000), "emulated": (512, 20_000), "triton": (128, 6_000)}
+# Rows and pairs at most: those that are emulated take their time.
+MOST = {"native": (4096, 200_000), "emulated": (512, 20_000)}
 EMULATED = native.build_info().get("instruction set") == "emulated CUDA"
 
 
@@ -35,6 +35,8 @@ def results(backend: str, inputs: list[Tensor], activation: str, weights: bool) 
 @pytest.mark.parametrize("size", [40.0, 1e3])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_saturated_rows(backend: str, activation: str, size: float, n: int, m: int) -> None:
+    if backend == "triton":
+        pytest.skip("an interpreter has no time for enough rows")
     weights = m > 3  # from which a backward then takes them
     rows, pairs = MOST.get("emulated" if EMULATED else backend, MOST["native"])
     batch = max(2, min(rows // n, pairs // (n * m)))
