@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from ..ops.codes import OVER_EDGES
 from .attention import additive_attention
 from .edges import Edges, check_ends, prepare_edges
 from .sparse import additive_attention_sparse
@@ -115,7 +116,7 @@ def attend(
             dtype = torch.promote_types(dtype, x.dtype)
     options: dict[str, Any] = {
         "dropout_p": dropout_p,
-        "activation": "leaky_relu",
+        "activation": OVER_EDGES,
         "negative_slope": negative_slope,
         "backend": backend,
     }

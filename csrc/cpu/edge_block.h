@@ -30,7 +30,7 @@ void with_edge_form(const EdgeProblem& p, const F& f) {
     return f(EdgeForm<SharedReciprocal<Direct<T>>, LogisticGradient<Direct<T>>>{{x}, {x}});
   }
   with_pointwise(p.activation, static_cast<T>(p.negative_slope), [&]<class P>(const P& pointwise) {
-    f(EdgeForm<PointwiseSum<P>, PointwiseGradient<P>>{{pointwise}, {pointwise}});
+    f(EdgeForm<PointwiseSum<P>, PointwiseGradient<P, true>>{{pointwise}, {pointwise}});
   });
 }
 

@@ -10,9 +10,9 @@ inline namespace CPU_CAPABILITY {
 
 template <class Gradient>
 constexpr bool kTwoLines = false;
-template <class Pointwise>
-  requires requires(const Pointwise& f) { &Pointwise::below; }
-constexpr bool kTwoLines<PointwiseGradient<Pointwise>> = true;
+template <class Pointwise, bool Finite>
+  requires requires { &Pointwise::below; }
+constexpr bool kTwoLines<PointwiseGradient<Pointwise, Finite>> = true;
 
 // Bytes for the signs of d hidden units; a vector of them begins at a bit t, a multiple of its
 // lanes.
