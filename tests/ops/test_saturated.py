@@ -17,7 +17,7 @@ from attnkernels.ops import codes
 
 NAMES = ("context", "weights", "query", "key", "value", "weight")
 # Rows and pairs at most: an emulator takes its time, and an interpreter more of it.
-MOST = {"native": (4096, 200_000), "emulated": (512, 20_000), "triton": (24, 700)}
+MOST = {"native": (4096, 200_000), "emulated": (512, 20_000), "triton": (48, 700)}
 EMULATED = native.build_info().get("instruction set") == "emulated CUDA"
 
 
