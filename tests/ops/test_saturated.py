@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.inputs import ACTIVATIONS, F32, F64
+from helpers.inputs import ACTIVATIONS, F32, F64, MANY
 from torch import Tensor
 
 from attnkernels import additive_attention
 from attnkernels.backends import native
+from attnkernels.ops import codes
 
 NAMES = ("context", "weights", "query", "key", "value", "weight")
-# Rows and pairs at most: those that are emulated take their time.
-MOST = {"native": (4096, 200_000), "emulated": (512, 20_000)}
+# Rows and pairs at most: an emulator takes its time, and an interpreter more of it.
+MOST = {"native": (4096, 200_000), "emulated": (512, 20_000), "triton": (48, 700)}
 EMULATED = native.build_info().get("instruction set") == "emulated CUDA"
 
 
@@ -31,12 +32,10 @@ def results(backend: str, inputs: list[Tensor], activation: str, weights: bool) 
     return [*(x.detach() for x in outputs), *gradients]
 
 
-@pytest.mark.parametrize("n, m", [(1, 2), (1, 33), (8, 3), (8, 150)])
+@pytest.mark.parametrize("n, m", [(1, 2), (1, 33), (8, 3), (8, MANY + 10)])
 @pytest.mark.parametrize("size", [40.0, 1e3])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_saturated_rows(backend: str, activation: str, size: float, n: int, m: int) -> None:
-    if backend == "triton":
-        pytest.skip("an interpreter has no time for enough rows")
     weights = m > 3  # from which a backward then takes them
     rows, pairs = MOST.get("emulated" if EMULATED else backend, MOST["native"])
     batch = max(2, min(rows // n, pairs // (n * m)))
@@ -44,6 +43,8 @@ def test_saturated_rows(backend: str, activation: str, size: float, n: int, m: i
     spread = 10 ** (2.5 * torch.rand(batch, 1, 1) - 1)
     query = size * torch.randn(batch, n, 8)
     key = size * torch.randn(batch, 1, 8) + spread * torch.randn(batch, m, 8)
+    # a unit that is not saturated: alone, the others' gradients are too small even for float64
+    query[..., 0] = 2 * torch.randn(batch, n) - key[:, :1, 0]
     value, weight = torch.randn(batch, m, 5), torch.randn(8)
     inputs = [query, key, value, weight, torch.randn(batch, n, 5)]
     exact = results("reference", [x.to(F64) for x in inputs], activation, weights)
@@ -55,3 +56,21 @@ def test_saturated_rows(backend: str, activation: str, size: float, n: int, m: i
         # a result that the formula has exactly may be rounded once
         rounding = torch.finfo(F32).eps / 2 * z.norm().item()
         assert error <= 4 * max(allowed, rounding), f"{name}: {error:.3g} against {allowed:.3g}"
+
+
+@pytest.mark.parametrize("n", [1, 8])
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+def test_slopes_of_saturated_units(backend: str, activation: str, n: int) -> None:
+    if backend != "triton":
+        pytest.skip("its slopes are off by as much as the activation is rounded")
+    gain = codes.ACTIVATIONS[activation].gain
+    # all units are near r = 1 of (E7), and inputs are too large for exponentials of their own
+    query = torch.rand(2, n, 8) - 100
+    key = 100 - (9 + 8 * torch.rand(2, 5, 8)) / gain
+    value, weight = torch.randn(2, 5, 5), torch.randn(8)
+    inputs = [query, key, value, weight, torch.randn(2, n, 5)]
+    exact = results("reference", [x.to(F64) for x in inputs], activation, weights=False)[1:3]
+    found = results(backend, inputs, activation, weights=False)[1:3]
+    for name, x, z in zip(("query", "key"), found, exact, strict=True):
+        error = (x - z).norm().item() / z.norm().item()
+        assert error <= 16 * torch.finfo(F32).eps, f"{name}: {error:.3g}"

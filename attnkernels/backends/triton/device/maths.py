@@ -21,6 +21,7 @@ FACTORED = tl.constexpr(codes.FACTORED)
 _LOG2E = tl.constexpr(1.44269502162933349609375)
 _LOG2E_LOW = tl.constexpr(1.925963033500011e-08)
 _LN2 = tl.constexpr(0.6931471805599453)
+_HUGE = tl.constexpr(2.0**126)  # its reciprocal counts as 0
 
 
 @triton.constexpr_function
@@ -95,6 +96,17 @@ def at_most(x, limit: tl.constexpr):
 
 
 @triton.jit
+def logistic(x, ACTIVATION: tl.constexpr, TARGET: tl.constexpr):
+    """Return r = 1 / (1 + exp(gain * x)) of (E7), and r (1 - r) of (E8).
+
+    r - r^2 would be off by the rounding of r, which is all that is left of it near r = 1.
+    """
+    e = at_most(exp_sum(x, ACTIVATION), _HUGE)
+    r = reciprocal(1.0 + e, TARGET)
+    return r, e * r * r
+
+
+@triton.jit
 def pointwise(x, negative_slope, ACTIVATION: tl.constexpr):
     """Return f(x) of a pointwise activation: NaN for NaN, and a finite f(0), which pads tiles."""
     if ACTIVATION == RELU:
@@ -145,8 +157,8 @@ def activated(x, negative_slope, ACTIVATION: tl.constexpr, TARGET: tl.constexpr)
 def activated_with_slope(x, negative_slope, ACTIVATION: tl.constexpr, TARGET: tl.constexpr):
     """Return (f(x), f'(x)) of (E1), where a NaN need not reach f'."""
     if is_logistic(ACTIVATION):
-        r = reciprocal(1.0 + exp_sum(x, ACTIVATION), TARGET)
-        return 1.0 - span(ACTIVATION) * r, span(ACTIVATION) * gain(ACTIVATION) * (r - r * r)
+        r, slope = logistic(x, ACTIVATION, TARGET)
+        return 1.0 - span(ACTIVATION) * r, span(ACTIVATION) * gain(ACTIVATION) * slope
     else:
         slope = tl.where(x > 0, 1.0, slope_below(negative_slope, ACTIVATION))
         return pointwise(x, negative_slope, ACTIVATION), slope

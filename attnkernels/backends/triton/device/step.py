@@ -10,11 +10,10 @@ from .delta import MOST, ROUNDING, centred
 from .mask import end_key, first_key, kept, mask_of, taking_part
 from .maths import (
     activated,
-    exp_sum,
     gain,
     is_logistic,
+    logistic,
     pointwise_with_slope,
-    reciprocal,
     row_softmax,
     span,
     weighted,
@@ -278,9 +277,9 @@ def step_sweep_kernel(
             s = tl.load(ds + (wide(b) * n + i) * m + j, mask=j < end, other=0.0)[:, None]
             x = tl.where(s == 0, 0.0, q[None, :] + k)  # 0 adds 0 even to NaN
             if is_logistic(ACTIVATION):
-                r = reciprocal(1.0 + exp_sum(x, ACTIVATION), TARGET)
+                r, g = logistic(x, ACTIVATION, TARGET)
                 f = 1.0 - span(ACTIVATION) * r
-                g = span(ACTIVATION) * gain(ACTIVATION) * (r - r * r)
+                g *= span(ACTIVATION) * gain(ACTIVATION)
             else:
                 f, g = pointwise_with_slope(x, negative_slope, ACTIVATION)
             dk += s * g

@@ -15,9 +15,9 @@ from .maths import (
     FACTORED,
     PAIR,
     exp,
-    exp_sum,
     gain,
     is_logistic,
+    logistic,
     pointwise_with_slope,
     reciprocal,
     two,
@@ -93,15 +93,11 @@ def _sweep_tile(
                 x1 = 1.0 + q1 * b
                 x2 = 1.0 + q2 * b
                 x3 = 1.0 + q3 * b
+                f = _reciprocals(x0, x1, x2, x3, SHARED, TARGET)
+                g = f - f * f
             else:
-                x0 = 1.0 + exp_sum(q0 + k, ACTIVATION)
-                x1 = 1.0 + exp_sum(q1 + k, ACTIVATION)
-                x2 = 1.0 + exp_sum(q2 + k, ACTIVATION)
-                x3 = 1.0 + exp_sum(q3 + k, ACTIVATION)
-            f = _reciprocals(x0, x1, x2, x3, SHARED, TARGET)
-            if not FROM_EXP:
-                f = tl.where(s == 0, 0.0, f)  # 0 adds 0 even to NaN
-            g = f - f * f
+                x = tl.where(s == 0, 0.0, _four(q0, q1, q2, q3) + k)  # 0 adds 0 even to NaN
+                f, g = logistic(x, ACTIVATION, TARGET)
             f -= 0.5  # exactly 0 where a hidden unit is
         else:
             x = tl.where(s == 0, 0.0, _four(q0, q1, q2, q3) + k)

@@ -12,7 +12,7 @@ tangent needs.
 import triton
 import triton.language as tl
 
-from .maths import FACTORED, exp_sum, is_logistic, pointwise_with_slope, reciprocal, two
+from .maths import FACTORED, is_logistic, logistic, pointwise_with_slope, reciprocal, two
 from .rows import wide
 from .score import places, row_ranges
 
@@ -99,12 +99,12 @@ def _direct(
     for t in range(0, d):
         q = tl.load(query_at + near_i * query.row).to(tl.float32)
         k = tl.load(key_at + near_j * key.row).to(tl.float32)
-        r = reciprocal(1.0 + exp_sum(q + k, ACTIVATION), TARGET)
+        r, slope = logistic(q + k, ACTIVATION, TARGET)
         da = tl.load(a_tangent + (t // 2 * BI + i) * 2 + t % 2)
         db = tl.load(b_tangent + (t // 2 * BJ + j) * 2 + t % 2)
         wt = tl.load(w + t) * unit
         s, tangent = _add_unit(
-            s, tangent, r, r * r - r, da * wt + db * wt, wt, tl.load(w_tangent + t) * unit_tangent
+            s, tangent, r, -slope, da * wt + db * wt, wt, tl.load(w_tangent + t) * unit_tangent
         )
         query_at += query.unit
         key_at += key.unit

@@ -41,7 +41,7 @@ def backward(
         delta -= grad_lse
         total += torch.where(lse == -torch.inf, 0.0, grad_lse).sum(-1)
     softmax = weights.contiguous() if weights.numel() and weights.dim() == lse.dim() else None
-    given = weights.contiguous() if softmax is None and arguments["seed"] is None else None
+    given = weights.contiguous() if softmax is None and arguments.get("seed") is None else None
     outer = Outer(
         softmax,
         lse.contiguous(),
