@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
+from ..ops import edge_formula
 from ..ops.autograd import differentiable, differentiable_over_edges
 from ..ops.codes import ACTIVATIONS
 from ..ops.failures import explain
@@ -17,7 +18,8 @@ class Fused:
 
     def __init__(self, ops: SimpleNamespace) -> None:
         self._forward, self._scores = differentiable(ops)
-        self._over_edges = differentiable_over_edges(ops)
+        sparse = hasattr(ops, "sparse_forward")
+        self._over_edges = differentiable_over_edges(ops) if sparse else None
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
@@ -56,7 +58,12 @@ class Fused:
         weight: Tensor,
         options: EdgeOptions,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return context, weights and lse; see `Backend.attention_over_edges`."""
+        """Return context, weights and lse, by the formula if there are no operators for it.
+
+        See `Backend.attention_over_edges`.
+        """
+        if self._over_edges is None:
+            return edge_formula.attention(query, key, value, weight, options)
         *tensors, dropout_p, activation, negative_slope, scale, return_weights = options
         try:
             context, lse, weights = self._over_edges(

@@ -54,8 +54,9 @@ VARIANTS = {  # the inner loops that each kernel must have
     "sweep_kernel": ("shared", "single", "direct"),
 }
 LARGEST = configs.TILES[0].BI, configs.TILES[0].BJ
-# The maximum per element on sm_90. By (E9) the forward takes 4 instructions, one in 16 a MUFU.
-QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 12.0
+# The maximum per element on sm_90. By (E9) the forward takes 4 instructions, one in 16 a MUFU. One
+# of the backward's makes the sums of a hidden unit that is zero exactly 0.
+QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 13.0
 
 WIDTH = 150
 ABOUT = (
@@ -203,12 +204,17 @@ def checks(target: str, found: list[Row]) -> list[Check]:
         made["every inner loop is there"] = [
             f"{row}: no loop is {variant}"
             for row in found
-            for variant in VARIANTS.get(row.kernel, ())
+            for variant in () if _takes_weights(row) else VARIANTS.get(row.kernel, ())
             if variant not in {loop.variant for loop in row.loops}
         ]
     if target == "sm_90":
         made |= _costs(found) | sass_edges.checks(found, aot.EDGES)
     return [Check(target, sentence, failures) for sentence, failures in made.items()]
+
+
+def _takes_weights(row: Row) -> bool:
+    """Return True for a gradient kernel that is given the weights, and scores nothing."""
+    return row.kernel == "gradient_kernel" and row.call.endswith("return_weights")
 
 
 def _absent(found: list[Row]) -> list[str]:
