@@ -181,6 +181,7 @@ def _amd(assembly: str) -> tuple[int, dict[str, int]]:
 SPILLS = {
     ("sm_80", "gradient_kernel"): 17,
     ("sm_80", "jvp_kernel"): 4,
+    ("sm_100", "sweep_kernel"): 22,
     ("sm_120", "jvp_kernel"): 19,
 }
 
