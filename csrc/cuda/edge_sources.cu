@@ -96,7 +96,7 @@ class HeldSources {
     float x[N];
 #pragma unroll
     for (int t = 0; t < N; t++)
-      x[t] = fmaf(job_.sums.factor * w_[t], dk_[t], job_.sums.joined ? du_[t] : 0.f);
+      x[t] = weighted(job_.sums.factor * w_[t], dk_[t], job_.sums.joined ? du_[t] : 0.f);
     if (job_.f.grad_key.data) Table<T, V>(job_.f.grad_key.data, 0, p_.d, p_.d, team_).store(row, x);
     if (job_.f.grad_value.data)
       Table<T, V>(job_.f.grad_value.data, 0, p_.dv, p_.dv, team_).store(row, du_);
@@ -165,7 +165,8 @@ class LooseSources {
       if (key.data && t < p_.d) {
         const int64_t at = offset(p_.batch, team_.b, p_.weight.lead) + t * p_.weight.col;
         const float w = job_.sums.factor * load(p_.weight.data, p_.weight.dtype, at);
-        const float x = fmaf(w, element(dk_[v], c), job_.sums.joined ? element(du_[v], c) : 0.f);
+        const float x =
+            weighted(w, element(dk_[v], c), job_.sums.joined ? element(du_[v], c) : 0.f);
         ::attnkernels::cuda::store(key.data, key.dtype, row * p_.d + t, x);
       }
       if (value.data && t < p_.dv)

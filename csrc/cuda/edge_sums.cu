@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kMerge, 2)
           shared, sums.d, parts,
           [&](int k, int t) {
             const float w = load(p.weight.data, p.weight.dtype, weight_at + t * p.weight.col);
-            const float x = sums.factor * w * sums.first_parts()[slot(k) * sums.d + t];
+            const float x = weighted(sums.factor * w, sums.first_parts()[slot(k) * sums.d + t]);
             return sums.joined ? x + second(k, t) : x;
           },
           [&](int t, float x) { store(sums.first.data, sums.first.dtype, row * sums.d + t, x); });

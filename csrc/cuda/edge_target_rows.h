@@ -150,7 +150,7 @@ class HeldTargets {
     if (!job_.f.grad_query.data) return;
     float x[N];
 #pragma unroll
-    for (int t = 0; t < N; t++) x[t] = job_.query.factor * w_[t] * dq_[t];
+    for (int t = 0; t < N; t++) x[t] = weighted(job_.query.factor * w_[t], dq_[t]);
     Table<T, V>(job_.f.grad_query.data, 0, p_.d, p_.d, team_).store(row, x);
   }
   __device__ __forceinline__ void store_part(int64_t slot) const {
@@ -257,7 +257,7 @@ class LooseTargets {
       if (t >= p_.d) return;
       const float w = load(p_.weight.data, p_.weight.dtype, weight_at + t * p_.weight.col);
       ::attnkernels::cuda::store(out.data, out.dtype, row * p_.d + t,
-                                 job_.query.factor * w * element(dq_[v], e));
+                                 weighted(job_.query.factor * w, element(dq_[v], e)));
     });
   }
   __device__ __forceinline__ void store_part(int64_t slot) const {

@@ -154,4 +154,9 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
+// w * sum + plus, where a sum of 0 adds 0 even if w is not finite: nothing was added to it.
+__device__ __forceinline__ float weighted(float w, float sum, float plus = 0) {
+  return sum == 0 ? plus : fmaf(w, sum, plus);
+}
+
 }  // namespace attnkernels::cuda
