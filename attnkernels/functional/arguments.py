@@ -7,6 +7,7 @@ counts microseconds, so it makes no strings.
 from __future__ import annotations
 
 from math import inf
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ _STRIDED = torch.strided
 _PLAIN = {Tensor, Parameter}
 _FLOATING = checks.FLOATING
 _ON_CPU = {dtype: Problem("cpu", dtype) for dtype in _FLOATING}
+Given = TypeVar("Given", Options, EdgeOptions)
 Leads = dict[str, tuple[int, ...]]  # leading shapes by the name of the argument
 
 
@@ -113,10 +115,7 @@ def sparse(
         leads[name] = x.shape[:rank]
     lead = _leading(leads)
     checks.flags(return_weights=options.return_weights, return_lse=return_lse)
-    dropout_p = checks.number("dropout_p", options.dropout_p, 0, 1)
-    slope, scale = checks.scoring(options.activation, options.negative_slope, options.scale)
-    options = options._replace(dropout_p=dropout_p, negative_slope=slope, scale=scale)
-    return problem, lead, options
+    return problem, lead, _dropping(_scored(options))
 
 
 def _rows_of_edges(edges: Edges, n: int, m: int) -> None:
@@ -170,7 +169,7 @@ def step(
     return _dropping(options)
 
 
-def _scored(options: Options) -> Options:
+def _scored(options: Given) -> Given:
     """Return the options with the numbers of a score as Python's, or raise."""
     slope, scale = checks.scoring(options.activation, options.negative_slope, options.scale)
     if slope is options.negative_slope and scale is options.scale:
@@ -178,7 +177,7 @@ def _scored(options: Options) -> Options:
     return options._replace(negative_slope=slope, scale=scale)
 
 
-def _dropping(options: Options) -> Options:
+def _dropping(options: Given) -> Given:
     """Return the options with the probability of dropout as Python's number, or raise."""
     dropout_p = checks.number("dropout_p", options.dropout_p, 0, 1)
     return options if dropout_p is options.dropout_p else options._replace(dropout_p=dropout_p)

@@ -43,7 +43,9 @@ def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
     the backend has them, and otherwise by the formula, as in every backward. The derivatives are
     kept outside the operators: registering them would double the time of a call.
     """
-    backward = _function(ops.backward, plain.backward, BACKWARD, None, _backward_gradient)
+    backward = _function(
+        ops.backward, plain.backward, BACKWARD, None, _second(BACKWARD, plain.of_attention)
+    )
     gradient = _forward_gradient(backward)
     op = getattr(ops, "forward_jvp", None)
     forward = _function(
@@ -60,7 +62,7 @@ def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
         plain.scores_backward,
         SCORES_BACKWARD,
         None,
-        _scores_backward_gradient,
+        _second(SCORES_BACKWARD, plain.of_scores),
     )
     gradient = _scores_gradient(backward)
     op = getattr(ops, "scores_jvp", None)
@@ -78,7 +80,11 @@ def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
 def differentiable_over_edges(ops: SimpleNamespace) -> Operator:
     """Return ops.sparse_forward with derivatives, as `differentiable` does."""
     backward = _function(
-        ops.sparse_backward, plain.sparse_backward, SPARSE_BACKWARD, None, _sparse_gradient
+        ops.sparse_backward,
+        plain.sparse_backward,
+        SPARSE_BACKWARD,
+        None,
+        _second(SPARSE_BACKWARD, plain.of_edges),
     )
     return _function(
         ops.sparse_forward,
@@ -298,25 +304,15 @@ def _fit(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
     return grad if grad.dtype == like.dtype else grad.to(dtype=like.dtype)
 
 
-def _backward_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the derivative of ops.backward."""
-    call = BACKWARD.named((*ctx.saved_tensors, *ctx.options))
-    second = _second_vjp(*plain.of_attention(call), grads)
-    return tuple(_fitting(second, name, call) for name in BACKWARD.names)
+def _second(signature: Signature, of: plain.Differentiated) -> Operator:
+    """Return the derivative of the operator `signature`, which differentiates of(call)."""
 
+    def gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        call = signature.named((*ctx.saved_tensors, *ctx.options))
+        second = _second_vjp(*of(call), grads)
+        return tuple(_fitting(second, name, call) for name in signature.names)
 
-def _sparse_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the derivative of ops.sparse_backward."""
-    call = SPARSE_BACKWARD.named((*ctx.saved_tensors, *ctx.options))
-    second = _second_vjp(*plain.of_edges(call), grads)
-    return tuple(_fitting(second, name, call) for name in SPARSE_BACKWARD.names)
-
-
-def _scores_backward_gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the derivative of ops.scores_backward."""
-    call = SCORES_BACKWARD.named((*ctx.saved_tensors, *ctx.options))
-    second = _second_vjp(*plain.of_scores(call), grads)
-    return tuple(_fitting(second, name, call) for name in SCORES_BACKWARD.names)
+    return gradient
 
 
 def _second_vjp(

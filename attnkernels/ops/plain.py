@@ -44,6 +44,7 @@ from .signature import (
 Call = dict[str, Any]  # the arguments of an operator by name
 Tensors = dict[str, Tensor]
 Outputs = Callable[..., tuple[Tensor, ...]]  # the primals by name -> some results of the formula
+Differentiated = Callable[[Call], tuple[Outputs, Tensors, Tensors]]  # of_attention and its like
 
 # The incoming gradients, and the outputs they belong to.
 OUTER = {"grad_context": "context", "grad_lse": "lse", "grad_weights": "weights"}

@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from attnkernels.functional import graphs
 from attnkernels.interop import load_state_dict_from, replace_attention, restore_attention
 from attnkernels.nn import AdditiveAttention, GraphAttention
+from attnkernels.testing import assert_within_budget
 
 
 @pytest.mark.parametrize("edges", [complete(), graph(density=0.1)], ids=["dense", "sparse"])
@@ -112,8 +113,12 @@ def test_dtypes_under_autocast(edges: Tensor, bias: bool) -> None:
             alone = module(X, edges, features)
             wanted, (_, own) = plain(module)(X, edges, features, True)
         assert found.dtype is alone.dtype is wanted.dtype and weights.dtype is own.dtype
-        for one, other in (found, wanted), (alone, wanted), (weights, own):
-            torch.testing.assert_close(one, other, rtol=2**-6, atol=2**-6)  # bfloat16's sums
+        double = plain(copy.deepcopy(module).double())
+        wide = None if features is None else features.double()
+        exact, (_, in_full) = double(X.double(), edges, wide, True)
+        assert_within_budget(found, wanted, exact)
+        assert_within_budget(alone, wanted, exact)
+        assert_within_budget(weights, own, in_full)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -122,10 +127,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     module = convolution(dtype)
     edges = torch.cat([complete(), *[graph()] * 30], 1)
     exact = plain(copy.deepcopy(module).double())(X.to(dtype).double(), edges)
-    found = module(X.to(dtype), edges)
-    assert found.dtype is dtype
-    close = 8 * torch.finfo(dtype).eps
-    torch.testing.assert_close(found.double(), exact, rtol=close, atol=close)
+    assert_within_budget(module(X.to(dtype), edges), plain(module)(X.to(dtype), edges), exact)
 
 
 def test_hooks_and_explanations_see_the_messages() -> None:
