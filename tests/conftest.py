@@ -29,6 +29,12 @@ INTERPRETED_ELEMENTS = 12_000
 EMULATED = native.build_info().get("instruction set") == "emulated CUDA"
 
 
+if INTERPRETED:
+    from helpers import interpreter
+
+    interpreter.patch_once_a_launch()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require",

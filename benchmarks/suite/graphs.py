@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import torch
@@ -197,6 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
             "cpu": cpu_name(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "torch_geometric": version("torch_geometric"),
             "commit": commit(),
             "date": datetime.now().astimezone().isoformat(timespec="seconds"),
             "rows": rows,
