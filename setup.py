@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, SetupError
 
@@ -261,11 +262,23 @@ class BuildLibrary(build_ext):
         self.mkpath(str(target.parent))
         self.copy_file(str(library), str(target))
 
+    def get_ext_filename(self, fullname: str) -> str:
+        """Return one name on every Python, free-threaded ones too."""
+        return f"{fullname.replace('.', '/')}.abi3.so"
+
+
+class Wheel(bdist_wheel):
+    """A wheel for every Python 3, free-threaded or not."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        *_, of_platform = super().get_tag()
+        return "py3", "none", of_platform
+
 
 def extensions() -> list[Extension]:
     """Return the extension, or none without a compiler: the reference backend needs none."""
     if compiler() or os.environ.get("ATTNKERNELS_CUDA") == "1":  # 1: an error when it is built
-        return [Extension("attnkernels._C", sources=[], py_limited_api=True)]
+        return [Extension("attnkernels._C", sources=[])]
     print(
         "attnkernels: no C++ compiler (g++, clang++, c++, or what CXX names) was found.\n"
         "Installing the reference backend only. For the fast one, install a compiler and then\n"
@@ -278,6 +291,5 @@ def extensions() -> list[Extension]:
 if __name__ == "__main__":  # tests/native/build.py uses the functions above
     setup(
         ext_modules=extensions(),
-        cmdclass={"build_ext": BuildLibrary},
-        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+        cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
     )

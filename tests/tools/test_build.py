@@ -12,6 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from packaging import tags
+from setuptools import Distribution, Extension
 from setuptools.errors import SetupError
 
 import build_cuda
@@ -225,3 +227,19 @@ def test_libraries_are_linked_as_the_platform_wants(
     command = setup["link_step"]([Path("a.o")], Path("a.so")).command
     assert first in command and ("-s" in command) is (platform == "linux")
     assert ("dynamic_lookup" in command) is (platform == "darwin")
+
+
+@pytest.mark.parametrize(("python", "abi"), [((3, 10), "cp310"), ((3, 14), "cp314t")])
+def test_a_wheel_is_for_every_python(python: tuple[int, int], abi: str) -> None:
+    """The free-threaded ones too, which take no abi3; its library has the same name in all."""
+    distribution = Distribution({"ext_modules": [Extension("attnkernels._C", sources=[])]})
+    command = SETUP["Wheel"](distribution)
+    command.ensure_finalized()
+    found = tags.Tag(*command.get_tag())
+    accepted = {
+        *tags.cpython_tags(python, [abi], [found.platform]),
+        *tags.compatible_tags(python, "cp" + "".join(map(str, python)), [found.platform]),
+    }
+    assert found in accepted and found.platform != "any"
+    library = SETUP["BuildLibrary"](distribution).get_ext_filename("attnkernels._C")
+    assert library == "attnkernels/_C.abi3.so"
