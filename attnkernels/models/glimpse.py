@@ -55,13 +55,13 @@ def glimpse(images: Tensor, locations: Tensor, size: int, scales: int = 1) -> Te
     """
     size, scales = inputs.sizes(size=size, scales=scales)
     check_images(images, None)
-    checks.tensor("locations", locations, "(B, 2)", (len(images), 2), (images.dtype,))
+    checks.tensor("locations", locations, "(B, 2)", (images.shape[0], 2), (images.dtype,))
     height, width = images.shape[-2:]
     seen = []
     for scale in (2**k for k in range(scales)):
         side = size * scale
         zoom = images.new_tensor([[side / width, 0.0], [0.0, side / height]])
-        window = torch.cat([zoom.expand(len(images), 2, 2), locations.unsqueeze(-1)], -1)
+        window = torch.cat([zoom.expand(images.shape[0], 2, 2), locations.unsqueeze(-1)], -1)
         shape = [*images.shape[:2], side, side]
         grid = F.affine_grid(window, shape, align_corners=False)
         crop = F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
@@ -164,8 +164,8 @@ class RecurrentAttentionModel(nn.Module):
             TypeError, ValueError: images does not fit.
         """
         check_images(images, self.channels)
-        location = images.new_zeros(len(images), 2)
-        state = images.new_zeros(len(images), self.core.hidden_size)
+        location = images.new_zeros(images.shape[0], 2)
+        state = images.new_zeros(images.shape[0], self.core.hidden_size)
         locations, means, baselines = [location], [], []
         for t in range(self.glimpses):
             state = self.core(self.glimpse_network(images, location), state)
@@ -181,7 +181,7 @@ class RecurrentAttentionModel(nn.Module):
             baselines.append(self.baseline(state.detach()).squeeze(-1))
         logits = self.classifier(state)
         if not means:
-            none = logits.new_zeros(len(images), 0)
+            none = logits.new_zeros(images.shape[0], 0)
             return Glimpses(logits, torch.stack(locations, 1), none, none)
         chosen = torch.stack(locations, 1)
         policy = torch.distributions.Normal(torch.stack(means, 1), self.std)

@@ -174,7 +174,7 @@ class PointerNetwork(nn.Module):
         checks.tensor("source", source, "(B, m, features)", (None, None, self.features))
         lengths = lengths_on_cpu("source_lengths", source_lengths, *source.shape[:2])
         e, state = read(self.encoder, source, lengths)
-        begin, end = (x.expand(len(source), 1, -1) for x in (self.begin, self.end))
+        begin, end = (x.expand(source.shape[0], 1, -1) for x in (self.begin, self.end))
         lengths = lengths.to(source.device)
         return Points(torch.cat([begin, source], 1), torch.cat([end, e], 1), lengths + 1, state)
 
@@ -193,7 +193,7 @@ class PointerNetwork(nn.Module):
         self, inputs: Tensor, prepared: Points, state: PointerState
     ) -> tuple[Tensor, None, PointerState]:
         """Return log-probabilities (R, m + 1) after tokens inputs (R,), R / B beams per source."""
-        beams = len(inputs) // prepared.batch
+        beams = inputs.shape[0] // prepared.batch
         rows = torch.arange(prepared.batch, device=inputs.device).repeat_interleave(beams)
         free = state.free.scatter(1, inputs.unsqueeze(1), False)
         free[:, SYMBOL] = True

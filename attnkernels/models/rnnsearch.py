@@ -125,7 +125,7 @@ class RNNsearch(Translator):
         """
         checks.flags(return_weights=return_weights)
         annotations, state = self.encode(source, source_lengths)
-        embedded = self._shifted(target, len(source))
+        embedded = self._shifted(target, source.shape[0])
         outputs, contexts, _, *weights = self.decoder(
             embedded, annotations, source_lengths, state, return_weights=return_weights
         )

@@ -86,7 +86,7 @@ class Seq2Seq(Translator):
             TypeError, ValueError: an argument does not fit; the message names it.
         """
         c = self.sentence_embeddings(source, source_lengths)
-        embedded = self._shifted(target, len(source))
+        embedded = self._shifted(target, source.shape[0])
         contexts = c.unsqueeze(1).expand(-1, embedded.shape[1], -1)
         state = torch.tanh(self.initial(c)).unsqueeze(0)
         outputs, _ = self.decoder(torch.cat([embedded, contexts], -1), state)

@@ -173,7 +173,7 @@ class HardAttention(Projections):
         if self.training:
             rows = p.detach().flatten(0, 1)
             drawn = rows.long()
-            if len(rows):
+            if rows.shape[0]:
                 drawn = saved(torch.multinomial(rows, 1, generator=generator))
             positions = drawn[:, :1].reshape(nothing.shape)
         else:

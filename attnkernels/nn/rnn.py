@@ -307,7 +307,7 @@ class AttentionRNN(nn.Module):
         self, inputs: Tensor, attend: Attend, state: DecoderState
     ) -> tuple[Tensor, Tensor, Tensor | None, DecoderState]:
         cell = self.cell(torch.cat([inputs, state.context], -1), state.cell)
-        output = self._output("the cell's output", cell, len(inputs))
+        output = self._output("the cell's output", cell, inputs.shape[0])
         context, weights = attend(output)
         return output, context, weights, DecoderState(cell, context)
 

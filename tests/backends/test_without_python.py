@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.exported import EXAMPLE, SIZES, TOGETHER
 from helpers.extensions import SETUP, why_not
+from torch.utils._pytree import tree_leaves
 
 from attnkernels.backends import native
 from attnkernels.backends.base import Problem
-from attnkernels.nn import AdditiveAttention
 
 LIBRARY = Path(native.__file__).parents[1] / "_C.abi3.so"
 ALONE = """
@@ -42,18 +43,22 @@ def test_torch_alone_runs_the_operators() -> None:
 @pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 @pytest.mark.skipif(sys.platform != "linux", reason="links as on Linux")
 def test_a_program_runs_a_package(tmp_path: Path) -> None:
-    """The values are ones, so the contexts are, and their sum counts them."""
-    torch.manual_seed(0)
-    module = AdditiveAttention(12, 10, 8, num_heads=2).eval()
-    program = _compiled(tmp_path)
+    """At other sizes than the example's, and so does Python."""
+    module, program = TOGETHER.module().eval(), _compiled(tmp_path)
+    package, given, found = (str(tmp_path / name) for name in ("module.pt2", "given", "found"))
+    inputs = [list(TOGETHER.inputs(*sizes)) for sizes in SIZES]
+    torch.save(inputs, given)
     with torch.no_grad():
-        exported = torch.export.export(module, (torch.randn(3, 5, 12), torch.randn(3, 7, 10)))
-        package = torch._inductor.aoti_compile_and_package(
-            exported, package_path=str(tmp_path / "attention.pt2")
+        exported = torch.export.export(
+            module, TOGETHER.inputs(*EXAMPLE), dynamic_shapes=(TOGETHER.dynamic,)
         )
-    done = subprocess.run([program, LIBRARY, package], capture_output=True, text=True)
+        torch._inductor.aoti_compile_and_package(exported, package_path=package)
+        expected = [tree_leaves(module(*each)) for each in inputs]
+        loaded = torch._inductor.aoti_load_package(package)
+        torch.testing.assert_close([tree_leaves(loaded(*each)) for each in inputs], expected)
+    done = subprocess.run([program, LIBRARY, package, given, found], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == pytest.approx(3 * 5 * 10, rel=1e-6)
+    torch.testing.assert_close(torch.load(found, weights_only=False), expected)
 
 
 def _compiled(folder: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.exported import CASES, EXAMPLE, SIZES, Exported
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -80,6 +81,13 @@ def test_the_operator_with_masks_and_rows_without_keys(
     check = exported(Masked(**options), masked(2, 5, 7, [7, 0]), sizes)
     check(*masked(2, 5, 7, [7, 0]))
     check(*masked(3, 4, 9, [9, 4, 0]))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_modules(exported: Callable[..., Check], case: Exported) -> None:
+    check = exported(case.module(), case.inputs(*EXAMPLE), case.dynamic)
+    for sizes in SIZES:
+        check(*case.inputs(*sizes))
 
 
 @pytest.mark.parametrize("heads", [1, 2])

@@ -120,7 +120,7 @@ class ShowAttendTell(nn.Module):
         """
         checks.tensor("images", images, "(B, channels, H, W)", (None,) * 4)
         found = self.encoder(images)
-        wanted = len(images), self.annotation_dim, None, None
+        wanted = images.shape[0], self.annotation_dim, None, None
         checks.tensor("the encoder's result", found, "(B, annotation_dim, h, w)", wanted)
         annotations = found.flatten(2).mT
         return annotations, self.first(annotations.mean(1)).chunk(2, -1)
@@ -140,7 +140,7 @@ class ShowAttendTell(nn.Module):
             TypeError, ValueError: an argument does not fit; the message names it.
         """
         checks.tensor("images", images)
-        checks.tensor("tokens", tokens, "(B, T)", (len(images), None))
+        checks.tensor("tokens", tokens, "(B, T)", (images.shape[0], None))
         annotations, state = self.annotate(images)
         words = self.embed(tokens)
         if self.decoder.hard is None:
@@ -149,7 +149,7 @@ class ShowAttendTell(nn.Module):
             )
             return Description(self.output(outputs), weights, None)
         chance = self.expected_chance if self.training else 0.0
-        expected = saved(torch.rand(len(images), device=images.device)) < chance
+        expected = saved(torch.rand(images.shape[0], device=images.device)) < chance
         outputs, weights, choice = as_forward(self.decoder, "choose")(
             words, annotations, state, expected
         )
