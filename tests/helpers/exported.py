@@ -1,4 +1,4 @@
-"""What is exported: modules with their inputs, whose sizes are dynamic."""
+"""Modules that are exported, with their inputs, whose sizes are dynamic."""
 
 from __future__ import annotations
 
