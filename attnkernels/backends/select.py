@@ -49,8 +49,8 @@ def select(
         tensors: the query first, then the other inputs that may require a gradient.
         step: True for a decoder's step, False for tiles; by default, the query's rows decide.
 
-    `tensors` and `step` matter on a GPU only, and values never do. torch.onnx.export gets the
-    reference, since ONNX has its operations.
+    `tensors` and `step` matter on a GPU only, and values never do. torch.onnx.export always gets
+    the reference, since ONNX has its operations and no others.
 
     Raises:
         ValueError: no backend can compute it (the message has every backend's reason), the named
@@ -71,7 +71,7 @@ def select(
         if name == backend.NAME:
             sentence = backend.why_not(problem)
             if sentence is None:
-                return backend
+                return reference if is_exporting() and is_in_onnx_export() else backend
             raise ValueError(f"backend {name!r} cannot be used: {sentence}")
     names = ", ".join(repr(each.NAME) for each in BACKENDS)
     raise ValueError(f"backend must be None or one of {names}, got {name!r}")

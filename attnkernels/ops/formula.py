@@ -7,6 +7,7 @@ read, traced, and differentiated any number of times.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .dropout import keep_mask
+from .key_blocks import in_blocks
 from .shapes import accumulate_dtype, combine_masks, leading_shape, present_keys
 from .signature import Options
 
@@ -111,11 +113,15 @@ def _packed(
 
 
 def _scores(q: Tensor, k: Tensor, w: Tensor, options: Options) -> Tensor:
+    return options.scale * in_blocks(partial(_unscaled, options=options), q, k, w)
+
+
+def _unscaled(q: Tensor, k: Tensor, w: Tensor, options: Options) -> Tensor:
     x = q.unsqueeze(-2) + k.unsqueeze(-3)  # (..., n, m, d)
     x = FUNCTIONS[options.activation](x, options.negative_slope)
     if w.dim() > 1:  # not an einsum: ONNX has none of operands that differ in rank
-        return options.scale * (x @ w[..., None, :, None]).squeeze(-1)
-    return options.scale * (x @ w)
+        return (x @ w[..., None, :, None]).squeeze(-1)
+    return x @ w
 
 
 def _softmax(s: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ def exported(tmp_path: Path) -> Callable[..., Check]:
             module.eval(), example, dynamo=True, dynamic_shapes=sizes, verbose=False
         )
         program.save(tmp_path / "module.onnx")
+        assert [node.op_type for node in program.model.graph].count("Scan") >= 1  # memory n m
         session = onnxruntime.InferenceSession(tmp_path / "module.onnx")
         names = [each.name for each in session.get_inputs()]
 
@@ -68,11 +69,14 @@ class Masked(nn.Module):
 def masked(batch: int, n: int, m: int, lengths: list[int]) -> tuple[Tensor, ...]:
     mask = torch.rand(batch, n, m) > 0.3
     mask[0, 0] = False  # a row without keys
-    shapes = (batch, n, 8), (batch, m, 8), (batch, m, 4), (8,)
+    shapes = (batch, n, 19), (batch, m, 19), (batch, m, 4), (19,)
     return *map(torch.randn, shapes), mask, torch.tensor(lengths)
 
 
-@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"window_size": (1, 3)}], ids=str)
+OPTIONS = [{}, {"is_causal": True}, {"window_size": (1, 3)}, {"backend": "native"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_operator_with_masks_and_rows_without_keys(
     exported: Callable[..., Check], options: dict[str, Any]
 ) -> None:
@@ -81,6 +85,7 @@ def test_the_operator_with_masks_and_rows_without_keys(
     check = exported(Masked(**options), masked(2, 5, 7, [7, 0]), sizes)
     check(*masked(2, 5, 7, [7, 0]))
     check(*masked(3, 4, 9, [9, 4, 0]))
+    check(*masked(2, 3, 130, [130, 70]))
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
