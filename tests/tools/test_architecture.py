@@ -27,7 +27,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 # Inside some parts the order matters too: a module imports only modules that come before it.
 OPS = (
-    *("codes", "signature", "shapes", "dropout", "seed", "formula", "edge_formula", "plain"),
+    *(
+        "codes",
+        "signature",
+        "shapes",
+        "dropout",
+        "seed",
+        "key_blocks",
+        "formula",
+        "edge_formula",
+        "plain",
+    ),
     "failures",
     *("fakes", "vmap", "schema", "forward_mode", "autograd"),
 )
