@@ -97,7 +97,7 @@ class Fused(_Base):
     def __reduce_ex__(self, protocol: Any) -> Any:
         _, own = type(self).__bases__
         if _reduces_itself(own):
-            return super().__reduce_ex__(protocol)
+            return as_own(self).__reduce_ex__(protocol)
         # Not as the library's would reduce itself: pickle insists on the class of the object.
         return copyreg._reconstructor, (own, object, None), _state(self)  # type: ignore[attr-defined]
 
