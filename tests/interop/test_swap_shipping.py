@@ -71,6 +71,7 @@ def test_pickles_are_the_librarys(case: SwapCase) -> None:
         same(Steps(case, again)(*inputs), own(*inputs))
 
 
+HEAD = "import torch\nfrom torch import Tensor, nn\n"
 CODE = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -100,14 +101,9 @@ def test_saved_modules_load_without_this_package(tmp_path: Path) -> None:
         wanted.append(f"{name.replace(' ', '')} {theirs} {type(module).__name__}")
     torch.save(saved, tmp_path / "modules.pt")
     sys.path.remove(str(tmp_path))
-    run = [sys.executable, "-c", CODE, str(tmp_path)]
-    assert subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout.split("\n") == [
-        *wanted,
-        "",
-    ]
-
-
-HEAD = "import torch\nfrom torch import Tensor, nn\n"
+    command = [sys.executable, "-c", CODE, str(tmp_path)]
+    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    assert run.stdout.splitlines() == wanted
 
 
 def is_of(cls: type, module: Any) -> bool:

@@ -14,7 +14,6 @@ from helpers.interop_swap import LENGTHS, SwapCase, batches, keep, plain, swappe
 from helpers.nn_twins import GRADIENT_TERMS
 from interop.libraries import SWAPS
 from torch import Tensor, nn
-
 from torch.utils.checkpoint import checkpoint
 
 from attnkernels.testing import assert_within_budget
@@ -35,7 +34,9 @@ def gradients(module: nn.Module, total: Tensor) -> dict[str, Tensor]:
 
 
 @ALL
-@pytest.mark.parametrize("of", [slice(0, 1), slice(1, None), slice(None)], ids=["first", "rest", "all"])
+@pytest.mark.parametrize(
+    "of", [slice(0, 1), slice(1, None), slice(None)], ids=["first", "rest", "all"]
+)
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "only biases learn"])
 def test_the_same_parameters_get_gradients(case: SwapCase, of: slice, frozen: bool) -> None:
     """From the first result of each call, from the others, and from all.
@@ -75,6 +76,19 @@ def test_data_parallel_training(tmp_path: Path) -> None:
             assert torch.equal(found[parameter], second[name][0][parameter])
 
 
+class Checkpointed:
+    """A method of which all calls but the first are checkpointed."""
+
+    def __init__(self, method: Any) -> None:
+        self.method, self.calls = method, 0
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.calls += 1
+        if self.calls == 1:
+            return self.method(*args, **options)
+        return checkpoint(self.method, *args, use_reentrant=False, **options)
+
+
 @ALL
 def test_steps_are_checkpointed(case: SwapCase) -> None:
     """Keys are cached before the steps whose activations are computed again."""
@@ -87,19 +101,7 @@ def test_steps_are_checkpointed(case: SwapCase) -> None:
         dtype = torch.float64 if name == "exact" else F32
         given = tuple(x.detach().to(dtype).requires_grad_() for x in inputs)
 
-        def step(*arguments: Any, own: Any = type(each).forward, of: Any = each, **options: Any):
-            return own(of, *arguments, **options)
-
-        first = True
-
-        def forward(*arguments: Any, step: Any = step, **options: Any) -> Any:
-            nonlocal first
-            if first:
-                first = False
-                return step(*arguments, **options)
-            return checkpoint(step, *arguments, use_reentrant=False, **options)
-
-        each.forward = forward
+        each.forward = Checkpointed(each.forward)
         found = tensors(case.run(each, *given, LENGTHS, keep))
         made = gradients(each, sum(x.square().sum() for x in found))
         totals[name] = made | {f"input {i}": x.grad for i, x in enumerate(given)}

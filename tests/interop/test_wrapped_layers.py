@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -15,8 +17,10 @@ from helpers.nn_twins import GRADIENT_TERMS
 from interop.libraries import SWAPS
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
-from attnkernels.interop import replace_attention
+from attnkernels.interop import replace_attention, restore_attention
+from attnkernels.interop.core.live import Fused
 from attnkernels.testing import assert_within_budget
 
 STEPS = 2  # of training: what a layer computes from its parameters must follow them
@@ -212,6 +216,22 @@ def quantised(module: nn.Module) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated
         return torch.ao.quantization.quantize_dynamic(module, {nn.Linear})
+
+
+def test_a_parametrised_scoring_vector() -> None:
+    """GNMT's is a parameter of the module itself, which gets another class."""
+    case = SWAPS["gnmt"]
+    module = swapped(case)
+    parametrizations.weight_norm(module, "linear_att", dim=None)
+    inputs = list(batches(case, F32).values())[:2]
+    found = tensors(case.run(module, *inputs, LENGTHS, keep))
+    twin = copy.deepcopy(module)
+    same(found, tensors(case.run(twin, *inputs, LENGTHS, keep)))
+    with pytest.raises(RuntimeError, match="only supported through state_dict"):
+        pickle.dumps(module)
+    assert isinstance(twin, Fused) and restore_attention(twin) == ("",)
+    assert not isinstance(twin, Fused) and is_parametrized(twin)
+    same(found, tensors(case.run(twin, *inputs, LENGTHS, keep)))
 
 
 def test_a_hook_on_what_is_around_a_scoring_layer() -> None:

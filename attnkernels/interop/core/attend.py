@@ -7,7 +7,7 @@ from operator import is_not
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_compiling
 
 from ...functional.attention import additive_attention
 from ...functional.deferred import RepeatedMemory
@@ -74,7 +74,7 @@ def attend_again(
         lengths: a function that returns the lengths (B,) of the keys.
         scale: as in `attend`.
     """
-    if is_dynamo_compiling():  # a graph keeps nothing and reads no versions
+    if is_compiling():  # a graph keeps nothing and reads no versions
         context, weights = additive_attention(
             query.unsqueeze(1),
             keys,
@@ -107,8 +107,8 @@ def attend_again(
 def vector(layer: nn.Linear, weight: Tensor | None = None) -> Tensor:
     """Return the scoring vector (d,) of a layer that scores.
 
-    The softmax cancels the layer's bias. It takes part with a factor of 0, so that it has a gradient
-    of 0, as in the library: optimizers and data-parallel training wait for one.
+    The softmax cancels the bias of the layer. It takes part with a factor of 0: its gradient is 0
+    as in the library, not None, and data-parallel training waits for it.
 
     Args:
         layer: of weight (1, d).

@@ -95,7 +95,7 @@ class Fused(_Base):
         return as_own(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _, own = type(self).__bases__
+        own = own_class(type(self))
         if _reduces_itself(own):
             return as_own(self).__reduce_ex__(protocol)
         # Not as the library's would reduce itself: pickle insists on the class of the object.
@@ -105,12 +105,16 @@ class Fused(_Base):
         return self._copied(copy, lambda state: state, {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if is_parametrized(self):  # it has deep copies, and no state
+            twin = memo[id(self)] = object.__new__(type(self))
+            twin.__dict__.update(deepcopy(_without_kept(self), memo))
+            return twin
         return self._copied(deepcopy, lambda state: deepcopy(state, memo), memo)
 
     def _copied(
         self, whole: Callable[[Any], Any], state: Callable[[Any], Any], memo: dict[int, Any]
     ) -> Any:
-        fused, (_, own) = type(self), type(self).__bases__
+        fused, own = type(self), own_class(type(self))
         if _reduces_itself(own):
             twin = whole(as_own(self))
             if type(twin) is own:
@@ -146,10 +150,21 @@ def _state(module: Any) -> Any:
 
 def as_own(module: Any) -> nn.Module:
     """Return the library's own module, which shares all state with the fused one."""
-    _, own = type(module).__bases__
-    twin: nn.Module = object.__new__(own)
-    twin.__dict__.update({name: x for name, x in module.__dict__.items() if name != KEPT})
+    twin: nn.Module = object.__new__(own_class(type(module)))
+    twin.__dict__.update(_without_kept(module))
     return twin
+
+
+def _without_kept(module: Any) -> dict[str, Any]:
+    return {name: x for name, x in module.__dict__.items() if name != KEPT}
+
+
+def own_class(cls: type) -> type[nn.Module]:
+    """Return the library's class of a fused one, also of one whose parameters are parametrised."""
+    if len(cls.__bases__) == 2:
+        return cls.__bases__[1]
+    named = {name: x for name, x in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, (own_class(cls.__bases__[0]),), named)
 
 
 def adds_something(layer: nn.Module) -> str | None:

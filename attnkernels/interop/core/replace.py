@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .libraries import CONVENTIONS, LIVE
-from .live import KEPT, Fused, Live, adds_something, fused_class
+from .live import KEPT, Fused, Live, adds_something, fused_class, own_class
 from .trial import difference
 
 
@@ -107,8 +107,7 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
     restored = []
     for name, module in _checked(model, None).items():
         if isinstance(module, Fused):
-            _, own = type(module).__bases__
-            object.__setattr__(module, "__class__", own)
+            object.__setattr__(module, "__class__", own_class(type(module)))
             module.__dict__.pop(KEPT, None)
             restored.append(name)
     return tuple(restored)
