@@ -130,12 +130,22 @@ def _or_own(cls: type[Fused], name: str, fused: Callable[..., Any]) -> Callable[
 
     @wraps(fused)
     def method(self: Any, *args: Any, **options: Any) -> Any:
-        own = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or is_fx_tracing()
-        if own or any(adds_something(layer) is not None for layer in cls.scoring(self)):
+        if _is_traced() or any(adds_something(layer) is not None for layer in cls.scoring(self)):
             return getattr(super(cls, self), name)(*args, **options)
         return fused(self, *args, **options)
 
     return method
+
+
+def _is_traced() -> bool:
+    """Return True under torch.jit.trace, torch.fx.symbolic_trace and an export to ONNX.
+
+    torch.compile and torch.export take the operator.
+    """
+    if torch.jit.is_tracing() or is_fx_tracing():
+        return True
+    # The second question takes a microsecond.
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
 def _reduces_itself(own: type) -> bool:
