@@ -139,6 +139,15 @@ def test_a_symbolic_trace_is_the_librarys(
     assert kinds[0] == kinds[1]
 
 
+@pytest.mark.parametrize("name", ["allennlp", "captioning", "gnmt", "speechbrain"])
+@pytest.mark.filterwarnings("ignore:The tensor attributes", "ignore:.*LeafSpec")
+def test_an_exported_program_is_the_librarys(name: str) -> None:
+    module, own, inputs = both(SWAPS[name])
+    programs = [torch.export.export(each, inputs) for each in (own, module)]
+    nodes = [[(node.op, str(node.target)) for node in each.graph.nodes] for each in programs]
+    assert nodes[0] == nodes[1]
+
+
 @ALL
 @TRACED
 def test_an_export_to_onnx_is_the_librarys(case: SwapCase, tmp_path: Path) -> None:

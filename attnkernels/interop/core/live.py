@@ -138,14 +138,13 @@ def _or_own(cls: type[Fused], name: str, fused: Callable[..., Any]) -> Callable[
 
 
 def _is_traced() -> bool:
-    """Return True under torch.jit.trace, torch.fx.symbolic_trace and an export to ONNX.
+    """Return True under torch.jit.trace, torch.fx.symbolic_trace, torch.export and ONNX's exports.
 
-    torch.compile and torch.export take the operator.
+    torch.compile takes the operator, and so does torch.export(strict=True), a part of it.
     """
     if torch.jit.is_tracing() or is_fx_tracing():
         return True
-    # The second question takes a microsecond.
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 def _reduces_itself(own: type) -> bool:
