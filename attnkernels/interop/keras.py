@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..functional.attention import additive_attention
 from ..nn import AdditiveAttention
+from .core.attend import once
 from .core.convention import PLAIN, Convention, Entry
 from .core.live import Draw, Fused, Live, M, Results, trial_lengths
 
@@ -45,8 +46,8 @@ class Additive(Fused):
             weight = sys.modules["keras"].ops.convert_to_tensor(self.scale)  # cast as Keras casts
         result = additive_attention(
             query,
-            key,
-            value,
+            once(key, query),
+            once(value, query),
             weight,
             attn_mask=None if value_mask is None else value_mask.bool().unsqueeze(-2),
             is_causal=use_causal_mask,
