@@ -129,7 +129,7 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
 
 def once(x: Tensor, query: Tensor) -> Tensor:
     """Return ``x`` (B, ...) as (1, ...) if its entries are one and ``query`` has B, too."""
-    return x[:1] if _is_repeated(x) and len(query) == len(x) else x
+    return x[:1] if _is_repeated(x) and query.shape[0] == x.shape[0] else x
 
 
 def _is_repeated(x: Tensor) -> bool:
