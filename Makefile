@@ -53,10 +53,10 @@ examples: build ## the packages of the examples; then: .venv/bin/python -m examp
 	$(BIN)/python -c "import examples.$$name" && echo "$(BIN)/python -m examples.$$name [--resume] [--full]"; done
 
 test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interpreted and emulated
-	$(BIN)/python -m pytest -q -n 2 $(PYTEST_FLAGS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 --require triton -W ignore::RuntimeWarning $(PYTEST_FLAGS) $(INTERPRETED)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_FLAGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --require triton -W ignore::RuntimeWarning $(PYTEST_FLAGS) $(INTERPRETED)
 	ATTNKERNELS_LIBRARY=$$($(BIN)/python tests/emulator/library.py) \
-	$(BIN)/python -m pytest -q -n 2 --require native $(PYTEST_FLAGS) $(EMULATED)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --require native $(PYTEST_FLAGS) $(EMULATED)
 
 peers: $(VENV)/.dev build ## tests of swapped modules against the real libraries, which it installs
 	$(BIN)/pip install -q --no-build-isolation -e ".[peers]"
@@ -77,7 +77,7 @@ sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan, t
 	$(SANITIZER) ATTNKERNELS_LIBRARY=$(SANITIZED) \
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS) $(SANITIZE_TESTS)
 	LIBRARY=$$(ATTNKERNELS_SANITIZE=1 $(BIN)/python tests/emulator/library.py) && \
-	$(SANITIZER) ATTNKERNELS_LIBRARY=$$LIBRARY $(BIN)/python -m pytest -q -n 2 $(PYTEST_FLAGS) $(EMULATED)
+	$(SANITIZER) ATTNKERNELS_LIBRARY=$$LIBRARY $(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_FLAGS) $(EMULATED)
 
 soak: $(VENV)/.dev build ## random cases for hours, memory that may not grow, races; make soak SOAK="--seed 1"
 	$(BIN)/python -m tools.soak --races
