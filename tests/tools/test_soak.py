@@ -229,8 +229,9 @@ def test_every_function_is_called_for_growth(
     monkeypatch.setattr(memory, "_resident", lambda: 0)
     assert memory.find_growth(HERE, 4) == 0
     said = capsys.readouterr().out
-    names = "additive_attention", "prepare_keys and attend", "additive_scores"
-    for name in (*names, "additive_attention_varlen"):
+    names = ["additive_attention", "prepare_keys and attend", "additive_scores"]
+    names += ["additive_attention_varlen", "prepare_edges and additive_attention_sparse"]
+    for name in names:
         assert f"stays {HERE} {name}: +0 KiB in 4 calls" in said
 
 

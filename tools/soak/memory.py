@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 import time
 from collections.abc import Callable, Iterator
 from itertools import repeat
@@ -16,8 +15,10 @@ from torch import Tensor
 
 from attnkernels import (
     additive_attention,
+    additive_attention_sparse,
     additive_attention_varlen,
     additive_scores,
+    prepare_edges,
     prepare_keys,
 )
 
@@ -26,7 +27,7 @@ from .calls import name_of
 LEAKED = 64  # bytes per call: less than the smallest object that a call could lose
 NOISE = 1 << 19  # bytes by which a process grows on its own
 WARM_UP = 1000  # calls, before which allocators and caches still grow
-STATM = Path("/proc/self/statm")
+STATUS = Path("/proc/self/status")
 Call = Callable[[], Any]
 
 
@@ -59,12 +60,16 @@ def growth_of(call: Call, calls: int) -> int:
 
 
 def _resident() -> int:
-    """Return the resident bytes of this process, without what its allocator could give back."""
+    """Return the resident bytes of this process, without what its allocator could give back.
+
+    Pages of files do not count: the system takes them away and brings them back as it likes.
+    """
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-    return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return 1024 * int(lines["RssAnon"].removesuffix("kB"))
 
 
 def functions(backend: str) -> dict[str, Call]:
@@ -104,11 +109,20 @@ def functions(backend: str) -> dict[str, Call]:
         packed = (rows, columns, values, weight, *ends)
         yield additive_attention_varlen(*packed, dropout_p=0.2, return_lse=True, **given)
 
+    def sparse() -> Iterator[tuple[Tensor, ...]]:
+        edges = prepare_edges(torch.tensor([[0, 4, 1, 0], [2, 2, 0, 2]]), n=3, m=5)
+        yield (additive_attention_sparse(query, key, key, weight, edges, **given),)
+        options = {"dropout_p": 0.2, "return_weights": True, "return_lse": True}
+        yield additive_attention_sparse(
+            *(query, key, value, weight, edges), edge_bias=mask[:, 0, :4], **options, **given
+        )
+
     made = {
         "additive_attention": dense,
         "prepare_keys and attend": attend,
         "additive_scores": scores,
         "additive_attention_varlen": varlen,
+        "prepare_edges and additive_attention_sparse": sparse,
     }
     return {name: _backward_of(variants) for name, variants in made.items()}
 
