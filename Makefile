@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
-SANITIZE_TESTS ?= tests/backends/test_native.py
+SANITIZE_TESTS ?= tests/backends/test_native.py tests/ops/test_sparse.py
+PLANTED = tests/backends/test_planted.py
 PYTEST_FLAGS ?=
 SOAK ?=
 FILES = $(addprefix tests/$(1)/test_,$(addsuffix .py,$(2)))
@@ -53,7 +54,7 @@ examples: build ## the packages of the examples; then: .venv/bin/python -m examp
 	$(BIN)/python -c "import examples.$$name" && echo "$(BIN)/python -m examples.$$name [--resume] [--full]"; done
 
 test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interpreted and emulated
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore $(PLANTED) $(PYTEST_FLAGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --require triton -W ignore::RuntimeWarning $(PYTEST_FLAGS) $(INTERPRETED)
 	ATTNKERNELS_LIBRARY=$$($(BIN)/python tests/emulator/library.py) \
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --require native $(PYTEST_FLAGS) $(EMULATED)
@@ -72,12 +73,13 @@ gpu: $(VENV)/.dev build ## tests and benchmarks of a GPU, under nine minutes, in
 sass: $(VENV)/.dev ## the machine code of the GPU kernels, for every architecture
 	$(BIN)/python -m tools.sass
 
-sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan, the CUDA kernels' emulated
+sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan; faults planted in CUDA's
 	ATTNKERNELS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize/lib
 	$(SANITIZER) ATTNKERNELS_LIBRARY=$(SANITIZED) \
 	$(BIN)/python -m pytest -q $(PYTEST_FLAGS) $(SANITIZE_TESTS)
 	LIBRARY=$$(ATTNKERNELS_SANITIZE=1 $(BIN)/python tests/emulator/library.py) && \
 	$(SANITIZER) ATTNKERNELS_LIBRARY=$$LIBRARY $(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_FLAGS) $(EMULATED)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_FLAGS) $(PLANTED)
 
 soak: $(VENV)/.dev build ## random cases for hours, memory that may not grow, races; make soak SOAK="--seed 1"
 	$(BIN)/python -m tools.soak --races
