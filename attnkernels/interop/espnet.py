@@ -203,9 +203,9 @@ def _attend(module: Any, dec_z: Tensor, added: Tensor, scaling: float) -> tuple[
 
 
 def _uniform(padded: Tensor, like: Tensor) -> Tensor:
-    """Return weights of 1 / length within each sequence and 0 beyond."""
+    """Return weights of 1 / length within each sequence and 0 beyond. A length may be 0."""
     part = (~padded).to(like)
-    return part / part.sum(1, keepdim=True)
+    return part / part.sum(1, keepdim=True).clamp(min=1)
 
 
 def _trial(module: Any, draw: Draw) -> Results:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -22,7 +24,8 @@ def difference(module: nn.Module, live: Live) -> str | None:
     source = CONVENTIONS[live.convention].source
     devices = [x.device for x in module.parameters() if x.is_cuda][:1]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):  # an unknown module may have dropout
+        # An unknown module may have dropout.
+        with torch.no_grad(), torch.random.fork_rng(devices), _without_autocast(module):
             wanted, found = (_run(module, cls, live) for cls in (own, fused_class(live.fused, own)))
     except Exception as error:  # an unknown module may raise anything
         return f"its trial failed with {type(error).__name__}: {error}"
@@ -35,6 +38,16 @@ def difference(module: nn.Module, live: Live) -> str | None:
             far = (x.double() - y.double()).abs().max().item()
             return f"it does not compute what {source} does: {far:.1g} apart on random numbers"
     return None
+
+
+@contextmanager
+def _without_autocast(module: nn.Module) -> Iterator[None]:
+    """Compute in the dtypes of the module, which the comparison is for."""
+    kinds = {"cpu", *(x.device.type for x in module.parameters())}
+    with ExitStack() as stack:
+        for kind in filter(torch.amp.is_autocast_available, kinds):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def _run(module: nn.Module, cls: type[nn.Module], live: Live) -> list[Tensor]:
