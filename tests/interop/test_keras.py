@@ -312,7 +312,6 @@ def test_a_layer_in_a_graph_that_is_made_after_the_swap(keras: Any) -> None:
     torch.testing.assert_close(model(given), before)
 
 
-
 def test_errors_of_keras_stay(keras: Any) -> None:
     layer = keras.layers.AdditiveAttention()
     inputs = [torch.randn(2, 3, 4), torch.randn(2, 5, 4)]

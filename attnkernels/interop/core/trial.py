@@ -73,7 +73,7 @@ def _draw(module: nn.Module) -> Draw:
 
     Every function returned here gives the same numbers.
     """
-    like = next(iter(module.parameters()), torch.empty(0))
+    like = next((x for x in module.parameters() if x.is_floating_point()), torch.empty(0))
     generator = torch.Generator("cpu").manual_seed(0)
 
     def draw(*sizes: int) -> Tensor:
