@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.interop_swap import E, batches, drive, weigh
+from helpers.interop_swap import E, SwapCase, batches, drive, weigh
 from interop.libraries import SWAPS, captioning, espnet, opennmt, speechbrain
 from torch import Tensor, nn
 
@@ -306,3 +306,14 @@ def test_modules_in_half_precision_and_in_training(name: str) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         module = SWAPS[name].make().to(dtype)
         assert replace_attention(module).swapped and module.training
+
+
+@pytest.mark.parametrize("case", SWAPS.values(), ids=SWAPS)
+def test_modules_that_are_swapped_under_autocast(case: SwapCase) -> None:
+    """The trial compares in the dtype of the module."""
+    for dtype in (torch.bfloat16, torch.float16):
+        module = case.make()
+        with torch.autocast("cpu", dtype=dtype):
+            report = replace_attention(module)
+            assert torch.is_autocast_enabled("cpu")
+        assert report.swapped and not report.left

@@ -18,6 +18,7 @@ from helpers.interop_swap import (
     batches,
     check,
     drive,
+    keep,
     plain,
     reselect,
     same,
@@ -223,6 +224,19 @@ def test_rows_of_which_everything_is_masked_are_zeros() -> None:
     context, weights = module(torch.randn(2, 1, D), mask, memory)
     assert not context[1].any() and not weights[1].any() and weights[0].any()
     assert plain(module)(torch.randn(2, 1, D), mask, memory)[0][1].isnan().all()
+
+
+@ALL
+def test_a_sequence_of_length_0(case: SwapCase) -> None:
+    """Its weights are zeros, in every step, and no gradient is NaN."""
+    module, inputs = swapped(case), batches(case, F32)
+    memory, states = inputs["memory"], inputs["states"]
+    found = tensors(case.run(module, memory, states, (memory.shape[1], 0, 4), keep))
+    assert all(x.isfinite().all() for x in found)
+    leaves = [memory, states, *module.parameters()]
+    total = sum(x.square().sum() for x in found)
+    gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    assert all(x.isfinite().all() for x in gradients)
 
 
 @pytest.mark.parametrize("name", ["speechbrain", "espnet-add"])
