@@ -295,8 +295,9 @@ def test_a_trial_leaves_buffers_alone() -> None:
     assert module.mask is mask and list(module.state_dict())[0] == "mask"
 
 
-def test_a_default_device_does_not_matter() -> None:
-    module = captioning.Attention(3, 4, 5)
+@pytest.mark.parametrize("case", SWAPS.values(), ids=SWAPS)
+def test_a_default_device_does_not_matter(case: SwapCase) -> None:
+    module = case.make()
     with torch.device("meta"):
         assert replace_attention(module).swapped
 

@@ -25,7 +25,7 @@ def difference(module: nn.Module, live: Live) -> str | None:
     devices = [x.device for x in module.parameters() if x.is_cuda][:1]
     try:
         # An unknown module may have dropout.
-        with torch.no_grad(), torch.random.fork_rng(devices), _without_autocast(module):
+        with torch.no_grad(), torch.random.fork_rng(devices), _undisturbed(module):
             wanted, found = (_run(module, cls, live) for cls in (own, fused_class(live.fused, own)))
     except Exception as error:  # an unknown module may raise anything
         return f"its trial failed with {type(error).__name__}: {error}"
@@ -41,12 +41,14 @@ def difference(module: nn.Module, live: Live) -> str | None:
 
 
 @contextmanager
-def _without_autocast(module: nn.Module) -> Iterator[None]:
-    """Compute in the dtypes of the module, which the comparison is for."""
-    kinds = {"cpu", *(x.device.type for x in module.parameters())}
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Compute in the dtypes and on the device of the module, whatever the caller has set."""
+    devices = [x.device for x in module.parameters()]
     with ExitStack() as stack:
-        for kind in filter(torch.amp.is_autocast_available, kinds):
+        for kind in filter(torch.amp.is_autocast_available, {"cpu", *(x.type for x in devices)}):
             stack.enter_context(torch.autocast(kind, enabled=False))
+        for device in devices[:1]:
+            stack.enter_context(device)
         yield
 
 
