@@ -10,7 +10,16 @@ from helpers.inputs import BF16, F16, F32, F64, normal
 from helpers.nn_masked import MASKED, SIZES, B, M, Make, N, call, masked
 from torch import Tensor
 
-from attnkernels.nn import HardAttention
+from attnkernels.nn import (
+    AdditiveAttention,
+    AttentionPooling,
+    AttentionRNN,
+    CoverageAttention,
+    DecoderState,
+    HardAttention,
+    LocationSensitiveAttention,
+    PointerHead,
+)
 
 
 def keep() -> Tensor:
@@ -145,3 +154,45 @@ def test_a_floating_mask_has_a_gradient(make: Make) -> None:
     module, mask = make(dtype=F64), normal(M, dtype=F64)
     (gradient,) = torch.autograd.grad(call(module, mask, F64)[..., 0].sum(), mask)
     assert gradient.isfinite().all() and gradient.any()
+
+
+EMPTY: dict[str, Make] = MASKED | {
+    "uniform": lambda: LocationSensitiveAttention(*SIZES, kernel_size=3, initial="uniform"),
+    "uniform coverage": lambda: CoverageAttention(*SIZES, initial="uniform"),
+    "expected": lambda: HardAttention(*SIZES, evaluation="expected"),
+    "pooling": lambda: AttentionPooling(SIZES[1], 8),
+    "rnn": lambda: AttentionRNN(torch.nn.GRUCell(6 + 5, 6), AdditiveAttention(*SIZES)),
+}
+
+
+@pytest.mark.parametrize("make", EMPTY.values(), ids=EMPTY)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_length_of_0_makes_nothing_infinite(make: Make, training: bool) -> None:
+    """A sequence without keys, and a batch of such sequences."""
+    module = make().train(training)
+    for lengths in torch.tensor([M, 0, 4]), torch.zeros(B, dtype=torch.int64):
+        query, key = normal(B, N, SIZES[0]), normal(B, M, SIZES[1])
+        given = [query, key]
+        if isinstance(module, AttentionPooling):
+            given = [key]
+        elif getattr(module, "num_heads", 1) > 1:
+            given.append(normal(B, M, 8))
+        found = module(*given, key_lengths=lengths)
+        if isinstance(module, PointerHead):
+            assert found[lengths == 0].isneginf().all()
+            found = found.masked_fill(found.isneginf(), 0.0)
+        floating = [x for x in tensors(found) if x.is_floating_point()]
+        assert floating and all(x.isfinite().all() for x in floating)
+        total = sum(x.square().sum() for x in floating)
+        leaves = [*given, *module.parameters()]
+        gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        assert all(x.isfinite().all() for x in gradients)
+
+
+def tensors(found: Any) -> list[Tensor]:
+    """Return the tensors of a result, which may have a state of a decoder in it."""
+    if isinstance(found, Tensor):
+        return [found]
+    if isinstance(found, DecoderState):
+        return tensors((found.cell, found.context))
+    return [x for each in found for x in tensors(each)]
