@@ -150,7 +150,7 @@ class Heads(Fused):
     scoring = staticmethod(lambda module: tuple(module.gvec))
 
     def forward(
-        self, enc_hs_pad: Tensor, enc_hs_len: Lengths, dec_z: Tensor | None, att_prev: Any
+        self, enc_hs_pad: Tensor, enc_hs_len: Lengths, dec_z: Tensor | None, att_prev: Any, **_: Any
     ) -> tuple[Tensor, list[Tensor]]:
         if self.pre_compute_k is None or self.pre_compute_v is None or self.han_mode:
             self.enc_h, self.h_length = enc_hs_pad, enc_hs_pad.size(1)
