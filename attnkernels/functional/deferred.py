@@ -72,6 +72,9 @@ class RepeatedMemory:
 
     The first step computes its own gradient, since it may be the only one. The gradients of later
     steps are computed for up to `MOST` steps at a time. A backward starts this over.
+
+    Nothing is deferred where hooks save tensors: activation checkpointing computes a step again,
+    and wants it to save as many tensors as at first, whatever steps came in between.
     """
 
     MOST = 64
@@ -82,6 +85,8 @@ class RepeatedMemory:
 
     def attend(self, query: Tensor) -> Pair:
         """Return context (*lead, 1, dv) of query (*lead, 1, d), and weights (*lead, 1, m)."""
+        if _hooks_save_tensors():
+            return self.memory.attend(query, return_weights=True)
         if self.deferred is not None and self.deferred.progress.done:
             self.begun, self.deferred = False, None
         if not self.begun or not learns(self.memory):
@@ -115,6 +120,11 @@ def learns(memory: AdditiveMemory) -> bool:
         return False
     tensors = memory.key, memory.value, memory.weight
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _hooks_save_tensors() -> bool:
+    """Return True inside of `torch.autograd.graph.saved_tensors_hooks`."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 class _Keys(torch.autograd.Function):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..functional.attention import additive_scores
 from ..nn import AdditiveAttention
-from .core.attend import beyond
+from .core.attend import beyond, once
 from .core.convention import COLUMN, PLAIN, TRANSPOSED, Convention, Entry
 from .core.live import Draw, Fused, Live, M, Results, trial_lengths
 
@@ -31,7 +31,7 @@ class Additive(Fused):
 
     def _forward_internal(self, vector: Tensor, matrix: Tensor) -> Tensor:
         query = vector.matmul(self._w_matrix).unsqueeze(1)
-        keys = matrix.matmul(self._u_matrix)
+        keys = once(matrix, vector).matmul(self._u_matrix)
         return additive_scores(query, keys, self._v_vector.squeeze(1)).squeeze(1)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..nn import AdditiveAttention
-from .core.attend import attend
+from .core.attend import attend, project
 from .core.convention import PLAIN, Convention, linears
 from .core.live import Draw, Fused, Live, M, Results
 
@@ -30,9 +30,9 @@ class Attention(Fused):
     def forward(self, encoder_out: Tensor, decoder_hidden: Tensor) -> tuple[Tensor, Tensor]:
         return attend(
             self.decoder_att(decoder_hidden),
-            self.encoder_att(encoder_out),
+            project(self.encoder_att, encoder_out),
             encoder_out,
-            self.full_att.weight[0],
+            self.full_att,
             activation="relu",
         )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..functional.graphs import SPARSEST, Graph, attend
 from ..nn import AdditiveAttention
 from .core.convention import ROW, Convention, Entry
-from .core.live import Draw, Live, Results, SavedAsOwn
+from .core.live import Draw, Fused, Live, Results
 
 # The values are `fc_src` of the sources, which the caller makes and passes as `value`.
 CONVENTIONS = {
@@ -37,14 +37,14 @@ CONVENTIONS = {
 }
 
 
-class GatV2(SavedAsOwn):
+class GatV2(Fused):
     """GATv2Conv: features of nodes and heads, with the weights if they are asked for."""
 
     def forward(
         self, graph: Any, feat: Any, get_attention: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         pair = isinstance(feat, tuple)
-        if len(graph.canonical_etypes) != 1 or torch.jit.is_tracing():
+        if len(graph.canonical_etypes) != 1:
             return super().forward(graph, feat, get_attention)
         if not self._allow_zero_in_degree and bool((graph.in_degrees() == 0).any()):
             return super().forward(graph, feat, get_attention)  # which raises

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..nn import AdditiveAttention, CoverageAttention, LocationSensitiveAttention
-from .core.attend import attend, attend_again, beyond
+from .core.attend import attend, attend_again, beyond, project
 from .core.convention import CONV2D, HEADS, PLAIN, Convention, Entry, linears, location
 from .core.live import LENGTHS, Draw, Fused, Live, M, Results
 
@@ -154,8 +154,8 @@ class Heads(Fused):
     ) -> tuple[Tensor, list[Tensor]]:
         if self.pre_compute_k is None or self.pre_compute_v is None or self.han_mode:
             self.enc_h, self.h_length = enc_hs_pad, enc_hs_pad.size(1)
-            self.pre_compute_k = [project(enc_hs_pad) for project in self.mlp_k]
-            self.pre_compute_v = [project(enc_hs_pad) for project in self.mlp_v]
+            self.pre_compute_k = [project(layer, enc_hs_pad) for layer in self.mlp_k]
+            self.pre_compute_v = [project(layer, enc_hs_pad) for layer in self.mlp_v]
         dec_z = _query(self, enc_hs_pad, enc_hs_len, dec_z)
         contexts, weights = [], []
         for head in range(self.aheads):
@@ -163,7 +163,7 @@ class Heads(Fused):
                 self.mlp_q[head](dec_z),
                 self.pre_compute_k[head],
                 self.pre_compute_v[head],
-                self.gvec[head].weight[0],
+                self.gvec[head],
                 taking_part=~self.mask,
                 scale=self.scaling,
             )
@@ -176,7 +176,7 @@ def _step(module: Any, enc_hs_pad: Tensor, enc_hs_len: Lengths, dec_z: Tensor | 
     """Set the keys at the first step after ``reset``, or at each in han_mode; return the query."""
     if module.pre_compute_enc_h is None or module.han_mode:
         module.enc_h, module.h_length = enc_hs_pad, enc_hs_pad.size(1)
-        module.pre_compute_enc_h = module.mlp_enc(enc_hs_pad)
+        module.pre_compute_enc_h = project(module.mlp_enc, enc_hs_pad)
     return _query(module, enc_hs_pad, enc_hs_len, dec_z)
 
 
@@ -196,7 +196,7 @@ def _attend(module: Any, dec_z: Tensor, added: Tensor, scaling: float) -> tuple[
         module.mlp_dec(dec_z),
         module.pre_compute_enc_h + added,
         module.enc_h,
-        module.gvec.weight[0],
+        module.gvec,
         taking_part=~module.mask,
         scale=scaling,
     )

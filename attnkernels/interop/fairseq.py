@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..nn import AdditiveAttention, LocationSensitiveAttention
-from .core.attend import attend, beyond
+from .core.attend import attend, beyond, project
 from .core.convention import ANY_SCALE, PLAIN, Convention, linears, location
 from .core.live import Draw, Fused, Live, M, Results, trial_lengths
 
@@ -44,9 +44,9 @@ class Mlp(Fused):
         memory = source_hids.transpose(0, 1)
         context, weights = attend(
             self.decoder_proj(decoder_state),
-            self.encoder_proj(memory),
+            project(self.encoder_proj, memory),
             memory,
-            self.to_scores.weight[0],
+            self.to_scores,
             taking_part=None if encoder_padding_mask is None else ~encoder_padding_mask.t(),
         )
         return context, weights.t()
@@ -67,7 +67,7 @@ class Location(Fused):
         attn_state: Tensor,
     ) -> tuple[Tensor, Tensor]:
         if self.proj_enc_out is None:
-            self.proj_enc_out = self.proj_enc(encoder_out)
+            self.proj_enc_out = project(self.proj_enc, encoder_out)
         if decoder_h is None:
             decoder_h = encoder_out.new_zeros(encoder_out.size(0), self.decoder_dim)
         location = self.proj_attn(self.conv(attn_state).transpose(1, 2))
@@ -75,7 +75,7 @@ class Location(Fused):
             self.proj_dec(decoder_h),
             self.proj_enc_out + location,
             encoder_out,
-            self.proj_out[1].weight[0],
+            self.proj_out[1],
             taking_part=~encoder_padding_mask,
             scale=self.scaling,
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..functional.attention import additive_attention
 from ..nn import AdditiveAttention
+from .core.attend import once, project
 from .core.convention import ANY_NORMALIZE, Convention, Entry
 from .core.live import Draw, Fused, Live, M, Results, trial_lengths
 
@@ -41,8 +42,8 @@ class Bahdanau(Fused):
             weight = weight / weight.norm() * self.normalize_scalar
         context, weights = additive_attention(
             q,
-            self.linear_k(keys),
-            keys,
+            once(project(self.linear_k, keys), q),
+            once(keys, q),
             weight,
             attn_mask=None if self.mask is None else ~self.mask.unsqueeze(1),
             return_weights=True,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..functional.attention import additive_attention
 from ..nn import AdditiveAttention
-from .core.attend import beyond
+from .core.attend import beyond, once, project, vector
 from .core.convention import PLAIN, Convention, linears
 from .core.live import Draw, Fused, Live, M, Results, trial_lengths
 
@@ -27,15 +27,18 @@ class Bahdanau(Fused):
 
     scoring = staticmethod(lambda module: (module.energy_layer,))
 
+    def compute_proj_keys(self, keys: Tensor) -> None:
+        self.proj_keys = project(self.key_layer, keys)
+
     def forward(self, query: Tensor, mask: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self._check_input_shapes_forward(query=query, mask=mask, values=values)
         assert self.proj_keys is not None, "projection keys have to get pre-computed"
         self.compute_proj_query(query)
         context, weights = additive_attention(
             self.proj_query,
-            self.proj_keys,
-            values,
-            self.energy_layer.weight[0],
+            once(self.proj_keys, query),
+            once(values, query),
+            vector(self.energy_layer),
             attn_mask=mask > 0,
             return_weights=True,
         )

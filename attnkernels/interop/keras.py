@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..functional.attention import additive_attention
 from ..nn import AdditiveAttention
+from .core.attend import once
 from .core.convention import PLAIN, REPEATED, Convention, Entry
 from .core.live import Draw, Fused, Live, M, Results, trial_lengths
 
@@ -61,14 +62,14 @@ class Additive(Fused):
                 return self.call(inputs, mask, training, return_attention_scores, use_causal_mask)
         query, value = inputs[:2]
         key = inputs[2] if len(inputs) > 2 else value
-        query, key, weight = self._scored(query, key)
+        query, key, weight = self._scored(query, once(key, query))
         if value_mask is not None:
             value_mask = value_mask.bool()
             value_mask = value_mask.unsqueeze(-2) if value_mask.dim() == 2 else value_mask
         result = additive_attention(
             query,
             key,
-            value,
+            once(value, query),
             weight,
             attn_mask=value_mask,
             is_causal=use_causal_mask,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..functional.attention import additive_attention
 from ..nn import AdditiveAttention
-from .core.attend import beyond
+from .core.attend import beyond, once, project, vector
 from .core.convention import PLAIN, Convention, linears
 from .core.live import Draw, Fused, Live, M, Results, trial_lengths
 
@@ -44,9 +44,9 @@ class Mlp(Fused):
         src = src.unsqueeze(1) if one else src
         context, weights = additive_attention(
             self.linear_query(src),
-            self.linear_context(enc_out),
-            enc_out,
-            self.v.weight[0],
+            once(project(self.linear_context, enc_out), src),
+            once(enc_out, src),
+            vector(self.v),
             attn_mask=None if src_len is None else ~beyond(src_len, enc_out.size(1)).unsqueeze(1),
             return_weights=True,
         )

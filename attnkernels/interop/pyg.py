@@ -20,7 +20,7 @@ from ..functional.edges import Edges, prepare_edges
 from ..functional.graphs import SPARSEST, Graph, attend, kept
 from ..nn import AdditiveAttention, GraphAttention
 from .core.convention import ROW, Convention, Entry
-from .core.live import Draw, Live, Results, SavedAsOwn
+from .core.live import Draw, Fused, Live, Results
 
 # The values are `lin_l` of the sources, which the caller makes and passes as `value`.
 CONVENTIONS = {
@@ -66,7 +66,7 @@ _HOOKS = tuple(
 )
 
 
-class GatV2(SavedAsOwn):
+class GatV2(Fused):
     """GATv2Conv: node features, with the edges and their weights if they are asked for."""
 
     def forward(
@@ -229,11 +229,9 @@ def _returns_undropped(module: Any) -> bool:
 
 
 def _is_watched(module: Any) -> bool:
-    """Return True if a trace, an export, an explanation or a hook looks into message passing."""
+    """Return True if an explanation or a hook looks into message passing."""
     return (
-        torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
-        or bool(module.explain)
+        bool(module.explain)
         or any(getattr(module, name, None) for name in _HOOKS)
         or any(name in module.__dict__ for name in _STEPS)
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..nn import AdditiveAttention, LocationSensitiveAttention
-from .core.attend import attend, attend_again, beyond
+from .core.attend import attend, attend_again, beyond, project
 from .core.convention import ANY_SCALE, Convention, Entry, linears, location
 from .core.live import LENGTHS, Draw, Fused, Live, M, Results
 
@@ -76,7 +76,7 @@ class Location(Fused):
             self.mlp_dec(dec_states),
             self.precomputed_enc_h + location,
             enc_states,
-            self.mlp_attn.weight[0],
+            self.mlp_attn,
             taking_part=self.mask != 0,
             scale=self.scaling,
         )
@@ -88,7 +88,7 @@ def _prepare(module: Any, enc_states: Tensor, enc_len: Tensor) -> bool:
     """Set the keys and the mask at the first step after ``reset``. Return False at later steps."""
     if module.precomputed_enc_h is not None:
         return False
-    module.precomputed_enc_h = module.mlp_enc(enc_states)
+    module.precomputed_enc_h = project(module.mlp_enc, enc_states)
     lengths = enc_len.to(enc_states.device)
     module.mask = (~beyond(lengths, enc_states.shape[1])).to(enc_len.dtype)
     return True

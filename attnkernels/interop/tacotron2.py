@@ -57,7 +57,7 @@ class Location(Fused):
             self.query_layer(attention_hidden_state),
             processed_memory + self.location_layer(attention_weights_cat),
             memory,
-            _linear(self.v).weight[0],
+            _linear(self.v),
             taking_part=None if mask is None else ~mask,
         )
 

@@ -7,19 +7,20 @@ from operator import is_not
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from ...functional.attention import additive_attention
 from ...functional.deferred import RepeatedMemory
 from ...functional.memory import prepare_keys
 from ...ops.codes import ActivationName
-from .live import KEPT
+from .live import KEPT, adds_something
 
 
 def attend(
     query: Tensor,
     keys: Tensor,
     value: Tensor,
-    weight: Tensor,
+    weight: nn.Linear,
     *,
     taking_part: Tensor | None = None,
     scale: float = 1.0,
@@ -31,15 +32,15 @@ def attend(
         query: projected, (B, d).
         keys: projected, (B, m, d).
         value: (B, m, dv).
-        weight: the scoring vector, (d,).
+        weight: the scoring layer, of weight (1, d).
         taking_part: bool (B, m), True for the keys to attend to. None: all of them.
         scale, activation: as in `attnkernels.additive_attention`.
     """
     context, weights = additive_attention(
         query.unsqueeze(1),
-        keys,
-        value,
-        weight,
+        once(keys, query),
+        once(value, query),
+        vector(weight),
         attn_mask=None if taking_part is None else taking_part.unsqueeze(1),
         scale=scale,
         activation=activation,
@@ -68,23 +69,73 @@ def attend_again(
 
     Args:
         module: the module that the prepared keys are kept in.
-        query, keys, value: as in `attend`.
-        weight: the scoring layer, of weight (1, d).
+        query, keys, value, weight: as in `attend`.
         mask: the module's own mask, from which ``lengths`` always returns the same lengths.
         lengths: a function that returns the lengths (B,) of the keys.
         scale: as in `attend`.
     """
+    if is_compiling():  # a graph keeps nothing and reads no versions
+        context, weights = additive_attention(
+            query.unsqueeze(1),
+            keys,
+            value,
+            vector(weight),
+            key_lengths=lengths(),
+            scale=scale,
+            return_weights=True,
+        )
+        return context.squeeze(1), weights.squeeze(1)
     read = weight.weight  # once: a parametrisation computes it
     given = (keys, value, read, mask)
     versions = [0 if x.is_inference() else x._version for x in given]
     also = (scale, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), versions)
     kept = module.__dict__.get(KEPT)
     if kept is None or kept[1] != also or any(map(is_not, kept[0], given)):
-        memory = prepare_keys(keys, value, read[0], key_lengths=lengths(), scale=scale)
+        memory = prepare_keys(
+            once(keys, query),
+            once(value, query),
+            vector(weight, read),
+            key_lengths=lengths(),
+            scale=scale,
+        )
         kept = given, also, RepeatedMemory(memory)
         module.__dict__[KEPT] = kept
     context, weights = kept[2].attend(query.unsqueeze(1))
     return context.squeeze(1), weights.squeeze(1)
+
+
+def vector(layer: nn.Linear, weight: Tensor | None = None) -> Tensor:
+    """Return the scoring vector (d,) of a layer that scores.
+
+    The softmax cancels the bias of the layer. It takes part with a factor of 0: its gradient is 0
+    as in the library, not None, and data-parallel training waits for it.
+
+    Args:
+        layer: of weight (1, d).
+        weight: ``layer.weight`` if it is read already, which a parametrisation computes.
+    """
+    found = (layer.weight if weight is None else weight)[0]
+    return found if layer.bias is None else torch.add(found, layer.bias, alpha=0.0)
+
+
+def project(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return ``layer(x)``, computed once for a batch whose entries are one, such as beams."""
+    if _is_repeated(x) and adds_something(layer) is None:
+        y: Tensor = layer(x[:1])
+        return y.expand(x.shape[0], *y.shape[1:])
+    found: Tensor = layer(x)
+    return found
+
+
+def once(x: Tensor, query: Tensor) -> Tensor:
+    """Return ``x`` (B, ...) as (1, ...) if its entries are one and ``query`` has B, too."""
+    return x[:1] if _is_repeated(x) and len(query) == len(x) else x
+
+
+def _is_repeated(x: Tensor) -> bool:
+    """Return True if `expand` made the batch, and no gradient tells its entries apart."""
+    wants = x.requires_grad and torch.is_grad_enabled()
+    return x.stride(0) == 0 and x.shape[0] > 1 and not wants
 
 
 def beyond(lengths: Tensor, m: int) -> Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import wraps
+from inspect import isfunction
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing as is_fx_tracing
 from torch.nn.utils.parametrize import is_parametrized
 
 KEPT = "_attnkernels_kept"  # the attribute of a module that holds its prepared keys
@@ -65,30 +67,24 @@ else:  # the library's class, which comes after a fused class, is the module
 class Fused(_Base):
     """Base of the classes whose methods take precedence over those of a library's class.
 
-    It has no state but the attribute `KEPT`, which copies and pickles leave out.
+    It has no state but the attribute `KEPT`, which copies and pickles leave out. Pickles name the
+    library's class, so that they load without this one; copies are fused.
+
+    The library's own methods compute while torch traces or exports the module, so that the graph
+    is the library's, and while one of the layers that ``scoring`` returns `adds_something`.
 
     Attributes:
-        scoring: a function of the module that returns the layers whose weights ``forward`` reads
-            instead of calling them. While one of them `adds_something`, such as an adapter, a hook
-            or a quantised layer, the library's own ``forward`` computes.
+        scoring: a function of the module that returns the layers whose weights its methods read
+            instead of calling them.
     """
 
     scoring: ClassVar[Any] = staticmethod(lambda module: ())
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "scoring" not in vars(cls):  # a class of `fused_class`, or nothing to read
-            return
-        scoring, fused = cls.scoring, cls.forward
-
-        @wraps(fused)
-        def forward(self: Any, *args: Any, **options: Any) -> Any:
-            for layer in scoring(self):
-                if adds_something(layer) is not None:
-                    return super(cls, self).forward(*args, **options)
-            return fused(self, *args, **options)
-
-        cls.forward = forward
+        for name, method in list(vars(cls).items()):
+            if isfunction(method) and not name.startswith("__"):
+                setattr(cls, name, _or_own(cls, name, method))
 
     if TYPE_CHECKING:  # the attributes are those of the library's class
 
@@ -99,36 +95,62 @@ class Fused(_Base):
         return as_own(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        cls = type(self)
-        if not isinstance(self, nn.Module) or cls.__reduce__ is not object.__reduce__:
-            return super().__reduce_ex__(protocol)  # Keras saves and loads layers in its own way
-        state = {name: x for name, x in self.__dict__.items() if name != KEPT}
-        return _blank, cls.__bases__, state
-
-
-class SavedAsOwn(Fused):
-    """Base of the classes that pickles name by the library's class, so that they load without us.
-
-    Copies are fused.
-    """
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        _, own = type(self).__bases__
+        own = own_class(type(self))
+        if _reduces_itself(own):
+            return as_own(self).__reduce_ex__(protocol)
         # Not as the library's would reduce itself: pickle insists on the class of the object.
         return copyreg._reconstructor, (own, object, None), _state(self)  # type: ignore[attr-defined]
 
     def __copy__(self) -> Any:
-        return self._copied(lambda state: state)
+        return self._copied(copy, lambda state: state, {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return self._copied(lambda state: deepcopy(state, memo), memo)
+        if is_parametrized(self):  # it has deep copies, and no state
+            twin = memo[id(self)] = object.__new__(type(self))
+            twin.__dict__.update(deepcopy(_without_kept(self), memo))
+            return twin
+        return self._copied(deepcopy, lambda state: deepcopy(state, memo), memo)
 
-    def _copied(self, copied: Callable[[Any], Any], memo: dict[int, Any] | None = None) -> Any:
-        twin = object.__new__(type(self))
-        if memo is not None:
-            memo[id(self)] = twin
-        twin.__setstate__(copied(_state(self)))
+    def _copied(
+        self, whole: Callable[[Any], Any], state: Callable[[Any], Any], memo: dict[int, Any]
+    ) -> Any:
+        fused, own = type(self), own_class(type(self))
+        if _reduces_itself(own):
+            twin = whole(as_own(self))
+            if type(twin) is own:
+                object.__setattr__(twin, "__class__", fused)
+            return twin
+        twin = memo[id(self)] = object.__new__(fused)  # first: the state may contain the module
+        twin.__setstate__(state(_state(self)))
         return twin
+
+
+def _or_own(cls: type[Fused], name: str, fused: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the method ``fused``, with the library's own where that has to compute."""
+
+    @wraps(fused)
+    def method(self: Any, *args: Any, **options: Any) -> Any:
+        if _is_traced() or any(adds_something(layer) is not None for layer in cls.scoring(self)):
+            return getattr(super(cls, self), name)(*args, **options)
+        return fused(self, *args, **options)
+
+    return method
+
+
+def _is_traced() -> bool:
+    """Return True under torch.jit.trace, torch.fx.symbolic_trace and an export to ONNX.
+
+    torch.compile and torch.export take the operator.
+    """
+    if torch.jit.is_tracing() or is_fx_tracing():
+        return True
+    # The second question takes a microsecond.
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+
+
+def _reduces_itself(own: type) -> bool:
+    """Return True for a class that saves and copies its modules in a way of its own, as Keras's."""
+    return own.__reduce__ is not object.__reduce__
 
 
 def _state(module: Any) -> Any:
@@ -138,10 +160,21 @@ def _state(module: Any) -> Any:
 
 def as_own(module: Any) -> nn.Module:
     """Return the library's own module, which shares all state with the fused one."""
-    _, own = type(module).__bases__
-    twin: nn.Module = object.__new__(own)
-    twin.__dict__.update({name: x for name, x in module.__dict__.items() if name != KEPT})
+    twin: nn.Module = object.__new__(own_class(type(module)))
+    twin.__dict__.update(_without_kept(module))
     return twin
+
+
+def _without_kept(module: Any) -> dict[str, Any]:
+    return {name: x for name, x in module.__dict__.items() if name != KEPT}
+
+
+def own_class(cls: type) -> type[nn.Module]:
+    """Return the library's class of a fused one, also of one whose parameters are parametrised."""
+    if len(cls.__bases__) == 2:
+        return cls.__bases__[1]
+    named = {name: x for name, x in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, (own_class(cls.__bases__[0]),), named)
 
 
 def adds_something(layer: nn.Module) -> str | None:
@@ -180,7 +213,3 @@ def fused_class(fused: type[Fused], own: type[nn.Module]) -> type[nn.Module]:
         named = {name: getattr(own, name) for name in ("__module__", "__qualname__", "__doc__")}
         _CLASSES.setdefault((fused, own), type(own.__name__, (fused, own), named))
     return _CLASSES[fused, own]
-
-
-def _blank(fused: type[Fused], own: type[nn.Module]) -> nn.Module:
-    return object.__new__(fused_class(fused, own))

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from .libraries import CONVENTIONS, LIVE
-from .live import KEPT, Fused, Live, adds_something, fused_class
+from .live import KEPT, Fused, Live, adds_something, fused_class, own_class
 from .trial import difference
 
 
@@ -48,14 +48,14 @@ def replace_attention(model: nn.Module, *, only: Collection[str] | None = None) 
     of padding. Dropout drops different weights, at the same rate. A module that caches keys
     (SpeechBrain's ContentBasedAttention, ESPnet's AttAdd) has no second derivatives.
 
-    The operator reads the weight of the layer that scores, parametrised or not. While that layer is
-    anything but a `torch.nn.Linear`, such as an adapter or a quantised layer, or has hooks or a
-    ``forward`` of its own, the module computes by its library's own method. Before the swap, such a
-    module is left.
+    The library's own method computes in two cases. One is a scoring layer, whose weight the
+    operator reads, parametrised or not, that is anything but a `torch.nn.Linear`, such as an
+    adapter or a quantised layer, or has hooks or a ``forward`` of its own; before the swap, such a
+    module is left. The other is `torch.jit.trace`, `torch.jit.script`, `torch.fx.symbolic_trace`
+    or `torch.onnx.export`: the graph is the library's.
 
-    Copies and pickles of a swapped module are swapped too, except in Keras, which makes them from
-    its own class, and pickles of PyTorch Geometric's, which are those of the library's own module.
-    `torch.jit.script` compiles the library's own module, and leaves it in the model.
+    Pickles of a swapped module, and what `torch.save` writes of it, are of the library's own class
+    and load without this package: swap again after loading. Copies are swapped.
     `restore_attention` undoes the swap.
 
     Args:
@@ -107,8 +107,7 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
     restored = []
     for name, module in _checked(model, None).items():
         if isinstance(module, Fused):
-            _, own = type(module).__bases__
-            object.__setattr__(module, "__class__", own)
+            object.__setattr__(module, "__class__", own_class(type(module)))
             module.__dict__.pop(KEPT, None)
             restored.append(name)
     return tuple(restored)

@@ -60,8 +60,10 @@ def _run(module: nn.Module, cls: type[nn.Module], live: Live) -> list[Tensor]:
 def _twin(module: nn.Module, cls: type[nn.Module], training: bool) -> nn.Module:
     """Return a module of ``cls`` that shares the parameters and nothing else that it may set."""
     twin: nn.Module = object.__new__(cls)
-    parameters: dict[int, Any] = {id(x): x for x in module.parameters()}
-    inner = {name: deepcopy(x, parameters) for name, x in module._modules.items()}
+    shared: dict[int, Any] = {id(x): x for x in module.parameters()}
+    for each in module.modules():  # results of operations, such as hooks keep, have no deep copies
+        shared |= {id(x): x for x in vars(each).values() if isinstance(x, Tensor) and x.grad_fn}
+    inner = {name: deepcopy(x, shared) for name, x in module._modules.items()}
     twin.__dict__.update(
         module.__dict__, _modules=inner, _buffers=dict(module._buffers), training=training
     )
