@@ -88,6 +88,7 @@ class Add(Fused):
             mask=self.mask,
             lengths=lambda: (~self.mask).sum(1),
             scale=scaling,
+            summed=True,
         )
 
 
@@ -166,6 +167,7 @@ class Heads(Fused):
                 self.gvec[head],
                 taking_part=~self.mask,
                 scale=self.scaling,
+                summed=True,
             )
             contexts.append(context)
             weights.append(w)
@@ -199,6 +201,7 @@ def _attend(module: Any, dec_z: Tensor, added: Tensor, scaling: float) -> tuple[
         module.gvec,
         taking_part=~module.mask,
         scale=scaling,
+        summed=True,
     )
 
 
