@@ -53,7 +53,8 @@ class Additive(Fused):
         self._validate_inputs(inputs=inputs, mask=mask)
         query_mask, value_mask = mask[:2] if mask else (None, None)
         if not _fits(value_mask, inputs[0], use_causal_mask):
-            return super().call(inputs, mask, training, return_attention_scores, use_causal_mask)
+            own: Any = super()
+            return own.call(inputs, mask, training, return_attention_scores, use_causal_mask)
         if "_return_attention_scores" in self.__dict__:  # some releases compute shapes by it
             self._return_attention_scores = return_attention_scores
         kind = inputs[0].device.type
