@@ -117,7 +117,7 @@ def test_a_trace_is_the_librarys(case: SwapCase) -> None:
     traces = [torch.jit.trace(each, inputs, check_trace=False) for each in (own, module)]
     kinds = [[node.kind() for node in each.inlined_graph.nodes()] for each in traces]
     assert kinds[0] == kinds[1]
-    assert all(map(torch.equal, traces[1](*inputs), own(*inputs)))
+    torch.testing.assert_close(traces[1](*inputs), own(*inputs))  # a trace may fuse
 
 
 @pytest.mark.parametrize(
