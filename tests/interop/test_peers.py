@@ -75,9 +75,7 @@ def test_coverage_of_espnet() -> None:
             vars(own)["_modules"] = {name: getattr(module, name) for name in shared}
         return tensors(drive(case)(own, *inputs))
 
-    check_twin(
-        module, formula, batches(case, F32), call=lambda m, *x: tensors(drive(case)(m, *x))
-    )
+    check_twin(module, formula, batches(case, F32), call=lambda m, *x: tensors(drive(case)(m, *x)))
 
 
 @CASES
