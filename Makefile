@@ -61,8 +61,9 @@ test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interprete
 
 peers: $(VENV)/.dev build ## tests of swapped modules against the real libraries, which it installs
 	$(BIN)/pip install -q --no-build-isolation -e ".[peers]"
-	$(BIN)/pip install -q --no-deps dgl espnet OpenNMT-py speechbrain torchaudio
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/interop
+	$(BIN)/pip install -q --no-deps dgl espnet OpenNMT-py speechbrain
+	$(BIN)/pip install -q --no-deps --upgrade --target build/torchaudio torchaudio
+	KERAS_BACKEND=torch PYTHONPATH=build/torchaudio $(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/interop
 	$(BIN)/pip install -q --no-deps --upgrade --target build/oldest $(OLDEST)
 	KERAS_BACKEND=torch PYTHONPATH=build/oldest $(BIN)/python -m pytest -q $(PYTEST_FLAGS) \
 	tests/interop/test_keras.py tests/interop/test_pyg.py tests/interop/test_pyg_calls.py
