@@ -307,6 +307,22 @@ def test_transforms(edges: Tensor) -> None:
     same(found, own)
 
 
+@pytest.mark.parametrize("options", [{}, {"share_weights": True}, {"edge_dim": 2, "bias": False}])
+@pytest.mark.parametrize("edges", [complete(), graph(density=0.1)], ids=["dense", "sparse"])
+def test_the_same_parameters_get_gradients(options: dict[str, Any], edges: Tensor) -> None:
+    """From the nodes, and from the weights alone."""
+    module = convolution(**options)
+    features = torch.randn(edges.shape[1], 2) if "edge_dim" in options else None
+    for of in 0, 1:
+        names = []
+        for each in module, plain(module):
+            each.zero_grad()
+            nodes, (_, weights) = each(X, edges, features, True)
+            (nodes, weights)[of].square().sum().backward()
+            names.append([name for name, x in each.named_parameters() if x.grad is not None])
+        assert names[0] == names[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"add_self_loops": False}, {"edge_dim": 2}])
 def test_compiled_as_the_librarys(options: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 import sys
 from typing import Any
@@ -98,6 +99,26 @@ def test_two_swapped_modules_of_a_class_have_one_class() -> None:
     first, second = (speechbrain.ContentBasedAttention(3, 4, 5, 6) for _ in range(2))
     replace_attention(nn.ModuleList([first, second]))
     assert type(first) is type(second) is type(copy.deepcopy(first))
+
+
+class Copying(captioning.Attention):
+    """A fork whose copies are made by a method of its own."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        twin = type(self)(3, 4, 5)
+        twin.copied = True
+        return twin
+
+
+Copying.__name__, Copying.__qualname__ = "Attention", "Copying"
+
+
+def test_a_class_that_copies_its_modules_itself() -> None:
+    module = Copying(3, 4, 5)
+    assert replace_attention(module).swapped
+    twin = copy.deepcopy(nn.ModuleList([module, module]))
+    assert twin[0] is twin[1] and twin[0].copied and type(twin[0]) is type(module)
+    assert type(pickle.loads(pickle.dumps(module))) is Copying
 
 
 def test_a_module_that_is_there_twice() -> None:

@@ -117,7 +117,7 @@ def test_a_trace_is_the_librarys(case: SwapCase) -> None:
     traces = [torch.jit.trace(each, inputs, check_trace=False) for each in (own, module)]
     kinds = [[node.kind() for node in each.inlined_graph.nodes()] for each in traces]
     assert kinds[0] == kinds[1]
-    torch.testing.assert_close(traces[1](*inputs), own(*inputs))  # a trace may fuse
+    torch.testing.assert_close(traces[1](*inputs), own(*inputs))
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,15 @@ def test_a_symbolic_trace_is_the_librarys(
         graph = torch.fx.symbolic_trace(module, concrete_args=rest).graph
         kinds.append([(node.op, str(node.target)) for node in graph.nodes])
     assert kinds[0] == kinds[1]
+
+
+@pytest.mark.parametrize("name", ["allennlp", "captioning", "gnmt", "speechbrain"])
+@pytest.mark.filterwarnings("ignore:The tensor attributes", "ignore:.*LeafSpec")
+def test_an_exported_program_is_the_librarys(name: str) -> None:
+    module, own, inputs = both(SWAPS[name])
+    programs = [torch.export.export(each, inputs) for each in (own, module)]
+    nodes = [[(node.op, str(node.target)) for node in each.graph.nodes] for each in programs]
+    assert nodes[0] == nodes[1]
 
 
 @ALL

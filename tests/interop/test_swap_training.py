@@ -77,20 +77,21 @@ def test_data_parallel_training(tmp_path: Path) -> None:
 
 
 class Checkpointed:
-    """A method of which all calls but the first are checkpointed."""
+    """A method of which the first call is not checkpointed, and every so many calls after it."""
 
-    def __init__(self, method: Any) -> None:
-        self.method, self.calls = method, 0
+    def __init__(self, method: Any, every: int) -> None:
+        self.method, self.every, self.calls = method, every, 0
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         self.calls += 1
-        if self.calls == 1:
+        if (self.calls - 1) % self.every == 0:
             return self.method(*args, **options)
         return checkpoint(self.method, *args, use_reentrant=False, **options)
 
 
 @ALL
-def test_steps_are_checkpointed(case: SwapCase) -> None:
+@pytest.mark.parametrize("every", [2, 3, 99])
+def test_steps_are_checkpointed(case: SwapCase, every: int) -> None:
     """Keys are cached before the steps whose activations are computed again."""
     module = swapped(case)
     modules = {"found": module, "plain": plain(copy.deepcopy(module))}
@@ -101,7 +102,7 @@ def test_steps_are_checkpointed(case: SwapCase) -> None:
         dtype = torch.float64 if name == "exact" else F32
         given = tuple(x.detach().to(dtype).requires_grad_() for x in inputs)
 
-        each.forward = Checkpointed(each.forward)
+        each.forward = Checkpointed(each.forward, every)
         found = tensors(case.run(each, *given, LENGTHS, keep))
         made = gradients(each, sum(x.square().sum() for x in found))
         totals[name] = made | {f"input {i}": x.grad for i, x in enumerate(given)}

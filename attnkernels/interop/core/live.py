@@ -102,21 +102,21 @@ class Fused(_Base):
         return copyreg._reconstructor, (own, object, None), _state(self)  # type: ignore[attr-defined]
 
     def __copy__(self) -> Any:
-        return self._copied(copy, lambda state: state, {})
+        return self._copied(copy, lambda x: x, {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if is_parametrized(self):  # it has deep copies, and no state
             twin = memo[id(self)] = object.__new__(type(self))
             twin.__dict__.update(deepcopy(_without_kept(self), memo))
             return twin
-        return self._copied(deepcopy, lambda state: deepcopy(state, memo), memo)
+        return self._copied(lambda x: deepcopy(x, memo), lambda x: deepcopy(x, memo), memo)
 
     def _copied(
         self, whole: Callable[[Any], Any], state: Callable[[Any], Any], memo: dict[int, Any]
     ) -> Any:
         fused, own = type(self), own_class(type(self))
-        if _reduces_itself(own):
-            twin = whole(as_own(self))
+        if _reduces_itself(own) or hasattr(own, "__copy__") or hasattr(own, "__deepcopy__"):
+            twin = memo[id(self)] = whole(as_own(self))
             if type(twin) is own:
                 object.__setattr__(twin, "__class__", fused)
             return twin
@@ -138,19 +138,18 @@ def _or_own(cls: type[Fused], name: str, fused: Callable[..., Any]) -> Callable[
 
 
 def _is_traced() -> bool:
-    """Return True under torch.jit.trace, torch.fx.symbolic_trace and an export to ONNX.
+    """Return True under torch.jit.trace, torch.fx.symbolic_trace, torch.export and ONNX's exports.
 
-    torch.compile and torch.export take the operator.
+    torch.compile takes the operator, and so does torch.export(strict=True), a part of it.
     """
     if torch.jit.is_tracing() or is_fx_tracing():
         return True
-    # The second question takes a microsecond.
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 def _reduces_itself(own: type) -> bool:
-    """Return True for a class that saves and copies its modules in a way of its own, as Keras's."""
-    return own.__reduce__ is not object.__reduce__
+    """Return True for a class that saves its modules in a way of its own, as Keras's does."""
+    return own.__reduce__ is not object.__reduce__ or own.__reduce_ex__ is not object.__reduce_ex__
 
 
 def _state(module: Any) -> Any:

@@ -51,11 +51,12 @@ def replace_attention(model: nn.Module, *, only: Collection[str] | None = None) 
     The library's own method computes in two cases. One is a scoring layer, whose weight the
     operator reads, parametrised or not, that is anything but a `torch.nn.Linear`, such as an
     adapter or a quantised layer, or has hooks or a ``forward`` of its own; before the swap, such a
-    module is left. The other is `torch.jit.trace`, `torch.jit.script`, `torch.fx.symbolic_trace`
-    or `torch.onnx.export`: the graph is the library's.
+    module is left. The other is `torch.jit.trace`, `torch.jit.script`, `torch.fx.symbolic_trace`,
+    `torch.export.export` (unless strict) or `torch.onnx.export`: the graph is the library's.
 
     Pickles of a swapped module, and what `torch.save` writes of it, are of the library's own class
     and load without this package: swap again after loading. Copies are swapped.
+    `torch.jit.script` leaves the library's own module in the model that it compiles.
     `restore_attention` undoes the swap.
 
     Args:
