@@ -202,6 +202,10 @@ def one_more(self: Any, encoder_out: Tensor, decoder_hidden: Tensor, mask: Tenso
     return captioning.Attention.forward(self, encoder_out, decoder_hidden)
 
 
+def any_more(self: Any, encoder_out: Tensor, decoder_hidden: Tensor, **more: Any) -> Any:
+    return captioning.Attention.forward(self, encoder_out, decoder_hidden)
+
+
 def one_more_that_may_be_left(
     self: Any, encoder_out: Tensor, decoder_hidden: Tensor, mask: Any = None
 ) -> Any:
@@ -220,6 +224,7 @@ def one_more_that_may_be_left(
         (captioning.Attention, raises, "its trial failed with RuntimeError: there is no hardw"),
         (captioning.Attention, other_arguments, "its arguments are not those of the captioni"),
         (captioning.Attention, one_more, "its arguments are not those of .* or NVIDIA's"),
+        (captioning.Attention, any_more, "its arguments are not those of .* or NVIDIA's"),
     ],
 )
 def test_forks_that_do_something_else_are_left(of: type, forward: Any, why: str) -> None:
