@@ -154,8 +154,8 @@ def mask(attn_mask: Tensor | None, x: Tensor, **weights: int) -> Tensor | None:
     checks.same_device("attn_mask", attn_mask, x)
     given, shape = attn_mask.shape, tuple(weights.values())
     missing = len(shape) - len(given)  # lengths first: see `ops.shapes.leading_shape`
-    if not missing and given == shape:  # most masks, in a fraction of the time
-        return attn_mask
+    if (not missing or len(given) == 1) and given == shape[missing:]:
+        return attn_mask  # most masks, in a fraction of the time
     rest = zip(reversed(given[1:]), reversed(shape), strict=False)
     if missing >= 0 and all(size in (1, wanted) for size, wanted in rest):
         first = given[0] if given else 1
