@@ -61,7 +61,7 @@ test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interprete
 
 peers: $(VENV)/.dev build ## tests of swapped modules against the real libraries, which it installs
 	$(BIN)/pip install -q --no-build-isolation -e ".[peers]"
-	$(BIN)/pip install -q --no-deps dgl espnet OpenNMT-py speechbrain
+	$(BIN)/pip install -q --no-deps "dgl>=1.1; python_version < '3.13'" espnet OpenNMT-py speechbrain
 	$(BIN)/pip install -q --no-deps --upgrade --target build/torchaudio torchaudio
 	KERAS_BACKEND=torch PYTHONPATH=build/torchaudio $(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/interop
 	$(BIN)/pip install -q --no-deps --upgrade --target build/oldest $(OLDEST)
