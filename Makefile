@@ -9,6 +9,7 @@ PLANTED = tests/backends/test_planted.py
 PYTEST_FLAGS ?=
 SOAK ?=
 FILES = $(addprefix tests/$(1)/test_,$(addsuffix .py,$(2)))
+OLDEST ?= keras==3.6.0 torch_geometric==2.3.1
 INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation \
 	sparse) $(call FILES,backends,triton_edges)
 EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation \
@@ -61,8 +62,12 @@ test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interprete
 
 peers: $(VENV)/.dev build ## tests of swapped modules against the real libraries, which it installs
 	$(BIN)/pip install -q --no-build-isolation -e ".[peers]"
-	$(BIN)/pip install -q --no-deps speechbrain OpenNMT-py
-	KERAS_BACKEND=torch $(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/interop
+	$(BIN)/pip install -q --no-deps "dgl>=1.1; python_version < '3.13'" espnet OpenNMT-py speechbrain
+	$(BIN)/pip install -q --no-deps --upgrade --target build/torchaudio torchaudio
+	KERAS_BACKEND=torch PYTHONPATH=build/torchaudio $(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/interop
+	$(BIN)/pip install -q --no-deps --upgrade --target build/oldest $(OLDEST)
+	KERAS_BACKEND=torch PYTHONPATH=build/oldest $(BIN)/python -m pytest -q $(PYTEST_FLAGS) \
+	tests/interop/test_keras.py tests/interop/test_pyg.py tests/interop/test_pyg_calls.py
 
 bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
 	$(BIN)/python -m benchmarks.suite

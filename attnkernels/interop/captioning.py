@@ -34,6 +34,7 @@ class Attention(Fused):
             encoder_out,
             self.full_att,
             activation="relu",
+            summed=True,
         )
 
 

@@ -88,6 +88,7 @@ class Add(Fused):
             mask=self.mask,
             lengths=lambda: (~self.mask).sum(1),
             scale=scaling,
+            summed=True,
         )
 
 
@@ -150,7 +151,7 @@ class Heads(Fused):
     scoring = staticmethod(lambda module: tuple(module.gvec))
 
     def forward(
-        self, enc_hs_pad: Tensor, enc_hs_len: Lengths, dec_z: Tensor | None, att_prev: Any
+        self, enc_hs_pad: Tensor, enc_hs_len: Lengths, dec_z: Tensor | None, att_prev: Any, **_: Any
     ) -> tuple[Tensor, list[Tensor]]:
         if self.pre_compute_k is None or self.pre_compute_v is None or self.han_mode:
             self.enc_h, self.h_length = enc_hs_pad, enc_hs_pad.size(1)
@@ -166,6 +167,7 @@ class Heads(Fused):
                 self.gvec[head],
                 taking_part=~self.mask,
                 scale=self.scaling,
+                summed=True,
             )
             contexts.append(context)
             weights.append(w)
@@ -199,13 +201,14 @@ def _attend(module: Any, dec_z: Tensor, added: Tensor, scaling: float) -> tuple[
         module.gvec,
         taking_part=~module.mask,
         scale=scaling,
+        summed=True,
     )
 
 
 def _uniform(padded: Tensor, like: Tensor) -> Tensor:
-    """Return weights of 1 / length within each sequence and 0 beyond."""
+    """Return weights of 1 / length within each sequence and 0 beyond. A length may be 0."""
     part = (~padded).to(like)
-    return part / part.sum(1, keepdim=True)
+    return part / part.sum(1, keepdim=True).clamp(min=1)
 
 
 def _trial(module: Any, draw: Draw) -> Results:

@@ -48,6 +48,7 @@ class Mlp(Fused):
             memory,
             self.to_scores,
             taking_part=None if encoder_padding_mask is None else ~encoder_padding_mask.t(),
+            summed=True,
         )
         return context, weights.t()
 
@@ -78,6 +79,7 @@ class Location(Fused):
             self.proj_out[1],
             taking_part=~encoder_padding_mask,
             scale=self.scaling,
+            summed=True,
         )
 
 

@@ -215,10 +215,12 @@ def _library(name: str) -> Any:
 
 def _wants_weights(asked: bool | None) -> bool:
     """Return True if the release at hand returns weights: before 2.8, False asked for them."""
-    if asked is not False:
-        return bool(asked)
+    return bool(asked) if asked is not False else _release() < (2, 8)
+
+
+def _release() -> tuple[int, ...]:
     version = sys.modules["torch_geometric"].__version__
-    return tuple(int(x) for x in version.split(".")[:2]) < (2, 8)
+    return tuple(int(x) for x in version.split(".")[:2])
 
 
 def _returns_undropped(module: Any) -> bool:
@@ -253,6 +255,8 @@ def _trial(module: Any, draw: Draw) -> Results:
 def _why_not(module: Any) -> str | None:
     if module.aggr not in ("add", "sum"):
         return f"aggr is {module.aggr!r}: attention adds"
+    if module.flow != "source_to_target" and _release() < (2, 5):
+        return f"flow is {module.flow!r}: this release exchanges lin_l and lin_r then"
     if any(isinstance(x, torch.nn.UninitializedParameter) for x in module.parameters()):
         return "it has no sizes yet: call it once before"
     return None

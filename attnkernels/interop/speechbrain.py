@@ -69,7 +69,8 @@ class Location(Fused):
         self, enc_states: Tensor, enc_len: Tensor, dec_states: Tensor
     ) -> tuple[Tensor, Tensor]:
         if _prepare(self, enc_states, enc_len):
-            self.prev_attn = self.mask * (1 / enc_len.float()).unsqueeze(1)
+            share = torch.where(enc_len > 0, 1 / enc_len.float(), 0.0)  # SpeechBrain's has 0 / 0
+            self.prev_attn = self.mask * share.unsqueeze(1)
         location = self.mlp_loc(self.conv_loc(self.prev_attn.unsqueeze(1)).transpose(1, 2))
         context, weights = attend(
             self.mlp_dec(dec_states),

@@ -140,8 +140,8 @@ class StepwiseAttention(Projections):
         Args:
             query: (B, query_dim), of the dtype of the parameters.
             state: from `prepare`, or from the last step.
-            attn_mask: broadcastable to (B, m); bool (True takes part) or of query's dtype (added
-                to the score; -inf excludes).
+            attn_mask: (B, m) or (m,), sizes may be 1; bool (True takes part) or of query's
+                dtype (added to the score; -inf excludes).
 
         Returns:
             The context (B, value_dim), the weights (B, m) and the state for the next step.
@@ -180,7 +180,7 @@ class StepwiseAttention(Projections):
             query: (B, n, query_dim).
             key: (B, m, key_dim), the memory of `prepare`.
             value, key_lengths: as in `prepare`.
-            attn_mask: broadcastable to (B, n, m), as in `step`.
+            attn_mask: (B, n, m), sizes may be 1, or (m,); otherwise as in `step`.
             return_weights: also return the weights.
 
         Returns:

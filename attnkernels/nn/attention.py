@@ -155,10 +155,10 @@ class AdditiveAttention(Projections):
                 given, before their projection.
             key_lengths: (B,), int32 or int64, in [0, m]: how many keys of each sequence take part.
                 The range is checked on a CPU only.
-            attn_mask: broadcastable to the shape of the weights; bool (True takes part) or of
-                query's dtype (added to the score; -inf excludes). A mask of the keys of each
-                sequence is (B, 1, m), with heads (B, 1, 1, m). With heads a mask of each sequence
-                or head has all dimensions of the weights: (B, n, m) and (H, n, m) are refused.
+            attn_mask: of the dimensions of the weights, any of which may be 1, or (m,); bool (True
+                takes part) or of query's dtype (added to the score; -inf excludes). A mask of the
+                keys of each sequence is (B, 1, m), with heads (B, 1, 1, m), and one of pairs
+                (1, n, m). Without all dimensions it could be either, and is refused.
             window_size: (left, right): query i attends to the keys from i - left to i + right
                 alone, as in `additive_attention`; -1 is no limit.
             return_weights: also return the weights, after dropout.
@@ -178,8 +178,6 @@ class AdditiveAttention(Projections):
         if attn_mask is not None:
             heads = {"H": self.num_heads} if self.num_heads > 1 else {}
             attn_mask = inputs.mask(attn_mask, query, B=batch, **heads, **steps, m=m)
-            if heads and attn_mask is not None:
-                inputs.mask_of_heads(attn_mask, B=batch, **heads, **steps, m=m)
             if attn_mask is not None and attn_mask.ndim and not steps:
                 attn_mask = attn_mask.unsqueeze(-2)
         result = additive_attention(

@@ -107,8 +107,8 @@ class HardAttention(Projections):
         Args:
             query: (B, query_dim), of the dtype of the parameters.
             prepared: from `prepare`.
-            attn_mask: broadcastable to (B, m); bool (True takes part) or of query's dtype (added
-                to the score; -inf excludes).
+            attn_mask: (B, m) or (m,), sizes may be 1; bool (True takes part) or of query's
+                dtype (added to the score; -inf excludes).
             generator: the generator of the draw; torch's own by default.
 
         Raises:
@@ -134,7 +134,7 @@ class HardAttention(Projections):
             query: (B, n, query_dim).
             key: (B, m, key_dim), the memory of `prepare`.
             value, key_lengths: as in `prepare`.
-            attn_mask: broadcastable to (B, n, m), as in `step`.
+            attn_mask: (B, n, m), sizes may be 1, or (m,); otherwise as in `step`.
             generator: the generator of the draw; torch's own by default.
 
         Returns:

@@ -138,7 +138,10 @@ def mask(attn_mask: Tensor | None, x: Tensor, **weights: int) -> Tensor | None:
         attn_mask: bool (True takes part) or of the dtype of the query (added to the score; -inf
             excludes). Under autocast both are cast first. Any other dtype is a TypeError.
         x: the query.
-        weights: the shape of the weights, which the mask broadcasts to: B=3, n=4, m=37.
+        weights: the shape of the weights, which the mask broadcasts to: B=3, n=4, m=37. A mask
+            has all of these dimensions, or that of the keys alone; leading ones of size 1 may be
+            missing. Anything between could be of sequences, heads or queries, if their numbers
+            happen to be equal.
     """
     if attn_mask is None:
         return None
@@ -150,32 +153,33 @@ def mask(attn_mask: Tensor | None, x: Tensor, **weights: int) -> Tensor | None:
         attn_mask = attn_mask.to(wanted)
     checks.same_device("attn_mask", attn_mask, x)
     given, shape = attn_mask.shape, tuple(weights.values())
-    # Most masks, in a fraction of the time. Lengths first: see `ops.shapes.leading_shape`.
-    if len(given) <= len(shape) and given == shape[-len(given) :]:
-        return attn_mask
-    if len(given) > len(shape) or any(
-        size not in (1, wanted)
-        for size, wanted in zip(reversed(given), reversed(shape), strict=False)
-    ):
-        raise ValueError(
-            f"attn_mask must broadcast to the weights, ({', '.join(weights)}) = {shape}, "
-            f"got shape {tuple(given)}"
-        )
-    return attn_mask
+    missing = len(shape) - len(given)  # lengths first: see `ops.shapes.leading_shape`
+    if (not missing or len(given) == 1) and given == shape[missing:]:
+        return attn_mask  # most masks, in a fraction of the time
+    rest = zip(reversed(given[1:]), reversed(shape), strict=False)
+    if missing >= 0 and all(size in (1, wanted) for size, wanted in rest):
+        first = given[0] if given else 1
+        between = missing and len(given) > 1
+        if first == 1 or (first == shape[missing] and not between):
+            return attn_mask
+        if between and first in shape[: missing + 1]:
+            raise ValueError(_of_sequences_or_not(given, weights))
+    raise ValueError(
+        f"attn_mask must broadcast to the weights, ({', '.join(weights)}) = {shape}, "
+        f"got shape {tuple(given)}"
+    )
 
 
-def mask_of_heads(attn_mask: Tensor, **weights: int) -> None:
-    """Raise ValueError for a mask of sequences or of heads: one of the two dimensions is missing.
-
-    As many sequences as heads would otherwise be taken for the heads.
-    """
-    given = attn_mask.shape
-    if len(given) == len(weights) - 1 and given[0] != 1:
-        raise ValueError(
-            f"attn_mask must have all dimensions of the weights, ({', '.join(weights)}) = "
-            f"{tuple(weights.values())}, got shape {tuple(given)}: unsqueeze(1) a mask of each "
-            "sequence, unsqueeze(0) one of each head"
-        )
+def _of_sequences_or_not(given: tuple[int, ...], weights: dict[str, int]) -> str:
+    """Return the sentence about a mask whose first dimension could be of several kinds."""
+    names, missing = list(weights), len(weights) - len(given)
+    of = {"H": "head", "n": "query"}[names[missing]]
+    sequences, others = (".".join([f"unsqueeze({at})"] * missing) for at in (1, 0))
+    return (
+        f"attn_mask must have all dimensions of the weights, ({', '.join(names)}) = "
+        f"{tuple(weights.values())}, got shape {tuple(given)}: {sequences} a mask of each "
+        f"sequence, or give key_lengths, and {others} one of each {of}"
+    )
 
 
 def present(lengths: Tensor, m: int) -> Tensor:

@@ -123,8 +123,8 @@ class MonotonicAttention(Projections):
         Args:
             query: (B, query_dim), of the dtype of the parameters.
             state: from `prepare`, or from the last step.
-            attn_mask: broadcastable to (B, m); bool (False: do not stop here) or of query's dtype
-                (added to the energy; -inf as False).
+            attn_mask: (B, m) or (m,), sizes may be 1; bool (False: do not stop here) or of
+                query's dtype (added to the energy; -inf as False).
             generator: the generator of the noise; torch's own by default.
 
         Returns:
@@ -167,7 +167,7 @@ class MonotonicAttention(Projections):
             query: (B, n, query_dim).
             key: (B, m, key_dim), the memory of `prepare`.
             value, key_lengths: as in `prepare`.
-            attn_mask: broadcastable to (B, n, m), as in `step`.
+            attn_mask: (B, n, m), sizes may be 1, or (m,); otherwise as in `step`.
             return_weights: also return the weights.
             generator: the generator of the noise; torch's own by default.
 

@@ -62,8 +62,9 @@ class PointerHead(Projections):
             key: (B, m, key_dim), of the same dtype.
             key_lengths: (B,), int32 or int64, in [0, m]: positions at and beyond the length have
                 -inf. The range is checked on a CPU only.
-            attn_mask: broadcastable to the result; bool (False has -inf: for example a position
-                that is already taken) or of query's dtype (added to the score; -inf stays -inf).
+            attn_mask: of the dimensions of the result, any of which may be 1, or (m,); bool (False
+                has -inf: for example a position that is already taken) or of query's dtype (added
+                to the score; -inf stays -inf).
 
         Returns:
             (B, n, m), or (B, m) for one query per sequence, in query's dtype (under autocast, in

@@ -1,6 +1,7 @@
 """Import the attention of other libraries without the rest of their packages.
 
-SpeechBrain imports torchaudio, and OpenNMT-py imports many packages; one module of each is enough.
+One module of each is enough. Their packages import others that may be missing, or libraries that
+are compiled for another release of PyTorch.
 """
 
 from __future__ import annotations
@@ -18,20 +19,34 @@ from typing import Any
 
 def speechbrain() -> Any:
     """Return the module speechbrain.nnet.attention; raise ImportError without SpeechBrain."""
-    there = "torchaudio" in sys.modules or importlib.util.find_spec("torchaudio")
-    with _stand_ins({} if there else {"torchaudio": []}):
+    with _stand_ins({"torchaudio": []}):
         return importlib.import_module("speechbrain.nnet.attention")
+
+
+def torchaudio() -> Any:
+    """Return the module torchaudio.models.tacotron2; raise ImportError without torchaudio."""
+    root = _folder("torchaudio")
+    with _stand_ins({"torchaudio": [str(root)], "torchaudio.models": [str(root / "models")]}):
+        return importlib.import_module("torchaudio.models.tacotron2")
+
+
+def espnet() -> Any:
+    """Return the module of ESPnet's attentions for RNNs; raise ImportError without ESPnet."""
+    return importlib.import_module("espnet.nets.pytorch_backend.rnn.attentions")
 
 
 def opennmt() -> Any:
     """Return the module onmt.modules.global_attention; raise ImportError without OpenNMT-py."""
-    found = importlib.util.find_spec("onmt")
-    if found is None or found.origin is None:
-        raise ImportError("No module named 'onmt'")
-    root = Path(found.origin).parent
+    root = _folder("onmt")
     folders = {"onmt": root, "onmt.modules": root / "modules", "onmt.utils": root / "utils"}
     with _stand_ins({name: [str(path)] for name, path in folders.items()}):
         return importlib.import_module("onmt.modules.global_attention")
+
+
+def dgl() -> Any:
+    """Return DGL, without the samplers of its later releases; raise ImportError without it."""
+    with _stand_ins({"dgl.graphbolt": []}):
+        return importlib.import_module("dgl")
 
 
 def keras() -> Any:
@@ -46,6 +61,14 @@ def keras() -> Any:
 def geometric() -> Any:
     """Return torch_geometric.nn; raise ImportError without PyTorch Geometric."""
     return importlib.import_module("torch_geometric.nn")
+
+
+def _folder(name: str) -> Path:
+    """Return the folder of a package, which is not imported; raise ImportError without it."""
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise ImportError(f"No module named {name!r}")
+    return Path(found.origin).parent
 
 
 @contextmanager

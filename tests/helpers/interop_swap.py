@@ -61,11 +61,18 @@ def padding(lengths: Any, m: int) -> Tensor:
     return torch.arange(m) >= torch.as_tensor(lengths).unsqueeze(1)
 
 
-def weigh(scores: Tensor, padded: Tensor | None, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the context and weights of scores (B, m) and values (B, m, .)."""
+def weigh(
+    scores: Tensor, padded: Tensor | None, values: Tensor, summed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the context and weights of scores (B, m) and values (B, m, .).
+
+    Autocast casts the product of matrices and not, with ``summed``, the sum of products.
+    """
     if padded is not None:
         scores = scores.masked_fill(padded, -torch.inf)
     weights = scores.softmax(-1)
+    if summed:
+        return (weights.unsqueeze(2) * values).sum(1), weights
     return (weights.unsqueeze(1) @ values).squeeze(1), weights
 
 

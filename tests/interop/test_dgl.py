@@ -14,12 +14,13 @@ from helpers.nn_twins import check_twin
 from torch import Tensor
 
 from attnkernels.interop import replace_attention
+from benchmarks.suite import peers
 
 try:
-    import dgl
-    from dgl.nn import GATv2Conv
-except Exception as error:  # its releases name the versions of torch that they load with
+    dgl = peers.dgl()
+except ImportError as error:
     pytest.skip(f"DGL cannot be imported: {error}", allow_module_level=True)
+GATv2Conv = dgl.nn.GATv2Conv
 
 N, M, FEATURES = 12, 15, 5
 

@@ -1,4 +1,4 @@
-"""Keras: its own AdditiveAttention swapped, against its results and its documented formula.
+"""Keras: its own layers swapped, against their results and their documented formulas.
 
 Skipped if Keras is not installed.
 """
@@ -30,8 +30,15 @@ def keras(monkeypatch: pytest.MonkeyPatch) -> Any:
     return installed(peers.keras)
 
 
+SOURCES = {
+    "additive": "Keras, AdditiveAttention",
+    "concat": 'Keras, Attention(score_mode="concat")',
+}
+KINDS = pytest.mark.parametrize("kind", SOURCES)
 QUERY_MASK = torch.tensor([[True, True, False, True], [True, False, True, True]])
 VALUE_MASK = torch.tensor([[True, False, True, True, True], [True, True, True, False, False]])
+PAIRS = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(1)) < 0.6
+PAIRS[..., 0] = True
 CALLS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     # number of inputs, options of the layer, options of the call
     "two": (2, {}, {}),
@@ -40,6 +47,8 @@ CALLS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "weights": (3, {}, {"return_attention_scores": True}),
     "a mask of the values": (3, {}, {"mask": [None, VALUE_MASK], "return_attention_scores": True}),
     "a mask of the queries": (2, {}, {"mask": [QUERY_MASK, None]}),
+    "a mask of each query": (3, {}, {"mask": [QUERY_MASK, VALUE_MASK.unsqueeze(1)]}),
+    "masks of pairs": (2, {}, {"mask": [None, PAIRS], "return_attention_scores": True}),
     "both masks": (3, {}, {"mask": [QUERY_MASK, VALUE_MASK], "return_attention_scores": True}),
     "three masks": (3, {}, {"mask": [QUERY_MASK, VALUE_MASK, None]}),
     "causal": (3, {}, {"use_causal_mask": True, "return_attention_scores": True}),
@@ -48,19 +57,32 @@ CALLS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+def made(keras: Any, kind: str, **options: Any) -> Any:
+    """Return a new layer; by default it learns all that it can."""
+    if kind == "additive":
+        return keras.layers.AdditiveAttention(**options)
+    return keras.layers.Attention(score_mode="concat", **{"use_scale": True, **options})
+
+
 def keras_formula(
+    kind: str,
     inputs: list[Tensor],
-    scale: Tensor | None,
+    learned: list[Tensor],
     mask: Any = (None, None),
     use_causal_mask: bool = False,
     return_attention_scores: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Compute the documented formula of AdditiveAttention in torch."""
+    """Compute the documented formula of a layer in torch."""
     (query, value), key, (query_mask, value_mask) = inputs[:2], inputs[-1], mask[:2]
-    hidden = torch.tanh(query.unsqueeze(2) + key.unsqueeze(1))
-    scores = (hidden if scale is None else hidden * scale).sum(-1)
+    hidden = query.unsqueeze(2) + key.unsqueeze(1)
+    if kind == "additive":
+        scores = torch.tanh(hidden).mul(*learned or [1.0]).sum(-1)
+    else:
+        *scale, weight = learned
+        scores = weight * torch.tanh(hidden.mul(*scale or [1.0])).sum(-1)
     if value_mask is not None:
-        scores = scores.masked_fill(~value_mask.unsqueeze(1), -torch.inf)
+        value_mask = value_mask.unsqueeze(1) if value_mask.dim() == 2 else value_mask
+        scores = scores.masked_fill(~value_mask, -torch.inf)
     if use_causal_mask:
         scores = scores.masked_fill(torch.ones_like(scores).triu(1) == 1, -torch.inf)
     weights = scores.softmax(-1)
@@ -68,6 +90,17 @@ def keras_formula(
     if query_mask is not None:
         context = context * query_mask.unsqueeze(2)
     return (context, weights) if return_attention_scores else (context,)
+
+
+def right_in_all_releases(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a call with the value mask as (B, 1, Tv).
+
+    Releases before 3.12 apply a mask (B, Tv) as if it were (Tq, Tv).
+    """
+    query_mask, value_mask, *rest = options.get("mask", [None, None])
+    if value_mask is None or options.get("use_causal_mask") or value_mask.dim() == 3:
+        return options
+    return options | {"mask": [query_mask, value_mask.unsqueeze(1), *rest]}
 
 
 def with_gradients(outputs: tuple[Tensor, ...], leaves: list[Tensor]) -> dict[str, Tensor]:
@@ -80,25 +113,30 @@ def with_gradients(outputs: tuple[Tensor, ...], leaves: list[Tensor]) -> dict[st
     return found | {f"gradient {i}": x for i, x in enumerate(gradients)}
 
 
+@KINDS
 @pytest.mark.parametrize("count, of_layer, of_call", CALLS.values(), ids=CALLS)
-def test_keras(keras: Any, count: int, of_layer: dict[str, Any], of_call: dict[str, Any]) -> None:
+def test_keras(
+    keras: Any, kind: str, count: int, of_layer: dict[str, Any], of_call: dict[str, Any]
+) -> None:
     sizes = [(2, 4, 9), (2, 5, 9 if count == 2 else 3), (2, 5, 9)][:count]
     inputs = [torch.randn(size, requires_grad=True) for size in sizes]
-    module, own = (keras.layers.AdditiveAttention(**of_layer) for _ in range(2))
+    module, own = (made(keras, kind, **of_layer) for _ in range(2))
     for layer in (module, own):
         layer.build(sizes)
-        layer.set_weights(module.get_weights())
-    assert replace_attention(module).swapped == {"": "Keras, AdditiveAttention"}
+    if kind == "concat":  # both numbers are 1 at first
+        module.set_weights([torch.tensor(x) for x in (0.7, -1.3)[-len(module.weights) :]])
+    own.set_weights(module.get_weights())
+    assert replace_attention(module).swapped == {"": SOURCES[kind]}
     results = []
-    for layer in (module, own):
-        outputs = layer(inputs, **of_call)
+    for layer, options in (module, of_call), (own, right_in_all_releases(of_call)):
+        outputs = layer(inputs, **options)
         assert isinstance(outputs, tuple) == ("return_attention_scores" in of_call)
         leaves = [*inputs, *(x.value for x in layer.trainable_variables)]
         results.append(with_gradients(tensors(outputs), leaves))
     found, wanted = results
     leaves = [x.detach().double().requires_grad_() for x in leaves]
-    scale = leaves[count] if module.use_scale else None
-    exact = with_gradients(keras_formula(leaves[:count], scale, **of_call), leaves)
+    outputs = keras_formula(kind, leaves[:count], leaves[count:], **of_call)
+    exact = with_gradients(outputs, leaves)
     for name, z in exact.items():
         # w has entries of up to 1, by glorot_uniform or without a scale: scores of up to 9;
         # a gradient sums over 2 batches, 4 queries and 5 keys
@@ -115,7 +153,23 @@ def functional_model(keras: Any) -> Any:
     return keras.Model([query, value], out)
 
 
+@KINDS
+def test_a_mask_of_the_values_of_as_many_sequences_as_queries(keras: Any, kind: str) -> None:
+    """Releases before 3.12 give each query the mask of another sequence, or fail."""
+    given = [torch.randn(2, 2, 8), torch.randn(2, 5, 8)]
+    layer = made(keras, kind)
+    layer(given)
+    assert replace_attention(layer).swapped
+    options: dict[str, Any] = {"mask": [None, VALUE_MASK], "return_attention_scores": True}
+    learned = [x.value.detach() for x in layer.trainable_variables]
+    torch.testing.assert_close(
+        layer(given, **options), keras_formula(kind, given, learned, **options)
+    )
+
+
 def test_a_model_of_keras(keras: Any, tmp_path: Path) -> None:
+    if tuple(int(x) for x in keras.version().split(".")[:2]) < (3, 12):
+        pytest.skip("this release cannot mask the values of a model")
     keras.utils.set_random_seed(0)
     model = functional_model(keras)
     tokens = [
@@ -175,15 +229,19 @@ def test_layers_inside_layers_of_keras(keras: Any) -> None:
     assert all(isinstance(each.get_layer("same"), Fused) for each in towers)
 
 
-@pytest.mark.parametrize("policy", ["float64", "mixed_bfloat16"])
-def test_other_dtypes_of_keras(keras: Any, policy: str) -> None:
-    layer = keras.layers.AdditiveAttention(dtype=policy)
+@KINDS
+@pytest.mark.parametrize("policy", ["float32", "float64", "mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+def test_dtypes_of_keras(keras: Any, kind: str, policy: str, autocast: bool) -> None:
+    layer = made(keras, kind, dtype=policy)
     given = [torch.randn(2, 4, 8), torch.randn(2, 5, 8)]
-    before = layer(given)
-    assert replace_attention(layer).swapped
-    found = layer(given)
-    close = {"rtol": 0.02, "atol": 0.02} if policy == "mixed_bfloat16" else {}
-    torch.testing.assert_close(found, before, check_dtype=policy != "float64", **close)
+    layer(given)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        before = layer(given, return_attention_scores=True)
+        assert replace_attention(layer).swapped
+        found = layer(given, return_attention_scores=True)
+    close = {"rtol": 0.02, "atol": 0.02} if autocast or "bfloat16" in policy else {}
+    torch.testing.assert_close(found, before, **close)
 
 
 def test_dropout_of_keras(keras: Any) -> None:
@@ -206,8 +264,52 @@ def test_what_stays_kerass(keras: Any) -> None:
     assert replace_attention(layer).left == {"": "it is not built yet: call it once before"}
     other = keras.layers.Attention()
     other([torch.randn(2, 3, 4), torch.randn(2, 5, 4)])
-    report = replace_attention(other)
-    assert not report.swapped and list(report.left) == [""]
+    why = "score_mode is 'dot': not additive attention"
+    assert replace_attention(other).left == {"": why}
+
+
+@KINDS
+@pytest.mark.parametrize("batch", [3, 2], ids=["as many as queries", "another number"])
+@pytest.mark.parametrize(
+    "shape, causal",
+    [((1, 5), True), ((3, 5), True), ((1, 1, 3, 5), False)],
+    ids=str,
+)
+def test_masks_that_keras_refuses_or_takes_for_others(
+    keras: Any, kind: str, batch: int, shape: tuple[int, ...], causal: bool
+) -> None:
+    """Shapes and errors are its own, also those of a mask of pairs beside the causal one."""
+    layer = made(keras, kind)
+    given = [torch.randn(batch, 3, 8), torch.randn(batch, 5, 8)]
+    layer(given)
+    options = {
+        "mask": [None, torch.ones(batch, *shape, dtype=torch.bool)],
+        "use_causal_mask": causal,
+    }
+    results: list[Any] = []
+    for _ in range(2):
+        try:
+            results.append(layer(given, **options))
+        except Exception as error:
+            results.append((type(error), str(error)))
+        replace_attention(layer)
+    assert type(results[0]) is type(results[1])
+    if isinstance(results[0], Tensor):
+        torch.testing.assert_close(results[1], results[0])
+    else:
+        assert results[0] == results[1]
+
+
+def test_a_layer_in_a_graph_that_is_made_after_the_swap(keras: Any) -> None:
+    """Keras asks for shapes, in some releases by a call without numbers."""
+    layer = keras.layers.AdditiveAttention()
+    given = [torch.randn(2, 3, 4), torch.randn(2, 5, 4)]
+    before = layer(given)
+    assert replace_attention(layer).swapped
+    inputs = [keras.Input((3, 4)), keras.Input((5, 4))]
+    model = keras.Model(inputs, layer(inputs))
+    assert model.output_shape == (None, 3, 4)
+    torch.testing.assert_close(model(given), before)
 
 
 def test_errors_of_keras_stay(keras: Any) -> None:
@@ -221,12 +323,14 @@ def test_errors_of_keras_stay(keras: Any) -> None:
         layer(inputs, mask=VALUE_MASK)
 
 
-def test_the_tables_names_are_those_of_keras(keras: Any) -> None:
-    layer = keras.layers.AdditiveAttention()
+@KINDS
+def test_the_tables_names_are_those_of_keras(keras: Any, kind: str) -> None:
+    layer = made(keras, kind, use_scale=kind == "additive")
     inputs = [torch.randn(2, 3, 4), torch.randn(2, 5, 4)]
     _, wanted = layer(inputs, return_attention_scores=True)
     state = {x.path: x.numpy() for x in layer.variables}
     module = AdditiveAttention(4, 4, 4, bias=False)
-    prefix = next(iter(state)).removesuffix("scale")
-    load_state_dict_from(module, state, convention="keras", prefix=prefix)
+    prefix = next(iter(state)).rpartition("/")[0] + "/"
+    convention = {"additive": "keras", "concat": "keras-concat"}[kind]
+    load_state_dict_from(module, state, convention=convention, prefix=prefix)
     torch.testing.assert_close(module(*inputs, return_weights=True)[1], wanted)

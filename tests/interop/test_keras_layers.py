@@ -21,14 +21,20 @@ from benchmarks.suite import peers
 pytestmark = QUIET
 
 
-@pytest.fixture
-def layers(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+@pytest.fixture(params=["additive", "concat"])
+def layers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
     """Return a swapped layer and Keras's own with the same parameters."""
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     keras = installed(peers.keras)
-    module, own = (keras.layers.AdditiveAttention() for _ in range(2))
+    make = {
+        "additive": keras.layers.AdditiveAttention,
+        "concat": lambda: keras.layers.Attention(score_mode="concat", use_scale=True),
+    }[request.param]
+    module, own = make(), make()
     for each in module, own:
         each(inputs())
+        if request.param == "concat":  # both numbers are 1 at first, which rounds larger scores
+            module.set_weights([torch.tensor(0.6), torch.tensor(0.3)])
         each.set_weights(module.get_weights())
     assert replace_attention(module).swapped
     return module, own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from helpers.pyg import (
     check,
     complete,
     convolution,
+    edge_index,
     graph,
 )
 from torch import Tensor
@@ -126,10 +126,10 @@ def test_a_sparse_adjacency(layout: Callable[[Tensor], Tensor], loops: bool, tar
     x = x if targets == SOURCES else (x, torch.randn(targets, FEATURES))
     adjacency = torch.zeros(targets, SOURCES)
     adjacency[tuple(graph(targets=targets, density=0.2).flip(0))] = 1
+    wanted = plain(module)(x, layout(adjacency), return_attention_weights=True)
     calls = calls_of_its_own(module)
     found = module(x, layout(adjacency), return_attention_weights=True)
     assert not calls
-    wanted = plain(module)(x, layout(adjacency), return_attention_weights=True)
     (out, (edges, weights)), (own, (its, own_weights)) = found, wanted
     same((out, weights), (own, own_weights))
     assert edges.layout is its.layout and edges.shape == its.shape
@@ -149,16 +149,15 @@ SORTED: dict[str | None, Callable[[Tensor], Tensor]] = {
 def test_an_edge_index(order: str | None, loops: bool, density: float) -> None:
     """The edges that are returned have the type of those that were given."""
     module, x = convolution(add_self_loops=loops), torch.randn(SOURCES, FEATURES)
-    of = sys.modules["torch_geometric"].EdgeIndex
     edges = SORTED[order](graph(density=density)).contiguous()
     own = plain(module)
     calls = calls_of_its_own(module)
     wanted, (its, own_weights) = own(x, edges, return_attention_weights=True)
     for size in (None, None), (SOURCES, SOURCES):
-        given = of(edges, sparse_size=size, sort_order=order)
+        given = edge_index(edges, sparse_size=size, sort_order=order)
         same(module(x, given), wanted)
         out, (found, weights) = module(x, given, return_attention_weights=True)
         same((out, weights), (wanted, own_weights))
-        assert isinstance(found, of) and found.sparse_size()[0] in (None, SOURCES)
+        assert type(found) is type(given) and found.sparse_size()[0] in (None, SOURCES)
         assert torch.equal(found.as_tensor(), its)
     assert not calls

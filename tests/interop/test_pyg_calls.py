@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from helpers.pyg import (
     calls_of_its_own,
     complete,
     convolution,
+    edge_index,
     geometric,
     graph,
 )
@@ -44,9 +44,8 @@ def test_an_end_that_is_no_node(edges: Tensor, where: Any, end: int, loops: bool
     module = convolution(add_self_loops=loops)
     found, wanted = both(module, torch.randn(SOURCES, FEATURES), edges)
     assert isinstance(found, IndexError) and str(found) == str(wanted)
-    of = sys.modules["torch_geometric"].EdgeIndex
     order = edges[:, edges[1].argsort(stable=True)].contiguous()
-    given = of(order, sparse_size=(SOURCES, SOURCES), sort_order="col")
+    given = edge_index(order, sparse_size=(SOURCES, SOURCES), sort_order="col")
     found, wanted = both(module, torch.randn(SOURCES, FEATURES), given)
     assert isinstance(found, IndexError) and str(found) == str(wanted)
 
@@ -68,8 +67,7 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
 @pytest.mark.parametrize("options, arguments", REFUSED.values(), ids=REFUSED)
 def test_what_the_library_refuses(options: Any, arguments: Any) -> None:
     if arguments[1] is None:
-        of = sys.modules["torch_geometric"].EdgeIndex
-        arguments = X, of(complete(), sparse_size=(SOURCES + 1, SOURCES + 1))
+        arguments = X, edge_index(complete(), sparse_size=(SOURCES + 1, SOURCES + 1))
     found, wanted = both(convolution(**options), *arguments)
     if not isinstance(wanted, Exception):  # by an earlier release
         same(found, wanted)
@@ -106,7 +104,8 @@ def test_weights_are_returned_as_the_release_does(asked: bool | None) -> None:
 @pytest.mark.parametrize("edges", [complete(), graph(density=0.1)], ids=["dense", "sparse"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_dtypes_under_autocast(edges: Tensor, bias: bool) -> None:
-    module = convolution(bias=bias, edge_dim=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        module = convolution(bias=bias, edge_dim=2)  # its trial is outside of autocast
     for features in None, torch.randn(edges.shape[1], 2):
         with torch.autocast("cpu", torch.bfloat16):
             found, (_, weights) = module(X, edges, features, True)
@@ -149,6 +148,8 @@ def test_hooks_and_explanations_see_the_messages() -> None:
 def test_dropout_in_training() -> None:
     """The given share is dropped, also of the weights that are returned."""
     module, nodes = convolution(heads=4, dropout=0.4), 40
+    if "_alpha" in vars(module):
+        pytest.skip("this release returns the weights before dropout")
     x, edges = torch.randn(nodes, FEATURES), complete(nodes)
     _, (_, weights) = module(x, edges, return_attention_weights=True)
     _, (_, whole) = module.eval()(x, edges, return_attention_weights=True)

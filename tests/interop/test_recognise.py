@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.interop_swap import E, batches, drive, weigh
+from helpers.interop_swap import E, SwapCase, batches, drive, weigh
 from interop.libraries import SWAPS, captioning, espnet, opennmt, speechbrain
 from torch import Tensor, nn
 
@@ -202,6 +202,10 @@ def one_more(self: Any, encoder_out: Tensor, decoder_hidden: Tensor, mask: Tenso
     return captioning.Attention.forward(self, encoder_out, decoder_hidden)
 
 
+def any_more(self: Any, encoder_out: Tensor, decoder_hidden: Tensor, **more: Any) -> Any:
+    return captioning.Attention.forward(self, encoder_out, decoder_hidden)
+
+
 def one_more_that_may_be_left(
     self: Any, encoder_out: Tensor, decoder_hidden: Tensor, mask: Any = None
 ) -> Any:
@@ -220,6 +224,7 @@ def one_more_that_may_be_left(
         (captioning.Attention, raises, "its trial failed with RuntimeError: there is no hardw"),
         (captioning.Attention, other_arguments, "its arguments are not those of the captioni"),
         (captioning.Attention, one_more, "its arguments are not those of .* or NVIDIA's"),
+        (captioning.Attention, any_more, "its arguments are not those of .* or NVIDIA's"),
     ],
 )
 def test_forks_that_do_something_else_are_left(of: type, forward: Any, why: str) -> None:
@@ -316,8 +321,9 @@ def test_a_trial_leaves_buffers_alone() -> None:
     assert module.mask is mask and list(module.state_dict())[0] == "mask"
 
 
-def test_a_default_device_does_not_matter() -> None:
-    module = captioning.Attention(3, 4, 5)
+@pytest.mark.parametrize("case", SWAPS.values(), ids=SWAPS)
+def test_a_default_device_does_not_matter(case: SwapCase) -> None:
+    module = case.make()
     with torch.device("meta"):
         assert replace_attention(module).swapped
 
@@ -327,3 +333,14 @@ def test_modules_in_half_precision_and_in_training(name: str) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         module = SWAPS[name].make().to(dtype)
         assert replace_attention(module).swapped and module.training
+
+
+@pytest.mark.parametrize("case", SWAPS.values(), ids=SWAPS)
+def test_modules_that_are_swapped_under_autocast(case: SwapCase) -> None:
+    """The trial compares in the dtype of the module."""
+    for dtype in (torch.bfloat16, torch.float16):
+        module = case.make()
+        with torch.autocast("cpu", dtype=dtype):
+            report = replace_attention(module)
+            assert torch.is_autocast_enabled("cpu")
+        assert report.swapped and not report.left

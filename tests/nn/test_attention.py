@@ -94,7 +94,8 @@ def test_attention_against_a_twin(options: dict[str, Any], dtype: torch.dtype, m
     query, key = normal(B, N, QUERY, dtype=dtype), normal(B, M, KEY, dtype=dtype)
     value = normal(B, M, VALUE, dtype=dtype)
     lengths = LENGTHS if masks == "lengths" else None
-    mask = normal(N, M, dtype=dtype, grad=False) if masks == "float mask" else None
+    around = [1] * (1 if module.num_heads == 1 else 2)
+    mask = normal(*around, N, M, dtype=dtype, grad=False) if masks == "float mask" else None
     call: dict[str, Any] = {"key_lengths": lengths, "attn_mask": mask, "return_weights": True}
 
     def run(module: Any) -> list[Tensor]:
@@ -133,7 +134,8 @@ def test_a_window_is_a_mask_of_positions(heads: int) -> None:
     query, key = normal(B, N, QUERY, dtype=F64), normal(B, M, KEY, dtype=F64)
     ahead = torch.arange(M) - torch.arange(N).unsqueeze(-1)
     options: dict[str, Any] = {"key_lengths": LENGTHS, "return_weights": True}
-    wanted = module(query, key, attn_mask=(ahead >= -1) & (ahead <= 5), **options)
+    near = ((ahead >= -1) & (ahead <= 5))[(None,) * heads]
+    wanted = module(query, key, attn_mask=near, **options)
     torch.testing.assert_close(module(query, key, window_size=(1, 5), **options), wanted)
     alone = module(query[:, 0], key, window_size=(1, 5), **options)  # at the first position
     torch.testing.assert_close(alone, (wanted[0][:, 0], wanted[1][..., 0, :]))
@@ -314,7 +316,7 @@ def test_other_refusals() -> None:
         module.step(QUERIES, KEYS)  # type: ignore[arg-type]
     pointer = PointerHead(QUERY, KEY, HIDDEN)
     with pytest.raises(TypeError, match="attn_mask must be bool or .*, got torch.int64"):
-        pointer(QUERIES, KEYS, attn_mask=torch.ones(N, M, dtype=torch.int64))
+        pointer(QUERIES, KEYS, attn_mask=torch.ones(1, N, M, dtype=torch.int64))
     with pytest.raises(ValueError, match="attn_mask must broadcast"):
         pointer(QUERIES, KEYS, attn_mask=torch.ones(9, 9))
     with pytest.raises(ValueError, match="key_dim must be a multiple of num_heads, 3, got 10"):

@@ -64,7 +64,7 @@ def test_in_evaluation_it_is_its_formula(options: dict[str, Any], lengths: Tenso
     def call(module: nn.Module, *inputs: Tensor, **options: Any) -> tuple[Tensor, ...]:
         return without_positions(module(*inputs, **options))
 
-    mask = normal(N, M, grad=False)
+    mask = normal(1, N, M, grad=False)
     check_twin(
         hard(**options).eval(), formula, inputs(), call=call, key_lengths=lengths, attn_mask=mask
     )
@@ -171,12 +171,12 @@ def test_nothing_beyond_the_length_is_chosen(evaluation: str, training: bool) ->
 
 
 def test_steps_are_the_call() -> None:
-    module, mask = hard().eval(), normal(N, M, grad=False)
+    module, mask = hard().eval(), normal(1, N, M, grad=False)
 
     def steps(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         prepared, found = module.prepare(key, LENGTHS, value), []
         for i in range(N):
-            choice = module.step(query[:, i], prepared, attn_mask=mask[i].to(query))
+            choice = module.step(query[:, i], prepared, attn_mask=mask[0, i].to(query))
             found.append(without_positions(choice))
         return tuple(torch.stack(each, 1) for each in zip(*found, strict=True))
 

@@ -1,168 +1,30 @@
-"""The arguments of every module: one rule for masks, one check and one sentence for each."""
+"""The arguments of every module: one check and one sentence for each."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from helpers.inputs import BF16, F16, F32, F64, normal
+from helpers.nn_masked import MASKED, SIZES, B, M, Make, N, call, masked
 from torch import Tensor, nn
 
 from attnkernels.nn import (
     AdditiveAttention,
     AttentionPooling,
     AttentionRNN,
-    CoverageAttention,
     DecoderState,
-    HardAttention,
-    LocationSensitiveAttention,
-    MonotonicAttention,
     PointerHead,
     beam_search,
     greedy_search,
 )
 
-B, N, M = 3, 4, 11
-SIZES = (6, 5, 8)  # of query, key, hidden
 LENGTHS = torch.tensor([5, M, 1])
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # a prototype
     NESTED = torch.nested.nested_tensor([torch.zeros(2, 5)])
-
-Make = Callable[..., nn.Module]
-MASKED: dict[str, Make] = {
-    "additive": lambda **k: AdditiveAttention(*SIZES, **k),
-    "heads": lambda **k: AdditiveAttention(*SIZES, num_heads=2, **k),
-    "pointer": lambda **k: PointerHead(*SIZES, **k),
-    "location": lambda **k: LocationSensitiveAttention(*SIZES, channels=2, kernel_size=3, **k),
-    "coverage": lambda **k: CoverageAttention(*SIZES, **k),
-    "moving": lambda **k: MonotonicAttention(*SIZES, noise=0.0, **k),
-    "hard": lambda **k: HardAttention(*SIZES, **k),
-}
-masked = pytest.mark.parametrize("make", MASKED.values(), ids=MASKED)
-
-
-def call(module: nn.Module, mask: Any = None, dtype: torch.dtype = F32, **options: Any) -> Tensor:
-    """Return one result of any of these modules, on the same inputs for all of them."""
-    torch.manual_seed(1)
-    key_dim = 8 if getattr(module, "num_heads", 1) > 1 else SIZES[1]
-    key = normal(B, M, SIZES[1], dtype=dtype, grad=False)
-    value = normal(B, M, key_dim, dtype=dtype, grad=False)
-    given = {"query": normal(B, N, SIZES[0], dtype=dtype, grad=False), "key": key, "value": value}
-    if isinstance(module, PointerHead):
-        del given["value"]
-    result = module(**(given | {"attn_mask": mask} | options))
-    return result if isinstance(result, Tensor) else result.log_prob
-
-
-def keep() -> Tensor:
-    mask = torch.rand(N, M) < 0.7
-    mask[:, 0] = True
-    return mask
-
-
-def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the same mask as numbers to add."""
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, -torch.inf)
-
-
-@masked
-@pytest.mark.parametrize("dtype", [F32, BF16])
-def test_a_mask_is_bool_or_of_the_dtype_of_the_query(make: Make, dtype: torch.dtype) -> None:
-    module, mask = make(dtype=dtype).eval(), keep()
-    found = call(module, mask, dtype)
-    assert found.dtype == (F32 if isinstance(module, HardAttention) else dtype)
-    torch.testing.assert_close(call(module, added(mask, dtype), dtype), found)
-    for other in {F16, BF16, F32, F64} - {dtype}:
-        with pytest.raises(TypeError, match=rf"^attn_mask must .* of query, {dtype}, got {other}"):
-            call(module, added(mask, other), dtype)
-    for other in (torch.uint8, torch.int32, torch.int64, torch.complex64):
-        with pytest.raises(TypeError, match=rf"^attn_mask must be bool or .* got {other}"):
-            call(module, torch.ones(N, M, dtype=other), dtype)
-
-
-@masked
-def test_autocast_casts_a_mask_with_the_query(make: Make) -> None:
-    """Both take autocast's dtype; float64 is not cast, and therefore refused."""
-    module, mask = make().eval(), keep()
-    with torch.autocast("cpu", BF16):
-        found = call(module, added(mask, F32))
-        torch.testing.assert_close(found, call(module, mask))
-        for dtype in (BF16, F16):
-            assert torch.equal(found, call(module, added(mask, dtype)))
-        for dtype in (F64, torch.int64):
-            with pytest.raises(TypeError, match=rf"^attn_mask must .* got {dtype}"):
-                call(module, torch.ones(N, M, dtype=dtype))
-
-
-STEPPED = ("location", "coverage", "moving", "hard")
-
-
-@pytest.mark.parametrize("make", [MASKED[name] for name in STEPPED], ids=STEPPED)
-def test_masks_of_steps_follow_the_rule(make: Make) -> None:
-    module, mask = make().eval(), keep()[0]
-    query, key = normal(B, SIZES[0], grad=False), normal(B, M, SIZES[1], grad=False)
-
-    def step(mask: Tensor) -> Tensor:
-        return module.step(query, module.prepare(key), attn_mask=mask)[0]
-
-    torch.testing.assert_close(step(mask), step(added(mask, F32)))
-    for dtype in (BF16, F64, torch.uint8):
-        with pytest.raises(TypeError, match=rf"^attn_mask must .* of query, {F32}, got {dtype}"):
-            step(torch.ones(M, dtype=dtype))
-    with pytest.raises(ValueError, match=r"^attn_mask must broadcast to the weights, \(B, m\) ="):
-        step(torch.ones(N, M))
-
-
-@masked
-@pytest.mark.parametrize("wrong", [(N, M + 1), (N + 1, M), (2, N, M), (1, 1, B, N, M), (B, 1)])
-def test_a_mask_broadcasts_to_the_weights(make: Make, wrong: tuple[int, ...]) -> None:
-    module = make().eval()
-    if module.num_heads == 2 and wrong == (2, N, M):
-        return  # as many as heads: the next test
-    shape = r"\(B, H, n, m\) = \(3, 2, 4, 11\)" if module.num_heads == 2 else r"\(B, n, m\) = \(3"
-    with pytest.raises(
-        ValueError, match=rf"^attn_mask must broadcast to the weights, {shape}.*got"
-    ):
-        call(module, torch.ones(wrong, dtype=torch.bool))
-    for right in ((), (M,), (1, M), (N, 1)):
-        whole = call(module, torch.ones(right, dtype=torch.bool))
-        torch.testing.assert_close(whole, call(module))
-
-
-def test_masks_of_sequences_and_heads_are_not_mixed_up() -> None:
-    """As many sequences as heads: a mask of three dimensions could be of either."""
-    module = MASKED["heads"]().eval()
-    query, key = normal(2, N, SIZES[0], grad=False), normal(2, M, SIZES[1], grad=False)
-    value = normal(2, M, 8, grad=False)
-    mask = torch.rand(2, N, M) < 0.5
-    mask[..., 0] = True
-    refused = (
-        r"^attn_mask must have all dimensions of the weights, \(B, H, n, m\) = \(2, 2, 4, 11\)"
-    )
-    with pytest.raises(ValueError, match=rf"{refused}, got shape \(2, 4, 11\): unsqueeze\(1\)"):
-        module(query, key, value, attn_mask=mask)
-    with pytest.raises(ValueError, match=r"^attn_mask must have all .* \(B, H, m\) = \(2, 2, 11\)"):
-        module(query[:, 0], key, value, attn_mask=mask[:, 0])
-    for place in (0, 1):
-        _, weights = module(query, key, value, attn_mask=mask.unsqueeze(place), return_weights=True)
-        assert not weights[~mask.unsqueeze(place).expand(2, 2, N, M)].any()
-    everywhere = mask[:1]  # (1, n, m) is for all sequences and heads
-    torch.testing.assert_close(
-        module(query, key, value, attn_mask=everywhere),
-        module(query, key, value, attn_mask=mask[0]),
-    )
-
-
-@masked
-def test_a_floating_mask_has_a_gradient(make: Make) -> None:
-    module, mask = make(dtype=F64), normal(N, M, dtype=F64)
-    (gradient,) = torch.autograd.grad(call(module, mask, F64)[..., 0].sum(), mask)
-    assert gradient.isfinite().all() and gradient.any()
 
 
 @masked

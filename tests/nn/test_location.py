@@ -113,7 +113,7 @@ def test_coverage_is_its_formula(options: dict[str, Any], lengths: Tensor | None
 
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 def test_a_mask_for_every_step(make: Callable[[], nn.Module]) -> None:
-    mask = normal(N, M, grad=False)
+    mask = normal(1, N, M, grad=False)
     check_twin(make(), formula, inputs(), call=with_weights, attn_mask=mask)
     keep = torch.rand(B, 1, M) < 0.6
     _, weights = make()(*inputs().values(), attn_mask=keep, return_weights=True)
@@ -122,13 +122,13 @@ def test_a_mask_for_every_step(make: Callable[[], nn.Module]) -> None:
 
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
 def test_steps_are_the_loop(make: Callable[[], nn.Module]) -> None:
-    module, mask = make(), normal(N, M, grad=False)
+    module, mask = make(), normal(1, N, M, grad=False)
 
     def steps(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         state = module.prepare(key, LENGTHS, value)
         found = []
         for i in range(N):
-            *each, state = module.step(query[:, i], state, attn_mask=mask[i].to(query))
+            *each, state = module.step(query[:, i], state, attn_mask=mask[0, i].to(query))
             found.append(each)
         contexts, weights = (torch.stack(each, 1) for each in zip(*found, strict=True))
         return contexts, weights, state.previous, state.cumulative

@@ -83,7 +83,7 @@ def formula(
     "options", [{}, {"normalize": False, "bias": True}, {"evaluation": "expected"}], ids=str
 )
 def test_it_is_its_formula(options: dict[str, Any], training: bool, lengths: Tensor | None) -> None:
-    module, mask = attention(**options).train(training), normal(N, M, grad=False)
+    module, mask = attention(**options).train(training), normal(1, N, M, grad=False)
     check_twin(module, formula, inputs(), call=with_weights, key_lengths=lengths, attn_mask=mask)
 
 
@@ -159,8 +159,8 @@ def test_what_hardly_ever_goes_on_keeps_its_bits() -> None:
 def test_what_passed_the_end_looks_at_nothing_ever_after() -> None:
     module = attention().eval()
     query, key, value = inputs().values()
-    masks = torch.ones(N, M, dtype=torch.bool)
-    masks[1] = False
+    masks = torch.ones(1, N, M, dtype=torch.bool)
+    masks[:, 1] = False
     context, weights = module(query, key, value, attn_mask=masks, return_weights=True)
     assert not weights[:, 1:].any() and not context[:, 1:].any()
 
@@ -198,13 +198,13 @@ def test_hard_weights_move_on_only(training: bool) -> None:
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_steps_are_the_loop(noise: float, training: bool) -> None:
-    module, mask = attention(noise=noise).train(training), normal(N, M, grad=False)
+    module, mask = attention(noise=noise).train(training), normal(1, N, M, grad=False)
 
     def steps(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         state, generator, found = module.prepare(key, LENGTHS, value), seeded(query), []
         for i in range(N):
             *each, state = module.step(
-                query[:, i], state, attn_mask=mask[i].to(query), generator=generator
+                query[:, i], state, attn_mask=mask[0, i].to(query), generator=generator
             )
             found.append(each)
         contexts, weights = (torch.stack(each, 1) for each in zip(*found, strict=True))

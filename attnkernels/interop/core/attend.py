@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from operator import is_not
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +25,10 @@ def attend(
     weight: nn.Linear,
     *,
     taking_part: Tensor | None = None,
+    key_lengths: Tensor | None = None,
     scale: float = 1.0,
     activation: ActivationName = "tanh",
+    summed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the context (B, dv) and weights (B, m) of one query per sequence.
 
@@ -34,19 +38,27 @@ def attend(
         value: (B, m, dv).
         weight: the scoring layer, of weight (1, d).
         taking_part: bool (B, m), True for the keys to attend to. None: all of them.
+        key_lengths: (B,), the number of keys to attend to.
         scale, activation: as in `attnkernels.additive_attention`.
+        summed: True for a library that sums weights * value. Autocast casts the product of
+            matrices, but not this sum: the context has the dtype that both promote to.
     """
-    context, weights = additive_attention(
-        query.unsqueeze(1),
-        once(keys, query),
-        once(value, query),
-        vector(weight),
-        attn_mask=None if taking_part is None else taking_part.unsqueeze(1),
-        scale=scale,
-        activation=activation,
-        return_weights=True,
-    )
-    return context.squeeze(1), weights.squeeze(1)
+    tensors = query, once(keys, query), once(value, query), vector(weight)
+    wide = _wide(query, value, summed)
+    with _without_autocast(query, wide):
+        q, k, v, w = tensors if wide is None else (x.to(wide) for x in tensors)
+        context, weights = additive_attention(
+            q.unsqueeze(1),
+            k,
+            v,
+            w,
+            attn_mask=None if taking_part is None else taking_part.unsqueeze(1),
+            key_lengths=key_lengths,
+            scale=scale,
+            activation=activation,
+            return_weights=True,
+        )
+    return context.squeeze(1), weights.squeeze(1).to(query.dtype if wide else weights.dtype)
 
 
 def attend_again(
@@ -59,6 +71,7 @@ def attend_again(
     mask: Tensor,
     lengths: Callable[[], Tensor],
     scale: float,
+    summed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Compute `attend` for keys that come back step after step.
 
@@ -72,36 +85,39 @@ def attend_again(
         query, keys, value, weight: as in `attend`.
         mask: the module's own mask, from which ``lengths`` always returns the same lengths.
         lengths: a function that returns the lengths (B,) of the keys.
-        scale: as in `attend`.
+        scale, summed: as in `attend`.
     """
     if is_compiling():  # a graph keeps nothing and reads no versions
-        context, weights = additive_attention(
-            query.unsqueeze(1),
-            keys,
-            value,
-            vector(weight),
-            key_lengths=lengths(),
-            scale=scale,
-            return_weights=True,
-        )
-        return context.squeeze(1), weights.squeeze(1)
+        return attend(query, keys, value, weight, key_lengths=lengths(), scale=scale, summed=summed)
+    wide = _wide(query, value, summed)
     read = weight.weight  # once: a parametrisation computes it
     given = (keys, value, read, mask)
     versions = [0 if x.is_inference() else x._version for x in given]
-    also = (scale, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), versions)
+    also = (scale, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), versions, wide)
     kept = module.__dict__.get(KEPT)
     if kept is None or kept[1] != also or any(map(is_not, kept[0], given)):
-        memory = prepare_keys(
-            once(keys, query),
-            once(value, query),
-            vector(weight, read),
-            key_lengths=lengths(),
-            scale=scale,
-        )
+        tensors = once(keys, query), once(value, query), vector(weight, read)
+        with _without_autocast(query, wide):
+            k, v, w = tensors if wide is None else (x.to(wide) for x in tensors)
+            memory = prepare_keys(k, v, w, key_lengths=lengths(), scale=scale)
         kept = given, also, RepeatedMemory(memory)
         module.__dict__[KEPT] = kept
-    context, weights = kept[2].attend(query.unsqueeze(1))
-    return context.squeeze(1), weights.squeeze(1)
+    with _without_autocast(query, wide):
+        q = query.unsqueeze(1)
+        context, weights = kept[2].attend(q if wide is None else q.to(wide))
+    return context.squeeze(1), weights.squeeze(1).to(query.dtype if wide else weights.dtype)
+
+
+def _wide(query: Tensor, value: Tensor, summed: bool) -> torch.dtype | None:
+    """Return the dtype that a sum has where autocast casts no sums, or None without autocast."""
+    kind = query.device.type
+    if not summed or kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.promote_types(query.dtype, value.dtype)
+
+
+def _without_autocast(query: Tensor, wide: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if wide is None else torch.autocast(query.device.type, enabled=False)
 
 
 def vector(layer: nn.Linear, weight: Tensor | None = None) -> Tensor:

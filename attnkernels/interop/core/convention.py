@@ -4,7 +4,7 @@ Libraries differ in more than names:
 
 - TensorFlow's dense kernels and AllenNLP's matrices are (in, out); those of `torch.nn.Linear` are
   (out, in).
-- The scoring vector is (hidden,), (1, hidden) or (hidden, 1).
+- The scoring vector is (hidden,), (1, hidden) or (hidden, 1), or a number for all of it.
 - Biases of the query, key and location projections enter only as their sum. They are added into
   ``query_proj.bias``, the module's only bias.
 - A bias of the score adds the same number to every key of a query, so the softmax cancels it.
@@ -23,7 +23,7 @@ from ...nn import GraphAttention, Projections
 Attends: TypeAlias = Projections | GraphAttention
 
 SAME, TRANSPOSED, ROW, COLUMN = "same", "transposed", "row", "column"
-SCALAR, CONV2D, HEADS = "scalar", "conv2d", "heads"
+SCALAR, CONV2D, HEADS, REPEATED = "scalar", "conv2d", "heads", "repeated"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Entry:
             ROW: (1, *wanted),
             COLUMN: (*wanted, 1),
             SCALAR: (),
+            REPEATED: (),
             CONV2D: (*wanted[:-1], 1, *wanted[-1:]),
             HEADS: (wanted[0] // num_heads if wanted else 0, *wanted[1:]),
         }[self.layout]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...functional import checks
 from ...nn import Projections
-from .convention import HEADS, TRANSPOSED, Attends, Convention, Entry
+from .convention import HEADS, REPEATED, TRANSPOSED, Attends, Convention, Entry
 from .libraries import CONVENTIONS
 
 
@@ -228,6 +228,8 @@ def _fitted(given: Any, entry: Entry, wanted: tuple[int, ...], heads: int) -> tu
     shape = entry.shape(wanted, heads)
     if tuple(x.shape) != shape:
         return x, f"must have shape {shape} for module.{entry.target}, got {tuple(x.shape)}"
+    if entry.layout == REPEATED:
+        return x.expand(wanted), ""
     return x.mT if entry.layout == TRANSPOSED else x.reshape(-1, *wanted[1:]), ""
 
 

@@ -176,12 +176,21 @@ def _unread(module: nn.Module, live: Live) -> str | None:
 
 
 def _takes(own: type[nn.Module], live: Live) -> bool:
-    """Return True if the method has the arguments, and defaults for all that follow."""
+    """Return True if the method has the arguments, and defaults for all that follow.
+
+    ``**options`` may follow if the fused method takes them, too.
+    """
     method = getattr(own, live.method, None)
     if method is None:
         return False
-    found = list(inspect.signature(method).parameters.values())[1:]
+    found, ours = (
+        list(inspect.signature(each).parameters.values())[1:]
+        for each in (method, getattr(live.fused, live.method, method))
+    )
     names, more = tuple(x.name for x in found), found[len(live.arguments) :]
+    any_name = inspect.Parameter.VAR_KEYWORD
+    if more and more[-1].kind is any_name and ours[-1].kind is any_name:
+        more = more[:-1]
     return names[: len(live.arguments)] == live.arguments and all(
         x.default is not inspect.Parameter.empty for x in more
     )

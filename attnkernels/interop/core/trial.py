@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -22,7 +24,8 @@ def difference(module: nn.Module, live: Live) -> str | None:
     source = CONVENTIONS[live.convention].source
     devices = [x.device for x in module.parameters() if x.is_cuda][:1]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):  # an unknown module may have dropout
+        # An unknown module may have dropout.
+        with torch.no_grad(), torch.random.fork_rng(devices), _undisturbed(module):
             wanted, found = (_run(module, cls, live) for cls in (own, fused_class(live.fused, own)))
     except Exception as error:  # an unknown module may raise anything
         return f"its trial failed with {type(error).__name__}: {error}"
@@ -35,6 +38,18 @@ def difference(module: nn.Module, live: Live) -> str | None:
             far = (x.double() - y.double()).abs().max().item()
             return f"it does not compute what {source} does: {far:.1g} apart on random numbers"
     return None
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Compute in the dtypes and on the device of the module, whatever the caller has set."""
+    devices = [x.device for x in module.parameters()]
+    with ExitStack() as stack:
+        for kind in filter(torch.amp.is_autocast_available, {"cpu", *(x.type for x in devices)}):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        for device in devices[:1]:
+            stack.enter_context(device)
+        yield
 
 
 def _run(module: nn.Module, cls: type[nn.Module], live: Live) -> list[Tensor]:
@@ -62,7 +77,7 @@ def _draw(module: nn.Module) -> Draw:
 
     Every function returned here gives the same numbers.
     """
-    like = next(iter(module.parameters()), torch.empty(0))
+    like = next((x for x in module.parameters() if x.is_floating_point()), torch.empty(0))
     generator = torch.Generator("cpu").manual_seed(0)
 
     def draw(*sizes: int) -> Tensor:

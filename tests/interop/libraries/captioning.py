@@ -19,7 +19,7 @@ class Attention(nn.Module):
 
     def forward(self, encoder_out, decoder_hidden):
         hidden = self.encoder_att(encoder_out) + self.decoder_att(decoder_hidden).unsqueeze(1)
-        return weigh(self.full_att(hidden.relu()).squeeze(2), None, encoder_out)
+        return weigh(self.full_att(hidden.relu()).squeeze(2), None, encoder_out, summed=True)
 
 
 def calls(module: Any, memory: Tensor, states: Tensor, lengths: Any, reorder: Reorder) -> list[Any]:

@@ -52,7 +52,8 @@ class AttAdd(nn.Module):
         if dec_z is None:
             dec_z = frames.new_zeros(frames.shape[0], self.dunits)
         hidden = self.pre_compute_enc_h + self.mlp_dec(dec_z).unsqueeze(1) + added()
-        return weigh(scaling * self.gvec(hidden.tanh()).squeeze(2), self.mask, self.enc_h)
+        scores = scaling * self.gvec(hidden.tanh()).squeeze(2)
+        return weigh(scores, self.mask, self.enc_h, summed=True)
 
     def uniform(self) -> Tensor:
         part = (~self.mask).to(self.enc_h.dtype)
@@ -130,7 +131,7 @@ class AttMultiHeadAdd(nn.Module):
         self.h_length = self.enc_h = self.mask = None
         self.pre_compute_k = self.pre_compute_v = None
 
-    def forward(self, enc_hs_pad, enc_hs_len, dec_z, att_prev):
+    def forward(self, enc_hs_pad, enc_hs_len, dec_z, att_prev, **kwargs):
         if self.pre_compute_k is None or self.pre_compute_v is None or self.han_mode:
             self.enc_h, self.h_length = enc_hs_pad, enc_hs_pad.shape[1]
             self.pre_compute_k = [layer(enc_hs_pad) for layer in self.mlp_k]
@@ -143,7 +144,7 @@ class AttMultiHeadAdd(nn.Module):
         heads = zip(self.mlp_q, self.gvec, self.pre_compute_k, self.pre_compute_v, strict=True)
         for mlp_q, gvec, keys, values in heads:
             scores = gvec((keys + mlp_q(dec_z).unsqueeze(1)).tanh()).squeeze(2)
-            context, weight = weigh(self.scaling * scores, self.mask, values)
+            context, weight = weigh(self.scaling * scores, self.mask, values, summed=True)
             contexts.append(context)
             weights.append(weight)
         return self.mlp_o(torch.cat(contexts, 1)), weights

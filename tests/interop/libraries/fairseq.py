@@ -22,7 +22,7 @@ class MLPAttention(nn.Module):
         hidden = self.encoder_proj(source_hids) + self.decoder_proj(decoder_state).unsqueeze(0)
         padded = None if encoder_padding_mask is None else encoder_padding_mask.t()
         scores = self.to_scores(hidden.tanh()).squeeze(-1).t()
-        context, weights = weigh(scores, padded, source_hids.transpose(0, 1))
+        context, weights = weigh(scores, padded, source_hids.transpose(0, 1), summed=True)
         return context, weights.t()
 
 
@@ -50,7 +50,7 @@ class LocationAttention(nn.Module):
         hidden = self.proj_enc_out + self.proj_dec(decoder_h).unsqueeze(1)
         hidden = hidden + self.proj_attn(self.conv(attn_state).mT)
         scores = self.scaling * self.proj_out(hidden).squeeze(2)
-        return weigh(scores, encoder_padding_mask, encoder_out)
+        return weigh(scores, encoder_padding_mask, encoder_out, summed=True)
 
 
 def mlp_calls(

@@ -39,7 +39,7 @@ class GlobalAttention(nn.Module):
 def calls(module: Any, memory: Tensor, states: Tensor, lengths: Any, reorder: Reorder) -> list[Any]:
     lengths = torch.tensor(lengths)
     found = [module(state, memory, src_len=x) for state in states for x in (lengths, None)]
-    return [*found, module(states.transpose(0, 1), memory, lengths)]
+    return [*found, module(states.transpose(0, 1).contiguous(), memory, lengths)]
 
 
 OUT = {"linear_out.weight": (Q, Q + K), "linear_out.bias": (Q,)}

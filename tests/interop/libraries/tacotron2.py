@@ -91,7 +91,8 @@ def calls(module: Any, memory: Tensor, states: Tensor, lengths: Any, reorder: Re
     weights = total = memory.new_zeros(memory.shape[:2])
     for i, state in enumerate(states):
         both = torch.stack([weights, total], 1)
-        found.append(module(state, memory, processed, both, padded if i else None))
+        masked = i > 0 or not isinstance(module, Attention)  # only NVIDIA's does without a mask
+        found.append(module(state, memory, processed, both, padded if masked else None))
         weights = found[-1][1]
         total = total + weights
     return found
