@@ -64,7 +64,7 @@ peers: $(VENV)/.dev build ## tests of swapped modules against the real libraries
 	$(BIN)/pip install -q --no-build-isolation -e ".[peers]"
 	$(BIN)/pip install -q --no-deps "dgl>=1.1; python_version < '3.13'" espnet OpenNMT-py speechbrain
 	$(BIN)/pip install -q --no-deps --upgrade --target build/torchaudio torchaudio
-	KERAS_BACKEND=torch PYTHONPATH=build/torchaudio $(BIN)/python -m pytest -q $(PYTEST_FLAGS) tests/interop
+	KERAS_BACKEND=torch PYTHONPATH=build/torchaudio $(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_FLAGS) tests/interop
 	$(BIN)/pip install -q --no-deps --upgrade --target build/oldest $(OLDEST)
 	KERAS_BACKEND=torch PYTHONPATH=build/oldest $(BIN)/python -m pytest -q $(PYTEST_FLAGS) \
 	tests/interop/test_keras.py tests/interop/test_pyg.py tests/interop/test_pyg_calls.py
