@@ -67,6 +67,7 @@ def _sweep_tile(
     m,
     grad_query,
     grad_weight,
+    seen,
     d,
     inside,
     negative_slope,
@@ -77,12 +78,16 @@ def _sweep_tile(
     BJ: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    """Sweep the keys of a tile from j0 on. q0 to q3: queries; with FROM_EXP, their exponentials."""
+    """Sweep the keys of a tile from j0 on. q0 to q3: queries; with FROM_EXP, their exponentials.
+
+    seen: the bits of all inputs of a hidden unit, for a logistic activation.
+    """
     key += wide(j0) * key_row
     grad_key += wide(j0) * d
     pairs = (ds + wide(j0) * width).to(tl.pointer_type(tl.int64)) + tl.arange(0, RI)[:, None]
     for _ in range(0, tl.minimum(m - j0, BJ)):
         k = tl.load(key, mask=inside, other=0.0).to(tl.float32)
+        seen |= k.to(tl.int32, bitcast=True)
         s0, s1 = two(pairs)
         s2, s3 = two(pairs + RI)
         s = _four(s0, s1, s2, s3)
@@ -98,7 +103,6 @@ def _sweep_tile(
             else:
                 x = tl.where(s == 0, 0.0, _four(q0, q1, q2, q3) + k)  # 0 adds 0 even to NaN
                 f, g = logistic(x, ACTIVATION, TARGET)
-            f -= 0.5  # exactly 0 where a hidden unit is
         else:
             x = tl.where(s == 0, 0.0, _four(q0, q1, q2, q3) + k)
             f, g = pointwise_with_slope(x, negative_slope, ACTIVATION)
@@ -109,7 +113,7 @@ def _sweep_tile(
         key += key_row
         pairs += width // 2
         grad_key += d
-    return grad_query, grad_weight
+    return grad_query, grad_weight, seen
 
 
 @triton.jit
@@ -117,6 +121,12 @@ def _rows(query, i, row, rows, inside):
     """Return float32 [RI, LANES]; rows past the end count as 0."""
     q = tl.load(query + i * row, mask=(i < rows) & inside[None, :], other=0.0)
     return q.to(tl.float32)
+
+
+@triton.jit
+def _sizes(q):
+    """Return the largest magnitude of the rows, as bits, which are 0 only if all are."""
+    return tl.max(q.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0)
 
 
 # The compiler must not know that inputs are aligned, or a lane would load four hidden units.
@@ -163,9 +173,10 @@ def sweep_kernel(
     TARGET: tl.constexpr,
 ):
     """Write grad_query [key_parts, leads, query_rows, d], from row query_origin on, and add to
-    grad_key [key_copies, leads, m, d] and grad_weight [programs, d]. BI and BJ are the tiles of
-    the ranges and of ds; query_row and key_row the strides of query and key. The parts of the
-    keys are those of what a part of the queries sees.
+    grad_key [key_copies, leads, m, d] and grad_weight [programs, 2, d]: the sums of ds r or ds f,
+    and 1 if an input of a logistic activation is not 0. BI and BJ are the tiles of the ranges and
+    of ds; query_row and key_row the strides of query and key. The parts of the keys are those of
+    what a part of the queries sees.
     """
     ROWS: tl.constexpr = 4 * RI
     columns = tl.cdiv(d, LANES)
@@ -226,6 +237,7 @@ def sweep_kernel(
     rr = tl.arange(0, ROWS)
     order = rr // (2 * RI) * (2 * RI) + rr % RI * 2 + rr // RI % 2
     dw = tl.zeros((LANES,), tl.float32)
+    seen = tl.zeros((LANES,), tl.int32)
     for block in range(
         query_part * block_share, tl.minimum((query_part + 1) * block_share, blocks)
     ):
@@ -251,6 +263,9 @@ def sweep_kernel(
         q3 = _rows(q, 2 * r + 2 * RI + 1, query_row, there, inside)
         dq = tl.zeros((ROWS, LANES), tl.float32)
         if is_logistic(ACTIVATION):
+            seen |= tl.maximum(
+                tl.maximum(_sizes(q0), _sizes(q1)), tl.maximum(_sizes(q2), _sizes(q3))
+            )
             panel = query_panel + first // BI
             query_high, query_size = row_ranges(query_panels.ranges, panel, d, CHUNKS)
             if tl.maximum(query_size, key_size) <= FACTORED:
@@ -261,33 +276,36 @@ def sweep_kernel(
                 for tile in range(from_tile, to_tile):
                     key_high, _ = row_ranges(key_panels.ranges, key_panel + tile, d, CHUNKS)
                     if tl.max(query_high + key_high) <= PAIR:
-                        dq, dw = _sweep_tile(
+                        dq, dw, seen = _sweep_tile(
                             q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key,
-                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION,
-                            True, True, RI, BJ, TARGET,
+                            factor, tile * BJ, count, dq, dw, seen, d, inside, negative_slope,
+                            ACTIVATION, True, True, RI, BJ, TARGET,
                         )  # fmt: skip
                     else:
-                        dq, dw = _sweep_tile(
+                        dq, dw, seen = _sweep_tile(
                             q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key,
-                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION,
-                            True, False, RI, BJ, TARGET,
+                            factor, tile * BJ, count, dq, dw, seen, d, inside, negative_slope,
+                            ACTIVATION, True, False, RI, BJ, TARGET,
                         )  # fmt: skip
             else:
                 for tile in range(from_tile, to_tile):
-                    dq, dw = _sweep_tile(
+                    dq, dw, seen = _sweep_tile(
                         q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key, factor,
-                        tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False,
-                        False, RI, BJ, TARGET,
+                        tile * BJ, count, dq, dw, seen, d, inside, negative_slope, ACTIVATION,
+                        False, False, RI, BJ, TARGET,
                     )  # fmt: skip
         else:
             for tile in range(from_tile, to_tile):
-                dq, dw = _sweep_tile(
+                dq, dw, seen = _sweep_tile(
                     q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key, factor,
-                    tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False,
-                    RI, BJ, TARGET,
+                    tile * BJ, count, dq, dw, seen, d, inside, negative_slope, ACTIVATION, False,
+                    False, RI, BJ, TARGET,
                 )  # fmt: skip
         at = order[:, None] * d + t[None, :]
         mask = (order < there)[:, None] & inside[None, :]
         tl.store(grad_query + wide(first) * d + at, weighted(dq, factor[None, :]), mask=mask)
-    at = grad_weight + wide(part) * d + t
+    at = grad_weight + wide(part) * 2 * d + t
     tl.store(at, tl.load(at, mask=inside, other=0.0) + dw, mask=inside)
+    if is_logistic(ACTIVATION):
+        some = tl.where((seen & 0x7FFFFFFF) != 0, 1.0, tl.load(at + d, mask=inside, other=0.0))
+        tl.store(at + d, some, mask=inside)
