@@ -67,7 +67,6 @@ def _sweep_tile(
     m,
     grad_query,
     grad_weight,
-    seen,
     d,
     inside,
     negative_slope,
@@ -78,16 +77,12 @@ def _sweep_tile(
     BJ: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    """Sweep the keys of a tile from j0 on. q0 to q3: queries; with FROM_EXP, their exponentials.
-
-    seen: the bits of all inputs of a hidden unit, for a logistic activation.
-    """
+    """Sweep the keys of a tile from j0 on. q0 to q3: queries; with FROM_EXP, their exponentials."""
     key += wide(j0) * key_row
     grad_key += wide(j0) * d
     pairs = (ds + wide(j0) * width).to(tl.pointer_type(tl.int64)) + tl.arange(0, RI)[:, None]
     for _ in range(0, tl.minimum(m - j0, BJ)):
         k = tl.load(key, mask=inside, other=0.0).to(tl.float32)
-        seen |= k.to(tl.int32, bitcast=True)
         s0, s1 = two(pairs)
         s2, s3 = two(pairs + RI)
         s = _four(s0, s1, s2, s3)
@@ -113,7 +108,7 @@ def _sweep_tile(
         key += key_row
         pairs += width // 2
         grad_key += d
-    return grad_query, grad_weight, seen
+    return grad_query, grad_weight
 
 
 @triton.jit
@@ -124,9 +119,14 @@ def _rows(query, i, row, rows, inside):
 
 
 @triton.jit
-def _sizes(q):
-    """Return the largest magnitude of the rows, as bits, which are 0 only if all are."""
-    return tl.max(q.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0)
+def _nonzero(at, row, first, end, inside, ROWS: tl.constexpr):
+    """Return [LANES]: whether an input in the rows from `first` to `end` is not 0."""
+    highest = tl.zeros((inside.shape[0],), tl.int32)
+    for i in range(first, end, ROWS):
+        rows = _rows(at + wide(i) * row, tl.arange(0, ROWS)[:, None], row, end - i, inside)
+        bits = rows.to(tl.int32, bitcast=True) & 0x7FFFFFFF  # NaN is not 0 either
+        highest = tl.maximum(highest, tl.max(bits, 0))
+    return highest != 0
 
 
 # The compiler must not know that inputs are aligned, or a lane would load four hidden units.
@@ -231,13 +231,18 @@ def sweep_kernel(
         for tile in range(first_tile, last_tile):
             _, size = row_ranges(key_panels.ranges, key_panel + tile, d, CHUNKS)
             key_size = tl.maximum(key_size, size)
+        some = _nonzero(query_at, query_row, part_row, part_end, inside, ROWS)
+        last_key = tl.minimum(last_tile * BJ, count)
+        some |= _nonzero(key_at[None, :], key_row, first_tile * BJ, last_key, inside, ROWS)
+        flags = grad_weight + (wide(part) * 2 + 1) * d + t
+        flagged = tl.where(some, 1.0, tl.load(flags, mask=inside, other=0.0))
+        tl.store(flags, flagged, mask=inside)
 
     # registers hold the rows of a block in the order of _four
     r = tl.arange(0, RI)[:, None]
     rr = tl.arange(0, ROWS)
     order = rr // (2 * RI) * (2 * RI) + rr % RI * 2 + rr // RI % 2
     dw = tl.zeros((LANES,), tl.float32)
-    seen = tl.zeros((LANES,), tl.int32)
     for block in range(
         query_part * block_share, tl.minimum((query_part + 1) * block_share, blocks)
     ):
@@ -263,9 +268,6 @@ def sweep_kernel(
         q3 = _rows(q, 2 * r + 2 * RI + 1, query_row, there, inside)
         dq = tl.zeros((ROWS, LANES), tl.float32)
         if is_logistic(ACTIVATION):
-            seen |= tl.maximum(
-                tl.maximum(_sizes(q0), _sizes(q1)), tl.maximum(_sizes(q2), _sizes(q3))
-            )
             panel = query_panel + first // BI
             query_high, query_size = row_ranges(query_panels.ranges, panel, d, CHUNKS)
             if tl.maximum(query_size, key_size) <= FACTORED:
@@ -276,36 +278,34 @@ def sweep_kernel(
                 for tile in range(from_tile, to_tile):
                     key_high, _ = row_ranges(key_panels.ranges, key_panel + tile, d, CHUNKS)
                     if tl.max(query_high + key_high) <= PAIR:
-                        dq, dw, seen = _sweep_tile(
+                        dq, dw = _sweep_tile(
                             q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key,
-                            factor, tile * BJ, count, dq, dw, seen, d, inside, negative_slope,
-                            ACTIVATION, True, True, RI, BJ, TARGET,
+                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION,
+                            True, True, RI, BJ, TARGET,
                         )  # fmt: skip
                     else:
-                        dq, dw, seen = _sweep_tile(
+                        dq, dw = _sweep_tile(
                             q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key,
-                            factor, tile * BJ, count, dq, dw, seen, d, inside, negative_slope,
-                            ACTIVATION, True, False, RI, BJ, TARGET,
+                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION,
+                            True, False, RI, BJ, TARGET,
                         )  # fmt: skip
             else:
                 for tile in range(from_tile, to_tile):
-                    dq, dw, seen = _sweep_tile(
+                    dq, dw = _sweep_tile(
                         q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key, factor,
-                        tile * BJ, count, dq, dw, seen, d, inside, negative_slope, ACTIVATION,
-                        False, False, RI, BJ, TARGET,
+                        tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False,
+                        False, RI, BJ, TARGET,
                     )  # fmt: skip
         else:
             for tile in range(from_tile, to_tile):
-                dq, dw, seen = _sweep_tile(
+                dq, dw = _sweep_tile(
                     q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key, factor,
-                    tile * BJ, count, dq, dw, seen, d, inside, negative_slope, ACTIVATION, False,
-                    False, RI, BJ, TARGET,
+                    tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False,
+                    RI, BJ, TARGET,
                 )  # fmt: skip
-        at = order[:, None] * d + t[None, :]
+        # from the row on: offsets from the block's would stay in registers throughout
+        at = (first + order).to(tl.int64)[:, None] * d + t[None, :]
         mask = (order < there)[:, None] & inside[None, :]
-        tl.store(grad_query + wide(first) * d + at, weighted(dq, factor[None, :]), mask=mask)
+        tl.store(grad_query + at, weighted(dq, factor[None, :]), mask=mask)
     at = grad_weight + wide(part) * 2 * d + t
     tl.store(at, tl.load(at, mask=inside, other=0.0) + dw, mask=inside)
-    if is_logistic(ACTIVATION):
-        some = tl.where((seen & 0x7FFFFFFF) != 0, 1.0, tl.load(at + d, mask=inside, other=0.0))
-        tl.store(at + d, some, mask=inside)
