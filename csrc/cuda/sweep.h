@@ -36,12 +36,13 @@ __device__ __forceinline__ int in_panel(int row, int t) {
 }
 
 // Sweeps from the inputs themselves.
-constexpr bool from_inputs(Sweep way) { return way == Sweep::direct || way == Sweep::pointwise; }
+template <Sweep way>
+constexpr bool kFromInputs = way == Sweep::direct || way == Sweep::pointwise;
 
 // r of (E7) for four queries, from exponentials of q and k; from the inputs the sums q + k.
 template <Sweep way>
 __device__ __forceinline__ void four(float (&f)[4], const float* q, float k) {
-  if constexpr (from_inputs(way)) {
+  if constexpr (kFromInputs<way>) {
 #pragma unroll
     for (int e = 0; e < 4; e++) f[e] = q[e] + k;
   } else {
@@ -119,7 +120,7 @@ __device__ __forceinline__ void sweep_unit(const Problem& p, const Act& act, con
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         float g;
-        if constexpr (from_inputs(way)) {
+        if constexpr (kFromInputs<way>) {
           const float2 both = act.with_slope(s[e] == 0 ? 0.f : f[e]);  // 0 adds 0 even to NaN
           f[e] = both.x;
           g = both.y;

@@ -41,7 +41,7 @@ __device__ __forceinline__ void add_unit(Both& x, int c, const Act& act, const f
 #pragma unroll
   for (int r = 0; r < kRI; r++) {
     float slope;
-    if constexpr (from_inputs(way)) {
+    if constexpr (kFromInputs<way>) {
       const float2 both = act.with_slope(f[r]);
       f[r] = both.x;
       slope = way == Sweep::direct ? -both.y : both.y;
