@@ -81,7 +81,8 @@ def of_weight(call: Call, weight_sums: Tensor, total: Tensor) -> Tensor:
         total = total.unsqueeze(-1)
         # the sums of a hidden unit that is 0 throughout cancel, but for their rounding
         zero = total * (1 - span(activation) / 2)
-        grad_weight = torch.where(seen == 0, zero, total - span(activation) * grad_weight)
+        whole = torch.sub(total, grad_weight, alpha=span(activation))
+        grad_weight = torch.where(seen == 0, zero, whole)
     return grad_weight * call.arguments["scale"]
 
 
