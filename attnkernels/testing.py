@@ -11,8 +11,9 @@ In float64 the reference is the oracle itself: its error is unknown and counts a
 
 The magnitude is that of the terms, in float64: sums of absolute values, because cancellation
 between terms is not the backend's fault. Write S for that of a score, |scale| sum_t |w_t f| +
-|mask|, where |f| counts as 1 (logistic activations) or |q + k| (pointwise ones), and |f'| as its
-largest value.
+|mask|, where |f| counts as 1 (logistic activations) or |q + k| (pointwise ones). |f'| counts as its
+largest value, or span gain for logistic ones: (E8) makes it from r and r^2, which are up to 1 and
+cancel near r = 1.
 
     scores     S
     lse        max(S, |lse|)
@@ -285,7 +286,7 @@ def _score_magnitudes(
 ) -> tuple[Tensor, Tensors]:
     """Return S (*L, n, m) and leaves, whose gradients are (E5), (E6) in absolute terms.
 
-    query and key enter through leaves of zeros, with the largest |f'| as their derivative.
+    query and key enter through leaves of zeros, with what |f'| counts as for their derivative.
     """
     q, k, w = (_finite(x) for x in (query, key, weight))
     leaves = {
@@ -295,8 +296,8 @@ def _score_magnitudes(
     }
     f, slope = (q.unsqueeze(-2) + k.unsqueeze(-3)).abs(), 1.0
     activation = ACTIVATIONS[options.activation]
-    if activation.family == "logistic":  # |f'| = span gain r (1 - r), (E8), and r (1 - r) <= 1/4
-        f, slope = torch.ones_like(f), activation.span * activation.gain / 4
+    if activation.family == "logistic":  # f' = span gain (r - r^2), (E8), and r <= 1
+        f, slope = torch.ones_like(f), activation.span * activation.gain
     f = f + slope * (leaves["query"].unsqueeze(-2) + leaves["key"].unsqueeze(-3))
     s = abs(options.scale) * torch.einsum("...ijt,...t->...ij", f, leaves["weight"])
     mask = options.attn_mask

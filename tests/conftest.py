@@ -17,12 +17,15 @@ import torch
 
 from attnkernels.backends import BACKENDS, native
 from attnkernels.backends.base import Problem
+from tools.interpreter import fuse_multiply_adds
 
 NAMES = [backend.NAME for backend in BACKENDS]
 
 # With TRITON_INTERPRET=1 the suite tests the triton backend, as far as an interpreter can.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INTERPRETED_ELEMENTS = 12_000
+if INTERPRETED:
+    fuse_multiply_adds()
 
 # With ATTNKERNELS_LIBRARY set to what tests/emulator/library.py builds, the suite tests the CUDA
 # kernels, which an emulator runs on the CPU.

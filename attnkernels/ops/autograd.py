@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _are_functorch_transforms_active
+from torch._C._functorch import TransformType
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 from torch.utils._pytree import tree_map
@@ -107,7 +108,7 @@ def _forward_gradient(
     def gradient(ctx: Any, dc: Any, dlse: Any, da: Any) -> Any:
         if dc is None and dlse is None and da is None:
             return _nothing(ctx)
-        saved, options = ctx.saved_tensors, ctx.options
+        saved, options = _exact(ctx.saved_tensors), ctx.options
         da = da if options[weights_exist] else None
         values = (dc, dlse, da, *saved, *options, _wanted(ctx, bits))
         try:
@@ -127,7 +128,7 @@ def _scores_gradient(backward: Operator) -> Operator:
         if grad is None:
             return _nothing(ctx)
         # backward has the arguments of ops.scores between two of its own
-        saved = ctx.saved_tensors[: len(SCORES.tensors)]
+        saved = _exact(ctx.saved_tensors[: len(SCORES.tensors)])
         try:
             found = backward(grad, *saved, *ctx.options, _wanted(ctx, bits))
         except RuntimeError as error:
@@ -302,6 +303,19 @@ def _fit(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
     if like is None or grad is None or (grad.dim() == 1 and not grad.shape[0]):
         return None
     return grad if grad.dtype == like.dtype else grad.to(dtype=like.dtype)
+
+
+def _exact(saved: Any) -> Any:
+    """Return inputs for gradients that are not rounded, under a vmap.
+
+    It sums them for what its examples share, and autograd rounds the sum.
+    """
+    if not _are_functorch_transforms_active() or TransformType.Vmap not in transforms()[0]:
+        return saved
+    return tuple(
+        x if x is None or x.dtype not in (torch.bfloat16, torch.float16) else x.float()
+        for x in saved
+    )
 
 
 def _second(signature: Signature, of: plain.Differentiated) -> Operator:

@@ -15,6 +15,8 @@ from torch._C import _are_functorch_transforms_active
 from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
     is_legacy_batchedtensor,
 )
 from torch.autograd import forward_ad
@@ -101,9 +103,17 @@ class Jvp:
 
 
 def _is_recorded(args: list[Any]) -> bool:
-    return _are_functorch_transforms_active() or (
-        is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
-    )
+    """Return True if the tangents may be differentiated, which costs as much as a small call."""
+    keys, _ = transforms()
+    if keys and keys != [TransformType.Jvp]:
+        return True
+    return is_grad_enabled() and any(isinstance(x, Tensor) and _needs_gradient(x) for x in args)
+
+
+def _needs_gradient(x: Tensor) -> bool:
+    while is_functorch_wrapped_tensor(x):  # a transform hides it
+        x = get_unwrapped(x)
+    return x.requires_grad
 
 
 @cache

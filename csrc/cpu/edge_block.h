@@ -27,7 +27,7 @@ template <class T, class F>
 void with_edge_form(const EdgeProblem& p, const F& f) {
   if (is_logistic(p.activation)) {
     const Direct<T> x(static_cast<T>(info(p.activation).gain));
-    return f(EdgeForm<SharedReciprocal<Direct<T>>, LogisticGradient<Direct<T>>>{{x}, {x}});
+    return f(EdgeForm<SharedReciprocal<Direct<T>>, DirectGradient<T, true>>{{x}, {x}});
   }
   with_pointwise(p.activation, static_cast<T>(p.negative_slope), [&]<class P>(const P& pointwise) {
     f(EdgeForm<PointwiseSum<P>, PointwiseGradient<P, true>>{{pointwise}, {pointwise}});

@@ -32,8 +32,11 @@ template <class T>
 struct Direct {
   Vec<T> gain, high;
   explicit Direct(T gain) : gain(gain), high(Limits<T>::quad / gain) {}
+  C10_ALWAYS_INLINE Vec<T> exponential(Vec<T> a, Vec<T> b) const {
+    return exp_times(at_most(a + b, high), gain);
+  }
   C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
-    return exp_plus(at_most(a + b, high), gain, Vec<T>(T(1)));
+    return exponential(a, b) + Vec<T>(T(1));
   }
 };
 

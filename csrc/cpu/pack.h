@@ -52,17 +52,17 @@ inline Range<T> range_of(const T* row, int64_t count) {
 // x = 1 + 0. Results above the range of the factored forms are undefined, and not used.
 template <class T, class S>
 C10_ALWAYS_INLINE void exponentiate(T* out, const S* in, int64_t count, T gain, Ranges<T>& ranges) {
-  const Vec<T> g(gain), zero(T(0));
+  const Vec<T> g(gain);
   int64_t t = 0;
   for (; t + kLanes<T> <= count; t += kLanes<T>) {
     const Vec<T> x = load_as<T>(in + t);
     ranges.include(x);
-    exp_plus(x, g, zero).store(out + t);
+    exp_times(x, g).store(out + t);
   }
   if (t < count) {
     const Vec<T> x = load_as<T>(in + t, count - t);
     ranges.include(x);
-    exp_plus(x, g, zero).store(out + t, static_cast<int>(count - t));
+    exp_times(x, g).store(out + t, static_cast<int>(count - t));
   }
   std::fill(out + count, out + padded(count), T(0));
 }

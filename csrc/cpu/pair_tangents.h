@@ -50,6 +50,30 @@ struct LogisticTangent {
   }
 };
 
+// The same from e = exp(gain x), with 1 - r as e r, which does not cancel.
+template <class T, bool Weight>
+struct DirectTangent {
+  Direct<T> x;
+  template <class V>
+  C10_ALWAYS_INLINE void add(V& sum, V& tangent, const V (&a)[4], const V (&b)[4], const V (&w)[4],
+                             const V (&c)[4], const V (&dw)[4]) const {
+    V exponentials[4], xs[4], r[4];
+#pragma GCC unroll 4
+    for (int e = 0; e < 4; e++) {
+      exponentials[e] = x.exponential(a[e], b[e]);
+      xs[e] = exponentials[e] + V(T(1));
+    }
+    reciprocals(xs, r);
+#pragma GCC unroll 4
+    for (int e = 0; e < 4; e++) {
+      sum = fmadd(w[e], r[e], sum);
+      V slope = c[e] * (exponentials[e] * r[e]);
+      if constexpr (Weight) slope = slope - dw[e];
+      tangent = fmadd(slope, r[e], tangent);
+    }
+  }
+};
+
 template <class Pointwise, bool Weight>
 struct PointwiseTangent {
   Pointwise f;

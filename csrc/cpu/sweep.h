@@ -10,24 +10,32 @@ inline namespace CPU_CAPABILITY {
 // A gradient computes for K keys of one query what each pair adds to dw (`to_w`) and to dq and dk
 // (`to_x`).
 
-// r = 1 / x with one division per two keys (batch inversion); f' is r (1 - r), (E8).
+// r = 1 / x with one division per two keys (batch inversion).
+template <int K, class V>
+C10_ALWAYS_INLINE void paired_reciprocals(const V (&x)[K], V (&r)[K]) {
+  const V one(1);
+  if constexpr (K == 1) {
+    r[0] = one / x[0];
+  } else {
+#pragma GCC unroll 4
+    for (int c = 0; c < K; c += 2) {
+      const V both = one / (x[c] * x[c + 1]);
+      r[c] = x[c + 1] * both;
+      r[c + 1] = x[c] * both;
+    }
+  }
+}
+
+// f' is r (1 - r), (E8), which is off by the rounding of r.
 template <class X>
 struct LogisticGradient {
   X x;
   template <int K, class V>
   void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K], V (&to_x)[K]) const {
-    V r[K];
-    const V one(1);
-    if constexpr (K == 1) {
-      r[0] = one / x(a, b[0]);
-    } else {
+    V xs[K], r[K];
 #pragma GCC unroll 4
-      for (int c = 0; c < K; c += 2) {
-        const V x0 = x(a, b[c]), x1 = x(a, b[c + 1]), both = one / (x0 * x1);
-        r[c] = x1 * both;
-        r[c + 1] = x0 * both;
-      }
-    }
+    for (int c = 0; c < K; c++) xs[c] = x(a, b[c]);
+    paired_reciprocals(xs, r);
 #pragma GCC unroll 4
     for (int c = 0; c < K; c++) {
       to_w[c] = ds[c] * r[c];
@@ -36,19 +44,28 @@ struct LogisticGradient {
   }
 };
 
-// The same for any inputs, NaN and infinities among them. Keys share no reciprocal, through which a
-// NaN would reach the next one, and a pair whose ds is 0 adds 0.
-template <class T>
+// The same from e = exp(gain x), for any inputs: f' is e r^2, right to a few roundings of its own
+// even near r = 1. NaN and infinities may be among the inputs if keys do not share reciprocals,
+// through which a NaN would reach the next one; then a pair whose ds is 0 adds 0.
+template <class T, bool Shared>
 struct DirectGradient {
   Direct<T> x;
   template <int K, class V>
   void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K], V (&to_x)[K]) const {
     const V one(1), zero(T(0));
+    V e[K], xs[K], r[K];
 #pragma GCC unroll 4
     for (int c = 0; c < K; c++) {
-      const V r = V::blendv(one / x(a, b[c]), zero, ds[c] == zero);
-      to_w[c] = ds[c] * r;
-      to_x[c] = at::vec::fnmadd(to_w[c], r, to_w[c]);
+      e[c] = x.exponential(a, b[c]);
+      if (!Shared) e[c] = V::blendv(e[c], zero, ds[c] == zero);
+      xs[c] = e[c] + one;
+      if (!Shared) r[c] = one / xs[c];
+    }
+    if (Shared) paired_reciprocals(xs, r);
+#pragma GCC unroll 4
+    for (int c = 0; c < K; c++) {
+      to_w[c] = ds[c] * r[c];
+      to_x[c] = to_w[c] * (e[c] * r[c]);
     }
   }
 };
@@ -219,7 +236,7 @@ void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out, T* 
     case Variant::bounded:
       return scorer.pairs_are_safe() ? with(LogisticGradient<Factored>{})
                                      : with(LogisticGradient<Bounded>{});
-    case Variant::direct: return with(DirectGradient<T>{Direct<T>(scorer.gain())});
+    case Variant::direct: return with(DirectGradient<T, false>{Direct<T>(scorer.gain())});
     case Variant::pointwise:
       return scorer.with_activation([&]<class Pointwise>(const Pointwise& f) {
         scorer.finite() ? with(PointwiseGradient<Pointwise, true>{f})

@@ -105,7 +105,7 @@ class TangentScorer {
       case Variant::factored: return sums(LogisticTangent<Factored, Weight>{}, r0, rows, out);
       case Variant::bounded: return sums(LogisticTangent<Bounded, Weight>{}, r0, rows, out);
       case Variant::direct:
-        return sums(LogisticTangent<Direct<T>, Weight>{Direct<T>(scorer_.gain())}, r0, rows, out);
+        return sums(DirectTangent<T, Weight>{Direct<T>(scorer_.gain())}, r0, rows, out);
       case Variant::pointwise:
         return scorer_.with_activation([&]<class Pointwise>(const Pointwise& f) {
           sums(PointwiseTangent<Pointwise, Weight>{f}, r0, rows, out);

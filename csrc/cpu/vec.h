@@ -86,12 +86,12 @@ inline Vec<float> exp(Vec<float> x) {
 }
 inline Vec<double> exp(Vec<double> x) { return x.exp(); }
 
-// plus + exp(gain x) for gain x <= 87 and a gain that is a power of two, with fewer operations than
-// exp: plus + 2^(k + r) = plus + 2^k + 2^k r P(r). Below -87 the result is that of -87. A fused
+// exp(gain x) for gain x <= 87 and a gain that is a power of two, with fewer operations than exp:
+// 2^(k + r) = 2^k + 2^k r P(r). Below -87 the result is that of -87. A fused
 // multiply-add makes the product in r = x gain log2(e) - k exact, and P is minimax (relative error
 // 2.0e-9). Besides rounding, the only error is that of the constant log2(e), 1.4e-8 of itself,
 // which acts as an equal relative change of the gain.
-C10_ALWAYS_INLINE Vec<float> exp_plus(Vec<float> x, Vec<float> gain, Vec<float> plus) {
+C10_ALWAYS_INLINE Vec<float> exp_times(Vec<float> x, Vec<float> gain) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   using V = Vec<float>;
   using I = Vec<int32_t>;
@@ -105,14 +105,12 @@ C10_ALWAYS_INLINE Vec<float> exp_plus(Vec<float> x, Vec<float> gain, Vec<float> 
   p = fmadd(p, r, V(5.55033247e-2f));
   p = fmadd(p, r, V(0.240226479f));
   p = fmadd(p, r, V(0.693147203f));
-  return fmadd(p, r * power, power + plus);
+  return fmadd(p, r * power, power);
 #else
-  return exp(x * gain) + plus;
+  return exp(x * gain);
 #endif
 }
-inline Vec<double> exp_plus(Vec<double> x, Vec<double> gain, Vec<double> plus) {
-  return (x * gain).exp() + plus;
-}
+inline Vec<double> exp_times(Vec<double> x, Vec<double> gain) { return (x * gain).exp(); }
 
 // exp(x) for the softmax, where x <= 0. Results below the normal range are 0.
 template <class T>

@@ -64,10 +64,15 @@ __device__ __forceinline__ float reciprocal(float x) {
   return y;
 }
 
-// max(x, y), or NaN if either is NaN.
+// max(x, y) and min(x, y), or NaN if either is NaN.
 __device__ __forceinline__ float max_nan(float x, float y) {
   float z;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+__device__ __forceinline__ float min_nan(float x, float y) {
+  float z;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
   return z;
 }
 

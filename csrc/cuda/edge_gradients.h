@@ -31,18 +31,16 @@ class EdgeTerm {
     if constexpr (!Act::kLogistic) low_ = ds * act.negative;
   }
   __device__ __forceinline__ float to_x(float x) const {
-    if constexpr (Act::kLogistic) {
-      const float r = act_.r(x);
-      return ds_ * fmaf(-r, r, r);
-    } else {
+    if constexpr (Act::kLogistic)
+      return ds_ * act_.with_slope(x).y;
+    else
       return x > 0 ? ds_ : low_;
-    }
   }
   // The same for a rectifier, from the sign of x.
   __device__ __forceinline__ float by_sign(bool positive) const { return positive ? ds_ : low_; }
   __device__ __forceinline__ float to_w(float x) const {
     if constexpr (Act::kLogistic)
-      return ds_ * act_.r(x);
+      return ds_ * act_.with_slope(x).x;
     else
       return to_x(x) * max_nan(x, act_.floor);
   }

@@ -47,6 +47,12 @@ struct Logistic {
   __device__ __forceinline__ float exp(float x) const { return exp2_approx(x * gain); }
   __device__ __forceinline__ float r(float x) const { return reciprocal(1.f + exp(x)); }
   __device__ __forceinline__ float value(float x) const { return fmaf(-span, r(x), 1.f); }
+  // r, and r (1 - r) of (E8) as e r^2: r - r^2 would be off by the rounding of r, which is all that
+  // is left of it near r = 1.
+  __device__ __forceinline__ float2 with_slope(float x) const {
+    const float e = min_nan(exp(x), 0x1p127f), r = reciprocal(1.f + e);  // 0, not NaN, if infinite
+    return make_float2(r, e * r * r);
+  }
 };
 
 // A pointwise activation computes f and f' from x = q + k. Both are NaN if x is, and f(0) is
@@ -63,6 +69,9 @@ struct Rectifier {
   }
   __device__ __forceinline__ float slope(float x) const {
     return x > 0 ? 1.f : x == x ? negative : x;
+  }
+  __device__ __forceinline__ float2 with_slope(float x) const {
+    return make_float2(value(x), slope(x));
   }
 };
 

@@ -144,18 +144,10 @@ __global__ void __launch_bounds__(kBlock)
             if (i < p.n) {
               const float s = ds[i * kBackwardKeys + j];
               const float x = s == 0 ? 0.f : q[i] + k;  // 0 adds 0 even to NaN
-              float f, g;
-              if constexpr (Act::kLogistic) {
-                f = act.r(x);
-                g = fmaf(-f, f, f);
-                f -= 0.5f;
-              } else {
-                f = act.value(x);
-                g = act.slope(x);
-              }
-              dw = fmaf(s, f, dw);
-              dq[i] = fmaf(s, g, dq[i]);
-              dk = fmaf(s, g, dk);
+              const float2 both = act.with_slope(x);
+              dw = fmaf(s, Act::kLogistic ? both.x - 0.5f : both.x, dw);
+              dq[i] = fmaf(s, both.y, dq[i]);
+              dk = fmaf(s, both.y, dk);
             }
         }
         if (f.grad_key.data)

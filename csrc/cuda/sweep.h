@@ -35,20 +35,18 @@ __device__ __forceinline__ int in_panel(int row, int t) {
   return (t / 4 * kTile + row) * 4 + t % 4;
 }
 
-// x = 1 + exp(gain (q + k)), from exponentials of q and k except in a direct sweep.
+// Sweeps from the inputs themselves.
 template <Sweep way>
-__device__ __forceinline__ float denominator(const Logistic& act, float q, float k) {
-  return way == Sweep::direct ? 1.f + act.exp(q + k) : fmaf(q, k, 1.f);
-}
+constexpr bool kFromInputs = way == Sweep::direct || way == Sweep::pointwise;
 
-// r of (E7) for four queries; of a pointwise activation the sums q + k.
-template <Sweep way, class Act>
-__device__ __forceinline__ void four(float (&f)[4], const Act& act, const float* q, float k) {
-  if constexpr (way == Sweep::pointwise) {
+// r of (E7) for four queries, from exponentials of q and k; from the inputs the sums q + k.
+template <Sweep way>
+__device__ __forceinline__ void four(float (&f)[4], const float* q, float k) {
+  if constexpr (kFromInputs<way>) {
 #pragma unroll
     for (int e = 0; e < 4; e++) f[e] = q[e] + k;
   } else {
-    const float x0 = denominator<way>(act, q[0], k), x1 = denominator<way>(act, q[1], k);
+    const float x0 = fmaf(q[0], k, 1.f), x1 = fmaf(q[1], k, 1.f);
     if constexpr (way == Sweep::shared) {
       const float both = reciprocal(x0 * x1);
       f[0] = x1 * both;
@@ -57,8 +55,8 @@ __device__ __forceinline__ void four(float (&f)[4], const Act& act, const float*
       f[0] = reciprocal(x0);
       f[1] = reciprocal(x1);
     }
-    f[2] = reciprocal(denominator<way>(act, q[2], k));
-    f[3] = reciprocal(denominator<way>(act, q[3], k));
+    f[2] = reciprocal(fmaf(q[2], k, 1.f));
+    f[3] = reciprocal(fmaf(q[3], k, 1.f));
   }
 }
 
@@ -118,15 +116,14 @@ __device__ __forceinline__ void sweep_unit(const Problem& p, const Act& act, con
       const float4 four_ds = row[i / 4];
       const float s[4] = {four_ds.x, four_ds.y, four_ds.z, four_ds.w};
       float f[4];
-      four<way>(f, act, q + i, k);
+      four<way>(f, q + i, k);
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         float g;
-        if constexpr (way == Sweep::pointwise || way == Sweep::direct)
-          f[e] = s[e] == 0 ? 0.f : f[e];  // 0 adds 0 even to NaN
-        if constexpr (way == Sweep::pointwise) {
-          g = act.slope(f[e]);
-          f[e] = act.value(f[e]);
+        if constexpr (kFromInputs<way>) {
+          const float2 both = act.with_slope(s[e] == 0 ? 0.f : f[e]);  // 0 adds 0 even to NaN
+          f[e] = both.x;
+          g = both.y;
         } else {
           g = fmaf(-f[e], f[e], f[e]);
         }

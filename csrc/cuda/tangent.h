@@ -37,13 +37,14 @@ __device__ __forceinline__ void add_unit(Both& x, int c, const Act& act, const f
                                          float w, float w_tangent) {
   static_assert(kRI == 4);
   float f[kRI];
-  four<way>(f, act, q, k);
+  four<way>(f, q, k);
 #pragma unroll
   for (int r = 0; r < kRI; r++) {
     float slope;
-    if constexpr (way == Sweep::pointwise) {
-      slope = act.slope(f[r]);
-      f[r] = act.value(f[r]);
+    if constexpr (kFromInputs<way>) {
+      const float2 both = act.with_slope(f[r]);
+      f[r] = both.x;
+      slope = way == Sweep::direct ? -both.y : both.y;
     } else {
       slope = fmaf(f[r], f[r], -f[r]);
     }

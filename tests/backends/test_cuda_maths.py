@@ -287,7 +287,7 @@ def test_sweep_at_the_seams(
     q = np.clip(y - k[:, None], -FACTORED, FACTORED).astype("f")
     if way == "shared":  # a tile chooses by its highest query and its highest key
         q = np.minimum(q, PAIR - k[:, None])
-    found = getattr(maths, way)(maths.exp_exact(q).reshape(q.shape), maths.exp_exact(k), 0)
+    found = getattr(maths, way)(maths.exp_exact(q).reshape(q.shape), maths.exp_exact(k))
     r = 1 / (1 + np.exp(q.astype("d") + k[:, None]))
     gone = 2.0**-62 if way == "shared" else 2.0**-125
     assert (np.abs(found - r) <= 7 * ROUNDING * r + gone).all()
@@ -297,32 +297,41 @@ def test_single_takes_the_whole_range(maths: ModuleType) -> None:
     """It holds if both exponentials are the largest allowed and their product is infinite."""
     end = maths.exp_exact(f32([FACTORED, -FACTORED, FACTORED, -FACTORED]))[None]
     for k, expected in ((FACTORED, [0, 0.5, 0, 0.5]), (-FACTORED, [0.5, 1, 0.5, 1])):
-        found = maths.single(end, maths.exp_exact(f32([k])), 0)
+        found = maths.single(end, maths.exp_exact(f32([k])))
         assert np.abs(found - expected).max() <= 4 * ROUNDING
 
 
 @pytest.mark.parametrize("gain", [1, 2])
-def test_direct_sweep(maths: ModuleType, random: np.random.Generator, gain: float) -> None:
-    """The sum is rounded, and the exponent of 2, whose error counts r (1 - r) |y| times."""
+def test_logistic_from_inputs(maths: ModuleType, random: np.random.Generator, gain: float) -> None:
+    """The sum is rounded, and the exponent of 2, whose error counts r (1 - r) |y| times.
+
+    That of r (1 - r) is relative, even near r = 1.
+    """
     y = random.choice(SEAMS + [1e4, -1e4], (20_000, 4)) + random.normal(size=(20_000, 4))
     k = random.choice([0, 1, -43, 86, 100, -1e4], 20_000)
     q, k = (y / gain - k[:, None]).astype("f"), k.astype("f")
     y = gain * (q.astype("d") + k[:, None])
-    found = maths.direct(q, k, gain)
-    r = 1 / (1 + np.exp(np.minimum(y, 700)))
+    found, slopes = (x.reshape(y.shape) for x in maths.with_slope(q + k[:, None], gain))
+    e = np.exp(np.minimum(y, 700))
+    r = 1 / (1 + e)
     bound = ROUNDING * r * (4 + 2.5 * (1 - r) * np.abs(y)) + 2.0**-125
     assert (np.abs(found - r) <= bound).all()
+    slope = e * r**2
+    assert (np.abs(slopes - slope) <= ROUNDING * slope * (9 + 2.5 * np.abs(y)) + 2.0**-120).all()
 
     q = f32([[1e4, 3e38, INF, -INF], [INF, -INF, NAN, 0], [NAN, INF, -INF, 0]])
-    found = maths.direct(q, f32([-1e4, INF, -INF]), gain)
+    sums = maths.sums(q, f32([-1e4, INF, -INF]))
+    found, slopes = (x.reshape(q.shape) for x in maths.with_slope(sums, gain))
     expected = [[0.5, 0, 0, 1], [0, NAN, NAN, 0], [NAN, NAN, 1, 1]]
     assert np.array_equal(found, f32(expected), equal_nan=True)
+    expected = [[0.25, 0, 0, 0], [0, NAN, NAN, 0], [NAN, NAN, 0, 0]]
+    assert np.array_equal(slopes, f32(expected), equal_nan=True)
 
 
-def test_rectified_sweep(maths: ModuleType, random: np.random.Generator) -> None:
+def test_sums(maths: ModuleType, random: np.random.Generator) -> None:
     q = (random.normal(size=(1000, 4)) * 1e3).astype("f")
     k = random.normal(size=1000).astype("f")
     q[:3, 0], k[:3] = [INF, -INF, NAN], [-INF, -INF, 1]
-    found = maths.rectified_fours(q, k, 0)
+    found = maths.sums(q, k)
     with np.errstate(invalid="ignore"):
         assert np.array_equal(found, q + k[:, None], equal_nan=True)

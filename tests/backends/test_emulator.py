@@ -231,6 +231,7 @@ def test_special_functions(faults: ModuleType) -> None:
     assert np.array_equal(found, np.float32([0.5, -0.25, 0, 0, 0, inf, -inf, nan]), equal_nan=True)
     assert np.signbit(found[3]) and not np.signbit(found[4])
     assert faults.max_nan(1, 2) == faults.max_nan(2, 1) == 2
+    assert faults.min_nan(1, 2) == faults.min_nan(2, 1) == 1 and np.isnan(faults.min_nan(nan, 1))
     assert np.isnan(faults.max_nan(nan, 1)) and np.isnan(faults.max_nan(1, nan))
     assert not np.signbit(faults.max_nan(-0.0, 0.0)) and not np.signbit(faults.max_nan(0.0, -0.0))
 

@@ -339,6 +339,7 @@ inline float max_nan(float x, float y) {
   if (isnan(x) || isnan(y)) return __uint_as_float(0x7fffffff);
   return x > y || (x == y && !signbit(x)) ? x : y;
 }
+inline float min_nan(float x, float y) { return -max_nan(-x, -y); }
 
 inline void forget(float&) {}  // a matter of registers
 

@@ -308,4 +308,5 @@ PYBIND11_MODULE(faults, m) {
   m.def("exp2", [](const Array<float>& x) { return map(x, exp2_approx); });
   m.def("reciprocal", [](const Array<float>& x) { return map(x, reciprocal); });
   m.def("max_nan", [](float x, float y) { return max_nan(x, y); });
+  m.def("min_nan", [](float x, float y) { return min_nan(x, y); });
 }

@@ -43,11 +43,11 @@ Array<float> quads(const Array<float>& s, const Array<float>& a, const Array<flo
 
 // Return four() of the sweep for q (keys, 4) and k (keys).
 template <Sweep way>
-Array<float> fours(const Array<float>& q, const Array<float>& k, float gain) {
+Array<float> fours(const Array<float>& q, const Array<float>& k) {
   Array<float> out({k.size(), py::ssize_t{4}});
   for (int64_t j = 0; j < k.size(); j++) {
     float f[4];
-    four<way>(f, Logistic{gain * kLog2e, 1}, q.data() + 4 * j, k.data()[j]);
+    four<way>(f, q.data() + 4 * j, k.data()[j]);
     std::copy(f, f + 4, out.mutable_data() + 4 * j);
   }
   return out;
@@ -147,8 +147,12 @@ PYBIND11_MODULE(cuda_maths, m) {
   m.def("rectified_quads", quads<Form::pointwise>);
   m.def("shared", fours<Sweep::shared>);
   m.def("single", fours<Sweep::single>);
-  m.def("direct", fours<Sweep::direct>);
-  m.def("rectified_fours", fours<Sweep::pointwise>);
+  m.def("sums", fours<Sweep::direct>);
+  m.def("with_slope", [](const Array<float>& x, float gain) {
+    const Logistic act{gain * kLog2e, 1};
+    return py::make_tuple(map(x, [&](float v) { return act.with_slope(v).x; }),
+                          map(x, [&](float v) { return act.with_slope(v).y; }));
+  });
 
   m.def("philox", [](uint64_t seed, const std::vector<uint32_t>& counter) {
     const Words w = philox(seed, {{counter.at(0), counter.at(1), counter.at(2), counter.at(3)}});

@@ -56,8 +56,8 @@ PYBIND11_MODULE(maths, m) {
   m.def("exp_double", [](const Array<double>& x) {
     return map<double>(x, [](auto v) { return attnkernels::cpu::exp(v); });
   });
-  m.def("exp_plus", [](const Array<float>& x, float gain, float plus) {
-    return map<float>(x, [&](auto v) { return exp_plus(v, Vec<float>(gain), Vec<float>(plus)); });
+  m.def("exp_times", [](const Array<float>& x, float gain) {
+    return map<float>(x, [&](auto v) { return exp_times(v, Vec<float>(gain)); });
   });
   m.def("exp_weight",
         [](const Array<float>& x) { return map<float>(x, [](auto v) { return exp_weight(v); }); });

@@ -295,3 +295,11 @@ def test_inputs_are_left_as_they_were(backend: str) -> None:
     before = [x.detach().clone() for x in inputs]
     additive_attention(*inputs, is_causal=True, dropout_p=0.2, backend=backend).sum().backward()
     assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
+
+
+@pytest.mark.parametrize("lead", [(2,), (3, 2)], ids=str)
+def test_one_key_for_a_batch(backend: str, lead: tuple[int, ...]) -> None:
+    """All queries are then rows of one problem."""
+    for options in ({}, {"return_weights": True}, {"return_lse": True}):
+        inputs = normal(*lead, 3, 6), normal(5, 6), normal(5, 2), normal(6)
+        check_attention(*inputs, **options, backend=backend)

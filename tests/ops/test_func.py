@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.inputs import make, normal
+from helpers.inputs import BF16, F16, F64, make, normal
 from torch import Tensor
 from torch.func import grad, vmap
 
 from attnkernels import additive_attention, additive_scores
-from attnkernels.testing import check_attention, check_scores
+from attnkernels.testing import assert_within_budget, check_attention, check_scores
 
 SHAPE = (3, 4, 5, 6, 2)
 
@@ -87,6 +87,30 @@ def test_vmap_is_one_more_leading_dimension(backend: str, which: tuple[int, ...]
     check_attention(*stacked, return_weights=True, return_lse=True, backend=call)
     check_attention(*stacked, is_causal=True, backend=call)
     check_attention(*stacked, window_size=(1, 2), backend=call)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_vmap_rounds_sums_of_gradients(backend: str, dtype: torch.dtype) -> None:
+    """The gradient of what examples share is rounded once, also where theirs cancel."""
+    query = normal(32, 3, 6, dtype=dtype, grad=False)
+    key, value, weight = (
+        normal(5, 6, dtype=dtype),
+        normal(5, 2, dtype=dtype),
+        normal(6, dtype=dtype),
+    )
+    direction = torch.randn(32, 3, 2).to(dtype)
+
+    def gradients(name: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        shared = [x.detach().to(dtype).requires_grad_() for x in (key, value, weight)]
+        call = vmap(partial(additive_attention, backend=name), (0, None, None, None))
+        twice = call(torch.cat([query, query]).to(dtype), *shared)
+        return torch.autograd.grad(
+            twice, shared, torch.cat([direction, -0.98 * direction]).to(twice)
+        )
+
+    found = gradients(backend, dtype), gradients("reference", dtype), gradients("reference", F64)
+    for name, *results in zip(("key", "value", "weight"), *found, strict=True):
+        assert_within_budget(*results, name=name)
 
 
 def test_vmap_of_other_dimensions(backend: str) -> None:

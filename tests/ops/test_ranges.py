@@ -167,3 +167,17 @@ def test_scores_at_the_seams(backend: str) -> None:
     for offset in (0.0, 42.0, 60.0):
         query, key, _, weight = around(sums, offset, (1, 40, 70, len(SEAMS), 1))
         check_scores(query, key, weight, backend=backend)
+
+
+def test_units_near_their_ends(backend: str) -> None:
+    """The slopes of sigmoid are small there, and those of a shared reciprocal are rounded."""
+    query, key = torch.zeros(1, 1), torch.linspace(-16, -4, 1000).unsqueeze(-1)
+    inputs = query.requires_grad_(), key.requires_grad_(), torch.ones(1)
+    check_scores(*inputs, activation="sigmoid", backend=backend)
+
+
+@pytest.mark.parametrize("offset", [40.0, 60.0, 80.0])
+def test_exponentials_of_large_inputs(backend: str, offset: float) -> None:
+    """Their arguments are large, and rounded by more than the sum of query and key."""
+    query, key = offset + torch.randn(20, 1), torch.randn(9, 1) - offset
+    check_scores(query, key, torch.ones(1), activation="sigmoid", backend=backend)

@@ -6,15 +6,24 @@ that are made from lse are not: it is rounded, by as much as it is large.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import pytest
 import torch
 from helpers.inputs import ACTIVATIONS, F32, F64, MANY
 from torch import Tensor
 
-from attnkernels import additive_attention
+from attnkernels import (
+    additive_attention,
+    additive_attention_sparse,
+    additive_scores,
+    prepare_edges,
+)
 from attnkernels.backends import native
 from attnkernels.ops import codes
 
+LOGISTIC = ["tanh", "sigmoid"]
 NAMES = ("context", "weights", "query", "key", "value", "weight")
 # Rows and pairs at most: an emulator takes its time, and an interpreter more of it.
 MOST = {"native": (4096, 200_000), "emulated": (512, 20_000), "triton": (48, 700)}
@@ -58,19 +67,56 @@ def test_saturated_rows(backend: str, activation: str, size: float, n: int, m: i
         assert error <= 4 * max(allowed, rounding), f"{name}: {error:.3g} against {allowed:.3g}"
 
 
-@pytest.mark.parametrize("n", [1, 8])
-@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
-def test_slopes_of_saturated_units(backend: str, activation: str, n: int) -> None:
-    if backend != "triton":
-        pytest.skip("its slopes are off by as much as the activation is rounded")
+def saturated_units(activation: str, n: int) -> list[Tensor]:
+    """Return inputs, too large for exponentials of their own, whose units are near r = 1 of (E7).
+
+    There f' is the exponential, and r - r^2 has lost it.
+    """
     gain = codes.ACTIVATIONS[activation].gain
-    # all units are near r = 1 of (E7), and inputs are too large for exponentials of their own
     query = torch.rand(2, n, 8) - 100
     key = 100 - (9 + 8 * torch.rand(2, 5, 8)) / gain
-    value, weight = torch.randn(2, 5, 5), torch.randn(8)
-    inputs = [query, key, value, weight, torch.randn(2, n, 5)]
-    exact = results("reference", [x.to(F64) for x in inputs], activation, weights=False)[1:3]
-    found = results(backend, inputs, activation, weights=False)[1:3]
-    for name, x, z in zip(("query", "key"), found, exact, strict=True):
+    return [query, key, torch.randn(2, 5, 5), torch.randn(8), torch.randn(2, n, 5)]
+
+
+def assert_close(names: Sequence[str], found: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
+    for name, x, z in zip(names, found, exact, strict=True):
         error = (x - z).norm().item() / z.norm().item()
         assert error <= 16 * torch.finfo(F32).eps, f"{name}: {error:.3g}"
+
+
+@pytest.mark.parametrize("n", [1, 8])
+@pytest.mark.parametrize("activation", LOGISTIC)
+def test_slopes_of_saturated_units(fused: str, activation: str, n: int) -> None:
+    inputs = saturated_units(activation, n)
+    exact = results("reference", [x.to(F64) for x in inputs], activation, weights=False)[1:3]
+    found = results(fused, inputs, activation, weights=False)[1:3]
+    assert_close(("query", "key"), found, exact)
+
+
+@pytest.mark.parametrize("n", [1, 8])
+@pytest.mark.parametrize("activation", LOGISTIC)
+def test_tangents_of_saturated_units(fused: str, activation: str, n: int) -> None:
+    query, key, _, weight, _ = saturated_units(activation, n)
+    moves = torch.randn_like(query), torch.randn_like(key)
+
+    def tangent(backend: str, dtype: torch.dtype) -> Tensor:
+        q, k, w, dq, dk = (x.to(dtype) for x in (query, key, weight, *moves))
+        scores = partial(additive_scores, weight=w, activation=activation, backend=backend)
+        return torch.func.jvp(scores, (q, k), (dq, dk))[1]
+
+    assert_close(["scores"], [tangent(fused, F32)], [tangent("reference", F64)])
+
+
+@pytest.mark.parametrize("activation", LOGISTIC)
+def test_slopes_of_saturated_units_over_edges(fused: str, activation: str) -> None:
+    *inputs, direction = saturated_units(activation, 8)
+    edges = prepare_edges(torch.cartesian_prod(torch.arange(5), torch.arange(8)).T, 8, 5)
+
+    def gradients(backend: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        context = additive_attention_sparse(
+            *leaves, edges=edges, activation=activation, backend=backend
+        )
+        return torch.autograd.grad(context, leaves[:2], direction.to(dtype))
+
+    assert_close(("query", "key"), gradients(fused, F32), gradients("reference", F64))

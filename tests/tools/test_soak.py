@@ -48,6 +48,21 @@ def test_cases_keep_the_limits_of_their_backend(backend: str) -> None:
         assert prod(case.lead) * n * m * (d + dv) <= limits.units[-1]
 
 
+def test_the_float64_reference_sums_no_equal_terms() -> None:
+    """They round alike, by more than the budget expects of an oracle."""
+    seen = 0
+    for number in range(1000):
+        case = draw(2, number)
+        n, m, d, _ = case.sizes
+        if case.dtype == "float64":
+            seen += max(n, m, d) > 8
+            layouts = {name: x.layout for name, x in case.operands.items()}
+            assert n <= 8 or layouts["query"] != "rows expanded"
+            assert m <= 8 or layouts["key"] != "rows expanded"
+            assert d <= 8 or layouts["weight"] != "columns expanded"
+    assert seen > 50
+
+
 def test_a_case_depends_on_its_seed_and_number_alone() -> None:
     for number in range(40):
         case = draw(3, number)

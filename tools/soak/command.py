@@ -19,6 +19,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tools.interpreter import fuse_multiply_adds
+
 from .case import LIMITS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +112,8 @@ def _here(options: argparse.Namespace) -> int:
     from .run import soak, try_case
 
     backend = options.backend[-1]
+    if backend == "interpreted":
+        fuse_multiply_adds()
     if options.memory:
         from .memory import find_growth
 

@@ -25,6 +25,7 @@ _SIZES: tuple[float | str, ...] = (
 _HALF_SIZES = (1.0, 1.0, 1.0, 0.0, 0.001, 4.0, 12.0, 40.0)  # products of larger ones overflow
 _ROWS_EXPANDED = "rows expanded"
 _EQUAL_VALUES = 8  # more of them round alike: errors of a sum, the reference's too, grow with m
+_EQUAL_TERMS = 8  # likewise, where the reference is the oracle and its errors count as one band
 _LAYOUTS = ("transposed", "sliced", "batch last", _ROWS_EXPANDED, "columns expanded")
 _OUTPUTS = ("context", "weights", "lse")
 
@@ -55,6 +56,11 @@ class _Draw:
         operands = self._operands(lead, sizes, size, with_value=call != "scores")
         if m > _EQUAL_VALUES and "value" in operands and operands["value"].layout == _ROWS_EXPANDED:
             operands["value"] = replace(operands["value"], layout="plain")
+        if dtype == "float64":
+            equal = {"query": (n, _ROWS_EXPANDED), "key": (m, _ROWS_EXPANDED)}
+            for name, (terms, layout) in (equal | {"weight": (d, "columns expanded")}).items():
+                if terms > _EQUAL_TERMS and operands[name].layout == layout:
+                    operands[name] = replace(operands[name], layout="plain")
         options = self._options(call, d)
         mask, excluded, padding, lengths = "none", "none", "numbers", None
         if call not in ("varlen", "scores"):

@@ -98,7 +98,6 @@ def _sweep_tile(
             else:
                 x = tl.where(s == 0, 0.0, _four(q0, q1, q2, q3) + k)  # 0 adds 0 even to NaN
                 f, g = logistic(x, ACTIVATION, TARGET)
-            f -= 0.5  # exactly 0 where a hidden unit is
         else:
             x = tl.where(s == 0, 0.0, _four(q0, q1, q2, q3) + k)
             f, g = pointwise_with_slope(x, negative_slope, ACTIVATION)
@@ -117,6 +116,17 @@ def _rows(query, i, row, rows, inside):
     """Return float32 [RI, LANES]; rows past the end count as 0."""
     q = tl.load(query + i * row, mask=(i < rows) & inside[None, :], other=0.0)
     return q.to(tl.float32)
+
+
+@triton.jit
+def _nonzero(at, row, first, end, inside, ROWS: tl.constexpr):
+    """Return [LANES]: whether an input in the rows from `first` to `end` is not 0."""
+    highest = tl.zeros((inside.shape[0],), tl.int32)
+    for i in range(first, end, ROWS):
+        rows = _rows(at + wide(i) * row, tl.arange(0, ROWS)[:, None], row, end - i, inside)
+        bits = rows.to(tl.int32, bitcast=True) & 0x7FFFFFFF  # NaN is not 0 either
+        highest = tl.maximum(highest, tl.max(bits, 0))
+    return highest != 0
 
 
 # The compiler must not know that inputs are aligned, or a lane would load four hidden units.
@@ -163,9 +173,10 @@ def sweep_kernel(
     TARGET: tl.constexpr,
 ):
     """Write grad_query [key_parts, leads, query_rows, d], from row query_origin on, and add to
-    grad_key [key_copies, leads, m, d] and grad_weight [programs, d]. BI and BJ are the tiles of
-    the ranges and of ds; query_row and key_row the strides of query and key. The parts of the
-    keys are those of what a part of the queries sees.
+    grad_key [key_copies, leads, m, d] and grad_weight [programs, 2, d]: the sums of ds r or ds f,
+    and 1 if an input of a logistic activation is not 0. BI and BJ are the tiles of the ranges and
+    of ds; query_row and key_row the strides of query and key. The parts of the keys are those of
+    what a part of the queries sees.
     """
     ROWS: tl.constexpr = 4 * RI
     columns = tl.cdiv(d, LANES)
@@ -220,6 +231,12 @@ def sweep_kernel(
         for tile in range(first_tile, last_tile):
             _, size = row_ranges(key_panels.ranges, key_panel + tile, d, CHUNKS)
             key_size = tl.maximum(key_size, size)
+        some = _nonzero(query_at, query_row, part_row, part_end, inside, ROWS)
+        last_key = tl.minimum(last_tile * BJ, count)
+        some |= _nonzero(key_at[None, :], key_row, first_tile * BJ, last_key, inside, ROWS)
+        flags = grad_weight + (wide(part) * 2 + 1) * d + t
+        flagged = tl.where(some, 1.0, tl.load(flags, mask=inside, other=0.0))
+        tl.store(flags, flagged, mask=inside)
 
     # registers hold the rows of a block in the order of _four
     r = tl.arange(0, RI)[:, None]
@@ -286,8 +303,9 @@ def sweep_kernel(
                     tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False,
                     RI, BJ, TARGET,
                 )  # fmt: skip
-        at = order[:, None] * d + t[None, :]
+        # from the row on: offsets from the block's would stay in registers throughout
+        at = (first + order).to(tl.int64)[:, None] * d + t[None, :]
         mask = (order < there)[:, None] & inside[None, :]
-        tl.store(grad_query + wide(first) * d + at, weighted(dq, factor[None, :]), mask=mask)
-    at = grad_weight + wide(part) * d + t
+        tl.store(grad_query + at, weighted(dq, factor[None, :]), mask=mask)
+    at = grad_weight + wide(part) * 2 * d + t
     tl.store(at, tl.load(at, mask=inside, other=0.0) + dw, mask=inside)

@@ -38,7 +38,7 @@ def swept(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, Run], None]
     query_parts, key_parts, key_copies = _parts(prepared, tiles * tile.BI)
     whole = call.varlen or tiles == prepared.query_tiles
     key_sums = call.new(key_copies, *lead, call.m, call.d).zero_()
-    weight_sums = call.new(*lead, call.sequences * query_parts * key_parts, call.d).zero_()
+    weight_sums = call.new(*lead, call.sequences * query_parts * key_parts, 2, call.d).zero_()
     query_sums = call.new(key_parts, *lead, call.n if whole else tiles * tile.BI, call.d)
     grad_query = call.new(*lead, call.n, call.d) if not whole else None
     sums = {"grad_query": query_sums, "grad_key": key_sums, "grad_weight": weight_sums}
@@ -50,7 +50,7 @@ def swept(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, Run], None]
         origin = first * tile.BI
         launch(
             sweep_kernel,
-            weight_sums[..., 0].numel() * -(-call.d // call.target.lanes),
+            weight_sums[..., 0, 0].numel() * -(-call.d // call.target.lanes),
             prepared.arguments | rows_apart(prepared) | sums | NO_WINDOW,
             warps=1,
             ds=ds,

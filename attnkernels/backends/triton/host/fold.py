@@ -24,7 +24,7 @@ def folded(function: Callable[..., Any], signature: Signature, given: dict[str, 
         return function(**given)
     query = given["query"]
     lead, n = query.shape[:-2], query.shape[-2]
-    rows = prod(lead) * n
+    count = prod(lead)
     shapes = {}
     for each in signature.arguments:
         x = given[each.name]
@@ -33,7 +33,8 @@ def folded(function: Callable[..., Any], signature: Signature, given: dict[str, 
         shapes[each.name] = x.shape
         if each.whole or each.name == "query":
             if not _is_nothing(x):
-                given[each.name] = x.reshape(rows, *x.shape[len(lead) + 1 :])
+                each_rows, *rest = x.shape[len(lead) :]  # of a softmax there are 2 n numbers
+                given[each.name] = x.reshape(count * each_rows, *rest)
         elif each.trailing:
             given[each.name] = x.reshape(x.shape[x.dim() - each.trailing :])
     results = function(**given)
@@ -43,7 +44,9 @@ def folded(function: Callable[..., Any], signature: Signature, given: dict[str, 
     def unfold(name: str, x: Tensor) -> Tensor:
         if _is_nothing(x):
             return x
-        return x.view(shapes[name]) if "wanted" in given else x.view(*lead, n, *x.shape[1:])
+        if "wanted" in given:
+            return x.view(shapes[name])
+        return x.view(*lead, x.shape[0] // count, *x.shape[1:])
 
     return tuple(unfold(name, x) for name, x in zip(signature.results, results, strict=True))
 

@@ -33,7 +33,7 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
     query_parts, key_parts = _parts(prepared, width)
     whole = call.varlen or width >= call.n  # all queries in one buffer
     key_sums = call.new(query_parts, *lead, call.m, call.d).zero_()
-    weight_sums = call.new(*lead, call.sequences * query_parts * key_parts, call.d).zero_()
+    weight_sums = call.new(*lead, call.sequences * query_parts * key_parts, 2, call.d).zero_()
     query_sums = call.new(key_parts, *lead, call.n if whole else width, call.d)
     grad_query = call.new(*lead, call.n, call.d) if not whole else None
     sums = {"grad_query": query_sums, "grad_key": key_sums, "grad_weight": weight_sums}
@@ -43,7 +43,7 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
         fill(ds, first)
         launch(
             sweep_kernel,
-            weight_sums[..., 0].numel() * -(-call.d // call.target.lanes),
+            weight_sums[..., 0, 0].numel() * -(-call.d // call.target.lanes),
             prepared.arguments | inputs | sums,
             warps=1,
             ds=ds,
@@ -74,13 +74,15 @@ def rows_apart(prepared: Prepared) -> dict[str, Any]:
 
 
 def of_weight(call: Call, weight_sums: Tensor, total: Tensor) -> Tensor:
-    """Return the gradient of the weight from the parts (*L, parts, d) of a sweep."""
-    grad_weight = weight_sums.sum(-2)
+    """Return the gradient of the weight from the parts (*L, parts, 2, d) of a sweep."""
+    grad_weight, seen = weight_sums.sum(-3).unbind(-2)
     activation = call.arguments["ACTIVATION"]
-    if is_logistic(activation):  # f = 1 - span r, and the sums are those of ds (r - 1/2)
-        grad_weight *= -span(activation)
-        if (rest := 1 - span(activation) / 2) != 0:
-            grad_weight += rest * total.unsqueeze(-1)
+    if is_logistic(activation):  # f = 1 - span r
+        total = total.unsqueeze(-1)
+        # the sums of a hidden unit that is 0 throughout cancel, but for their rounding
+        zero = total * (1 - span(activation) / 2)
+        whole = torch.sub(total, grad_weight, alpha=span(activation))
+        grad_weight = torch.where(seen == 0, zero, whole)
     return grad_weight * call.arguments["scale"]
 
 
