@@ -17,7 +17,7 @@ import torch
 
 from attnkernels.backends import BACKENDS, native
 from attnkernels.backends.base import Problem
-from tools.interpreter import fuse_multiply_adds
+from tools import interpreter
 
 NAMES = [backend.NAME for backend in BACKENDS]
 
@@ -25,17 +25,11 @@ NAMES = [backend.NAME for backend in BACKENDS]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 INTERPRETED_ELEMENTS = 12_000
 if INTERPRETED:
-    fuse_multiply_adds()
+    interpreter.improve()
 
 # With ATTNKERNELS_LIBRARY set to what tests/emulator/library.py builds, the suite tests the CUDA
 # kernels, which an emulator runs on the CPU.
 EMULATED = native.build_info().get("instruction set") == "emulated CUDA"
-
-
-if INTERPRETED:
-    from helpers import interpreter
-
-    interpreter.patch_once_a_launch()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

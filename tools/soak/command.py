@@ -19,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.interpreter import fuse_multiply_adds
+from tools import interpreter
 
 from .case import LIMITS
 
@@ -113,7 +113,7 @@ def _here(options: argparse.Namespace) -> int:
 
     backend = options.backend[-1]
     if backend == "interpreted":
-        fuse_multiply_adds()
+        interpreter.improve()
     if options.memory:
         from .memory import find_growth
 
