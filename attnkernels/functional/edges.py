@@ -185,6 +185,8 @@ def _size(name: str, given: int | None, ends: Tensor) -> int:
         return int(ends.max()) + 1 if ends.shape[0] else 0
     if not isinstance(given, torch.SymInt):
         given = checks.integer(name, given)
+        if given >= 1 << 63:
+            raise ValueError(f"{name} must be less than 2**63, got {given}")
     if given < 0:
         raise ValueError(f"{name} must be at least 0, got {given}")
     return given
