@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.onnx import is_in_onnx_export
 
 from ..backends import native
 from . import checks
@@ -157,9 +158,13 @@ def _by_both_ends(begin: Tensor, source: Tensor, order: Tensor, given: Tensor, m
 
 def _sorted(ends: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
     """Return where the edges of each node begin, (nodes + 1,), and the stable order by node."""
-    if native.sorts(ends):
+    if is_in_onnx_export():  # it has no stable sort
+        count = ends.shape[0]
+        order = torch.sort(ends * count + torch.arange(count, device=ends.device)).indices
+    elif native.sorts(ends):
         return native.sort_edges(ends.contiguous(), nodes)
-    order = torch.sort(ends, stable=True).indices
+    else:
+        order = torch.sort(ends, stable=True).indices
     counts = torch.zeros(nodes + 1, dtype=torch.int64, device=ends.device)
     return counts.index_add(0, ends + 1, torch.ones_like(ends)).cumsum(0), order
 

@@ -12,7 +12,8 @@ from ..functional.edges import Edges, prepare_edges
 from ..functional.graphs import Graph, attend, is_dense, kept
 from . import inputs
 
-_REDUCTIONS = {"add": "sum", "mean": "mean", "min": "amin", "max": "amax", "mul": "prod"}
+# ONNX has no mean over edges: a mean is a sum, divided.
+_REDUCTIONS = {"add": "sum", "mean": "sum", "min": "amin", "max": "amax", "mul": "prod"}
 Nodes = Tensor | tuple[Tensor, Tensor]
 WithWeights = tuple[Tensor, tuple[Tensor, Tensor]]
 
@@ -309,6 +310,10 @@ def _with_loops(
             of_loops = start.scatter_reduce(
                 0, ends, features, _REDUCTIONS[fill], include_self=fill == "mul"
             )[:nodes]
+            if fill == "mean":
+                counts = torch.zeros(n, 1, dtype=torch.int64, device=index.device)
+                counts = counts.scatter_add(0, ends[:, :1], torch.ones_like(ends[:, :1]))
+                of_loops = of_loops / counts[:nodes].clamp(min=1)
         elif isinstance(fill, Tensor):
             of_loops = fill.to(features).expand(shape)
         else:
