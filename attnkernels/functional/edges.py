@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.onnx import is_in_onnx_export
 
 from ..backends import native
 from . import checks
@@ -157,9 +158,13 @@ def _by_both_ends(begin: Tensor, source: Tensor, order: Tensor, given: Tensor, m
 
 def _sorted(ends: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
     """Return where the edges of each node begin, (nodes + 1,), and the stable order by node."""
-    if native.sorts(ends):
+    if is_in_onnx_export():  # it has no stable sort
+        count = ends.shape[0]
+        order = torch.sort(ends * count + torch.arange(count, device=ends.device)).indices
+    elif native.sorts(ends):
         return native.sort_edges(ends.contiguous(), nodes)
-    order = torch.sort(ends, stable=True).indices
+    else:
+        order = torch.sort(ends, stable=True).indices
     counts = torch.zeros(nodes + 1, dtype=torch.int64, device=ends.device)
     return counts.index_add(0, ends + 1, torch.ones_like(ends)).cumsum(0), order
 
@@ -185,6 +190,8 @@ def _size(name: str, given: int | None, ends: Tensor) -> int:
         return int(ends.max()) + 1 if ends.shape[0] else 0
     if not isinstance(given, torch.SymInt):
         given = checks.integer(name, given)
+        if given >= 1 << 63:
+            raise ValueError(f"{name} must be less than 2**63, got {given}")
     if given < 0:
         raise ValueError(f"{name} must be at least 0, got {given}")
     return given

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional.graphs import SPARSEST, Graph, attend
+from ..functional.graphs import Graph, attend, is_dense
 from ..nn import AdditiveAttention
 from .core.convention import ROW, Convention, Entry
 from .core.live import Draw, Fused, Live, Results
@@ -59,7 +59,7 @@ class GatV2(Fused):
         if (key.shape[0], query.shape[0]) != (m, n):
             return super().forward(graph, feat, get_attention)  # which raises
         source, target = graph.edges()
-        dense = source.shape[0] * SPARSEST > n * m
+        dense = is_dense(source.shape[0], n, m)
         context, weights = attend(
             query.transpose(0, 1),
             key.transpose(0, 1),

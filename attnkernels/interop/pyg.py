@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..functional.edges import Edges, prepare_edges
-from ..functional.graphs import SPARSEST, Graph, attend, kept
+from ..functional.graphs import Graph, attend, is_dense, kept
 from ..nn import AdditiveAttention, GraphAttention
 from .core.convention import ROW, Convention, Entry
 from .core.live import Draw, Fused, Live, Results
@@ -157,7 +157,7 @@ def _graph(
             )
         return made[0]
 
-    dense = given.shape[1] * SPARSEST > n * m
+    dense = is_dense(given.shape[1], n, m)
 
     def make() -> Graph:
         edges = with_loops()[0]

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from ..functional import checks
 from ..functional.edges import Edges, prepare_edges
-from ..functional.graphs import SPARSEST, Graph, attend, kept
+from ..functional.graphs import Graph, attend, is_dense, kept
 from . import inputs
 
-_REDUCTIONS = {"add": "sum", "mean": "mean", "min": "amin", "max": "amax", "mul": "prod"}
+# ONNX has no mean over edges: a mean is a sum, divided.
+_REDUCTIONS = {"add": "sum", "mean": "sum", "min": "amin", "max": "amax", "mul": "prod"}
 Nodes = Tensor | tuple[Tensor, Tensor]
 WithWeights = tuple[Tensor, tuple[Tensor, Tensor]]
 
@@ -102,6 +103,11 @@ class GraphAttention(nn.Module):
         self.dropout = checks.number("dropout", dropout, 0, 1)
         self.fill_value, self.backend = fill_value, backend
         self.edge_dim = None if edge_dim is None else checks.positive_int("edge_dim", edge_dim)
+        if isinstance(fill_value, Tensor) and fill_value.shape not in ((), (1,), (edge_dim,)):
+            raise ValueError(
+                f"fill_value must be a number, a name or a tensor (edge_dim,) = ({edge_dim},), got "
+                f"a tensor {tuple(fill_value.shape)}"
+            )
 
         def linear(size: int, out: int, bias: bool) -> nn.Linear:
             return nn.Linear(size, out, bias=bias, device=device, dtype=dtype)
@@ -259,7 +265,7 @@ class GraphAttention(nn.Module):
             checks.integers("edges", edges, "(2, E)", (2, None))
             given, count = edges, edges.shape[1]
         checks.same_device("edges", given, self.weight)
-        loops, dense = self.add_self_loops, count * SPARSEST > n * m
+        loops, dense = self.add_self_loops, is_dense(count, n, m)
         made: list[tuple[Tensor, Tensor | None]] = []
 
         def whole() -> tuple[Tensor, Tensor | None]:
@@ -304,6 +310,10 @@ def _with_loops(
             of_loops = start.scatter_reduce(
                 0, ends, features, _REDUCTIONS[fill], include_self=fill == "mul"
             )[:nodes]
+            if fill == "mean":
+                counts = torch.zeros(n, 1, dtype=torch.int64, device=index.device)
+                counts = counts.scatter_add(0, ends[:, :1], torch.ones_like(ends[:, :1]))
+                of_loops = of_loops / counts[:nodes].clamp(min=1)
         elif isinstance(fill, Tensor):
             of_loops = fill.to(features).expand(shape)
         else:

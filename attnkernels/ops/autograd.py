@@ -300,7 +300,9 @@ def _fitted(ctx: Any, grads: tuple[Tensor | None, ...], inputs: Any) -> tuple[Te
 
 
 def _fit(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
-    if like is None or grad is None or (grad.dim() == 1 and not grad.shape[0]):
+    if like is None or grad is None:
+        return None
+    if grad.dim() == 1 and not grad.shape[0] and like.shape != grad.shape:  # not wanted
         return None
     return grad if grad.dtype == like.dtype else grad.to(dtype=like.dtype)
 
@@ -323,7 +325,7 @@ def _second(signature: Signature, of: plain.Differentiated) -> Operator:
 
     def gradient(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         call = signature.named((*ctx.saved_tensors, *ctx.options))
-        second = _second_vjp(*of(call), grads)
+        second = _second_vjp(*of(call), dict(zip(signature.results, grads, strict=True)))
         return tuple(_fitting(second, name, call) for name in signature.names)
 
     return gradient
@@ -333,9 +335,12 @@ def _second_vjp(
     outputs: plain.Outputs,
     primals: dict[str, Tensor],
     cotangents: dict[str, Tensor],
-    grads: tuple[Tensor, ...],
+    grads: dict[str, Tensor | None],
 ) -> dict[str, Tensor]:
-    """Return gradients of cotangents and primals through the first derivative of `outputs`."""
+    """Return gradients of cotangents and primals through the first derivative of `outputs`.
+
+    `grads` are those of the first derivatives, named as the primals, of which some may not exist.
+    """
     split = len(cotangents)
 
     def first(*args: Tensor) -> Any:
@@ -344,8 +349,8 @@ def _second_vjp(
     found, pull, *_ = torch.func.vjp(first, *cotangents.values(), *primals.values())
     # a gradient that was not computed has no elements, and nothing depends on it
     weights = tuple(
-        g if g is not None and g.shape == y.shape else torch.zeros_like(y)
-        for g, y in zip(grads, found, strict=False)
+        g if (g := grads[name]) is not None and g.shape == y.shape else torch.zeros_like(y)
+        for name, y in zip(primals, found, strict=True)
     )
     return dict(zip((*cotangents, *primals), pull(weights), strict=True))
 

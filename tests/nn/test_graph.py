@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 import torch._dynamo.testing
 from helpers.nn_twins import check_twin
 from torch import Tensor
+from torch.export import Dim
 from torch.nn import functional
 
 from attnkernels import prepare_edges
@@ -250,12 +253,43 @@ def test_wrong_calls(options: Any, arguments: Any, error: Any, text: str) -> Non
         ({"edge_dim": 0}, ValueError, "edge_dim must be an int of at least 1"),
         ({"fill_value": "median"}, ValueError, "fill_value must be one of"),
         ({"fill_value": None}, TypeError, "fill_value must be a number"),
+        ({"fill_value": torch.ones(3), "edge_dim": 2}, ValueError, r"= \(2,\), got a tensor \(3,\)"),
         ({"backend": "fast"}, ValueError, "backend must be one of"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         GraphAttention(**{"in_channels": 5, "out_channels": 3, **options})
+
+
+@pytest.mark.parametrize("loops", [True, False])
+@pytest.mark.parametrize("nodes", [3, 90], ids=["dense", "sparse"])
+def test_a_graph_is_kept_while_its_tensor_lives(loops: bool, nodes: int) -> None:
+    edges = torch.randint(nodes, (2, 20))
+    GraphAttention(5, 3, add_self_loops=loops)(torch.randn(nodes, 5), edges)
+    alive = weakref.ref(edges)
+    del edges
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+def test_exported_at_every_size(strict: bool) -> None:
+    """One program for graphs that are sparse and dense."""
+    module = GraphAttention(5, 3, 2, edge_dim=2 if strict else None).eval()
+
+    def inputs(nodes: int, count: int) -> tuple[Tensor, ...]:
+        features = (torch.randn(count, 2),) if strict else ()
+        return torch.randn(nodes, 5), torch.randint(nodes, (2, count)), *features
+
+    sizes = {0: Dim.DYNAMIC}, {1: Dim.DYNAMIC}, {0: Dim.DYNAMIC}
+    example = inputs(30, 50)
+    program = torch.export.export(
+        module, example, dynamic_shapes=sizes[: len(example)], strict=strict
+    )
+    for given in (30, 50), (5, 60), (1, 1), (4, 0):
+        x = inputs(*given)
+        torch.testing.assert_close(program.module()(*x), module(*x))
 
 
 @pytest.mark.slow

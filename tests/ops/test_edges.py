@@ -101,6 +101,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (INDEX, {"n": 2.0}, TypeError, "n must be an int"),
     (INDEX, {"m": True}, TypeError, "m must be an int"),
     (INDEX, {"n": -1}, ValueError, "n must be at least 0, got -1"),
+    (INDEX, {"n": 2**63}, ValueError, "n must be less than"),
     (torch.eye(3).to_sparse(), {"n": 4}, ValueError, "n must be the size that edges have, 3"),
     (torch.eye(4).to_sparse_bsr((2, 2)), {}, TypeError, "COO, CSR or CSC"),
     (torch.ones(2, 2, 2).to_sparse(), {}, TypeError, "edges must be (2, E) or a 2-D"),

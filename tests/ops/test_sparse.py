@@ -267,12 +267,18 @@ def test_the_same_bits_at_any_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize("dtype", [F64])
-def test_gradcheck(backend: str, dtype: torch.dtype) -> None:
-    given = operands(graph(4, 5, 12), HEADS, 3, 2, dtype, edge_key=True, edge_bias=True)
+@pytest.mark.parametrize("of_edges", [["edge_key", "edge_bias"], ["edge_bias"]])
+@pytest.mark.parametrize("dv", [2, None])
+def test_gradcheck(backend: str, dtype: torch.dtype, of_edges: list[str], dv: int | None) -> None:
+    more = dict.fromkeys(of_edges, True)
+    given = operands(graph(4, 5, 12), HEADS, 3, dv, dtype, **more)
+    if dv is None:
+        del given["value"]
     edges, names = given.pop("edges"), list(given)
 
     def call(*tensors: Tensor) -> Any:
         found = dict(zip(names, tensors, strict=True))
+        found.setdefault("value", found["key"])
         return additive_attention_sparse(
             **found, edges=edges, activation="tanh", return_weights=True, return_lse=True,
             backend=backend,
@@ -282,6 +288,14 @@ def test_gradcheck(backend: str, dtype: torch.dtype) -> None:
         call = _without_lse(call)
     assert torch.autograd.gradcheck(call, list(given.values()))
     assert torch.autograd.gradgradcheck(call, list(given.values()))
+
+
+def test_without_edges_the_features_of_edges_have_gradients(backend: str) -> None:
+    edges = prepare_edges(torch.empty(2, 0, dtype=torch.int64), 3, 4)
+    given = operands(edges, (), 6, 5, edge_key=True, edge_bias=True)
+    additive_attention_sparse(**given, backend=backend).sum().backward()
+    for name in "weight", "edge_key", "edge_bias":
+        assert given[name].grad.shape == given[name].shape and not given[name].grad.any()
 
 
 def _without_lse(call: Any) -> Any:
