@@ -253,7 +253,7 @@ def test_wrong_calls(options: Any, arguments: Any, error: Any, text: str) -> Non
         ({"edge_dim": 0}, ValueError, "edge_dim must be an int of at least 1"),
         ({"fill_value": "median"}, ValueError, "fill_value must be one of"),
         ({"fill_value": None}, TypeError, "fill_value must be a number"),
-        ({"fill_value": torch.ones(3), "edge_dim": 2}, ValueError, r"= \(2,\), got a tensor \(3,\)"),
+        ({"fill_value": torch.ones(3), "edge_dim": 2}, ValueError, r"\(2,\), got a tensor \(3,\)"),
         ({"backend": "fast"}, ValueError, "backend must be one of"),
     ],
 )
