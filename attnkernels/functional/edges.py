@@ -22,17 +22,18 @@ class Edges(NamedTuple):
     Attributes:
         target_begin: (n + 1,). In the order by target, the edges of target i are target_begin[i] to
             target_begin[i + 1] (exclusive).
+        source_begin: (m + 1,), as target_begin in the order by source.
         source: (E,), the sources in the order by target.
         order: (E,), the place of each of these edges among the edges as they were given.
-        source_begin: (m + 1,), as target_begin in the order by source.
         target: (E,), the targets in the order by source.
         place: (E,), the place of each of these edges in the order by target.
     """
 
+    # source_begin before source: torch.export replaces names in its guards one by one.
     target_begin: Tensor
+    source_begin: Tensor
     source: Tensor
     order: Tensor
-    source_begin: Tensor
     target: Tensor
     place: Tensor
 
@@ -153,7 +154,7 @@ def _by_both_ends(begin: Tensor, source: Tensor, order: Tensor, given: Tensor, m
     """Add the order by source to the one by target; `given` has both ends as they were given."""
     source_begin, place = _sorted(source, m)
     target = given[1].long()[order[place]]
-    return Edges(begin, source, order, source_begin, target, place)
+    return Edges(begin, source_begin, source, order, target, place)
 
 
 def _sorted(ends: Tensor, nodes: int) -> tuple[Tensor, Tensor]:

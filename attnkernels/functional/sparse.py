@@ -129,9 +129,10 @@ def additive_attention_sparse(
     """
     if not isinstance(edges, Edges):
         raise TypeError(f"edges must be made by prepare_edges, got {type_name(edges)}")
-    tensors = edge_key, edge_bias, *edges
+    target_begin, source_begin, source, order, target, place = edges
+    of_edges = target_begin, source, order, source_begin, target, place
     numbers = dropout_p, activation, negative_slope, scale, return_weights
-    options = EdgeOptions(*tensors, None, *numbers)
+    options = EdgeOptions(edge_key, edge_bias, *of_edges, None, *numbers)
     problem, lead, options = arguments.sparse(query, key, value, weight, edges, options, return_lse)
     chosen = select(problem, backend, (query, key, value, weight), step=False)
     if dropout_p:

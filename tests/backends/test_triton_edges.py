@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 from attnkernels.backends.triton.host import configs, edges
 from attnkernels.backends.triton.host.launch import Target
+from attnkernels.ops.signature import EdgeOptions
 
 # `backend` skips where kernels are not interpreted.
 interpreted = pytest.mark.parametrize("backend", ["triton"], indirect=True)
@@ -135,7 +136,8 @@ def test_a_gradient_of_what_broadcasts_is_refused(backend: str) -> None:
     edges, row = graph(3, 4, 9), torch.ones(2, 3, 5)
     forward = torch.ops.attnkernels.triton_sparse_forward
     backward = torch.ops.attnkernels.triton_sparse_backward
-    inputs = row, torch.ones(4, 5), None, torch.ones(5), None, None, *edges, None
+    of_edges = (getattr(edges, name) for name in EdgeOptions._fields if name in edges._fields)
+    inputs = row, torch.ones(4, 5), None, torch.ones(5), None, None, *of_edges, None
     context, lse, weights = forward(*inputs, 0.0, 3, 0.2, 1.0, False)
     with pytest.raises(ValueError, match="key must have all leading dimensions of the call"):
         backward(context, None, None, *inputs, context, lse, weights, 0.0, 3, 0.2, 1.0, 2)

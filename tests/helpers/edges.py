@@ -98,7 +98,7 @@ def _sizes(
     value, p = inputs.get("value"), given.pop("dropout_p", 0.0)
     own = {name: to_double(given.pop(name, None)) for name in ("edge_key", "edge_bias")}
     given |= {"return_weights": True}
-    options = EdgeOptions(own["edge_key"], own["edge_bias"], *edges, **given)
+    options = EdgeOptions(own["edge_key"], own["edge_bias"], **edges._asdict(), **given)
     _, weights, lse = edge_formula.attention(query, key, value, weight, options)
     assert weights is not None
     a, (source, target) = finite(weights.detach()), edges.edge_index()

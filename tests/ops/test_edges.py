@@ -119,13 +119,19 @@ def test_bad_orders_are_refused_by_the_kernels() -> None:
     """Edges made by hand cannot lead out of the operands."""
     edges = prepare_edges(INDEX, N, M)
     query, key, weight = torch.randn(N, 4), torch.randn(M, 4), torch.randn(4)
-    forward = torch.ops.attnkernels.native_sparse_forward
+    rest = {"seed": None, "dropout_p": 0.0, "activation": 0, "negative_slope": 0.2, "scale": 1.0}
+
+    def forward(bad: Edges) -> Any:
+        inputs = query, key, None, weight, None, None
+        options = {**bad._asdict(), **rest, "return_weights": False}
+        return torch.ops.attnkernels.native_sparse_forward(*inputs, **options)
+
     for name in ("source", "order"):
         bad = edges._replace(**{name: getattr(edges, name) + 100})
         with pytest.raises(RuntimeError, match=f"{name} must lie in"):
-            forward(query, key, None, weight, None, None, *bad, None, 0.0, 0, 0.2, 1.0, False)
+            forward(bad)
     bad = edges._replace(target_begin=edges.target_begin.flip(0))
     with pytest.raises(RuntimeError, match="target_begin must rise"):
-        forward(query, key, None, weight, None, None, *bad, None, 0.0, 0, 0.2, 1.0, False)
+        forward(bad)
     with pytest.raises(RuntimeError, match="ends must lie in"):
         torch.ops.attnkernels.native_sort_edges(torch.tensor([0, 7]), 3)

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from attnkernels import additive_attention_sparse, prepare_edges
+from attnkernels import Edges, additive_attention_sparse, prepare_edges
 from attnkernels.ops.codes import ACTIVATIONS
 from attnkernels.ops.signature import SPARSE_BACKWARD, SPARSE_FORWARD, EdgeOptions
 from attnkernels.testing import assert_within_budget
@@ -37,7 +37,9 @@ def test_opcheck(fused: str, lead: tuple[int, ...], everything: bool, dtype: tor
     edges = given.pop("edges")
     values = {name: None if x is None else x.detach() for name, x in given.items()}
     seed = torch.tensor(5) if everything else None
-    options = EdgeOptions(values.get("edge_key"), values.get("edge_bias"), *edges, seed)
+    options = EdgeOptions(
+        values.get("edge_key"), values.get("edge_bias"), **edges._asdict(), seed=seed
+    )
     call = values | options._asdict() | {"dropout_p": 0.3 if everything else 0.0}
     call |= {"activation": ACTIVATIONS["tanh"].code, "return_weights": everything}
     ops = torch.ops.attnkernels
@@ -167,6 +169,25 @@ def test_vmap_over_graphs_is_refused(fused: str) -> None:
 
     with pytest.raises(ValueError, match="must be shared by all examples"):
         torch.func.vmap(call)(*edges)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+def test_edges_are_an_input_of_an_export(strict: bool) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, query: Tensor, key: Tensor, weight: Tensor, edges: Edges) -> Any:
+            return additive_attention_sparse(query, key, key, weight, edges)
+
+    def inputs(n: int, m: int, count: int) -> tuple[Any, ...]:
+        return torch.randn(n, 6), torch.randn(m, 6), torch.randn(6), graph(n, m, count)
+
+    dynamic = {0: torch.export.Dim.DYNAMIC}
+    sizes = dynamic, dynamic, None, Edges(*[dynamic] * 6)
+    program = torch.export.export(
+        Module(), inputs(9, 7, 30), dynamic_shapes=sizes, strict=strict
+    ).module()
+    for given in (9, 7, 30), (40, 50, 20):
+        x = inputs(*given)
+        torch.testing.assert_close(program(*x), Module()(*x))
 
 
 def _function(backend: str) -> tuple[Any, list[Tensor]]:
