@@ -6,6 +6,7 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 SANITIZE_TESTS ?= tests/backends/test_native.py tests/ops/test_sparse.py
 PLANTED = tests/backends/test_planted.py
+COMPILED = tests/tools/test_aot.py
 PYTEST_FLAGS ?=
 SOAK ?=
 FILES = $(addprefix tests/$(1)/test_,$(addsuffix .py,$(2)))
@@ -55,7 +56,8 @@ examples: build ## the packages of the examples; then: .venv/bin/python -m examp
 	$(BIN)/python -c "import examples.$$name" && echo "$(BIN)/python -m examples.$$name [--resume] [--full]"; done
 
 test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interpreted and emulated
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore $(PLANTED) $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(addprefix --ignore ,$(PLANTED) $(COMPILED)) \
+	$(PYTEST_FLAGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --require triton -W ignore::RuntimeWarning $(PYTEST_FLAGS) $(INTERPRETED)
 	ATTNKERNELS_LIBRARY=$$($(BIN)/python tests/emulator/library.py) \
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --require native $(PYTEST_FLAGS) $(EMULATED)
@@ -75,8 +77,9 @@ bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
 gpu: $(VENV)/.dev build ## tests and benchmarks of a GPU, under nine minutes, into build/gpu
 	$(BIN)/python -m benchmarks.gpu --out build/gpu
 
-sass: $(VENV)/.dev ## the machine code of the GPU kernels, for every architecture
+sass: $(VENV)/.dev ## the machine code of the GPU kernels, for every architecture and with every option
 	$(BIN)/python -m tools.sass
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_FLAGS) $(COMPILED)
 
 sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan; faults planted in CUDA's
 	ATTNKERNELS_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib build/sanitize/lib
