@@ -131,7 +131,7 @@ def test_nearly_a_single_key(backend: str, tail: float, n: int, options: dict[st
         assert error <= 4 * allowed[name], name
 
 
-@pytest.mark.parametrize("n, m", [(1, 7), (2, 200), (40, 150), (70, 19)])
+@pytest.mark.parametrize("n, m", [(1, 7), (2, 200), (40, MANY), (70, 19)])
 def test_a_hidden_unit_that_is_zero(backend: str, n: int, m: int) -> None:
     """tanh(0) adds nothing to the gradient of weight."""
     query, key, value, weight = make((2, n, m, 24, 5))
