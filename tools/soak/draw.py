@@ -25,7 +25,7 @@ _SIZES: tuple[float | str, ...] = (
 _HALF_SIZES = (1.0, 1.0, 1.0, 0.0, 0.001, 4.0, 12.0, 40.0)  # products of larger ones overflow
 _ROWS_EXPANDED = "rows expanded"
 _EQUAL_VALUES = 8  # more of them round alike: errors of a sum, the reference's too, grow with m
-_EQUAL_TERMS = 8  # likewise, where the reference is the oracle and its errors count as one band
+_EQUAL_TERMS = 4  # likewise, where the reference is the oracle and its errors count as one band
 _LAYOUTS = ("transposed", "sliced", "batch last", _ROWS_EXPANDED, "columns expanded")
 _OUTPUTS = ("context", "weights", "lse")
 
