@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
@@ -36,7 +33,9 @@ from attnkernels.nn import (
     beam_search,
 )
 
-RANKS, B, N, M, D, RATE, STEPS = 2, 4, 3, 5, 6, 0.05, 3
+from . import ranks
+
+B, N, M, D, RATE, STEPS = 4, 3, 5, 6, 0.05, 3
 LENGTHS = torch.tensor([5, 2, 3, 4])
 SIZES = (D, D, 8)
 TOKENS = {"embedding_dim": D, "hidden_dim": D, "maxout_dim": 4}
@@ -221,7 +220,7 @@ def whole(module: nn.Module) -> dict[str, Tensor]:
 
 def _ways(name: str, rank: int, folder: Path) -> dict[str, Any]:
     """Return what each way of training gave."""
-    inputs = {each: x.chunk(RANKS)[rank] for each, x in given(name).items()}
+    inputs = {each: x.chunk(ranks.RANKS)[rank] for each, x in given(name).items()}
     found: dict[str, Any] = {}
     wrapped = DistributedDataParallel(made(name))
     train(wrapped, inputs)
@@ -244,16 +243,5 @@ def _ways(name: str, rank: int, folder: Path) -> dict[str, Any]:
 
 
 def worker(rank: int, folder: Path) -> None:
-    """Run all cases as one of the processes; save the results or the error of each."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), RANKS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
-    results: dict[str, Any] = {}
-    for name in CASES:
-        try:
-            results[name] = _ways(name, rank, folder)
-        except Exception:
-            results[name] = traceback.format_exc()
-    torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    """Run all cases as one of the processes."""
+    ranks.run(rank, folder, CASES, lambda name: _ways(name, rank, folder))

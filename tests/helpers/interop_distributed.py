@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import copy
-import os
-import traceback
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from interop.libraries import SWAPS
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from . import ranks
 from .interop_swap import LENGTHS, SwapCase, batches, keep, plain, swapped, tensors
 
-RANKS, STEPS, RATE = 2, 3, 0.05
+STEPS, RATE = 3, 0.05
 
 
 class Decoder(nn.Module):
@@ -44,21 +41,14 @@ def trained(case: SwapCase, attention: nn.Module, inputs: tuple[Tensor, ...]) ->
 
 
 def worker(rank: int, folder: Path) -> None:
-    """Run all cases as one of the processes; save what both modules became, or the error."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), RANKS)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
-    results: dict[str, Any] = {}
-    for name, case in SWAPS.items():
+    """Run all cases as one of the processes: what the swapped module and the library's became."""
+
+    def case(name: str) -> list[dict[str, Tensor]]:
         torch.manual_seed(0)
-        module = swapped(case)
+        module = swapped(SWAPS[name], torch.float64)
         own = plain(copy.deepcopy(module))
         torch.manual_seed(1 + rank)
-        inputs = tuple(batches(case, torch.float32, grad=False).values())[:2]
-        try:
-            results[name] = [trained(case, each, inputs) for each in (module, own)]
-        except Exception:
-            results[name] = traceback.format_exc()
-    torch.save(results, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+        inputs = tuple(batches(SWAPS[name], torch.float64, grad=False).values())[:2]
+        return [trained(SWAPS[name], each, inputs) for each in (module, own)]
+
+    ranks.run(rank, folder, SWAPS, case)

@@ -138,6 +138,16 @@ def check(case: SwapCase, module: nn.Module, reorder: Any = None, **options: Any
     )
 
 
+def assert_rounded(
+    found: tuple[Tensor, ...], wanted: tuple[Tensor, ...], exact: tuple[Tensor, ...]
+) -> None:
+    """Assert that results under autocast have the library's dtypes, and are right to bfloat16."""
+    for x, y, z in zip(found, wanted, exact, strict=True):
+        assert x.dtype is y.dtype
+        x, y = x.to(torch.bfloat16), y.to(torch.bfloat16)
+        assert_within_budget(x, y, z.double(), magnitude=1.0)
+
+
 def same(found: Any, wanted: Any) -> None:
     """Assert that two trees of tuples, lists and tensors are equal up to rounding."""
     assert type(found) is type(wanted)

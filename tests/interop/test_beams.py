@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.inputs import F32
+from helpers.inputs import F32, F64
 from helpers.interop_swap import (
     LENGTHS,
     SwapCase,
@@ -29,9 +29,9 @@ ALL = pytest.mark.parametrize("case", SWAPS.values(), ids=SWAPS)
 APART = ("allennlp", "tacotron")  # no layer projects the memory, or its caller calls it
 
 
-def beams(case: SwapCase, grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+def beams(case: SwapCase, grad: bool, dtype: torch.dtype = F32) -> tuple[Tensor, Tensor, Tensor]:
     """Return a memory, the same for every beam, and the states of the beams."""
-    memory, states, *_ = batches(case, F32, grad=grad).values()
+    memory, states, *_ = batches(case, dtype, grad=grad).values()
     one = memory[:1].detach().clone().requires_grad_(grad)
     return one, one.expand(len(LENGTHS), -1, -1), states
 
@@ -53,8 +53,8 @@ def test_results(case: SwapCase, reorder: bool) -> None:
 @ALL
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "a frozen memory"])
 def test_gradients(case: SwapCase, frozen: bool) -> None:
-    module, found = swapped(case), []
-    one, memory, states = beams(case, True)
+    module, found = swapped(case, F64), []
+    one, memory, states = beams(case, True, F64)
     for each in module, plain(module):
         for x in one, states, *module.parameters():
             x.grad = None
@@ -63,7 +63,7 @@ def test_gradients(case: SwapCase, frozen: bool) -> None:
         sum((x.square().sum() for x in results), torch.zeros(())).backward()
         found.append([x.grad for x in (states, *module.parameters())] + [one.grad] * (not frozen))
     for x, y in zip(*found, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(x, y)
 
 
 @pytest.mark.parametrize("name", [x for x in SWAPS if x[:8] not in APART and x[-3:] != "han"])

@@ -19,6 +19,7 @@ from helpers.interop_swap import (
     D,
     E,
     SwapCase,
+    assert_rounded,
     batches,
     check,
     drive,
@@ -103,7 +104,8 @@ def test_autocast(name: str) -> None:
         module = swapped(case)
         inputs = batches(case, F32, grad=False).values()
         found, wanted = (tensors(drive(case)(x, *inputs)) for x in (module, plain(module)))
-    torch.testing.assert_close(found, wanted, rtol=0.03, atol=0.03)
+    exact = tensors(drive(case)(plain(module), *inputs))  # in float32: AttCov has no float64
+    assert_rounded(found, wanted, exact)
 
 
 @CASES
@@ -144,8 +146,9 @@ def test_a_whole_tacotron_2() -> None:
         postnet_n_convolution=2,
         postnet_embedding_dim=8,
     )
+    model.double()
     tokens, lengths = torch.randint(9, (2, 7)), torch.tensor([7, 4], dtype=torch.int32)
-    spectrogram, frames = torch.randn(2, 4, 5), torch.tensor([5, 3], dtype=torch.int32)
+    spectrogram, frames = torch.randn(2, 4, 5).double(), torch.tensor([5, 3], dtype=torch.int32)
     results: list[Any] = []
     for swap in (False, True):
         if swap:
@@ -155,4 +158,4 @@ def test_a_whole_tacotron_2() -> None:
         outputs = model(tokens, lengths, spectrogram, frames)
         sum(x.square().sum() for x in outputs).backward()
         results.append((outputs, {n: x.grad for n, x in model.named_parameters()}))
-    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(results[1], results[0])

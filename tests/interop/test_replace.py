@@ -15,6 +15,7 @@ from helpers.interop_swap import (
     D,
     E,
     SwapCase,
+    assert_rounded,
     batches,
     check,
     drive,
@@ -32,7 +33,6 @@ from torch import Tensor, nn
 
 from attnkernels.interop import CONVENTIONS, replace_attention, restore_attention
 from attnkernels.interop.core.live import KEPT, Fused
-from attnkernels.testing import assert_within_budget
 
 ALL = pytest.mark.parametrize("case", SWAPS.values(), ids=SWAPS)
 CACHING = [name for name, case in SWAPS.items() if case.cached]
@@ -59,9 +59,7 @@ def test_autocast(case: SwapCase) -> None:
             tensors(drive(case)(each, *inputs.values())) for each in (module, plain(module))
         )
     exact = tensors(drive(case)(double, *(x.detach().double() for x in inputs.values())))
-    for x, y, z in zip(found, wanted, exact, strict=True):
-        assert x.dtype is y.dtype
-        assert_within_budget(x.to(BF16), y.to(BF16), z, magnitude=1.0)
+    assert_rounded(found, wanted, exact)
     sum(x.float().sum() for x in found).backward()
     assert all(x.grad is not None for x in inputs.values())
 

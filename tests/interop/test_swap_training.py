@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import interop_distributed
+from helpers import interop_distributed, ranks
 from helpers.inputs import F32
 from helpers.interop_swap import LENGTHS, SwapCase, batches, keep, plain, swapped, tensors
 from helpers.nn_twins import GRADIENT_TERMS
@@ -43,10 +43,10 @@ def test_the_same_parameters_get_gradients(case: SwapCase, of: slice, frozen: bo
 
     Projected values also get a gradient, of zeros, from weights alone.
     """
-    module = swapped(case)
+    module = swapped(case, torch.float64)
     for name, x in module.named_parameters():
         x.requires_grad_(not frozen or name.endswith("bias"))
-    inputs, found = one_batch(case), []
+    inputs, found = one_batch(case, torch.float64), []
     for each in module, plain(module):
         for x in inputs:
             x.grad = None
@@ -61,18 +61,17 @@ def test_the_same_parameters_get_gradients(case: SwapCase, of: slice, frozen: bo
     assert not found[1].keys() - found[0].keys() and (not more or of == slice(1, None))
     assert not any(found[0][name].any() for name in more)
     for name, x in found[1].items():
-        torch.testing.assert_close(found[0][name], x, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found[0][name], x)
 
 
 def test_data_parallel_training(tmp_path: Path) -> None:
     """Two processes take three steps with every module, and stay equal."""
-    torch.multiprocessing.spawn(interop_distributed.worker, (tmp_path,), interop_distributed.RANKS)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = ranks.spawned(interop_distributed.worker, tmp_path)
     for name in SWAPS:
         assert isinstance(first[name], list), first[name]
         found, own = first[name]
         for parameter, x in own.items():
-            torch.testing.assert_close(found[parameter], x, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(found[parameter], x)
             assert torch.equal(found[parameter], second[name][0][parameter])
 
 

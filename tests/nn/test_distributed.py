@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from helpers.distributed import CASES, RANKS, RATE, given, made, searched, train, whole, worker
+from helpers import ranks
+from helpers.distributed import CASES, RATE, given, made, searched, train, whole, worker
 
 from attnkernels.testing import assert_within_budget
 
@@ -16,9 +15,7 @@ from attnkernels.testing import assert_within_budget
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Return the results of each process, started once for all modules."""
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (folder,), RANKS)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return ranks.spawned(worker, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.slow
@@ -28,7 +25,7 @@ def test_two_processes_train_as_one(name: str, results: list[dict[str, Any]]) ->
     train(one, given(name))
     sizes = train(exact, given(name, torch.float64))
     wanted, exactly = whole(one), whole(exact)
-    for rank in range(RANKS):
+    for rank in range(ranks.RANKS):
         found = results[rank][name]
         assert not isinstance(found, str), found
         assert found.pop("checkpoint")

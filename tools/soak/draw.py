@@ -54,13 +54,14 @@ class _Draw:
         n, m, d, dv = sizes
         size = self._one_of(_HALF_SIZES if dtype == "float16" else _SIZES)
         operands = self._operands(lead, sizes, size, with_value=call != "scores")
-        if m > _EQUAL_VALUES and "value" in operands and operands["value"].layout == _ROWS_EXPANDED:
-            operands["value"] = replace(operands["value"], layout="plain")
+        equal = {"value": (m > _EQUAL_VALUES, _ROWS_EXPANDED)}
         if dtype == "float64":
-            equal = {"query": (n, _ROWS_EXPANDED), "key": (m, _ROWS_EXPANDED)}
-            for name, (terms, layout) in (equal | {"weight": (d, "columns expanded")}).items():
-                if terms > _EQUAL_TERMS and operands[name].layout == layout:
-                    operands[name] = replace(operands[name], layout="plain")
+            equal["query"] = n > _EQUAL_TERMS, _ROWS_EXPANDED
+            equal["key"] = m > _EQUAL_TERMS, _ROWS_EXPANDED
+            equal["weight"] = d > _EQUAL_TERMS, "columns expanded"
+        for name, (too_many, layout) in equal.items():
+            if too_many and name in operands and operands[name].layout == layout:
+                operands[name] = replace(operands[name], layout="plain")
         options = self._options(call, d)
         mask, excluded, padding, lengths = "none", "none", "numbers", None
         if call not in ("varlen", "scores"):

@@ -46,7 +46,7 @@ def attend(
     tensors = query, once(keys, query), once(value, query), vector(weight)
     wide = _wide(query, value, summed)
     with _without_autocast(query, wide):
-        q, k, v, w = tensors if wide is None else (x.to(wide) for x in tensors)
+        q, k, v, w = _in(wide, *tensors)
         context, weights = additive_attention(
             q.unsqueeze(1),
             k,
@@ -98,13 +98,13 @@ def attend_again(
     if kept is None or kept[1] != also or any(map(is_not, kept[0], given)):
         tensors = once(keys, query), once(value, query), vector(weight, read)
         with _without_autocast(query, wide):
-            k, v, w = tensors if wide is None else (x.to(wide) for x in tensors)
+            k, v, w = _in(wide, *tensors)
             memory = prepare_keys(k, v, w, key_lengths=lengths(), scale=scale)
         kept = given, also, RepeatedMemory(memory)
         module.__dict__[KEPT] = kept
     with _without_autocast(query, wide):
-        q = query.unsqueeze(1)
-        context, weights = kept[2].attend(q if wide is None else q.to(wide))
+        (q,) = _in(wide, query)
+        context, weights = kept[2].attend(q.unsqueeze(1))
     return context.squeeze(1), weights.squeeze(1).to(query.dtype if wide else weights.dtype)
 
 
@@ -114,6 +114,10 @@ def _wide(query: Tensor, value: Tensor, summed: bool) -> torch.dtype | None:
     if not summed or kind == "meta" or not torch.is_autocast_enabled(kind):
         return None
     return torch.promote_types(query.dtype, value.dtype)
+
+
+def _in(wide: torch.dtype | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tensors if wide is None else tuple(x.to(wide) for x in tensors)
 
 
 def _without_autocast(query: Tensor, wide: torch.dtype | None) -> AbstractContextManager[Any]:
