@@ -27,6 +27,8 @@ class Translator(nn.Module):
             padding, or dropout is not in [0, 1).
     """
 
+    attends = False
+
     def __init__(
         self, sizes: tuple[int, int], embedding_dim: int, dropout: float, begin: int, end: int
     ) -> None:
@@ -43,9 +45,20 @@ class Translator(nn.Module):
         self.target_embedding = nn.Embedding(target_size, embedding_dim, padding_idx=0)
         self.dropout = nn.Dropout(dropout)
 
-    def greedy_search(self, source: Tensor, source_lengths: Tensor, *, max_length: int) -> Decoded:
-        """Run `attnkernels.nn.greedy_search` on a source as in `forward`; call eval() first."""
-        return greedy_search(**self._searched(source, source_lengths), max_length=max_length)
+    def greedy_search(
+        self,
+        source: Tensor,
+        source_lengths: Tensor,
+        *,
+        max_length: int,
+        return_alignments: bool = False,
+    ) -> Decoded:
+        """Run `attnkernels.nn.greedy_search` on a source as in `forward`; call eval() first.
+
+        ``return_alignments`` needs a model with attention.
+        """
+        found = self._searched(source, source_lengths) | self._aligned(return_alignments)
+        return greedy_search(**found, max_length=max_length)
 
     def beam_search(
         self,
@@ -55,9 +68,13 @@ class Translator(nn.Module):
         max_length: int,
         beams: int = 10,
         length_penalty: float = 0.0,
+        return_alignments: bool = False,
     ) -> Decoded:
-        """Run `attnkernels.nn.beam_search` on a source as in `forward`; call eval() first."""
-        found = self._searched(source, source_lengths)
+        """Run `attnkernels.nn.beam_search` on a source as in `forward`; call eval() first.
+
+        ``return_alignments`` needs a model with attention.
+        """
+        found = self._searched(source, source_lengths) | self._aligned(return_alignments)
         return beam_search(
             **found, max_length=max_length, beams=beams, length_penalty=length_penalty
         )
@@ -65,6 +82,15 @@ class Translator(nn.Module):
     def _searched(self, source: Tensor, source_lengths: Tensor) -> dict[str, Any]:
         """Return this model's arguments for `attnkernels.nn.beam_search`."""
         raise NotImplementedError
+
+    def _aligned(self, return_alignments: bool) -> dict[str, bool]:
+        """Return the option of a search that traces alignments; refuse it without attention."""
+        if return_alignments and not self.attends:
+            model = type(self).__name__
+            raise ValueError(
+                f"return_alignments must be False for {model}, which has no attention, got True"
+            )
+        return {"return_alignments": return_alignments}
 
     def _maxout(self, input_dim: int, maxout_dim: int) -> MaxoutReadout:
         """Return the readout of the target's tokens."""

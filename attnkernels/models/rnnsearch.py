@@ -55,6 +55,8 @@ class RNNsearch(Translator):
             padding, or dropout is not in [0, 1).
     """
 
+    attends = True
+
     def __init__(
         self,
         source_size: int,

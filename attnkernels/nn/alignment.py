@@ -13,8 +13,10 @@ from ..functional.attention import additive_attention
 from ..functional.memory import described
 from ..functional.results import Pair
 from . import inputs
+from .calls import Reading
 from .inputs import present, zero_padding
 from .projections import Projections
+from .reading import Alignment, Bounds, beams_of, read_as_forward, split, within
 
 if TYPE_CHECKING:
     from .overloads import MasksEitherWay, MasksNoWeights, MasksWithWeights, Unpack
@@ -49,6 +51,16 @@ class ProjectedMemory:
     def batch(self) -> int:
         """B, the number of sequences to attend to."""
         return self.keys.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the keys."""
+        return self.keys.device
+
+    @property
+    def value_dim(self) -> int:
+        """Features of a context."""
+        return self.value.shape[-1]
 
     def index_select(self: M, index: Tensor) -> M:
         """Return the entries `index` (1-D, int32 or int64) of the batch: reorder beams.
@@ -152,6 +164,37 @@ class StepwiseAttention(Projections):
         attn_mask = mask_of_step(self, query, state, attn_mask)
         return self._attend(self._queries(query.unsqueeze(1)), state, attn_mask)
 
+    def read(
+        self,
+        query: Tensor,
+        prepared: AlignmentState,
+        alignment: Alignment | None = None,
+        bounds: Bounds | None = None,
+        *,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor, Alignment]:
+        """Attend with one query per beam, for a decoder: see `DecoderAttention.read`.
+
+        Beams of a sequence share its projected keys and its values. The sum of the keys with
+        `added_keys`, (R, m, hidden_dim), exists for the time of the call.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit; the message names it.
+        """
+        beams = beams_of_memory(self, query, prepared)
+        state = aligned(prepared, alignment, beams)
+        mask = within(bounds, prepared.keys.shape[1])
+        mask = None if mask is None else mask.unsqueeze(1)
+
+        def attend(query: Tensor) -> tuple[Tensor, Tensor, Alignment]:
+            found = self._attend(self._queries(query.unsqueeze(1)), state, mask)
+            context, weights, after = found
+            return context, weights, Alignment(after.previous, after.cumulative)
+
+        context, weights, alignment = read_as_forward(self, query, attend)
+        assert alignment is not None
+        return context, weights, alignment
+
     @overload
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[MasksNoWeights]
@@ -189,6 +232,8 @@ class StepwiseAttention(Projections):
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
         """
+        if type(key) is Reading:
+            return key.attend(query)
         checks.flags(return_weights=return_weights)
         state = self._begin("key", key, key_lengths, value)
         masks = masks_of_steps(self, query, state, attn_mask)
@@ -225,25 +270,38 @@ class StepwiseAttention(Projections):
     def _attend(
         self, query: Tensor, state: AlignmentState, attn_mask: Tensor | None
     ) -> tuple[Tensor, Tensor, AlignmentState]:
-        """Attend with a projected query (B, 1, hidden_dim); attn_mask is (B, 1, m)."""
-        keys = state.keys
+        """Attend with a projected query (R, 1, hidden_dim); attn_mask is (R, 1, m).
+
+        The state has R rows of weights, and keys, values and lengths of B sequences: R is B, or a
+        multiple for beams that share them.
+        """
+        keys, value, key_lengths = state.keys, state.value, state.key_lengths
+        batch, rows = state.batch, query.shape[0]
+        added = None
         if keys.shape[1]:  # a convolution does not accept an empty input
-            keys = keys + self.added_keys(state)
+            added = self.added_keys(state)
+        if rows != batch:
+            query, keys, value = split(query, batch), keys.unsqueeze(1), value.unsqueeze(1)
+            added = None if added is None else split(added, batch)
+            attn_mask = None if attn_mask is None else split(attn_mask, batch)
+            key_lengths = None if key_lengths is None else key_lengths.unsqueeze(1)
         context, weights = additive_attention(
             query,
-            keys,
-            state.value,
+            keys if added is None else keys + added,
+            value,
             state.weight,
             attn_mask=attn_mask,
-            key_lengths=state.key_lengths,
+            key_lengths=key_lengths,
             scale=self.scale,
             return_weights=True,
             backend=self.backend,
         )
-        weights = weights.squeeze(1)
+        context, weights = context.squeeze(-2), weights.squeeze(-2)
+        if rows != batch:
+            context, weights = context.flatten(0, 1), weights.flatten(0, 1)
         sums = state.cumulative
         sums = None if sums is None else sums + weights
-        return context.squeeze(1), weights, replace(state, previous=weights, cumulative=sums)
+        return context, weights, replace(state, previous=weights, cumulative=sums)
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -265,6 +323,23 @@ def project_memory(
         weight=module.score_weight(),
         key_lengths=key_lengths,
     )
+
+
+def beams_of_memory(module: Projections, query: Tensor, prepared: ProjectedMemory) -> int:
+    """Check the arguments of `DecoderAttention.read`; return the beams per sequence."""
+    checks.instance("prepared", prepared, ProjectedMemory, "what attention.prepare() returned")
+    return beams_of(module, query, prepared.batch)
+
+
+def aligned(prepared: AlignmentState, alignment: Alignment | None, beams: int) -> AlignmentState:
+    """Return the state with the weights (R, m) of `alignment`, or those before the first step."""
+    previous, cumulative = prepared.previous, prepared.cumulative
+    if alignment is not None and alignment.previous is not None:
+        previous, cumulative = alignment.previous, alignment.cumulative
+    elif beams != 1:
+        previous = previous.repeat_interleave(beams, 0)
+        cumulative = None if cumulative is None else cumulative.repeat_interleave(beams, 0)
+    return replace(prepared, previous=previous, cumulative=cumulative)
 
 
 def mask_of_step(

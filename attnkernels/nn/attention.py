@@ -18,6 +18,7 @@ from ..ops.codes import ActivationName
 from . import inputs
 from .calls import Reading, is_sharded
 from .projections import Projections, merge_heads, split_heads
+from .reading import Alignment, Bounds, beams_of, read_as_forward, split, within
 
 if TYPE_CHECKING:
     from .overloads import Unpack, WindowEitherWay, WindowNoWeights, WindowWithWeights
@@ -52,6 +53,11 @@ class PreparedMemory:
     def device(self) -> torch.device:
         """The device of the keys."""
         return self.memory.key.device
+
+    @property
+    def value(self) -> Tensor:
+        """The values (B, m, value_dim), with heads (B, H, m, value_dim / H)."""
+        return self.memory.value
 
     @property
     def value_dim(self) -> int:
@@ -260,35 +266,56 @@ class AdditiveAttention(Projections):
         """`dropout` in training, otherwise 0."""
         return self.dropout if self.training else 0.0
 
-    def _attend_to(
-        self, prepared: PreparedMemory, return_weights: bool
-    ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-        """Return `step` for this memory as a function of a query that is already checked."""
-        memory, dropout_p = prepared.memory, self.dropout_now
+    def read(
+        self,
+        query: Tensor,
+        prepared: PreparedMemory,
+        alignment: Alignment | None = None,
+        bounds: Bounds | None = None,
+        *,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """Attend with one query per beam, for a decoder: see `DecoderAttention.read`.
 
-        def attend(q: Tensor) -> Attended:
-            return memory.attend(q, dropout_p=dropout_p, return_weights=return_weights)
+        Beams of a sequence share its keys, which are not copied. There is no alignment to remember.
 
-        return self._read_by(attend)
+        Raises:
+            TypeError, ValueError: an argument does not fit; the message names it.
+        """
+        checks.instance("prepared", prepared, PreparedMemory, "what attention.prepare() returned")
+        batch, dropout_p = prepared.batch, self.dropout_now
+        beams_of(self, query, batch)
+        mask = within(bounds, prepared.value.shape[-2])
+        if mask is not None:
+            mask = split(mask, batch)
+            mask = mask if self.num_heads == 1 else mask.unsqueeze(1)
 
-    def _read_by(
+        def attend(query: Tensor) -> tuple[Tensor, Tensor | None, None]:
+            rows = self._queries(split(query, batch))
+            found = prepared.memory.attend(
+                rows, attn_mask=mask, dropout_p=dropout_p, return_weights=return_weights
+            )
+            context, weights = self._merged(found, False)
+            if weights is not None:
+                weights = weights.movedim(-2, 1).flatten(0, 1)
+            return context.flatten(0, 1), weights, None
+
+        context, weights, _ = read_as_forward(self, query, attend)
+        return context, weights, None
+
+    def read_by(
         self, attend: Callable[[Tensor], Attended]
     ) -> Callable[[Tensor], tuple[Tensor, Tensor | None]]:
-        """Return a function from queries that are already checked to contexts and weights.
+        """Return a function from checked queries (B, query_dim) to contexts and weights or None.
 
-        It calls the module, so that hooks and wrappers see every step.
+        `attend` takes the projected queries (B, [H,] 1, d). The module is called, so that hooks
+        and wrappers see every step.
         """
 
-        def attended(query: Tensor) -> Tensor | Pair:
-            context, weights = self._merged(attend(self._rows(query)), query.ndim == 2)
-            return context if weights is None else (context, weights)
+        def attended(query: Tensor) -> tuple[Tensor, Tensor | None, None]:
+            return *self._merged(attend(self._rows(query)), True), None
 
-        def read(query: Tensor) -> tuple[Tensor, Tensor | None]:
-            found = self(query, reading)
-            return (found, None) if isinstance(found, Tensor) else found
-
-        reading: Any = Reading(attended)
-        return read
+        return lambda query: read_as_forward(self, query, attended)[:2]
 
     def _rows(self, query: Tensor) -> Tensor:
         """Return the projected query (B, [H,] n, d), with n = 1 if it has none."""

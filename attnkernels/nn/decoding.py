@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..functional import checks
 from . import inputs
 from .calls import as_forward
+from .tracing import Trace, as_weights
 
 Embed = Callable[[Tensor], Tensor]  # tokens (R,), int64 -> inputs (R, e)
 
@@ -38,6 +39,8 @@ S = TypeVar("S", bound=State)
 P = TypeVar("P", bound=Prepared)
 M = TypeVar("M", contravariant=True)  # memory
 C = TypeVar("C", covariant=True)  # context
+# output, context -> logits; with copies output, context, weights
+Readout: TypeAlias = Callable[[Tensor, Any], Tensor] | Callable[[Tensor, Any, Tensor], Tensor]
 
 
 class Steps(Protocol[M, P, S, C]):
@@ -62,12 +65,15 @@ class Decoded(NamedTuple):
         log_probs: (B, beams), the sum of the log-probabilities of these tokens, in float32 (float64
             for float64 logits).
         scores: (B, beams), log_probs divided by the length penalty; beams are ranked by them.
+        alignments: (B, beams, L, m), with heads (B, beams, H, L, m): the weights with which each
+            token was read from the memory, zeros after the end. None unless requested.
     """
 
     tokens: Tensor
     lengths: Tensor
     log_probs: Tensor
     scores: Tensor
+    alignments: Tensor | None = None
 
 
 @torch.no_grad()
@@ -78,12 +84,14 @@ def beam_search(
     state: Any = None,
     *,
     embed: Embed,
-    readout: Callable[[Tensor, C], Tensor],
+    readout: Readout,
     start: int,
     eos: int,
     max_length: int,
     beams: int = 4,
     length_penalty: float = 0.0,
+    return_alignments: bool = False,
+    copies: bool = False,
 ) -> Decoded:
     """Return the best sequences that a beam of this width finds.
 
@@ -104,6 +112,11 @@ def beam_search(
             -inf.
         length_penalty: alpha of GNMT (1609.08144, equation 14): beams are ranked by
             log p / ((5 + length) / 6)^alpha. 0 ranks by the log-probability itself.
+        return_alignments: also return the alignments; ``rnn.step`` is called with
+            ``return_weights=True``, and so it is with ``copies``.
+        copies: call readout(output, context, weights) with the weights (R, m), averaged over heads,
+            for a head that copies from the source, such as `PointerGenerator`. It may return the
+            log-probabilities themselves. ``embed`` then gets the tokens that it has names for.
 
     Returns:
         A `Decoded`.
@@ -114,8 +127,9 @@ def beam_search(
     max_length, beams = inputs.sizes(max_length=max_length, beams=beams)
     length_penalty = checks.number("length_penalty", length_penalty)
     start, eos = _checked(rnn, embed, readout, start, eos)
+    checks.flags(return_alignments=return_alignments, copies=copies)
     prepared = as_forward(rnn, "prepared")(memory, key_lengths)
-    step = as_forward(rnn, "step")
+    step, trace = _stepper(rnn, readout, return_alignments, copies)
     batch = prepared.batch
     device = prepared.device
     first_rows = torch.arange(batch, device=device).repeat_interleave(beams)
@@ -128,8 +142,8 @@ def beam_search(
     log_probs = torch.full((batch, beams), -torch.inf, device=device)
     log_probs[:, 0] = 0.0  # all beams are equal before the first step: only one of them counts
     for _ in range(max_length):
-        output, context, now = step(embed(last), prepared, now)
-        log_p = _log_probs(readout(output, context), batch * beams, eos)
+        logits, now = step(embed(last), prepared, now)
+        log_p = _log_probs(logits, batch * beams, eos)
         vocabulary = log_p.shape[-1]
         log_p = log_p.view(batch, beams, vocabulary)
         finished = torch.full_like(log_p, -torch.inf)  # a finished beam adds eos at no cost
@@ -147,13 +161,13 @@ def beam_search(
         history = tokens.gather(1, beam.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
         tokens = torch.cat([history, token.unsqueeze(-1)], -1)
         last = token.flatten()
-        now = now.index_select(
-            (beam + beams * torch.arange(batch, device=device)[:, None]).view(-1)
-        )
+        rows = (beam + beams * torch.arange(batch, device=device)[:, None]).view(-1)
+        now = now.index_select(rows)
+        trace.select(rows)
         if done.all():
             break
     scores = log_probs / _penalty(lengths, length_penalty, log_probs.dtype)
-    return Decoded(tokens, lengths, log_probs, scores)
+    return Decoded(tokens, lengths, log_probs, scores, trace.alignments(lengths))
 
 
 def greedy_search(
@@ -163,10 +177,12 @@ def greedy_search(
     state: Any = None,
     *,
     embed: Embed,
-    readout: Callable[[Tensor, C], Tensor],
+    readout: Readout,
     start: int,
     eos: int,
     max_length: int,
+    return_alignments: bool = False,
+    copies: bool = False,
 ) -> Decoded:
     """Return the sequences of the best token at every step: `beam_search` with one beam.
 
@@ -174,9 +190,10 @@ def greedy_search(
     """
     (max_length,) = inputs.sizes(max_length=max_length)
     start, eos = _checked(rnn, embed, readout, start, eos)
+    checks.flags(return_alignments=return_alignments, copies=copies)
     with torch.no_grad():
         prepared = as_forward(rnn, "prepared")(memory, key_lengths)
-        step = as_forward(rnn, "step")
+        step, trace = _stepper(rnn, readout, return_alignments, copies)
         now = as_forward(rnn, "initial_state")(prepared, state)
         last = torch.full((prepared.batch,), start, device=prepared.device)
         done = torch.zeros_like(last, dtype=torch.bool)
@@ -184,8 +201,8 @@ def greedy_search(
         total: Tensor | None = None
         tokens = []
         for _ in range(max_length):
-            output, context, now = step(embed(last), prepared, now)
-            best = _log_probs(readout(output, context), prepared.batch, eos).max(-1)
+            logits, now = step(embed(last), prepared, now)
+            best = _log_probs(logits, prepared.batch, eos).max(-1)
             gained = best.values.masked_fill(done, 0.0)
             total = gained if total is None else total + gained
             last = best.indices.masked_fill(done, eos)
@@ -195,8 +212,33 @@ def greedy_search(
             if done.all():
                 break
     assert total is not None
-    total = total.unsqueeze(1)
-    return Decoded(torch.stack(tokens, -1).unsqueeze(1), lengths.unsqueeze(1), total, total)
+    total, lengths = total.unsqueeze(1), lengths.unsqueeze(1)
+    found = torch.stack(tokens, -1).unsqueeze(1)
+    return Decoded(found, lengths, total, total, trace.alignments(lengths))
+
+
+def _stepper(
+    rnn: Any, readout: Any, return_alignments: bool, copies: bool
+) -> tuple[Callable[[Tensor, Any, Any], tuple[Tensor, Any]], Trace]:
+    """Return a function (inputs, prepared, state) -> (logits, state), and what it traces."""
+    step, trace = as_forward(rnn, "step"), Trace(return_alignments)
+    if not (return_alignments or copies):
+
+        def plain(inputs: Tensor, prepared: Any, state: Any) -> tuple[Tensor, Any]:
+            output, context, state = step(inputs, prepared, state)
+            return readout(output, context), state
+
+        return plain, trace
+
+    def weighted(inputs: Tensor, prepared: Any, state: Any) -> tuple[Tensor, Any]:
+        output, context, state, weights = step(inputs, prepared, state, return_weights=True)
+        weights = as_weights(weights, prepared)
+        trace.add(weights)
+        if not copies:
+            return readout(output, context), state
+        return readout(output, context, weights.mean(1) if weights.ndim > 2 else weights), state
+
+    return weighted, trace
 
 
 def _checked(rnn: object, embed: object, readout: object, start: Any, eos: Any) -> tuple[int, int]:

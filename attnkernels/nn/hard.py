@@ -11,9 +11,17 @@ from ..functional import checks
 from ..functional.attention import additive_scores
 from ..ops.seed import saved
 from . import inputs
-from .alignment import ProjectedMemory, mask_of_step, mask_of_steps, masked_scores, project_memory
+from .alignment import (
+    ProjectedMemory,
+    beams_of_memory,
+    mask_of_step,
+    mask_of_steps,
+    masked_scores,
+    project_memory,
+)
 from .calls import Reading
 from .projections import Projections
+from .reading import Alignment, Bounds, split, within
 
 
 class HardChoice(NamedTuple):
@@ -117,6 +125,33 @@ class HardAttention(Projections):
         attn_mask = mask_of_step(self, query, prepared, attn_mask, "prepared")
         chosen = self._choose(query.unsqueeze(1), prepared, attn_mask, generator)
         return HardChoice(*(x.squeeze(1) for x in chosen))
+
+    def read(
+        self,
+        query: Tensor,
+        prepared: ProjectedMemory,
+        alignment: Alignment | None = None,
+        bounds: Bounds | None = None,
+        *,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, HardChoice, None]:
+        """Choose a position per beam, for a decoder: see `DecoderAttention.read`.
+
+        The choice takes the place of the weights, and there is no alignment to remember.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit; the message names it.
+        """
+        beams_of_memory(self, query, prepared)
+        batch, mask = prepared.batch, within(bounds, prepared.keys.shape[1])
+        mask = None if mask is None else split(mask, batch)
+
+        def attend(query: Tensor) -> HardChoice:
+            chosen = self._choose(split(query, batch), prepared, mask, None)
+            return HardChoice(*(x.flatten(0, 1) for x in chosen))
+
+        choice: HardChoice = self(query, Reading(attend))  # type: ignore[arg-type]
+        return choice.context, choice, None
 
     def forward(
         self,

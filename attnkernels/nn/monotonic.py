@@ -17,12 +17,16 @@ from . import inputs
 from .alignment import (
     AlignmentState,
     accumulated,
+    aligned,
+    beams_of_memory,
     mask_of_step,
     masked_scores,
     masks_of_steps,
     project_memory,
 )
+from .calls import Reading
 from .projections import Projections
+from .reading import Alignment, Bounds, read_as_forward, split, within
 
 if TYPE_CHECKING:
     from .overloads import NoisyEitherWay, NoisyNoWeights, NoisyWithWeights, Unpack
@@ -138,6 +142,37 @@ class MonotonicAttention(Projections):
         weights = state.previous.to(state.value.dtype)
         return (weights.unsqueeze(1) @ state.value).squeeze(1), weights, state
 
+    def read(
+        self,
+        query: Tensor,
+        prepared: AlignmentState,
+        alignment: Alignment | None = None,
+        bounds: Bounds | None = None,
+        *,
+        return_weights: bool = False,
+    ) -> tuple[Tensor, Tensor, Alignment]:
+        """Attend with one query per beam, for a decoder: see `DecoderAttention.read`.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit; the message names it.
+        """
+        beams, batch = beams_of_memory(self, query, prepared), prepared.batch
+        state, mask = aligned(prepared, alignment, beams), within(bounds, prepared.keys.shape[1])
+        mask = None if mask is None else mask.unsqueeze(1)
+        if beams != 1 and state.key_lengths is not None:
+            state = replace(state, key_lengths=state.key_lengths.repeat_interleave(beams))
+
+        def attend(query: Tensor) -> tuple[Tensor, Tensor, Alignment]:
+            energy = self._energy(split(query, batch), prepared).flatten(0, 1).unsqueeze(1)
+            previous = self._align(energy, state, mask, None).previous
+            weights = previous.to(prepared.value.dtype)
+            context = (split(weights, batch) @ prepared.value).flatten(0, 1)
+            return context, weights, Alignment(previous)
+
+        context, weights, alignment = read_as_forward(self, query, attend)
+        assert alignment is not None
+        return context, weights, alignment
+
     @overload
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor | None = ..., **o: Unpack[NoisyNoWeights]
@@ -177,6 +212,8 @@ class MonotonicAttention(Projections):
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
         """
+        if type(key) is Reading:
+            return key.attend(query)
         checks.flags(return_weights=return_weights)
         state = self._begin("key", key, key_lengths, value)
         masks = masks_of_steps(self, query, state, attn_mask)

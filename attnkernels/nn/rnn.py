@@ -13,16 +13,19 @@ from ..functional.deferred import DeferredMemory, learns
 from . import inputs as arguments
 from .attention import AdditiveAttention, PreparedMemory
 from .calls import as_forward
+from .projections import Projections
+from .reading import Alignment, DecoderAttention, Reader, rows_per_sequence, stacked, window_of
 from .state import DecoderState, cell_output
 
 if TYPE_CHECKING:
     from .overloads import EitherWay, NoWeights, Unpack, WithWeights
 
-Attend = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # output -> context, weights or None
+Attend = Callable[[Tensor], tuple[Tensor, Any]]  # output -> context, weights or None
 Feed = Callable[[Tensor, Tensor], Tensor]  # output, context -> the next input
 Run: TypeAlias = tuple[Tensor, Tensor, DecoderState]  # outputs, contexts, last state
 RunWithWeights: TypeAlias = tuple[Tensor, Tensor, DecoderState, Tensor]
-Memory: TypeAlias = Tensor | PreparedMemory
+Prepared: TypeAlias = Any  # what attention.prepare() returned, with batch, value and value_dim
+Memory: TypeAlias = Tensor | Prepared
 Lengths: TypeAlias = Tensor | None
 
 
@@ -35,9 +38,13 @@ class AttentionRNN(nn.Module):
     state of the cell is given, c_{-1} is the attention of that state's output, so that each step
     reads, with its input, the context of its previous state (Bahdanau et al., 1409.0473).
 
-    In training the gradients of the prepared keys, the values and the score vector are computed
-    once, after all steps, instead of once per step (see `attnkernels.functional.deferred`); with
-    dropout of the weights they are computed step by step.
+    An attention that remembers its weights, such as `LocationSensitiveAttention`, keeps them in the
+    state; the attention of a given initial state counts as its first step.
+
+    In training the gradients of the prepared keys, the values and the score vector of an
+    `AdditiveAttention` are computed once, after all steps, instead of once per step (see
+    `attnkernels.functional.deferred`); with dropout of the weights they are computed step by step,
+    and so are those of other attentions.
 
     Every step calls ``cell`` and ``attention``, so their forward hooks run; those of ``attention``
     get the query and return what its `forward` does.
@@ -46,24 +53,39 @@ class AttentionRNN(nn.Module):
         cell: a module (input, state) -> state like `torch.nn.GRUCell` (the state is a tensor, and
             the output) or `torch.nn.LSTMCell` (the state is a tuple that starts with the output).
             Its input has the features of input_t followed by those of a context.
-        attention: an `AdditiveAttention` whose query_dim is the size of the cell's output.
+        attention: an `AdditiveAttention`, `LocationSensitiveAttention`, `CoverageAttention`,
+            `MonotonicAttention` or `HardAttention`, or a module with the attributes of
+            `DecoderAttention`. Its query_dim is the size of the cell's output.
+        window: (back, ahead), ints of at least 0: in evaluation a step sees only the keys from
+            ``back`` before the one that the last step looked at most to ``ahead`` after it, as
+            decoders of speech and handwriting do. The first step sees all. None is no limit.
         defer_gradients: False computes the gradients of the keys step by step. This is slower, and
             required for second derivatives (``create_graph=True``). Forward-mode differentiation,
             the transforms of `torch.func` and torch.compile always compute them step by step.
 
     Raises:
-        TypeError: cell is not callable, attention is not an `AdditiveAttention`, or
-            ``defer_gradients`` is not a bool.
+        TypeError: cell is not callable, attention has no query_dim, prepare and read, window is
+            not a pair of ints, or ``defer_gradients`` is not a bool.
+        ValueError: a side of the window is negative.
     """
 
     def __init__(
-        self, cell: nn.Module, attention: AdditiveAttention, *, defer_gradients: bool = True
+        self,
+        cell: nn.Module,
+        attention: DecoderAttention[Any],
+        *,
+        window: tuple[int, int] | None = None,
+        defer_gradients: bool = True,
     ) -> None:
         super().__init__()
         checks.instance("cell", cell, Callable, "a module that is called")  # type: ignore[arg-type]
-        checks.instance("attention", attention, AdditiveAttention, "an AdditiveAttention")
+        if not all(hasattr(attention, name) for name in ("query_dim", "prepare", "read")):
+            wanted = "an attention of attnkernels.nn, or have query_dim, prepare and read"
+            raise TypeError(f"attention must be {wanted}, got {checks.type_name(attention)}")
         checks.flags(defer_gradients=defer_gradients)
-        self.cell, self.attention, self.defer_gradients = cell, attention, defer_gradients
+        self.cell, self.defer_gradients = cell, defer_gradients
+        self.attention: Any = attention
+        self.window = window_of(window)
 
     @overload
     def forward(
@@ -113,7 +135,8 @@ class AttentionRNN(nn.Module):
 
         Returns:
             The outputs (B, T, hidden), the contexts (B, T, value_dim) and the last `DecoderState`;
-            with ``return_weights`` then the weights (B, T, m), with heads (B, H, T, m).
+            with ``return_weights`` then the weights (B, T, m), with heads (B, H, T, m), and with a
+            `HardAttention` its `HardChoice` of all steps instead.
 
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
@@ -201,24 +224,20 @@ class AttentionRNN(nn.Module):
 
     @overload
     def step(
-        self, inputs: Tensor, prepared: PreparedMemory, state: DecoderState, **o: Unpack[NoWeights]
+        self, inputs: Tensor, prepared: Prepared, state: DecoderState, **o: Unpack[NoWeights]
     ) -> Run: ...
     @overload
     def step(
-        self,
-        inputs: Tensor,
-        prepared: PreparedMemory,
-        state: DecoderState,
-        **o: Unpack[WithWeights],
+        self, inputs: Tensor, prepared: Prepared, state: DecoderState, **o: Unpack[WithWeights]
     ) -> RunWithWeights: ...
     @overload
     def step(
-        self, inputs: Tensor, prepared: PreparedMemory, state: DecoderState, **o: Unpack[EitherWay]
+        self, inputs: Tensor, prepared: Prepared, state: DecoderState, **o: Unpack[EitherWay]
     ) -> Run | RunWithWeights: ...
     def step(
         self,
         inputs: Tensor,
-        prepared: PreparedMemory,
+        prepared: Prepared,
         state: DecoderState,
         *,
         return_weights: bool = False,
@@ -234,18 +253,22 @@ class AttentionRNN(nn.Module):
         Returns:
             The output (B * beams, hidden), the context (B * beams, value_dim) and the next
             `DecoderState`; with ``return_weights`` then the weights (B * beams, m), with heads
-            (B * beams, H, m).
+            (B * beams, H, m), and with a `HardAttention` its `HardChoice` instead.
 
         Raises:
             TypeError, ValueError: an argument does not fit; the message names it.
         """
-        checks.instance("prepared", prepared, PreparedMemory, "what attention.prepare() returned")
+        if not hasattr(prepared, "value_dim"):
+            wanted = "what attention.prepare() returned"
+            checks.instance("prepared", prepared, PreparedMemory, wanted)
         checks.instance("state", state, DecoderState, "a DecoderState")
-        attend = self._attend_beams(prepared, _beams(inputs, prepared.batch), return_weights)
+        checks.flags(return_weights=return_weights)
+        rows_per_sequence("inputs", inputs, "e", prepared.batch)
         self._fits("inputs", inputs, prepared)
+        attend = self._attend(prepared, None, return_weights, state.alignment)
         return _results(*self._step(inputs, attend, state))
 
-    def initial_state(self, prepared: PreparedMemory, state: Any = None) -> DecoderState:
+    def initial_state(self, prepared: Prepared, state: Any = None) -> DecoderState:
         """Return the state before the first step.
 
         Args:
@@ -257,14 +280,14 @@ class AttentionRNN(nn.Module):
         """
         return self._initial(prepared, self._attend(prepared, 1, False), state)
 
-    def prepared(self, memory: Memory, key_lengths: Lengths = None) -> PreparedMemory:
+    def prepared(self, memory: Memory, key_lengths: Lengths = None) -> Prepared:
         """Return the memory, prepared unless it already is.
 
         Raises:
             TypeError, ValueError: as `AdditiveAttention.prepare`; or lengths are given with a
                 prepared memory.
         """
-        if not isinstance(memory, PreparedMemory):
+        if not hasattr(memory, "value_dim"):
             return as_forward(self.attention, "prepare")(memory, key_lengths)
         if key_lengths is not None:
             raise ValueError(
@@ -278,7 +301,7 @@ class AttentionRNN(nn.Module):
         inputs: Tensor,
         following: Callable[[int, Tensor, Tensor], Tensor],
         steps: int,
-        prepared: PreparedMemory,
+        prepared: Prepared,
         state: Any,
         return_weights: bool,
     ) -> Run | RunWithWeights:
@@ -287,11 +310,12 @@ class AttentionRNN(nn.Module):
         if isinstance(state, DecoderState):
             wanted = prepared.batch, prepared.value_dim
             checks.tensor("state.context", state.context, "(B, value_dim)", wanted)
-        attend = self._attend(prepared, steps + 1, return_weights)
+        alignment = state.alignment if isinstance(state, DecoderState) else None
+        attend = self._attend(prepared, steps + 1, return_weights, alignment)
         now = self._initial(prepared, attend, state)
         outputs: list[Tensor] = []
         contexts: list[Tensor] = []
-        weights: list[Tensor] = []
+        weights: list[Any] = []
         for t in range(steps):
             output, context, a, now = self._step(inputs, attend, now)
             outputs.append(output)
@@ -300,27 +324,28 @@ class AttentionRNN(nn.Module):
                 weights.append(a)
             if t + 1 < steps:
                 inputs = following(t + 1, output, context)
-        stacked = torch.stack(weights, -2) if return_weights else None
-        return _results(torch.stack(outputs, 1), torch.stack(contexts, 1), stacked, now)
+        alphas = stacked(weights) if return_weights else None
+        return _results(torch.stack(outputs, 1), torch.stack(contexts, 1), alphas, now)
 
     def _step(
         self, inputs: Tensor, attend: Attend, state: DecoderState
-    ) -> tuple[Tensor, Tensor, Tensor | None, DecoderState]:
+    ) -> tuple[Tensor, Tensor, Any, DecoderState]:
         cell = self.cell(torch.cat([inputs, state.context], -1), state.cell)
         output = self._output("the cell's output", cell, inputs.shape[0])
         context, weights = attend(output)
-        return output, context, weights, DecoderState(cell, context)
+        return output, context, weights, DecoderState(cell, context, _alignment(attend))
 
-    def _initial(self, prepared: PreparedMemory, attend: Attend, state: Any) -> DecoderState:
+    def _initial(self, prepared: Prepared, attend: Attend, state: Any) -> DecoderState:
         if isinstance(state, DecoderState):
             return state
         if state is not None:
             output = self._output("the output in state", state, prepared.batch)
-            return DecoderState(state, attend(output)[0])
-        value = prepared.memory.value
-        return DecoderState(None, value.new_zeros(prepared.batch, prepared.value_dim))
+            context, _ = attend(output)
+            return DecoderState(state, context, _alignment(attend))
+        zeros = prepared.value.new_zeros(prepared.batch, prepared.value_dim)
+        return DecoderState(None, zeros)
 
-    def _fits(self, name: str, x: Tensor, prepared: PreparedMemory) -> None:
+    def _fits(self, name: str, x: Tensor, prepared: Prepared) -> None:
         """Raise ValueError unless the cell takes the features of `x` and those of a context."""
         width = getattr(self.cell, "input_size", None)  # of torch's cells
         if type(width) is int and width != x.shape[-1] + prepared.value_dim:
@@ -332,46 +357,41 @@ class AttentionRNN(nn.Module):
     def _output(self, name: str, state: Any, rows: int) -> Tensor:
         """Return the output of a cell, which is the query of its attention."""
         output = cell_output(state)
-        arguments.query(self.attention, output, rows, "", name)
+        if isinstance(self.attention, Projections):
+            arguments.query(self.attention, output, rows, "", name)
+        else:
+            checks.tensor(name, output, "(B, query_dim)", (rows, self.attention.query_dim))
         return output
 
-    def _attend(self, prepared: PreparedMemory, steps: int, return_weights: bool) -> Attend:
-        """Return the attention of one output per sequence, for up to `steps` of them."""
-        attention, memory = self.attention, prepared.memory
-        if not (self.defer_gradients and learns(memory)) or attention.dropout_now:
-            return attention._attend_to(prepared, return_weights)
-        deferred = DeferredMemory(memory, steps, return_weights)
-        return attention._read_by(deferred.attend)
+    def _attend(
+        self,
+        prepared: Prepared,
+        steps: int | None,
+        return_weights: bool,
+        alignment: Alignment | None = None,
+    ) -> Attend:
+        """Return the attention of outputs (R, hidden), one step after another.
 
-    def _attend_beams(self, prepared: PreparedMemory, beams: int, return_weights: bool) -> Attend:
-        """Return the attention of `step`, of `beams` outputs per sequence."""
-        attend_rows = self.attention._attend_to(prepared, return_weights)
-
-        def attend(output: Tensor) -> tuple[Tensor, Tensor | None]:
-            context, weights = attend_rows(output.unflatten(0, (prepared.batch, beams)))
-            if weights is not None:
-                weights = weights.movedim(-2, 1).flatten(0, 1)
-            return context.flatten(0, 1), weights
-
-        return attend
+        `steps` is the number of them, for one row per sequence; None for any number and for beams,
+        whose gradients are computed step by step.
+        """
+        attention, window = self.attention, None if self.training else self.window
+        if steps is not None and window is None and isinstance(attention, AdditiveAttention):
+            memory = prepared.memory
+            if self.defer_gradients and learns(memory) and not attention.dropout_now:
+                return attention.read_by(DeferredMemory(memory, steps, return_weights).attend)
+        return Reader(attention, prepared, alignment, window, return_weights)
 
     if TYPE_CHECKING:
         __call__ = forward
 
 
+def _alignment(attend: Attend) -> Alignment | None:
+    """Return what the attention of the steps so far remembers."""
+    return attend.alignment if isinstance(attend, Reader) else None
+
+
 def _results(
-    output: Tensor, context: Tensor, weights: Tensor | None, state: DecoderState
+    output: Tensor, context: Tensor, weights: Any, state: DecoderState
 ) -> Run | RunWithWeights:
     return (output, context, state) if weights is None else (output, context, state, weights)
-
-
-def _beams(inputs: Tensor, batch: int) -> int:
-    """Return how many rows of `inputs` (rows, e) belong to each of the sequences."""
-    checks.tensor("inputs", inputs, "(B * beams, e)", (None, None))
-    rows = inputs.shape[0]
-    if rows % max(batch, 1) or (rows and not batch):
-        raise ValueError(
-            f"inputs must have shape (B * beams, e) with rows that are a multiple of B = {batch}, "
-            f"got {tuple(inputs.shape)}"
-        )
-    return rows // max(batch, 1)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .reading import Alignment
+
 
 class DecoderState(NamedTuple):
     """The state that one step hands to the next.
@@ -14,14 +16,19 @@ class DecoderState(NamedTuple):
         cell: the cell's state: a tensor (B, hidden), or a tuple whose first element is one; None
             stands for the cell's own zeros. Its type is that of the cell.
         context: (B, value_dim), the last context.
+        alignment: what the attention remembers, an `Alignment`; None if it remembers nothing, or
+            has not attended yet.
     """
 
     cell: Any
     context: Tensor
+    alignment: Alignment | None = None
 
     def index_select(self, index: Tensor) -> DecoderState:
         """Return the rows `index` (1-D, int32 or int64) of the batch."""
-        return DecoderState(_select(self.cell, index), self.context.index_select(0, index))
+        alignment = None if self.alignment is None else self.alignment.index_select(index)
+        context = self.context.index_select(0, index)
+        return DecoderState(_select(self.cell, index), context, alignment)
 
 
 def cell_output(state: Any) -> Tensor:

@@ -21,6 +21,7 @@ from models.test_seq2seq import (
 from torch import Tensor
 
 from attnkernels.models.rnnsearch import RNNsearch
+from attnkernels.models.seq2seq import Seq2Seq
 from attnkernels.testing import assert_within_budget
 
 SOURCE, TARGET = 7, 9
@@ -154,3 +155,17 @@ def test_bad_arguments() -> None:
         model.beam_search(source, lengths, max_length=3, beams=0)
     with pytest.raises(ValueError, match="max_length must be an int of at least 1, got 0"):
         model.greedy_search(source, lengths, max_length=0)
+
+
+def test_searches_return_alignments() -> None:
+    source, lengths = torch.tensor([[3, 4, 5, 6], [4, 5, 0, 0]]), torch.tensor([4, 2])
+    model = RNNsearch(9, 9, embedding_dim=4, encoder_dim=3, hidden_dim=5, align_dim=4, maxout_dim=3)
+    found = model.eval().beam_search(
+        source, lengths, max_length=5, beams=3, return_alignments=True
+    )
+    assert found.alignments is not None and found.alignments.shape == (*found.tokens.shape, 4)
+    assert not found.alignments[1, ..., 2:].any()
+    assert model.greedy_search(source, lengths, max_length=5).alignments is None
+    plain = Seq2Seq(9, 9, embedding_dim=4, hidden_dim=5, maxout_dim=3)
+    with pytest.raises(ValueError, match="return_alignments must be False for Seq2Seq"):
+        plain.greedy_search(source, lengths, max_length=5, return_alignments=True)

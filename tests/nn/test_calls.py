@@ -59,7 +59,7 @@ def test_hooks_see_the_steps_of_a_search() -> None:
     tokens = {"start": 0, "eos": 1, "max_length": 3}
     readout = {"embed": torch.eye(D).__getitem__, "readout": lambda output, context: output}
     found = beam_search(rnn, torch.randn(B, M, D), beams=2, **readout, **tokens)
-    assert seen == [(B, 2, D)] * found.tokens.shape[-1]
+    assert seen == [(B * 2, D)] * found.tokens.shape[-1]
 
 
 def test_hooks_of_hard_attention_see_every_word() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +17,7 @@ from ...nn import (
     PreparedMemory,
     ProjectedMemory,
 )
-from ...nn.calls import Reading
+from ...nn.reading import Alignment
 from ...nn.rnn import Attend
 
 
@@ -66,12 +64,12 @@ class CaptionDecoder(AttentionRNN):
     def _initial(self, prepared: PreparedMemory, attend: Attend, state: Any) -> DecoderState:
         """Return the first state without attending; the first step attends itself."""
         self._output("the output in state", state, prepared.batch)
-        value = prepared.memory.value
-        return DecoderState(state, value.new_zeros(prepared.batch, prepared.value_dim))
+        zeros = prepared.value.new_zeros(prepared.batch, prepared.value_dim)
+        return DecoderState(state, zeros)
 
     def _step(
         self, inputs: Tensor, attend: Attend, state: DecoderState
-    ) -> tuple[Tensor, Tensor, Tensor | None, DecoderState]:
+    ) -> tuple[Tensor, Tensor, Any, DecoderState]:
         before = state.cell[0]
         context, weights = attend(before)  # equations 4 to 6
         context = self.gate(before).sigmoid() * context
@@ -79,19 +77,27 @@ class CaptionDecoder(AttentionRNN):
         output = inputs + self.from_hidden(cell[0]) + self.from_context(context)
         return output, context, weights, DecoderState(cell, context)
 
-    def _attend_beams(self, prepared: PreparedMemory, beams: int, return_weights: bool) -> Attend:
-        """Return the attention of `step`; the weights of hard attention are 1 where it looks."""
-        if self.hard is None:
-            return super()._attend_beams(prepared, beams, return_weights)
-        rows = torch.arange(prepared.batch, device=prepared.device).repeat_interleave(beams)
-        own = prepared.index_select(rows)  # hard attention has one query per memory: one per beam
-        look, places = self._look(own), own.memory.key.shape[1]
+    def _attend(
+        self,
+        prepared: PreparedMemory,
+        steps: int | None,
+        return_weights: bool,
+        alignment: Alignment | None = None,
+    ) -> Attend:
+        """Return the attention of `step` where steps is None, otherwise that of `forward`.
+
+        The weights of hard attention are 1 where it looks.
+        """
+        if self.hard is None or steps is not None:
+            return super()._attend(prepared, steps, return_weights, alignment)
+        hard, projected = self.hard, _projected(prepared)
+        places = projected.keys.shape[1]
 
         def attend(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-            choice = look(hidden)
+            context, choice, _ = hard.read(hidden, projected)
             if not return_weights:
-                return choice.context, None
-            return choice.context, F.one_hot(choice.positions, places).to(choice.context)
+                return context, None
+            return context, F.one_hot(choice.positions, places).to(context)
 
         return attend
 
@@ -112,12 +118,14 @@ class CaptionDecoder(AttentionRNN):
             log-probability is 0 for images with expected contexts.
         """
         prepared = self.prepared(annotations)
-        soft, look = self._attend(prepared, words.shape[1], True), self._look(prepared)
+        assert self.hard is not None
+        soft, hard = self._attend(prepared, words.shape[1], True), self.hard
+        projected = _projected(prepared)
         choices: list[HardChoice] = []
 
         def attend(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
             mean, weights = soft(hidden)
-            choice = look(hidden)
+            _, choice, _ = hard.read(hidden, projected)
             choices.append(choice._replace(log_prob=choice.log_prob.masked_fill(expected, 0.0)))
             return torch.where(expected.unsqueeze(-1), mean, choice.context), weights
 
@@ -129,10 +137,8 @@ class CaptionDecoder(AttentionRNN):
         outputs, alphas = (torch.stack(x, 1) for x in zip(*found, strict=True))
         return outputs, alphas, HardChoice(*(torch.stack(x, 1) for x in zip(*choices, strict=True)))
 
-    def _look(self, prepared: PreparedMemory) -> Callable[[Tensor], HardChoice]:
-        """Return hard attention to the prepared memory, which it shares with the soft one."""
-        assert self.hard is not None
-        memory = prepared.memory
-        projected = ProjectedMemory(memory.key, memory.value, memory.weight, memory.key_lengths)
-        hard, reading = self.hard, Reading(partial(self.hard.step, prepared=projected))
-        return lambda hidden: hard(hidden, cast(Any, reading))
+
+def _projected(prepared: PreparedMemory) -> ProjectedMemory:
+    """Return the prepared memory of the soft attention for the hard one, which shares it."""
+    memory = prepared.memory
+    return ProjectedMemory(memory.key, memory.value, memory.weight, memory.key_lengths)
