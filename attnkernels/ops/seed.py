@@ -53,7 +53,7 @@ def draw_seed(device: torch.device) -> Tensor:
                 " weights at every call: use torch.func.jvp"
             )
         return _draw(device=device)
-    return torch.randint(0, 2**62, (), device=device)
+    return torch.randint(2**62, (), device=device)  # without low, in 0.3 us less
 
 
 def saved(drawn: Tensor) -> Tensor:
