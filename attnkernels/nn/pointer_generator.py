@@ -115,7 +115,9 @@ class PointerGenerator(nn.Module):
             )
         gate, weights = self.gate(read).to(wide), weights.to(wide)
         nothing = weights.sum(-1, keepdim=True) == 0
-        generated = logits.log_softmax(-1, dtype=wide) + F.logsigmoid(gate).masked_fill(nothing, 0.0)
+        generated = logits.log_softmax(-1, dtype=wide) + F.logsigmoid(gate).masked_fill(
+            nothing, 0.0
+        )
         generated = F.pad(generated, (0, extra), value=-torch.inf)
         copied = torch.zeros_like(generated).scatter_add(-1, words, weights)
         exists = copied != 0  # NaN counts, and stays

@@ -1,4 +1,4 @@
-"""How a decoder reads a memory step by step, whichever attention it uses."""
+"""The steps of a decoder that reads a memory through any attention."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class DecoderAttention(Protocol[P]):
         bounds: Bounds | None = None,
         *,
         return_weights: bool = False,
-    ) -> tuple[Tensor, Any, Alignment | None]:
+    ) -> tuple[Tensor, Tensor | HardChoice | None, Alignment | None]:
         """Attend with one query per beam; the beams of a sequence follow one another.
 
         Args:

@@ -1,4 +1,4 @@
-"""Where a decoder looked for each token: the alignments of a search, and tokens copied by them."""
+"""The alignments of a search, which say where each token was read, and tokens copied by them."""
 
 from __future__ import annotations
 

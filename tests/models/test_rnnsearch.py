@@ -160,9 +160,7 @@ def test_bad_arguments() -> None:
 def test_searches_return_alignments() -> None:
     source, lengths = torch.tensor([[3, 4, 5, 6], [4, 5, 0, 0]]), torch.tensor([4, 2])
     model = RNNsearch(9, 9, embedding_dim=4, encoder_dim=3, hidden_dim=5, align_dim=4, maxout_dim=3)
-    found = model.eval().beam_search(
-        source, lengths, max_length=5, beams=3, return_alignments=True
-    )
+    found = model.eval().beam_search(source, lengths, max_length=5, beams=3, return_alignments=True)
     assert found.alignments is not None and found.alignments.shape == (*found.tokens.shape, 4)
     assert not found.alignments[1, ..., 2:].any()
     assert model.greedy_search(source, lengths, max_length=5).alignments is None

@@ -37,7 +37,7 @@ ATTENTIONS: dict[str, Callable[[], nn.Module]] = {
         *SIZES, channels=3, kernel_size=5, cumulative="both", initial="uniform"
     ),
     "coverage": lambda: CoverageAttention(*SIZES),
-    "monotonic": lambda: MonotonicAttention(*SIZES, score_bias=0.0, noise=0.0),
+    "scanning": lambda: MonotonicAttention(*SIZES, score_bias=0.0, noise=0.0),
     "hard": lambda: HardAttention(*SIZES),
 }
 every_attention = pytest.mark.parametrize("kind", ATTENTIONS)
@@ -171,9 +171,7 @@ def test_a_batch_is_searched_as_its_sequences(kind: str) -> None:
         steps = one.tokens.shape[-1]
         assert torch.equal(whole.tokens[b, :, :steps], one.tokens[0])
         torch.testing.assert_close(whole.log_probs[b], one.log_probs[0])
-        torch.testing.assert_close(
-            whole.alignments[b, ..., :steps, :length], one.alignments[0]
-        )
+        torch.testing.assert_close(whole.alignments[b, ..., :steps, :length], one.alignments[0])
         assert not whole.alignments[b, ..., length:].any()
 
 
@@ -195,7 +193,7 @@ def test_alignments_of_beams_are_those_of_their_tokens(kind: str) -> None:
         wanted = torch.where(before_end, weights, 0.0)
         torch.testing.assert_close(found.alignments[:, beam], wanted)
         sums = found.alignments[:, beam].sum(-1)
-        if kind != "monotonic":  # whose steps may pass the end
+        if kind != "scanning":  # whose steps may pass the end
             torch.testing.assert_close(sums, before_end.squeeze(-1).to(F64).expand_as(sums))
 
 
@@ -213,11 +211,15 @@ def test_a_window_follows_the_last_alignment(kind: str) -> None:
     weights = rnn.eval()(inputs, memory, LENGTHS, return_weights=True)[3]
     if isinstance(weights, HardChoice):
         at, last = weights.positions, weights.positions
-        outside = (at[:, 1:] >= 0) & ((at[:, 1:] < last[:, :-1] - back) | (at[:, 1:] > last[:, :-1] + ahead))
+        outside = (at[:, 1:] >= 0) & (
+            (at[:, 1:] < last[:, :-1] - back) | (at[:, 1:] > last[:, :-1] + ahead)
+        )
         assert not outside.any()
         return
     mean = weights.mean(1) if kind == "heads" else weights
-    torch.testing.assert_close(mean[:, 0], weights_without_window(free.eval(), inputs, memory, kind))
+    torch.testing.assert_close(
+        mean[:, 0], weights_without_window(free.eval(), inputs, memory, kind)
+    )
     last, at = mean.argmax(-1)[:, :-1, None], torch.arange(M)
     outside = (at < last - back) | (at > last + ahead)
     assert outside.any() and not mean[:, 1:][outside].any()
@@ -243,7 +245,10 @@ def test_an_attention_of_your_own() -> None:
             context = prepared.value.mean(1).repeat_interleave(beams, 0)
             return context, query.new_full((len(query), M), 1 / M), None
 
-    rnn, memory = AttentionRNN(nn.GRUCell(E + KEY, UNITS), Mean()).to(F64), normal(B, M, KEY, dtype=F64)
+    rnn, memory = (
+        AttentionRNN(nn.GRUCell(E + KEY, UNITS), Mean()).to(F64),
+        normal(B, M, KEY, dtype=F64),
+    )
     contexts = rnn(normal(B, T, E, dtype=F64), memory)[1]
     torch.testing.assert_close(contexts[:, -1], memory.mean(1))
     found = searched(rnn, memory, 2, lengths=None)

@@ -354,7 +354,9 @@ def test_searches_start_from_a_state() -> None:
 def test_refusals() -> None:
     rnn, (inputs, memory) = make(), tensors()
     prepared = rnn.prepared(memory, LENGTHS)
-    with pytest.raises(TypeError, match="attention must be an attention of attnkernels.nn, .* got Linear"):
+    with pytest.raises(
+        TypeError, match="attention must be an attention of attnkernels.nn, .* got Linear"
+    ):
         AttentionRNN(nn.GRUCell(2, 2), nn.Linear(2, 2))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="cell must be a module that is called, got int"):
         AttentionRNN(3, rnn.attention)  # type: ignore[arg-type]
