@@ -20,7 +20,7 @@ Bounds = tuple[Tensor, Tensor]  # start and stop of the keys that take part, (R,
 
 
 class Alignment(NamedTuple):
-    """What an attention remembers between the steps of a decoder, with one row per beam.
+    """The state of an attention between the steps of a decoder, with one row per beam.
 
     Attributes:
         previous: (R, m), the weights of the last step; None if the attention does not use them.
