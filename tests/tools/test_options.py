@@ -29,7 +29,10 @@ def test_refuses_a_folder(
 @pytest.mark.parametrize(
     "module",
     ["benchmarks.gpu.run", "benchmarks.gpu.cases", "benchmarks.gpu.sweep"]
-    + [f"examples.{name}" for name in ("g2p", "char_cost", "caption_digits", "glimpse_digits")],
+    + [
+        f"examples.{name}"
+        for name in ("g2p", "translate", "char_cost", "caption_digits", "glimpse_digits")
+    ],
 )
 def test_refuses_a_file_in_place_of_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], module: str
