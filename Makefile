@@ -9,6 +9,7 @@ PLANTED = tests/backends/test_planted.py
 COMPILED = tests/tools/test_aot.py
 PYTEST_FLAGS ?=
 SOAK ?=
+ARM ?=
 FILES = $(addprefix tests/$(1)/test_,$(addsuffix .py,$(2)))
 OLDEST ?= keras==3.6.0 torch_geometric==2.3.1
 INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation \
@@ -24,7 +25,7 @@ SANITIZER = ATTNKERNELS_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv build profile examples test peers bench gpu sass sanitize soak docs lint format wheel clean
+.PHONY: help venv build profile examples test peers bench gpu sass sanitize arm soak docs lint format wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +90,9 @@ sanitize: $(VENV)/.dev ## the kernels' tests under AddressSanitizer and UBSan; f
 	LIBRARY=$$(ATTNKERNELS_SANITIZE=1 $(BIN)/python tests/emulator/library.py) && \
 	$(SANITIZER) ATTNKERNELS_LIBRARY=$$LIBRARY $(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_FLAGS) $(EMULATED)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_FLAGS) $(PLANTED)
+
+arm: $(VENV)/.dev ## a wheel for 64-bit ARM in dist, and its tests under QEMU; make arm ARM="tests/ops/test_nan.py"
+	$(BIN)/python -m tools.arm $(ARM)
 
 soak: $(VENV)/.dev build ## random cases for hours, memory that may not grow, races; make soak SOAK="--seed 1"
 	$(BIN)/python -m tools.soak --races

@@ -7,7 +7,8 @@ torch without CUDA is enough to build them.
 
 Environment: CXX, CXXFLAGS, MAX_JOBS, ATTNKERNELS_CUDA (auto, 0 or 1), the variables of
 build_cuda.py, ATTNKERNELS_WERROR=1 to treat nvcc's warnings as errors, and ATTNKERNELS_SANITIZE=1
-for a library that reports bad memory accesses and undefined behaviour.
+for a library that reports bad memory accesses and undefined behaviour. With a cross compiler in
+CXX, _PYTHON_HOST_PLATFORM=linux-aarch64 makes a wheel for that platform (tools/arm.py).
 """
 
 import fcntl
@@ -34,7 +35,10 @@ sys.path.insert(0, str(ROOT))  # pip and runpy do not put it on the path
 from build_cuda import Toolkit, architectures, find_toolkit, gencode  # noqa: E402
 
 SANITIZE = os.environ.get("ATTNKERNELS_SANITIZE", "0") == "1"
-OBJECTS = ROOT / "build" / ("sanitize" if SANITIZE else "native")
+# Python's own name for what a cross compiler builds for, which the tag of the wheel follows.
+CROSS = os.environ.get("_PYTHON_HOST_PLATFORM", "")
+MACHINE = CROSS.split("-")[-1] or platform.machine()
+OBJECTS = ROOT / "build" / ("sanitize" if SANITIZE else CROSS or "native")
 
 # Kernels are compiled once per instruction set, and the processor's is chosen at run time. Other
 # machines than x86-64 need only the baseline, which has vectors there (NEON on 64-bit ARM).
@@ -42,7 +46,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", *AVX2]
 QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # false in GCC 12's own intrinsics
 ISAS = {"DEFAULT": [], "AVX2": AVX2, "AVX512": [*AVX512, *QUIET]}
-if platform.machine() not in ("x86_64", "AMD64"):
+if MACHINE not in ("x86_64", "AMD64"):
     ISAS = {"DEFAULT": []}
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

@@ -26,13 +26,14 @@ class Fused:
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return (E1)-(E3) in one pass; see `Backend.attention`."""
         (
-            attn_mask, key_lengths, cu_seqlens_q, cu_seqlens_k, packed_key, seed, dropout_p,
-            window_left, window_right, activation, negative_slope, scale, return_weights,
+            attn_mask, key_lengths, key_starts, cu_seqlens_q, cu_seqlens_k, packed_key, seed,
+            dropout_p, window_left, window_right, activation, negative_slope, scale,
+            return_weights,
         ) = options  # fmt: skip
         try:
             context, lse, weights = self._forward(
-                query, key, value, weight, attn_mask, key_lengths, cu_seqlens_q, cu_seqlens_k,
-                packed_key, seed, dropout_p, window_left, window_right,
+                query, key, value, weight, attn_mask, key_lengths, key_starts, cu_seqlens_q,
+                cu_seqlens_k, packed_key, seed, dropout_p, window_left, window_right,
                 ACTIVATIONS[activation].code, negative_slope, scale, return_weights,
             )  # fmt: skip
         except RuntimeError as error:

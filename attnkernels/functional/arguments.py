@@ -32,7 +32,7 @@ def attention(
 ) -> tuple[Problem, Options]:
     """Check the arguments of `additive_attention`; return the options with Python's numbers."""
     (
-        attn_mask, key_lengths, _, _, _, _, dropout_p, _, _, activation, slope, scale,
+        attn_mask, key_lengths, _, _, _, _, _, dropout_p, _, _, activation, slope, scale,
         return_weights,
     ) = options  # fmt: skip
     problem = _plain(query, key, value, weight)
@@ -145,14 +145,21 @@ def prepared(
 
 
 def step(
-    query: Tensor, key: Tensor, lead: tuple[int, ...], options: Options, return_lse: bool
+    query: Tensor,
+    key: Tensor,
+    lead: tuple[int, ...],
+    options: Options,
+    return_lse: bool,
+    start: Tensor | int | None,
+    stop: Tensor | int | None,
 ) -> Options:
     """Check what is new in a step: the query, against prepared keys, and the options.
 
-    Return the options as `attention` does.
+    Return the options as `attention` does, with start and stop as their starts and lengths.
     """
     attn_mask, return_weights = options.attn_mask, options.return_weights
-    if attn_mask is not None or not _plain_step(query, key, lead):
+    part = start is not None or stop is not None
+    if attn_mask is not None or part or not _plain_step(query, key, lead):
         _same_kind({"the prepared key": key, "query": query})
         q, (m, d) = query.shape, key.shape[-2:]
         leads = {"query": _rows("query", q), "the prepared keys": lead}
@@ -163,6 +170,8 @@ def step(
         if attn_mask is not None:
             leads["attn_mask"] = _mask(attn_mask, query, m)
         _leading(leads)
+        if part:
+            options = _part(options, start, stop, key, leads)
     for flag in (return_weights, return_lse):
         if flag is not True and flag is not False:
             checks.flags(return_weights=return_weights, return_lse=return_lse)
@@ -306,6 +315,36 @@ def _lengths(key_lengths: Tensor, key: Tensor) -> tuple[int, ...]:
     checks.same_device("key_lengths", key_lengths, key)
     checks.within("key_lengths", key_lengths, 0, key.shape[-2], "the number of keys")
     return key_lengths.shape
+
+
+def _part(
+    options: Options,
+    start: Tensor | int | None,
+    stop: Tensor | int | None,
+    key: Tensor,
+    leads: Leads,
+) -> Options:
+    """Return the options of the keys from start to stop, and add their shapes to `leads`."""
+    m, end, first, last = key.shape[-2], options.key_lengths, None, None
+    most: tuple[int, str] = m, "the number of keys"
+    if stop is not None:
+        last = checks.position("stop", stop, *most, key)
+        leads["stop"] = last.shape
+        if not isinstance(stop, Tensor):
+            most = stop, "stop"
+    if start is not None:
+        first = checks.position("start", start, *most, key)
+        leads["start"] = first.shape
+    _leading(leads)
+    if first is not None and last is not None:
+        late = checks.readable(first > last)
+        if late and True in late:
+            at = late.index(True)
+            pair = (int(x.flatten()[at]) for x in torch.broadcast_tensors(first, last))
+            raise ValueError("start must be at most stop, got {} and {}".format(*pair))
+    if last is not None:
+        end = last if end is None else torch.minimum(end, last)
+    return options._replace(key_lengths=end, key_starts=first)
 
 
 def _masks(

@@ -134,7 +134,7 @@ def additive_attention(
     if is_causal is not False or window_size is not NO_WINDOW:
         left, right = checks.window(is_causal, window_size)
     options = tuple.__new__(Options, (  # in half the time of Options(...)
-        attn_mask, key_lengths, None, None, None, None, dropout_p, left, right, activation,
+        attn_mask, key_lengths, None, None, None, None, None, dropout_p, left, right, activation,
         negative_slope, scale, return_weights,
     ))  # fmt: skip
     problem, options = arguments.attention(query, key, value, weight, options, return_lse)
@@ -254,7 +254,7 @@ def additive_attention_varlen(
         TypeError, ValueError: as `additive_attention`.
     """
     window = checks.window(is_causal, window_size)
-    packed = (None, None, cu_seqlens_q, cu_seqlens_k, None, None, dropout_p, *window)
+    packed = (None, None, None, cu_seqlens_q, cu_seqlens_k, None, None, dropout_p, *window)
     options = Options(*packed, activation, negative_slope, scale)
     problem, options = arguments.varlen(query, key, value, weight, options, return_lse)
     # Only the device knows the number of queries per sequence.

@@ -221,6 +221,25 @@ def within(name: str, x: Tensor, low: int, high: int, why: str) -> None:
         )
 
 
+def position(name: str, x: Tensor | int, most: int, why: str, key: Tensor) -> Tensor:
+    """Return a position among the rows of `key`, from 0 to `most`, as a tensor of integers.
+
+    Raises:
+        TypeError: `x` is neither an int nor a tensor of int32 or int64.
+        ValueError: `x` is on another device, or out of range (of a tensor, checked on a CPU only).
+    """
+    if isinstance(x, Tensor):
+        integers(name, x)
+        same_device(name, x, key)
+        within(name, x, 0, most, why)
+        return x
+    if not isinstance(x, torch.SymInt):  # whose value a trace leaves open
+        x = integer(name, x)
+        if not 0 <= x <= most:
+            raise ValueError(f"{name} must lie in [0, {most}] ({why}), got {x}")
+    return key.new_full((), x, dtype=torch.int64)
+
+
 def same_device(name: str, x: Tensor, other: Tensor) -> None:
     """Raise ValueError unless `x` is on the device of `other`."""
     if x.is_cpu and other.is_cpu:  # a tenth of the time of asking for devices

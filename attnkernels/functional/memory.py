@@ -138,6 +138,8 @@ class AdditiveMemory:
         self,
         query: Tensor,
         *,
+        start: Tensor | int | None = None,
+        stop: Tensor | int | None = None,
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         return_weights: bool = False,
@@ -151,6 +153,10 @@ class AdditiveMemory:
         Args:
             query: (..., n, d), of the memory's dtype and device, with a leading shape that
                 broadcasts with `lead`.
+            start, stop: an int or an int32 or int64 tensor broadcastable to L, with 0 <= start <=
+                stop <= m; None is 0 and m. Only the keys from start on and before stop (and the
+                length) take part. The others are neither copied nor read, whatever m is; their
+                weights and gradients are 0. The values are checked on a CPU only, ints always.
             attn_mask, dropout_p, return_weights, return_lse: as in `additive_attention`.
 
         Returns:
@@ -169,10 +175,10 @@ class AdditiveMemory:
             if (now if lengths is None else now + lengths._version) != changes:
                 self.refuse_stale()
         options = tuple.__new__(Options, (  # in half the time of Options(...)
-            attn_mask, lengths, None, None, kept.packed_key, None, dropout_p, None, None,
+            attn_mask, lengths, None, None, None, kept.packed_key, None, dropout_p, None, None,
             kept.activation, kept.negative_slope, kept.scale, return_weights,
         ))  # fmt: skip
-        options = arguments.step(query, key, self.lead, options, return_lse)
+        options = arguments.step(query, key, self.lead, options, return_lse, start, stop)
         if dropout_p:
             options = options.seeded(draw_seed(query.device))
         attention = ranged("AdditiveMemory.attend", self.chosen.NAME, self.chosen.attention)

@@ -148,6 +148,8 @@ class SparseUnknown(SparseOptions, Unknown): ...
 class StepOptions(TypedDict, total=False):
     """Options that all overloads of `AdditiveMemory.attend` share."""
 
+    start: Tensor | int | None
+    stop: Tensor | int | None
     attn_mask: Tensor | None
     dropout_p: float
 

@@ -203,10 +203,11 @@ def _lead(query: Tensor, key: Tensor, weight: Tensor, *others: tuple[int, ...]) 
 def _attention_lead(
     query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **others: Any
 ) -> tuple[int, ...]:
-    attn_mask, key_lengths = others["attn_mask"], others["key_lengths"]
+    attn_mask = others["attn_mask"]
     mask_lead = () if attn_mask is None else attn_mask.shape[:-2]
-    lengths_lead = () if key_lengths is None else key_lengths.shape
-    return _lead(query, key, weight, value.shape[:-2], mask_lead, lengths_lead)
+    bounds = (others[name] for name in ("key_lengths", "key_starts"))
+    leads = (() if x is None else x.shape for x in bounds)
+    return _lead(query, key, weight, value.shape[:-2], mask_lead, *leads)
 
 
 def _gradient(x: Tensor, wanted: int) -> Tensor:

@@ -56,7 +56,7 @@ def _attention(
 
     batch (*L) numbers the leading entries for dropout; by default in row-major order.
     """
-    attn_mask, key_lengths = options.attn_mask, options.key_lengths
+    attn_mask, key_lengths, key_starts, *_ = options
     lead = leading_shape(
         query.shape[:-2],
         key.shape[:-2],
@@ -64,16 +64,18 @@ def _attention(
         weight.shape[:-1],
         () if attn_mask is None else attn_mask.shape[:-2],
         () if key_lengths is None else key_lengths.shape,
+        () if key_starts is None else key_starts.shape,
     )
     n, m = query.shape[-2], key.shape[-2]
     acc = accumulate_dtype(query.dtype)
     q, k, u, w = (x.to(acc) for x in (query, key, value, weight))
-    if key_lengths is not None:  # 0 * NaN is NaN: the content of a padded row must not get this far
-        present = present_keys(key_lengths, m).unsqueeze(-1)
-        k, u = torch.where(present, k, 0.0), torch.where(present, u, 0.0)
+    present = present_keys(key_lengths, key_starts, m)
+    if present is not None:  # 0 * NaN is NaN: the content of a padded row must not get this far
+        rows = present.unsqueeze(-1)
+        k, u = torch.where(rows, k, 0.0), torch.where(rows, u, 0.0)
 
     window = options.window_left, options.window_right
-    taking_part, bias = combine_masks(query, key, attn_mask, key_lengths, *window)
+    taking_part, bias = combine_masks(query, key, attn_mask, present, *window)
     s = _scores(q, k, w, options)
     s = s if bias is None else s + bias.to(acc)
     s = s if taking_part is None else torch.where(taking_part, s, float("-inf"))

@@ -54,23 +54,32 @@ def by_row(
     return like.new_empty(lying, dtype=dtype).transpose(inner - 1, inner)
 
 
-def present_keys(key_lengths: Tensor, m: int) -> Tensor:
-    """Return bool (*lengths, m): True for keys before the end of their sequence."""
-    return torch.arange(m, device=key_lengths.device) < key_lengths.unsqueeze(-1)
+def present_keys(key_lengths: Tensor | None, key_starts: Tensor | None, m: int) -> Tensor | None:
+    """Return bool (*L, m): True for keys from the start of their sequence to its end.
+
+    Return None if there are neither ends nor starts.
+    """
+    conditions = []
+    if key_lengths is not None:
+        conditions.append(torch.arange(m, device=key_lengths.device) < key_lengths.unsqueeze(-1))
+    if key_starts is not None:
+        conditions.append(torch.arange(m, device=key_starts.device) >= key_starts.unsqueeze(-1))
+    return reduce(torch.logical_and, conditions) if conditions else None
 
 
 def combine_masks(
     query: Tensor,
     key: Tensor,
     attn_mask: Tensor | None,
-    key_lengths: Tensor | None,
+    present: Tensor | None,
     left: int | None,
     right: int | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return (taking_part, bias) of (E2), each None or broadcastable to (*L, n, m).
 
     taking_part is bool, True for the pairs that no mask excludes. bias is floating and added to s.
-    left and right are the sides of the window, where None is no limit.
+    present is that of `present_keys`; left and right are the sides of the window, where None is no
+    limit.
     """
     n, m = query.shape[-2], key.shape[-2]
     bias = None
@@ -80,8 +89,8 @@ def combine_masks(
     elif attn_mask is not None:
         bias = attn_mask
         conditions.append(attn_mask != float("-inf"))
-    if key_lengths is not None:
-        conditions.append(present_keys(key_lengths, m).unsqueeze(-2))
+    if present is not None:
+        conditions.append(present.unsqueeze(-2))
     if left is not None or right is not None:
         ahead = torch.arange(m, device=query.device)
         ahead = ahead - torch.arange(n, device=query.device).unsqueeze(-1)

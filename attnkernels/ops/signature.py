@@ -25,6 +25,8 @@ class Options(NamedTuple):
 
     Attributes:
         attn_mask, key_lengths: see `attnkernels.additive_attention`.
+        key_starts: the keys before a start are left out, as those from a length on are; see
+            `attnkernels.AdditiveMemory.attend`.
         cu_seqlens_q, cu_seqlens_k: see `attnkernels.additive_attention_varlen`; both or neither.
         packed_key: the keys as the backend's `pack_keys` returned them.
         seed: the seed of dropout, 0-d int64; None without dropout.
@@ -36,6 +38,7 @@ class Options(NamedTuple):
 
     attn_mask: Tensor | None = None
     key_lengths: Tensor | None = None
+    key_starts: Tensor | None = None
     cu_seqlens_q: Tensor | None = None
     cu_seqlens_k: Tensor | None = None
     packed_key: Tensor | None = None
@@ -50,7 +53,7 @@ class Options(NamedTuple):
 
     def seeded(self, seed: Tensor) -> Options:
         """Return these options with `seed`, in a third of the time that _replace takes."""
-        return tuple.__new__(Options, self[:5] + (seed,) + self[6:])
+        return tuple.__new__(Options, self[:6] + (seed,) + self[7:])
 
 
 class EdgeOptions(NamedTuple):
@@ -88,7 +91,7 @@ def scoring_options(
     packed_key: Tensor | None = None,
 ) -> Options:
     """Return the options of scores, or of prepared keys, in half the time of Options(...)."""
-    before = (None, key_lengths, None, None, packed_key, None, 0.0, None, None)
+    before = (None, key_lengths, None, None, None, packed_key, None, 0.0, None, None)
     return tuple.__new__(Options, (*before, activation, negative_slope, scale, False))
 
 
@@ -173,6 +176,7 @@ _INPUTS = (
     _WEIGHT,
     Argument("attn_mask", "Tensor?", trailing=2, wanted=codes.MASK),
     Argument("key_lengths", "Tensor?", trailing=0),
+    Argument("key_starts", "Tensor?", trailing=0),
     Argument("cu_seqlens_q", "Tensor?", shared=True),
     Argument("cu_seqlens_k", "Tensor?", shared=True),
 )

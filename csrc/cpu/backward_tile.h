@@ -67,7 +67,7 @@ inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i
     a.store(weight + j);
     V::blendv(a * (load(ds + j) - V(delta)), zero, excluded).store(ds + j);
   }
-  const bool only = visible(p.window, i, 0, item.m).size() == 1;
+  const bool only = visible(p.window, i, item.first, item.m - item.first).size() == 1;
   if (max(most) > (only ? T(0) : T(0.5)))
     for (int64_t j = 0; j < keys; j++) {
       if (only && weight[j] > 0) weight[j] = 1;  // however the score was rounded
@@ -98,7 +98,7 @@ class BackwardPiece {
     const int64_t block = BackwardScratch<T>::rows(p_);
     for (int64_t ib = is.begin; ib < is.end; ib += block) {
       take_queries(ib, std::min(block, is.end - ib));
-      const int64_t first = std::max(js.begin, p_.window.first(ib) / tile_ * tile_),
+      const int64_t first = std::max({js.begin, item_.first, p_.window.first(ib) / tile_ * tile_}),
                     last = p_.window.end(ib + rows_ - 1, js.end);
       for (int64_t j0 = first; j0 < last && !p_.host->stopped(); j0 += tile_)
         run_keys(j0, std::min(tile_, last - j0));

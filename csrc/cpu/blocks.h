@@ -14,6 +14,11 @@ struct Block {
   int64_t item, i0, i1, j0, j1, part;
 };
 
+// The keys of a tile of at most `tile` from key j0 on: up to a panel, if j0 lies inside of one.
+inline int64_t tile_from(int64_t j0, int64_t tile) {
+  return j0 % kPanel ? kPanel - j0 % kPanel : tile;
+}
+
 // Cut every item into blocks, enough for the threads and each as large as possible. Return the
 // number of rows of unfinished softmaxes.
 template <class Blocks>
@@ -40,14 +45,16 @@ int64_t cut(const Problem& p, int threads, Blocks& blocks, bool split_keys) {
         ((item.n + pieces(b) - 1) / pieces(b) + 3) / 4 * 4;  // alike, and whole registers
     for (int64_t i = 0; i < item.n; i += size) {
       const int64_t i1 = std::min(item.n, i + size);
-      const int64_t first = p.window.first(i) / tile * tile,
+      const int64_t seen = std::max(p.window.first(i), item.first), first = seen / tile * tile,
                     last = std::max(first, p.window.end(i1 - 1, item.m)),
                     tiles = (last - first + tile - 1) / tile,
                     split = std::clamp<int64_t>(tiles / 2, 1, wanted);
       for (int64_t s = 0; s < split; s++)
-        blocks.push_back({b, i, i1, first + tiles * s / split * tile,
-                          std::min(last, first + tiles * (s + 1) / split * tile),
-                          split > 1 ? parts + s * (i1 - i) : -1});
+        blocks.push_back(
+            {b, i, i1,
+             std::clamp(first + tiles * s / split * tile, std::min(item.first, last), last),
+             std::min(last, first + tiles * (s + 1) / split * tile),
+             split > 1 ? parts + s * (i1 - i) : -1});
       if (split > 1) parts += split * (i1 - i);
     }
   }

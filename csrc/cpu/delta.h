@@ -41,8 +41,9 @@ Delta<T> row_delta(const Backward<T>& p, const Item& item, int64_t i) {
   Delta<T> out;
   if (p.grad_context.data) out.context = row_dot(p.grad_context, row, p.context + row * p.dv, p.dv);
   if (p.grad_weights.data)
-    out.weights = row_dot(p.grad_weights, item.pair_row + i,
-                          p.weights + (item.pair_row + i) * p.pair_cols, item.m);
+    out.weights =
+        row_dot(p.grad_weights.at(item.pair_row + i, item.first), 0,
+                p.weights + (item.pair_row + i) * p.pair_cols + item.first, item.m - item.first);
   if (p.grad_lse.data) out.lse = *static_cast<const T*>(p.grad_lse.at(row).data);
   return out;
 }

@@ -86,8 +86,8 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
   state.clear(rows);
   Scorer<T> scorer(p, item, block_rows(p), s.scorer);
   scorer.queries(b.i0, rows);
-  for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
-    const int64_t keys = std::min(tile, b.j1 - j0);
+  for (int64_t j0 = b.j0, keys; j0 < b.j1; j0 += keys) {
+    keys = std::min(tile_from(j0, tile), b.j1 - j0);
     if (p.host->stopped()) break;
     bool prepared = false;
     Matrix value;

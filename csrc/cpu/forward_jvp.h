@@ -96,8 +96,8 @@ void forward_jvp_block(const ForwardJvp<T>& p, const Block& b, const ForwardJvpS
   state.clear(rows);
   TangentScorer<T> scorer(p, item, tangents, block_rows(p), s.scorer);
   scorer.queries(b.i0, rows);
-  for (int64_t j0 = b.j0; j0 < b.j1; j0 += tile) {
-    const int64_t keys = std::min(tile, b.j1 - j0);
+  for (int64_t j0 = b.j0, keys; j0 < b.j1; j0 += keys) {
+    keys = std::min(tile_from(j0, tile), b.j1 - j0);
     if (p.host->stopped()) break;
     bool prepared = false;
     Matrix value, value_tangent;

@@ -12,7 +12,8 @@ namespace attnkernels::cpu {
 struct Item {
   Matrix query, key, value, weight, mask;  // mask.data null: none
   const void* packed;                      // prepared keys, or null
-  int64_t n, m;                            // queries, and keys that take part
+  int64_t n, m;                            // queries, and the end of the keys that take part
+  int64_t first;                           // the first key that takes part, unless m is smaller
   int64_t key_rows;                        // keys in memory, at least m
   int64_t query_row;                       // first row in the outputs of shape (rows, dv)
   int64_t pair_row;                        // first row in the outputs of shape (rows, pair_cols)
@@ -32,6 +33,7 @@ class Items {
     weight,
     mask,
     packed,
+    starts,
     lengths,
     grad_query,
     grad_key,
@@ -78,6 +80,7 @@ class Items {
               moved(packed, at).data,
               n,
               m,
+              0,
               m,
               lead * n,
               lead * n,
@@ -89,6 +92,8 @@ class Items {
               at[grad_mask]};
     if (first[lengths].data)
       item.m = integer_at(first[lengths].data, first[lengths].dtype, at[lengths]);
+    if (first[starts].data)
+      item.first = integer_at(first[starts].data, first[starts].dtype, at[starts]);
     if (query_ends) cut(item, b - lead * sequences);
     return item;
   }

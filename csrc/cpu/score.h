@@ -13,7 +13,6 @@ enum class Variant { factored, bounded, direct, pointwise };
 
 constexpr int64_t kNarrow = 2;     // up to this many queries, keys are not transposed
 constexpr int64_t kTileRows = 32;  // queries of a tile
-static_assert(kPanel % 4 == 0, "dropout takes four keys at a time, from a multiple of four on");
 
 // A range of queries or keys.
 struct Span {
@@ -191,6 +190,7 @@ class Scorer {
   }
 
   bool use_packed(int64_t j0) {
+    if (j0 % kPanel) return false;
     panel_rows_ = packed_rows(d_);
     panel_data_ = static_cast<const T*>(item_.packed) + j0 / kPanel * panel_rows_ * kPanel;
     variant_ = Variant::pointwise;

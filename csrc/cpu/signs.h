@@ -47,9 +47,9 @@ C10_ALWAYS_INLINE void store_signs(uint8_t* signs, int64_t t, uint32_t bits) {
     std::memcpy(signs + t / 8, &two, 2);
   } else if constexpr (kLanes<T> == 8) {
     signs[t / 8] = static_cast<uint8_t>(bits);
-  } else {  // four lanes: half a byte
-    static_assert(kLanes<T> == 4);
-    signs[t / 8] = static_cast<uint8_t>(t % 8 ? signs[t / 8] | bits << 4 : bits);
+  } else {  // part of a byte: four lanes, or two, which 64-bit ARM has of doubles
+    static_assert(8 % kLanes<T> == 0);
+    signs[t / 8] = static_cast<uint8_t>(t % 8 ? signs[t / 8] | bits << t % 8 : bits);
   }
 }
 

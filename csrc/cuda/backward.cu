@@ -114,7 +114,7 @@ __device__ __forceinline__ void add_gradients(const Shared& shared, const Proble
       0;  // in lane e of each half: half the sum of the ds of its queries e, e + 4, ...
   if (Act::kLogistic && lane < 4 * kHalves)
     half_sum = sum_as_sweep(shared.ds + lane / 4 * kSweep + lane % 4,
-                            min(at.keys - jt * kTile, kTile), kPitch) /
+                            min(at.keys.end - jt * kTile, kTile), kPitch) /
                2;
   for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
     const int half = item % kHalves, t = item / kHalves * 32 + lane;
@@ -212,7 +212,7 @@ __device__ __forceinline__ void take_gradients(Shared& shared, const Problem& p,
   float total = 0;
   Scores none;
   each_pair(it, jt, none, [&](int i, int j, float) {
-    const bool there = i < at.queries && j < at.keys;
+    const bool there = i < at.queries && j < at.keys.end;
     const float ds = there ? job.f.grad_scores[(at.query_row + i) * p.m + j] : 0.f;
     shared.ds[j % kTile * kPitch + i % kTile] = ds;
     total += ds;
@@ -267,7 +267,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         take_gradients(shared, p, job, it, jt);
         __syncthreads();
       } else {
-        const int rows = at.queries - it * kTile, columns = at.keys - jt * kTile;
+        const int rows = at.queries - it * kTile, columns = at.keys.end - jt * kTile;
         const float* const dc =
             f.grad_context ? f.grad_context + (at.query_row + it * kTile) * p.dv : nullptr;
         if (dc) outer_products(shared, p, dc, rows, columns, jt);

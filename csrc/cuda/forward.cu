@@ -69,8 +69,9 @@ __device__ __forceinline__ void each_item(int dv, const F& f) {
 // Set context to alpha context + P value, or to P value until `started`.
 __device__ __forceinline__ void add_values(const Shared& shared, float* context, bool started,
                                            const Problem& p, int jt) {
-  const int rows = shared.part.rows, columns = shared.at.keys - jt * kTile;
-  const int depth = round_up(min(columns, kTile), 8);
+  const Keys keys{shared.at.keys.first - jt * kTile, shared.at.keys.end - jt * kTile};
+  const int rows = shared.part.rows;
+  const int depth = round_up(min(keys.end, kTile), 8);
   const int64_t at = shared.at.value_at + int64_t{jt} * kTile * p.value.row;
   const int value_row = static_cast<int>(p.value.row), value_col = static_cast<int>(p.value.col);
   by_dtype(p.value.dtype, [&](auto dtype) {
@@ -88,8 +89,9 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
           depth, [&](int row, int k) { return shared.p[row * kPitch + k]; },
           [&](int k, int col) {
             col += col0;
-            return k < columns && col < p.dv ? T::load(value, k * value_row + col * value_col)
-                                             : 0.f;
+            return k >= keys.first && k < keys.end && col < p.dv
+                       ? T::load(value, k * value_row + col * value_col)
+                       : 0.f;
           });
       piece.each([&](float x, int row, int col) {
         col += col0;
@@ -178,10 +180,10 @@ __global__ void __launch_bounds__(kThreads)
   if (id >= p.batch.count * p.n * p.m) return;
   const int64_t row = id / p.m, b = row / p.n;
   const int i = static_cast<int>(row % p.n), j = static_cast<int>(id % p.m);
-  const int columns = length_of(p.lengths, p.batch, b, p.lengths.lead, p.m);
   const float keep = p.seed ? kept(p, b, i, j) : 1.f;
   float added;
-  const bool taken = takes_part(p, offset(p.batch, b, p.mask.lead), p.n, columns, i, j, added);
+  const bool taken =
+      takes_part(p, offset(p.batch, b, p.mask.lead), p.n, keys_of(p, b), i, j, added);
   weights[id] = taken ? dropped(weigh(weights[id], as_weights(softmax, row)), keep) : 0.f;
 }
 

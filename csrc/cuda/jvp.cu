@@ -103,8 +103,9 @@ __device__ __forceinline__ void each_item(int dv, const F& f) {
 __device__ __forceinline__ void add_values(const Shared& shared, float* context, float* tangent,
                                            bool started, const Problem& p, const Problem& tangents,
                                            int jt) {
-  const int rows = shared.part.rows, columns = shared.at.keys - jt * kTile;
-  const int depth = round_up(min(columns, kTile), 8);
+  const Keys keys{shared.at.keys.first - jt * kTile, shared.at.keys.end - jt * kTile};
+  const int rows = shared.part.rows;
+  const int depth = round_up(min(keys.end, kTile), 8);
   const bool moves = tangents.value.data;
   by_dtype(p.value.dtype, [&](auto dtype) {
     using T = decltype(dtype);
@@ -118,7 +119,7 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
         piece.template add<T::kShort>(
             depth, [&](int row, int k) { return weights[row * kPitch + k]; },
             [&](int k, int col) {
-              return k < columns && col0 + col < p.dv
+              return k >= keys.first && k < keys.end && col0 + col < p.dv
                          ? T::load(data, k * value_row + (col0 + col) * value_col)
                          : 0.f;
             });
@@ -264,10 +265,9 @@ __global__ void __launch_bounds__(kThreads)
   if (id >= p.batch.count * p.n * p.m) return;
   const int64_t row = id / p.m, b = row / p.n;
   const int i = static_cast<int>(row % p.n), j = static_cast<int>(id % p.m);
-  const int columns = length_of(p.lengths, p.batch, b, p.lengths.lead, p.m);
   const float keep = p.seed ? kept(p, b, i, j) : 1.f;
   float added;
-  if (takes_part(p, offset(p.batch, b, p.mask.lead), p.n, columns, i, j, added)) {
+  if (takes_part(p, offset(p.batch, b, p.mask.lead), p.n, keys_of(p, b), i, j, added)) {
     const float a = weigh(out.weights[id], as_weights(out.softmax, row));
     out.weights[id] = dropped(a, keep);
     tangent.weights[id] = dropped(a * (tangent.weights[id] - tangent.lse[row]), keep);

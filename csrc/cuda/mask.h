@@ -4,12 +4,13 @@
 
 namespace attnkernels::cuda {
 
-// Return true if pair (i, j) of `rows` queries and `columns` keys takes part, and set the number
-// added to its score. mask_at: the first element of the mask of the leading index.
-__device__ __forceinline__ bool takes_part(const Problem& p, int64_t mask_at, int rows, int columns,
-                                           int i, int j, float& added) {
+// Return true if pair (i, j) of `rows` queries and these keys takes part, and set the number added
+// to its score. mask_at: the first element of the mask of the leading index.
+__device__ __forceinline__ bool takes_part(const Problem& p, int64_t mask_at, int rows,
+                                           const Keys& keys, int i, int j, float& added) {
   added = 0;
-  if (i >= rows || j >= columns || j - i > p.window.right || i - j > p.window.left) return false;
+  if (i >= rows || j < keys.first || j >= keys.end) return false;
+  if (j - i > p.window.right || i - j > p.window.left) return false;
   if (!p.mask.data) return true;
   const int64_t at = mask_at + i * p.mask.row + j * p.mask.col;
   if (p.mask.dtype == Dtype::boolean) return static_cast<const uint8_t*>(p.mask.data)[at] != 0;

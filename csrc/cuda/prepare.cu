@@ -16,7 +16,7 @@ namespace attnkernels::cuda {
 namespace {
 
 struct Side {
-  Matrix x, lengths;
+  Matrix x, starts, lengths;
   Own own;
   Sequences ends;
   Panels panels;
@@ -38,9 +38,11 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
   const int64_t b = panel / side.panels.tiles;
   const Extent rows = extent(side.ends, sequence_of(side.ends, p.sequences, tile), side.rows);
   const int first = (tile - rows.tile) * kTile;
-  const int count =  // beyond the length a panel holds x = 0, whatever the key
-      side.lengths.data ? length_of(side.lengths, side.own.batch, b, side.own.lengths, rows.count)
-                        : rows.count;
+  // outside of the keys that take part a panel holds x = 0, whatever the key, or is not made
+  const int begin = position_of(side.starts, side.own.batch, b, side.own.starts, 0, rows.count);
+  const int end =
+      position_of(side.lengths, side.own.batch, b, side.own.lengths, rows.count, rows.count);
+  if (first >= end || first + kTile <= begin) return;
   const int64_t at = offset(side.own.batch, b, side.own.lead) + (rows.begin + first) * side.x.row;
   float* const out = side.panels.data + panel * kTile * p.padded;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -54,7 +56,7 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
       float y[4];
       for (int e = 0; e < 4; e++) {
         const int t = 4 * quad + e;
-        const bool there = side.x.data && first + row < count && t < p.d;
+        const bool there = side.x.data && begin <= first + row && first + row < end && t < p.d;
         y[e] =
             there ? p.gain * load(side.x.data, side.x.dtype, at + row * side.x.row + t * side.x.col)
                   : 0.f;
@@ -134,8 +136,8 @@ void allocate(Side& side, int padded, const Host& host) {
 
 void prepare(Problem& p, const Owners& own, const Host& host, bool tangents) {
   p.padded = static_cast<int>(ceil_div(p.d, 4) * 4);
-  Prepare job{{p.query, {}, own.query, p.query_ends, {}, p.n},
-              {p.key, p.lengths, own.key, p.key_ends, {}, p.m},
+  Prepare job{{p.query, {}, {}, own.query, p.query_ends, {}, p.n},
+              {p.key, p.starts, p.lengths, own.key, p.key_ends, {}, p.m},
               p.weight,
               own.weight,
               host.allocate<float>(own.weight.batch.count * (p.padded + 4)),

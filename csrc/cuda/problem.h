@@ -52,7 +52,7 @@ struct Window {
 
 struct Problem {
   Batch batch;
-  Matrix query, key, value, weight, mask, lengths;  // data null: none
+  Matrix query, key, value, weight, mask, starts, lengths;  // data null: none
   Sequences query_ends, key_ends;
   int sequences = 1;
   int n, m, d, dv;
@@ -74,7 +74,7 @@ struct Problem {
 // strides of their flat index over the leading dimensions of the problem.
 struct Own {
   Batch batch;
-  Strides lead, lengths, index;
+  Strides lead, starts, lengths, index;
 };
 struct Owners {
   Own query, key, weight;

@@ -47,12 +47,22 @@ __device__ __forceinline__ int sequence_of(const Sequences& of, int sequences, i
   return low;
 }
 
-// Return how many of m keys take part for leading index b.
-__device__ __forceinline__ int length_of(const Matrix& lengths, const Batch& batch, int64_t b,
-                                         const Strides& strides, int m) {
-  if (!lengths.data) return m;
-  const int64_t length = load_integer(lengths.data, lengths.dtype, offset(batch, b, strides));
-  return static_cast<int>(length < 0 ? 0 : length < m ? length : m);
+// The keys of a leading index that take part: from `first` to `end`, exclusive.
+struct Keys {
+  int first, end;
+};
+
+// Return a position among m keys, of leading index b, or `absent` if the call has none.
+__device__ __forceinline__ int position_of(const Matrix& positions, const Batch& batch, int64_t b,
+                                           const Strides& strides, int absent, int m) {
+  if (!positions.data) return absent;
+  const int64_t at = load_integer(positions.data, positions.dtype, offset(batch, b, strides));
+  return static_cast<int>(at < 0 ? 0 : at < m ? at : m);
+}
+
+__device__ __forceinline__ Keys keys_of(const Problem& p, int64_t b) {
+  return {position_of(p.starts, p.batch, b, p.starts.lead, 0, p.m),
+          position_of(p.lengths, p.batch, b, p.lengths.lead, p.m, p.m)};
 }
 
 // Return the end of the keys, of `keys`, that the queries before `end` see.
@@ -67,9 +77,9 @@ struct Reach {
 
 // Return those of the queries from i0 to i1, exclusive, that exist.
 __device__ __forceinline__ Reach reach(const Window& window, int i0, int i1, int queries,
-                                       int keys) {
-  const int first = i0 > window.left ? i0 - window.left : 0;
-  const int end = seen_keys(window, min(i1, queries), keys);
+                                       const Keys& keys) {
+  const int first = max(keys.first, i0 > window.left ? i0 - window.left : 0);
+  const int end = seen_keys(window, min(i1, queries), keys.end);
   return {first / kTile, first < end ? static_cast<int>(ceil_div(end, kTile)) : 0};
 }
 
@@ -80,7 +90,8 @@ struct Place {
   int64_t query_row, key_row;                   // the first row in outputs of (batch, rows, ...)
   int64_t b, item;                              // the leading index, and dropout's: with sequences
   const float* weights;
-  int queries, keys;  // the number of queries, and of the keys that take part
+  int queries;  // their number
+  Keys keys;
 };
 
 // All threads of a block call this; `at` can be read on return.
@@ -99,7 +110,7 @@ __device__ __forceinline__ void find(Place& at, const Problem& p, int64_t b, int
     at.item = b * p.sequences + s;
     at.weights = p.weights + offset(p.batch, b, p.weights_lead);
     at.queries = q.count;
-    at.keys = p.key_ends.ends ? k.count : length_of(p.lengths, p.batch, b, p.lengths.lead, p.m);
+    at.keys = p.key_ends.ends ? Keys{0, k.count} : keys_of(p, b);
   }
   __syncthreads();
 }

@@ -138,7 +138,7 @@ __device__ __forceinline__ void add_inputs(Scores& s, const Problem& p, const Lo
     float k[kRJ];
 #pragma unroll
     for (int c = 0; c < kRJ; c++) {  // beyond the end any row will do
-      const int j = min(j0 + c * kTJ, at.keys - 1);
+      const int j = min(j0 + c * kTJ, at.keys.end - 1);
       k[c] = load(p.key.data, p.key.dtype, at.key_at + j * p.key.row + t * p.key.col);
     }
 #pragma unroll

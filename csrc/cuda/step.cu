@@ -24,12 +24,13 @@ __device__ __forceinline__ void add_scaled(float4& x, float s, const float4& y) 
   x = make_float4(fmaf(s, y.x, x.x), fmaf(s, y.y, x.y), fmaf(s, y.z, x.z), fmaf(s, y.w, x.w));
 }
 
-// Set context to alpha context + sum over `count` keys of s value, or to that sum until `started`.
+// Set context to alpha context + sum of s value over keys `begin` to `count` of a tile, or to that
+// sum until `started`.
 // A thread has four columns of every so many keys, and one of these threads sums them.
 template <int N>
 __device__ __forceinline__ void add_values(float* context, const float* s, const float* alphas,
                                            float4* parts, const Problem& p, const Rows& value,
-                                           int j0, int count, bool started) {
+                                           int j0, int begin, int count, bool started) {
   const int quads = static_cast<int>(ceil_div(p.dv, 4));
   for (int first = 0; first < quads; first += kBlock) {
     const int width = min(quads - first, kBlock), groups = kBlock / width;
@@ -37,7 +38,7 @@ __device__ __forceinline__ void add_values(float* context, const float* s, const
     float4 x[N] = {};
     if (group < groups)
 #pragma unroll 8
-      for (int j = group; j < count; j += groups) {
+      for (int j = begin + group; j < count; j += groups) {
         const float4 u = value.four(j0 + j, c, p.dv);
 #pragma unroll
         for (int i = 0; i < N; i++) add_scaled(x[i], s[i * kStepKeys + j], u);
@@ -73,10 +74,11 @@ __global__ void __launch_bounds__(kBlock, 2)
   SHARED_ARRAY(float4, parts, (N * kBlock));
   const int split = blockIdx.x % out.splits, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t b = blockIdx.x / out.splits;
-  const int columns = length_of(p.lengths, p.batch, b, p.lengths.lead, p.m);
-  const int end = seen_keys(p.window, p.n, columns);
+  const Keys keys = keys_of(p, b);
+  const int end = seen_keys(p.window, p.n, keys.end), first_tile = keys.first / kStepKeys;
   const int tiles = static_cast<int>(ceil_div(end, kStepKeys));
-  const int share = static_cast<int>(ceil_div(tiles, out.splits));
+  const int share = static_cast<int>(ceil_div(max(tiles - first_tile, 0), out.splits));
+  const int begin_tile = first_tile + split * share;
   const int64_t mask_at = offset(p.batch, b, p.mask.lead);
   const Rows query(p.query, offset(p.batch, b, p.query.lead), p.d);
   const Rows key(p.key, offset(p.batch, b, p.key.lead), p.d);
@@ -86,17 +88,18 @@ __global__ void __launch_bounds__(kBlock, 2)
 
   float highest = -kInfinity, total = 0;  // for query `warp`
   bool started = false;
-  for (int jt = split * share; jt < min((split + 1) * share, tiles); jt++) {
+  for (int jt = begin_tile; jt < min(begin_tile + share, tiles); jt++) {
     const int j0 = jt * kStepKeys;
     if (p.mask.data) {
       float added;
       const int i = threadIdx.x / kStepKeys, j = threadIdx.x % kStepKeys;
       static_assert(kBlock >= kStep * kStepKeys);  // a thread for every pair
-      if (!__syncthreads_or(takes_part(p, mask_at, p.n, columns, i, j0 + j, added))) continue;
+      if (!__syncthreads_or(takes_part(p, mask_at, p.n, keys, i, j0 + j, added))) continue;
     }
     for (int e0 = warp * K; e0 < kStepKeys && j0 + e0 < end; e0 += kWarps * K) {
+      if (j0 + e0 + K <= keys.first) continue;
       Few<N, K> x;
-      few_scores<N, K>(x, p, act, query, key, weight, j0 + e0, columns);
+      few_scores<N, K>(x, p, act, query, key, weight, j0 + e0, keys.end);
       if (lane == 0)
 #pragma unroll
         for (int e = 0; e < K; e++)
@@ -111,7 +114,7 @@ __global__ void __launch_bounds__(kBlock, 2)
       for (int h = 0; h < 2; h++) {
         const int j = j0 + lane + 32 * h;
         float added;
-        const bool taken = takes_part(p, mask_at, p.n, columns, warp, j, added);
+        const bool taken = takes_part(p, mask_at, p.n, keys, warp, j, added);
         x[h] = taken ? s[warp * kStepKeys + lane + 32 * h] + added : -kInfinity;
         if (taken && out.scores) out.scores[(b * p.n + warp) * p.m + j] = x[h];
         high = max_nan(high, x[h]);
@@ -133,7 +136,7 @@ __global__ void __launch_bounds__(kBlock, 2)
     __syncthreads();
     if (out.lse)
       add_values<N>(out.context + row0 * p.dv, s, alphas, parts, p, value, j0,
-                    min(kStepKeys, end - j0), started);
+                    max(keys.first - j0, 0), min(kStepKeys, end - j0), started);
     __syncthreads();
     started = true;
   }

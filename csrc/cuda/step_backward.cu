@@ -25,18 +25,19 @@ template <class Act>
 __device__ __forceinline__ float few_gradients(float* ds, float* used, const Problem& p,
                                                const StepJob& job, const Act& act,
                                                const Rows& query, const Rows& key,
-                                               const Rows& weight, int64_t b, int j, int columns) {
+                                               const Rows& weight, int64_t b, int j,
+                                               const Keys& keys) {
   const Backward& f = job.f;
   const int lane = threadIdx.x % 32;
   const int64_t mask_at = offset(p.batch, b, p.mask.lead);
   constexpr int K = kBackwardKeys / kWarps;
   Few<kStep, K> x, g;
-  if (!f.grad_scores) few_scores<kStep, K>(x, p, act, query, key, weight, j, columns);
+  if (!f.grad_scores) few_scores<kStep, K>(x, p, act, query, key, weight, j, keys.end);
   if (f.grad_context) {
     const Matrix dc{{f.grad_context, p.dv, 1, Dtype::f32}, {}};
     few_sums<kStep, K>(g, Rows(dc, b * p.n * p.dv, p.dv),
-                       Rows(p.value, offset(p.batch, b, p.value.lead), p.dv), p.n, j, columns, p.dv,
-                       [](const float4& c, const float4& u, int) { return dot(c, u); });
+                       Rows(p.value, offset(p.batch, b, p.value.lead), p.dv), p.n, j, keys.end,
+                       p.dv, [](const float4& c, const float4& u, int) { return dot(c, u); });
   }
   float total = 0;
   unsigned most = 0;  // a bit per pair with most of its row
@@ -52,7 +53,7 @@ __device__ __forceinline__ float few_gradients(float* ds, float* used, const Pro
     for (int i = 0; i < kStep; i++) {
       const int64_t row = b * p.n + i;
       float added, gradient = 0, weighs = 0, heavy = 0;
-      if (i < p.n && takes_part(p, mask_at, p.n, columns, i, j + e, added)) {
+      if (i < p.n && takes_part(p, mask_at, p.n, keys, i, j + e, added)) {
         if (f.grad_scores) {
           gradient = f.grad_scores[row * p.m + j + e];
         } else {
@@ -104,8 +105,8 @@ __global__ void __launch_bounds__(kBlock)
   const Backward& f = job.f;
   const int part = blockIdx.x % job.parts, warp = threadIdx.x / 32;
   const int64_t b = blockIdx.x / job.parts;
-  const int columns =
-      seen_keys(p.window, p.n, length_of(p.lengths, p.batch, b, p.lengths.lead, p.m));
+  Keys keys = keys_of(p, b);
+  keys.end = seen_keys(p.window, p.n, keys.end);
   const int tiles = static_cast<int>(ceil_div(p.m, kBackwardKeys));
   const int64_t query_at = offset(p.batch, b, p.query.lead);
   const int64_t key_at = offset(p.batch, b, p.key.lead);
@@ -118,10 +119,10 @@ __global__ void __launch_bounds__(kBlock)
 
   for (int jt = part; jt < tiles; jt += job.parts) {  // each has as many that are seen
     const int j0 = jt * kBackwardKeys, e0 = warp * (kBackwardKeys / kWarps);
-    const int there = min(kBackwardKeys, p.m - j0), count = min(there, columns - j0);
-    if (j0 + e0 < columns)
-      total +=
-          few_gradients(ds + e0, used + e0, p, job, act, query, key, weight, b, j0 + e0, columns);
+    const int there = min(kBackwardKeys, p.m - j0);
+    auto seen = [&](int j) { return keys.first <= j0 + j && j0 + j < keys.end; };
+    if (j0 + e0 < keys.end && keys.first < j0 + e0 + kBackwardKeys / kWarps)
+      total += few_gradients(ds + e0, used + e0, p, job, act, query, key, weight, b, j0 + e0, keys);
     __syncthreads();
     for (int t = threadIdx.x; t < p.d; t += kBlock) {
       const float w =
@@ -136,7 +137,7 @@ __global__ void __launch_bounds__(kBlock)
       }
       for (int j = 0; j < there; j++) {
         float dk = 0;
-        if (j < count) {
+        if (seen(j)) {
           const float k =
               load(p.key.data, p.key.dtype, key_at + (j0 + j) * p.key.row + t * p.key.col);
 #pragma unroll
@@ -163,7 +164,7 @@ __global__ void __launch_bounds__(kBlock)
       for (int c = threadIdx.x; c < p.dv; c += kBlock)
         for (int j = 0; j < there; j++) {
           float x = 0;
-          if (j < count && f.grad_context)
+          if (seen(j) && f.grad_context)
             for (int i = 0; i < p.n; i++)
               x = fmaf(used[i * kBackwardKeys + j], f.grad_context[(b * p.n + i) * p.dv + c], x);
           store(f.grad_value.data, f.grad_value.dtype, (b * p.m + j0 + j) * p.dv + c, x);

@@ -80,7 +80,7 @@ __device__ __forceinline__ void sweep_unit(const Problem& p, const Act& act, con
                                            int pitch, const float (&halves)[4],
                                            const Gradients& grad) {
   const int64_t panel = int64_t{kTile} * p.padded;
-  const int rows = at.queries - it * kTile - first, columns = min(at.keys - jt * kTile, kTile);
+  const int rows = at.queries - it * kTile - first, columns = min(at.keys.end - jt * kTile, kTile);
   float q[kSweep], dq[kSweep], dw[4] = {};
   if constexpr (way == Sweep::direct) {
     const int64_t from = at.query_at + (it * kTile + first) * p.query.row + t * p.query.col;

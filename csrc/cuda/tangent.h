@@ -121,7 +121,7 @@ __device__ __forceinline__ void add_both_inputs(Both& x, const Problem& p, const
     }
 #pragma unroll
     for (int c = 0; c < kRJ; c++) {
-      const int j = min(jt * kTile + tj + c * kTJ, at.keys - 1);
+      const int j = min(jt * kTile + tj + c * kTJ, at.keys.end - 1);
       const float k = load(p.key.data, p.key.dtype, at.key_at + j * p.key.row + t * p.key.col);
       add_unit<Sweep::direct>(x, c, act, q, q_tangent, k, w * key_panel[in_panel(tj + c * kTJ, t)],
                               w, w_tangent);

@@ -47,6 +47,7 @@ class Call {
     if (in.value) leading.include(*in.value, 2);
     if (in.attn_mask) leading.include(*in.attn_mask, 2);
     if (in.key_lengths) leading.include(*in.key_lengths, 0);
+    if (in.key_starts) leading.include(*in.key_starts, 0);
     items.n = n;
     items.m = m;
     items.count = leading.count();
@@ -60,6 +61,10 @@ class Call {
     } else {
       if (in.attn_mask) take(*in.attn_mask, mask_rank(*in.attn_mask), Items::mask);
       if (in.key_lengths) take_lengths(*in.key_lengths);
+      if (in.key_starts) {
+        check_integer(*in.key_starts, "key_starts");
+        take(*in.key_starts, 0, Items::starts);
+      }
       if (in.packed_key) take_packed(*in.packed_key, in.query);
     }
     if (wanted & kQuery) take_gradient(in.query, 2, Items::grad_query, n);
@@ -71,6 +76,7 @@ class Call {
     join();
     items.dims = dims_.data();
     items.rank = static_cast<int64_t>(dims_.size());
+    if (in.key_starts && !in.cu_seqlens_q) check_starts();
   }
   Call(const Call&) = delete;
 
@@ -165,6 +171,16 @@ class Call {
     pairs_ = count ? items.count / count * n * sum : 0;
   }
 
+  void check_starts() {
+    pairs_ = 0;
+    for (int64_t b = 0; b < items.count; b++) {
+      const cpu::Item item = items[b];
+      STD_TORCH_CHECK(0 <= item.first && item.first <= m,
+                      "attnkernels: key_starts must be between 0 and ", m, ", got ", item.first);
+      pairs_ += item.n * window_.width(std::max<int64_t>(0, item.m - item.first));
+    }
+  }
+
   // Rows cu_q[s] .. cu_q[s + 1] of the queries, and likewise of the keys, for every sequence s.
   void take_sequences(const Arguments& in) {
     check_offsets(*in.cu_seqlens_q, in.cu_seqlens_k);
@@ -217,8 +233,8 @@ class Call {
         return rows == 1 || dim.stride[what] == rows * row;
       };
       if (dim.size == 0 || rows == 0 ||
-          !stays(Items::key, Items::value, Items::weight, Items::packed, Items::lengths,
-                 Items::grad_key, Items::grad_value, Items::grad_weight))
+          !stays(Items::key, Items::value, Items::weight, Items::packed, Items::starts,
+                 Items::lengths, Items::grad_key, Items::grad_value, Items::grad_weight))
         break;
       if (!goes_on(Items::query, query.row) || (mask.data && !goes_on(Items::mask, mask.row)) ||
           (wanted & kQuery && dim.stride[Items::grad_query] == 0) ||

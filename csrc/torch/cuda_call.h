@@ -91,6 +91,7 @@ class CudaCall {
     take(in.weight, 1, problem.weight);
     if (in.value) take_value(*in.value);
     if (in.attn_mask) take_mask(*in.attn_mask);
+    if (in.key_starts) take(*in.key_starts, 0, problem.starts);
     if (in.key_lengths) take(*in.key_lengths, 0, problem.lengths);
     if (in.cu_seqlens_q) take_sequences(*in.cu_seqlens_q, in.cu_seqlens_k);
     if (in.seed) take_dropout(problem, *in.seed, in.dropout_p);
@@ -121,6 +122,7 @@ class CudaCall {
     add_owners(more, tangents.own, in.query, in.key, in.weight);
     done(std::move(more));
     inputs.batch = problem.batch;
+    inputs.starts.lead = problem.starts.lead;
     inputs.lengths.lead = problem.lengths.lead;
     return tangents;
   }
@@ -138,18 +140,21 @@ class CudaCall {
   // Describe the tensors that are prepared, null if absent, and add the strides of their indices.
   void add_owners(std::vector<Along>& more, cuda::Owners& of, const Tensor* query,
                   const Tensor* key, const Tensor* weight) const {
-    auto add = [&](cuda::Own& own, const Tensor* x, int64_t trailing, const Tensor* lengths) {
+    auto add = [&](cuda::Own& own, const Tensor* x, int64_t trailing, const Tensor* starts,
+                   const Tensor* lengths) {
       if (!x) return;
       Leading lead = leading_of(*x, trailing);
+      if (starts) lead.include(*starts, 0);
       if (lengths) lead.include(*lengths, 0);
       std::vector<Along> tensors{{Slices(*x, trailing, lead).strides(), &own.lead}};
+      if (starts) tensors.push_back({Slices(*starts, 0, lead).strides(), &own.starts});
       if (lengths) tensors.push_back({Slices(*lengths, 0, lead).strides(), &own.lengths});
       own.batch = merge(lead, tensors);
       more.push_back({index_strides(lead, leading), &own.index});
     };
-    add(of.query, query, 2, nullptr);
-    add(of.key, key, 2, in_.key_lengths);
-    add(of.weight, weight, 1, nullptr);
+    add(of.query, query, 2, nullptr, nullptr);
+    add(of.key, key, 2, in_.key_starts, in_.key_lengths);
+    add(of.weight, weight, 1, nullptr, nullptr);
   }
 
   static int size(const Tensor& t, int64_t from_end, const char* name) {

@@ -25,7 +25,7 @@ class Device {
   void* stream() const {
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream, "attnkernels: this torch has no CUDA");
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
     return stream;
   }
   int index() const { return index_; }

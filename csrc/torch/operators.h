@@ -21,8 +21,8 @@ struct Arguments {
   Activation activation;
   double negative_slope, scale;
   const Tensor *value = nullptr, *attn_mask = nullptr, *key_lengths = nullptr,
-               *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr, *packed_key = nullptr,
-               *seed = nullptr;
+               *key_starts = nullptr, *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr,
+               *packed_key = nullptr, *seed = nullptr;
   double dropout_p = 0;
   Window window = {};
 };
@@ -73,38 +73,38 @@ template <class Device>
 struct Operators {
   static Tensors3 forward(const Tensor& query, const Tensor& key, const Tensor& value,
                           const Tensor& weight, const Maybe& attn_mask, const Maybe& key_lengths,
-                          const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k,
-                          const Maybe& packed_key, const Maybe& seed, double dropout_p,
-                          const MaybeInt& window_left, const MaybeInt& window_right,
-                          int64_t activation, double negative_slope, double scale,
-                          bool return_weights) {
+                          const Maybe& key_starts, const Maybe& cu_seqlens_q,
+                          const Maybe& cu_seqlens_k, const Maybe& packed_key, const Maybe& seed,
+                          double dropout_p, const MaybeInt& window_left,
+                          const MaybeInt& window_right, int64_t activation, double negative_slope,
+                          double scale, bool return_weights) {
     return naming_memory([&] {
-      return Device::forward(
-          {query, key, weight, activation_of(activation), negative_slope, scale, &value,
-           given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k),
-           given(packed_key), given(seed), dropout_p, window_of(window_left, window_right)},
-          return_weights);
+      return Device::forward({query, key, weight, activation_of(activation), negative_slope, scale,
+                              &value, given(attn_mask), given(key_lengths), given(key_starts),
+                              given(cu_seqlens_q), given(cu_seqlens_k), given(packed_key),
+                              given(seed), dropout_p, window_of(window_left, window_right)},
+                             return_weights);
     });
   }
 
   static Tensors5 backward(const Maybe& grad_context, const Maybe& grad_lse,
                            const Maybe& grad_weights, const Tensor& query, const Tensor& key,
                            const Tensor& value, const Tensor& weight, const Maybe& attn_mask,
-                           const Maybe& key_lengths, const Maybe& cu_seqlens_q,
-                           const Maybe& cu_seqlens_k, const Maybe& seed, const Tensor& context,
-                           const Tensor& lse, const Tensor& weights, double dropout_p,
-                           const MaybeInt& window_left, const MaybeInt& window_right,
-                           int64_t activation, double negative_slope, double scale,
-                           int64_t wanted) {
+                           const Maybe& key_lengths, const Maybe& key_starts,
+                           const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k, const Maybe& seed,
+                           const Tensor& context, const Tensor& lse, const Tensor& weights,
+                           double dropout_p, const MaybeInt& window_left,
+                           const MaybeInt& window_right, int64_t activation, double negative_slope,
+                           double scale, int64_t wanted) {
     auto whole = [](const Maybe& t) { return t ? Maybe(dense(*t)) : t; };
     return naming_memory([&] {
-      return Device::backward(
-          {query, key, weight, activation_of(activation), negative_slope, scale, &value,
-           given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k), nullptr,
-           given(seed), dropout_p, window_of(window_left, window_right)},
-          {whole(grad_context), whole(grad_lse), whole(grad_weights), dense(context), dense(lse),
-           dense(weights)},
-          wanted);
+      return Device::backward({query, key, weight, activation_of(activation), negative_slope, scale,
+                               &value, given(attn_mask), given(key_lengths), given(key_starts),
+                               given(cu_seqlens_q), given(cu_seqlens_k), nullptr, given(seed),
+                               dropout_p, window_of(window_left, window_right)},
+                              {whole(grad_context), whole(grad_lse), whole(grad_weights),
+                               dense(context), dense(lse), dense(weights)},
+                              wanted);
     });
   }
 
@@ -130,10 +130,11 @@ struct Operators {
                               const Maybe& attn_mask_tangent, const Tensor& query,
                               const Tensor& key, const Tensor& value, const Tensor& weight,
                               const Maybe& attn_mask, const Maybe& key_lengths,
-                              const Maybe& cu_seqlens_q, const Maybe& cu_seqlens_k,
-                              const Maybe& seed, double dropout_p, const MaybeInt& window_left,
-                              const MaybeInt& window_right, int64_t activation,
-                              double negative_slope, double scale, bool return_weights) {
+                              const Maybe& key_starts, const Maybe& cu_seqlens_q,
+                              const Maybe& cu_seqlens_k, const Maybe& seed, double dropout_p,
+                              const MaybeInt& window_left, const MaybeInt& window_right,
+                              int64_t activation, double negative_slope, double scale,
+                              bool return_weights) {
     check_tangent(query_tangent, query, "query_tangent");
     check_tangent(key_tangent, key, "key_tangent");
     check_tangent(value_tangent, value, "value_tangent");
@@ -146,8 +147,9 @@ struct Operators {
     return naming_memory([&] {
       return Device::forward_jvp(
           {query, key, weight, activation_of(activation), negative_slope, scale, &value,
-           given(attn_mask), given(key_lengths), given(cu_seqlens_q), given(cu_seqlens_k), nullptr,
-           given(seed), dropout_p, window_of(window_left, window_right)},
+           given(attn_mask), given(key_lengths), given(key_starts), given(cu_seqlens_q),
+           given(cu_seqlens_k), nullptr, given(seed), dropout_p,
+           window_of(window_left, window_right)},
           {given(query_tangent), given(key_tangent), given(weight_tangent), given(value_tangent),
            given(attn_mask_tangent)},
           return_weights);

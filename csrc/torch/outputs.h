@@ -69,8 +69,8 @@ inline Tensor empty_strided(const Tensor& on, const Sizes& sizes, const Sizes& s
                         : type == ScalarType::Long     ? aoti_torch_dtype_int64()
                                                        : aoti_torch_dtype_float32();
   int32_t device = 0, index = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(on.get(), &index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(on.get(), &index));
   AtenTensorHandle out;
   if (aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
                                dtype, device, index, &out))

@@ -9,15 +9,15 @@ namespace attnkernels {
 inline void define_operators(torch::stable::detail::StableLibrary& m) {
   m.def(
       "native_forward(Tensor query, Tensor key, Tensor value, Tensor weight, Tensor? "
-      "attn_mask, Tensor? key_lengths, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, "
-      "Tensor? packed_key, Tensor? seed, float dropout_p, int? window_left, int? "
+      "attn_mask, Tensor? key_lengths, Tensor? key_starts, Tensor? cu_seqlens_q, Tensor? "
+      "cu_seqlens_k, Tensor? packed_key, Tensor? seed, float dropout_p, int? window_left, int? "
       "window_right, int activation, float negative_slope, float scale, bool return_weights) -> "
       "(Tensor context, Tensor lse, Tensor weights)");
   m.def(
       "native_backward(Tensor? grad_context, Tensor? grad_lse, Tensor? grad_weights, "
       "Tensor query, Tensor key, Tensor value, Tensor weight, Tensor? attn_mask, Tensor? "
-      "key_lengths, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seed, Tensor "
-      "context, Tensor lse, Tensor weights, float dropout_p, int? window_left, int? "
+      "key_lengths, Tensor? key_starts, Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? "
+      "seed, Tensor context, Tensor lse, Tensor weights, float dropout_p, int? window_left, int? "
       "window_right, int activation, float negative_slope, float scale, int wanted) -> (Tensor "
       "query, Tensor key, Tensor value, Tensor weight, Tensor attn_mask)");
   m.def(
@@ -31,8 +31,9 @@ inline void define_operators(torch::stable::detail::StableLibrary& m) {
   m.def(
       "native_forward_jvp(Tensor? query_tangent, Tensor? key_tangent, Tensor? value_tangent, "
       "Tensor? weight_tangent, Tensor? attn_mask_tangent, Tensor query, Tensor key, Tensor "
-      "value, Tensor weight, Tensor? attn_mask, Tensor? key_lengths, Tensor? cu_seqlens_q, "
-      "Tensor? cu_seqlens_k, Tensor? seed, float dropout_p, int? window_left, int? "
+      "value, Tensor weight, Tensor? attn_mask, Tensor? key_lengths, Tensor? key_starts, "
+      "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? seed, float dropout_p, int? "
+      "window_left, int? "
       "window_right, int activation, float negative_slope, float scale, bool return_weights) -> "
       "(Tensor context, Tensor lse, Tensor weights, Tensor context_tangent, Tensor lse_tangent, "
       "Tensor weights_tangent)");

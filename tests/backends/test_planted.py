@@ -35,7 +35,7 @@ for edges in (graph(3, 9, 400), graph(9, 3, 400)):
 # (fault, kernel to compile again, file, text, replacement)
 PLANTED = [
     ("nothing", "forward.cu", "forward.cu", "", ""),
-    ("a tail that is one key too long", "forward.cu", "mask.h", "j >= columns", "j > columns"),
+    ("a tail that is one key too long", "forward.cu", "mask.h", "j >= keys.end", "j > keys.end"),
     ("a tail that is one query short", "backward.cu", "mask.h", "i >= rows", "i >= rows - 1"),
     (
         "no barrier before the softmax reads",

@@ -20,7 +20,7 @@ ALONE = """
 import sys, torch
 torch.ops.load_library(sys.argv[1])
 x = torch.ones(1, 2, 3)
-options = (None,) * 6 + (0.0, None, None, 0, 0.2, 1.0, False)
+options = (None,) * 7 + (0.0, None, None, 0, 0.2, 1.0, False)
 context, lse, _ = torch.ops.attnkernels.native_forward(x, x, x, torch.ones(3), *options)
 assert "attnkernels" not in sys.modules
 print(context.sum().item())

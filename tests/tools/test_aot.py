@@ -52,7 +52,8 @@ def bool_mask(n: int) -> tuple[Any, dict[str, Any]]:
     inputs = make((2, n, 40, 30, 7), grad=False)
     mask = torch.ones(2, n, 40, dtype=torch.bool)
     options = {"window_right": 0, "return_weights": True, "activation": "sigmoid"}
-    return inputs, {"attn_mask": mask, "key_lengths": torch.tensor([3, 40]), **seeded(), **options}
+    bounds = {"key_starts": torch.tensor([1, 0]), "key_lengths": torch.tensor([3, 40])}
+    return inputs, {"attn_mask": mask, **bounds, **seeded(), **options}
 
 
 def float_mask(n: int) -> tuple[Any, dict[str, Any]]:

@@ -11,12 +11,13 @@ from .mask import NONE, any_takes_part, end_key, first_key, kept, mask_of, takin
 from .maths import row_softmax
 from .rows import (
     ANY,
+    end_of,
     extent,
     lead_index,
-    length_of,
     matrix_of,
     program_index,
     sequence_of,
+    start_of,
     vector_of,
     wide,
 )
@@ -32,22 +33,24 @@ def _add_values(
     there,
     value,
     value_at,
+    start,
     m,
     dv,
     BV: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Set context to alpha * context + p @ value[:m], or to p @ value[:m] until `started`.
+    """Set context to alpha * context + p @ value[start:m], or to the latter until `started`.
 
     Offsets inside a tile have 32 bits to save registers.
     """
     i = tl.arange(0, p.shape[0])
     j = tl.arange(0, p.shape[1])
+    seen = (j >= start) & (j < m)
     for c0 in range(0, dv, BV):
         c = c0 + tl.arange(0, BV)
         at_context = i[:, None] * dv + c[None, :]
         at = j[:, None] * value.row + c[None, :] * value.unit
-        u = tl.load(value_at + at, mask=(j < m)[:, None] & (c < dv)[None, :], other=0.0)
+        u = tl.load(value_at + at, mask=seen[:, None] & (c < dv)[None, :], other=0.0)
         inside = there[:, None] & (c < dv)[None, :]
         old = tl.load(context + at_context, mask=inside & started, other=0.0)
         new = tl.dot(p, u.to(tl.float32), input_precision=PRECISION) + old * alpha[:, None]
@@ -66,7 +69,7 @@ def forward_kernel(
     weights,
     mask,
     band,
-    lengths,
+    bounds,
     cu_seqlens_q,
     cu_seqlens_k,
     sequences,
@@ -102,12 +105,12 @@ def forward_kernel(
     i0 = (tile - first_q) * BI
     if i0 >= rows:
         return
-    columns = length_of(b, sizes, lengths, columns)
+    start, columns = start_of(b, sizes, bounds), end_of(b, sizes, bounds, columns)
     tile_i, tile_j = places(SHAPE)
     i = i0 + tile_i
     row_i = i0 + tl.arange(0, BI)
     there = row_i < rows
-    begin = first_key(band, i0)
+    begin = tl.maximum(first_key(band, i0), start)
     last_tile = tl.cdiv(end_key(band, tl.minimum(i0 + BI, rows) - 1, columns), BJ)
     share = tl.cdiv(tl.maximum(last_tile - begin // BJ, 0), splits)
     first_tile = begin // BJ + split * share
@@ -129,14 +132,14 @@ def forward_kernel(
         j = jt * BJ + tile_j
         live = True
         if MASK != NONE:
-            live = any_takes_part(i, j, rows, columns, mask, mask_at, band, MASK)
+            live = any_takes_part(i, j, rows, start, columns, mask, mask_at, band, MASK)
         if live:
             x = score_tile(
                 query, query_at, query_panels, query_panel, i0, rows, key, key_at, key_panels,
                 key_panel + jt, jt * BJ, columns, weights_at, d, padded, negative_slope,
                 ACTIVATION, SHAPE, CHUNKS, TARGET,
             )  # fmt: skip
-            takes, added = taking_part(i, j, rows, columns, mask, mask_at, band, MASK)
+            takes, added = taking_part(i, j, rows, start, columns, mask, mask_at, band, MASK)
             x = tl.where(takes, x + added, -float("inf"))
             if scores is not None:
                 corner = scores + (wide(b) * n + i0) * m + jt * BJ
@@ -154,7 +157,8 @@ def forward_kernel(
                 p = tl.where(keep, p * dropout.keep_scale, 0.0)
             _add_values(
                 context, tl.trans(p), alpha, started, there, value,
-                value_at + wide(jt * BJ) * value.row, columns - jt * BJ, dv, BV, PRECISION,
+                value_at + wide(jt * BJ) * value.row, start - jt * BJ, columns - jt * BJ, dv, BV,
+                PRECISION,
             )  # fmt: skip
             started = True
 

@@ -16,12 +16,13 @@ import triton.language as tl
 from .mask import NONE, any_takes_part, end_key, first_key, kept, mask_of, taking_part
 from .rows import (
     ANY,
+    end_of,
     extent,
     lead_index,
-    length_of,
     matrix_of,
     program_index,
     sequence_of,
+    start_of,
     vector_of,
     wide,
 )
@@ -51,29 +52,31 @@ def _add_values(
     value_at,
     value_tangent,
     value_tangent_at,
+    start,
     m,
     dv,
     BV: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Update both contexts by a tile of m keys, or set them until `started`.
+    """Update both contexts by keys start to m of a tile, or set them until `started`.
 
     Offsets inside a tile have 32 bits to save registers.
     """
     i = tl.arange(0, p.shape[0])
     j = tl.arange(0, p.shape[1])
+    seen = (j >= start) & (j < m)
     for c0 in range(0, dv, BV):
         c = c0 + tl.arange(0, BV)
         at = i[:, None] * dv + c[None, :]
         inside = there[:, None] & (c < dv)[None, :]
         old = tl.load(context + at, mask=inside & started, other=0.0)
         moved = tl.load(tangent + at, mask=inside & started, other=0.0) + shift[:, None] * old
-        u = _columns(value_at + j[:, None] * value.row, value.unit, c, dv, j < m)
+        u = _columns(value_at + j[:, None] * value.row, value.unit, c, dv, seen)
         moved = tl.dot(p_tangent, u, input_precision=PRECISION) + moved * alpha[:, None]
         new = tl.dot(p, u, input_precision=PRECISION) + old * alpha[:, None]
         if value_tangent is not None:
             rows = value_tangent_at + j[:, None] * value_tangent.row
-            du = _columns(rows, value_tangent.unit, c, dv, j < m)
+            du = _columns(rows, value_tangent.unit, c, dv, seen)
             moved = tl.dot(p, du, moved, input_precision=PRECISION)
         tl.store(tangent + at, moved, mask=inside)
         tl.store(context + at, new, mask=inside)
@@ -92,7 +95,7 @@ def jvp_kernel(
     mask,
     band,
     tangents,
-    lengths,
+    bounds,
     cu_seqlens_q,
     cu_seqlens_k,
     sequences,
@@ -130,12 +133,12 @@ def jvp_kernel(
     i0 = (tile - first_q) * BI
     if i0 >= rows:
         return
-    columns = length_of(b, sizes, lengths, columns)
+    start, columns = start_of(b, sizes, bounds), end_of(b, sizes, bounds, columns)
     tile_i, tile_j = places(SHAPE)
     i = i0 + tile_i
     row_i = i0 + tl.arange(0, BI)
     there = row_i < rows
-    begin = first_key(band, i0)
+    begin = tl.maximum(first_key(band, i0), start)
     last_tile = tl.cdiv(end_key(band, tl.minimum(i0 + BI, rows) - 1, columns), BJ)
     share = tl.cdiv(tl.maximum(last_tile - begin // BJ, 0), splits)
     first_tile = begin // BJ + split * share
@@ -164,7 +167,7 @@ def jvp_kernel(
         j = jt * BJ + tile_j
         live = True
         if MASK != NONE:
-            live = any_takes_part(i, j, rows, columns, mask, mask_at, band, MASK)
+            live = any_takes_part(i, j, rows, start, columns, mask, mask_at, band, MASK)
         if live:
             x, dx = tangent_tile(
                 query, query_at, query_panels, query_panel, i0, rows, key, key_at, key_panels,
@@ -172,7 +175,7 @@ def jvp_kernel(
                 tangent_key_panel + jt, tangent_weights, d, padded, negative_slope, ACTIVATION,
                 SHAPE, CHUNKS, TARGET,
             )  # fmt: skip
-            takes, added = taking_part(i, j, rows, columns, mask, mask_at, band, MASK)
+            takes, added = taking_part(i, j, rows, start, columns, mask, mask_at, band, MASK)
             x = tl.where(takes, x + added, -float("inf"))
             if tangents.mask is not None:
                 at = mask_tangent_at + i.to(tl.int64) * tangents.mask.row
@@ -211,7 +214,7 @@ def jvp_kernel(
             _add_values(
                 context, context_tangent, tl.trans(p), tl.trans(moved), alpha, shift, started,
                 there, value, value_at + wide(jt * BJ) * value.row, tangents.value,
-                value_tangent_at, columns - jt * BJ, dv, BV, PRECISION,
+                value_tangent_at, start - jt * BJ, columns - jt * BJ, dv, BV, PRECISION,
             )  # fmt: skip
             started = True
 

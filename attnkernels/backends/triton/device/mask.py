@@ -47,13 +47,13 @@ def seeing_queries(band, tile, m, n, BJ: tl.constexpr):
 
 
 @triton.jit
-def taking_part(i, j, n, m, mask, mask_at, band, MASK: tl.constexpr):
+def taking_part(i, j, n, start, m, mask, mask_at, band, MASK: tl.constexpr):
     """Return (bool: the pairs that nothing excludes, float32: the numbers added to their scores).
 
-    i and j broadcast to the shape of the pairs. The keys end at m, which follows key_lengths if
-    given. mask_at: from mask_of().
+    i and j broadcast to the shape of the pairs. The keys go from start to m, which follow
+    key_starts and key_lengths if given. mask_at: from mask_of().
     """
-    there = (i < n) & (j < m)
+    there = (i < n) & (j >= start) & (j < m)
     if band is not None:
         there = there & (j - i <= band.right // SCALE) & (i - j <= band.left // SCALE)
     added = 0.0
@@ -68,16 +68,16 @@ def taking_part(i, j, n, m, mask, mask_at, band, MASK: tl.constexpr):
 
 
 @triton.jit
-def any_takes_part(i, j, n, m, mask, mask_at, band, MASK: tl.constexpr):
+def any_takes_part(i, j, n, start, m, mask, mask_at, band, MASK: tl.constexpr):
     """Return True if a tile must be computed. Without a mask its corners decide."""
     if MASK == NONE:
         first = tl.min(tl.ravel(j))
-        some = first < m
+        some = (first < m) & (tl.max(tl.ravel(j)) >= start)
         if band is not None:
             some = some & (first - tl.max(tl.ravel(i)) <= band.right // SCALE)
             some = some & (tl.min(tl.ravel(i)) - tl.max(tl.ravel(j)) <= band.left // SCALE)
     else:
-        takes, _ = taking_part(i, j, n, m, mask, mask_at, band, MASK)
+        takes, _ = taking_part(i, j, n, start, m, mask, mask_at, band, MASK)
         some = tl.max(tl.ravel(takes.to(tl.int32))) > 0
     return some
 

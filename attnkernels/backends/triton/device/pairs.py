@@ -15,12 +15,13 @@ from .maths import row_softmax
 from .rows import (
     ANY,
     SCALE,
+    end_of,
     extent,
     lead_index,
-    length_of,
     matrix_of,
     program_index,
     sequence_of,
+    start_of,
     vector_of,
     wide,
 )
@@ -75,7 +76,7 @@ def gradient_kernel(
     weights,
     mask,
     band,
-    lengths,
+    bounds,
     cu_seqlens_q,
     cu_seqlens_k,
     sequences,
@@ -115,7 +116,7 @@ def gradient_kernel(
         s = sequence_of(cu_seqlens_k, sequences, kt, BJ)
         begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI)
         begin_k, columns, first_k = extent(cu_seqlens_k, s, m, BJ)
-        columns = length_of(b, sizes, lengths, columns)
+        start, columns = start_of(b, sizes, bounds), end_of(b, sizes, bounds, columns)
         i0 = window + it * BI
         j0 = (kt - first_k) * BJ
         end = j0 + 1
@@ -127,7 +128,7 @@ def gradient_kernel(
         s = sequence_of(cu_seqlens_q, sequences, tile, BI)
         begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI)
         begin_k, columns, first_k = extent(cu_seqlens_k, s, m, BJ)
-        columns = length_of(b, sizes, lengths, columns)
+        start, columns = start_of(b, sizes, bounds), end_of(b, sizes, bounds, columns)
         i0 = (tile - first_q) * BI
         end = end_key(band, tl.minimum(i0 + BI, rows) - 1, columns)
         kt = first_k + first_key(band, i0) // BJ + slot
@@ -140,7 +141,7 @@ def gradient_kernel(
     i = i0 + tile_i
     j = j0 + tile_j
     mask_at = mask_of(b, sizes, mask)
-    some = any_takes_part(i, j, rows, columns, mask, mask_at, band, MASK)
+    some = any_takes_part(i, j, rows, start, columns, mask, mask_at, band, MASK)
     ds += corner
     if used is not None:
         used += corner
@@ -160,7 +161,7 @@ def gradient_kernel(
         j0, columns, vector_of(b, sizes, weights), d, padded, negative_slope, ACTIVATION, SHAPE,
         CHUNKS, TARGET,
     )  # fmt: skip
-    takes, added = taking_part(i, j, rows, columns, mask, mask_at, band, MASK)
+    takes, added = taking_part(i, j, rows, start, columns, mask, mask_at, band, MASK)
     row = wide(b) * n + begin_q + i0
     if outer.given is not None:
         a = tl.load(outer.given + (row + tile_i) * m + j0 + tile_j, mask=takes, other=0.0)
@@ -218,7 +219,7 @@ def value_kernel(
     used,
     run,
     band,
-    lengths,
+    bounds,
     sizes,
     grad_context,
     grad_value,
@@ -257,7 +258,7 @@ def value_kernel(
         used += ((wide(b) * key_tiles + kt) * BJ + tl.arange(0, BJ))[:, None] * width - window
     else:
         first_tile = run.first // SCALE - first_q
-        columns = length_of(b, sizes, lengths, count)
+        columns = end_of(b, sizes, bounds, count)
         seen, last_row = seeing_queries(band, kt - first_k, columns, rows, BJ)
         first_row = tl.maximum(seen // BI, first_tile * (TILE // BI)) * BI
         last_row = tl.minimum(last_row, (first_tile + run.tiles // SCALE) * TILE)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .maths import exp, gain, is_logistic, span
-from .rows import ANY, extent, length_of, matrix_of, sequence_of, vector_of, wide
+from .rows import ANY, end_of, extent, matrix_of, sequence_of, start_of, vector_of, wide
 
 CHUNK = tl.constexpr(64)  # hidden units of one program
 WEIGHT_TAIL = tl.constexpr(4)  # behind the weights of a leading index: base, unit, two unused
@@ -25,7 +25,7 @@ def _panel(
     rows,
     cu_seqlens,
     sequences,
-    lengths,
+    bounds,
     panels,
     tiles,
     d,
@@ -41,27 +41,28 @@ def _panel(
     b = pid // chunks // tiles
     s = sequence_of(cu_seqlens, sequences, tile, BLOCK)
     begin, count, first = extent(cu_seqlens, s, rows, BLOCK)
-    count = length_of(b, sizes, lengths, count)
-
-    row = (tile - first) * BLOCK + tl.arange(0, BLOCK)
-    t = chunk * CHUNK + tl.arange(0, CHUNK)
-    there = (row < count)[:, None] & (t < d)[None, :]
-    at = (begin + row)[:, None] * x.row + t.to(tl.int64)[None, :] * x.unit
-    y = tl.load(matrix_of(b, sizes, x) + at, mask=there, other=0.0).to(tl.float32)
-    panel = wide(b) * tiles + tile
-    if is_logistic(ACTIVATION):
-        y *= gain(ACTIVATION)
-        ranges = panels.ranges + (panel * chunks + chunk) * 2
-        tl.store(ranges, tl.max(y))
-        # NaN counts as infinite: if queries share a reciprocal, it would reach its neighbour
-        size = tl.where(y == y, tl.abs(y), float("inf"))
-        tl.store(ranges + 1, tl.max(size))
-        if EXPONENTIALS:
-            y = exp(y)
-    pairs = tl.permute(tl.reshape(tl.trans(y), (CHUNK // 2, 2, BLOCK)), (0, 2, 1))
-    at = chunk * CHUNK * BLOCK + tl.arange(0, CHUNK * BLOCK)
-    data = panels.data + panel * padded * BLOCK
-    tl.store(data + at, tl.reshape(pairs, (CHUNK * BLOCK,)), mask=at < padded * BLOCK)
+    start, count = start_of(b, sizes, bounds), end_of(b, sizes, bounds, count)
+    row0 = (tile - first) * BLOCK
+    if (row0 < count) & (row0 + BLOCK > start):  # other tiles are not read
+        row = row0 + tl.arange(0, BLOCK)
+        t = chunk * CHUNK + tl.arange(0, CHUNK)
+        there = ((row >= start) & (row < count))[:, None] & (t < d)[None, :]
+        at = (begin + row)[:, None] * x.row + t.to(tl.int64)[None, :] * x.unit
+        y = tl.load(matrix_of(b, sizes, x) + at, mask=there, other=0.0).to(tl.float32)
+        panel = wide(b) * tiles + tile
+        if is_logistic(ACTIVATION):
+            y *= gain(ACTIVATION)
+            ranges = panels.ranges + (panel * chunks + chunk) * 2
+            tl.store(ranges, tl.max(y))
+            # NaN counts as infinite: if queries share a reciprocal, it would reach its neighbour
+            size = tl.where(y == y, tl.abs(y), float("inf"))
+            tl.store(ranges + 1, tl.max(size))
+            if EXPONENTIALS:
+                y = exp(y)
+        pairs = tl.permute(tl.reshape(tl.trans(y), (CHUNK // 2, 2, BLOCK)), (0, 2, 1))
+        at = chunk * CHUNK * BLOCK + tl.arange(0, CHUNK * BLOCK)
+        data = panels.data + panel * padded * BLOCK
+        tl.store(data + at, tl.reshape(pairs, (CHUNK * BLOCK,)), mask=at < padded * BLOCK)
 
 
 @triton.jit
@@ -110,7 +111,7 @@ def prepare_kernel(
     weight,
     weight_sizes,
     weights,
-    lengths,
+    bounds,
     cu_seqlens_q,
     cu_seqlens_k,
     sequences,
@@ -136,7 +137,7 @@ def prepare_kernel(
         )  # fmt: skip
     elif pid < query_programs + key_programs:
         _panel(
-            pid - query_programs, key, key_sizes, m, cu_seqlens_k, sequences, lengths, key_panels,
+            pid - query_programs, key, key_sizes, m, cu_seqlens_k, sequences, bounds, key_panels,
             key_tiles, d, padded, ACTIVATION, EXPONENTIALS, BJ,
         )  # fmt: skip
     else:

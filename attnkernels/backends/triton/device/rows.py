@@ -26,6 +26,13 @@ class Vector(NamedTuple):
     unit: Any = 1
 
 
+class Bounds(NamedTuple):
+    """The keys that take part: a Vector of the first ones, and one of their ends; or None."""
+
+    starts: Any
+    ends: Any
+
+
 class Panels(NamedTuple):
     """Tiles of rows as prepare.py leaves them; strides count tiles and are multiplied by SCALE."""
 
@@ -165,12 +172,30 @@ def vector_of(b, sizes, x):
 
 
 @triton.jit
-def length_of(b, sizes, lengths, m):
-    """Return how many of m keys take part for leading index b, int32."""
-    if lengths is None:
+def position_of(b, sizes, positions, absent):
+    """Return the position for leading index b, int32, or `absent` if positions is None."""
+    if positions is None:
+        return absent
+    else:
+        return tl.load(vector_of(b, sizes, positions)).to(tl.int32)
+
+
+@triton.jit
+def start_of(b, sizes, bounds):
+    """Return the first key that takes part for leading index b, int32."""
+    if bounds is None:
+        return 0
+    else:
+        return position_of(b, sizes, bounds.starts, 0)
+
+
+@triton.jit
+def end_of(b, sizes, bounds, m):
+    """Return the end of the keys, of m, that take part for leading index b, int32."""
+    if bounds is None:
         return m
     else:
-        return tl.load(vector_of(b, sizes, lengths)).to(tl.int32)
+        return position_of(b, sizes, bounds.ends, m)
 
 
 @triton.jit

@@ -18,7 +18,7 @@ from .maths import (
     span,
     weighted,
 )
-from .rows import ANY, length_of, matrix_of, program_index, vector_of, wide
+from .rows import ANY, end_of, matrix_of, program_index, start_of, vector_of, wide
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def step_kernel(
     weight,
     mask,
     band,
-    lengths,
+    bounds,
     dropout,
     sizes,
     leads,
@@ -85,8 +85,8 @@ def step_kernel(
 ):
     """Program (b, query, split of keys): (E1)-(E3), as forward_kernel."""
     split, i, b = program_index(splits, n)
-    end = length_of(b, sizes, lengths, m)
-    begin, end = first_key(band, i), end_key(band, i, end)
+    start, end = start_of(b, sizes, bounds), end_of(b, sizes, bounds, m)
+    begin, end = tl.maximum(first_key(band, i), start), end_key(band, i, end)
     last_tile = tl.cdiv(end, BJ)
     share = tl.cdiv(tl.maximum(last_tile - begin // BJ, 0), splits)
     first_tile = begin // BJ + split * share
@@ -103,7 +103,7 @@ def step_kernel(
     started = False
     for jt in range(first_tile, tl.minimum(first_tile + share, last_tile)):
         j = jt * BJ + tl.arange(0, BJ)
-        takes, added = taking_part(i, j, n, end, mask, mask_at, band, MASK)
+        takes, added = taking_part(i, j, n, start, end, mask, mask_at, band, MASK)
         if tl.max(takes.to(tl.int32)) > 0:
             x = _scores(
                 query, query_at, key, key_at, weight, weight_at, jt * BJ, end, d, scale,
@@ -123,7 +123,7 @@ def step_kernel(
             for c0 in range(0, dv, BD):
                 c = c0 + tl.arange(0, BD)
                 at = tl.arange(0, BJ)[:, None] * value.row + c[None, :] * value.unit
-                inside = (j < end)[:, None] & (c < dv)[None, :]
+                inside = ((j >= start) & (j < end))[:, None] & (c < dv)[None, :]
                 u = tl.load(value_at + wide(jt * BJ) * value.row + at, mask=inside, other=0.0)
                 u = u.to(tl.float32)
                 old = tl.load(context + c, mask=(c < dv) & started, other=0.0)
@@ -149,7 +149,7 @@ def step_gradient_kernel(
     weight,
     mask,
     band,
-    lengths,
+    bounds,
     dropout,
     sizes,
     outer,
@@ -171,9 +171,9 @@ def step_gradient_kernel(
     tile, i, b = program_index(tl.cdiv(m, BJ), n)
     j0 = tile * BJ
     j = j0 + tl.arange(0, BJ)
-    end = length_of(b, sizes, lengths, m)
+    start, end = start_of(b, sizes, bounds), end_of(b, sizes, bounds, m)
     mask_at = mask_of(b, sizes, mask)
-    takes, added = taking_part(i, j, n, end, mask, mask_at, band, MASK)
+    takes, added = taking_part(i, j, n, start, end, mask, mask_at, band, MASK)
     row = wide(b) * n + i
     at = row * m + j
     if tl.max(takes.to(tl.int32)) == 0:
@@ -231,7 +231,7 @@ def step_sweep_kernel(
     key,
     weight,
     band,
-    lengths,
+    bounds,
     sizes,
     leads,
     ds,
@@ -257,7 +257,8 @@ def step_sweep_kernel(
     column, part, b = program_index(tl.cdiv(d, BD), parts)
     t = column * BD + tl.arange(0, BD)
     inside = t < d
-    end = end_key(band, n - 1, length_of(b, sizes, lengths, m))
+    start = start_of(b, sizes, bounds)
+    end = end_key(band, n - 1, end_of(b, sizes, bounds, m))
     query_at = matrix_of(b, sizes, query) + t.to(tl.int64) * query.unit
     key_at = matrix_of(b, sizes, key)
     weight_at = vector_of(b, sizes, weight) + t.to(tl.int64) * weight.unit
@@ -269,7 +270,8 @@ def step_sweep_kernel(
     for jt in range(part, tl.cdiv(m, BJ), parts):  # each has as many that are seen
         j = jt * BJ + tl.arange(0, BJ)
         at = j.to(tl.int64)[:, None] * key.row + t.to(tl.int64)[None, :] * key.unit
-        k = tl.load(key_at + at, mask=(j < end)[:, None] & inside[None, :], other=0.0)
+        there = ((j >= start) & (j < end))[:, None] & inside[None, :]
+        k = tl.load(key_at + at, mask=there, other=0.0)
         k = k.to(tl.float32)
         dk = tl.zeros((BJ, BD), tl.float32)
         for i in range(0, n):

@@ -23,7 +23,17 @@ from .maths import (
     two,
     weighted,
 )
-from .rows import ANY, SCALE, extent, lead_index, length_of, matrix_of, vector_of, wide
+from .rows import (
+    ANY,
+    SCALE,
+    end_of,
+    extent,
+    lead_index,
+    matrix_of,
+    start_of,
+    vector_of,
+    wide,
+)
 from .score import row_ranges
 
 
@@ -64,6 +74,7 @@ def _sweep_tile(
     grad_key,
     factor,
     j0,
+    start,
     m,
     grad_query,
     grad_weight,
@@ -77,11 +88,15 @@ def _sweep_tile(
     BJ: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    """Sweep the keys of a tile from j0 on. q0 to q3: queries; with FROM_EXP, their exponentials."""
-    key += wide(j0) * key_row
-    grad_key += wide(j0) * d
-    pairs = (ds + wide(j0) * width).to(tl.pointer_type(tl.int64)) + tl.arange(0, RI)[:, None]
-    for _ in range(0, tl.minimum(m - j0, BJ)):
+    """Sweep the keys from start to m in the tile from j0 on.
+
+    q0 to q3: queries; with FROM_EXP, their exponentials.
+    """
+    first = tl.maximum(j0, start)
+    key += wide(first) * key_row
+    grad_key += wide(first) * d
+    pairs = (ds + wide(first) * width).to(tl.pointer_type(tl.int64)) + tl.arange(0, RI)[:, None]
+    for _ in range(first, tl.minimum(m, j0 + BJ)):
         k = tl.load(key, mask=inside, other=0.0).to(tl.float32)
         s0, s1 = two(pairs)
         s2, s3 = two(pairs + RI)
@@ -140,7 +155,7 @@ def sweep_kernel(
     key_panels,
     key_tiles,
     weights,
-    lengths,
+    bounds,
     cu_seqlens_q,
     cu_seqlens_k,
     sequences,
@@ -191,7 +206,7 @@ def sweep_kernel(
     b = item // sequences
     begin_q, rows, first_q = extent(cu_seqlens_q, s, n, BI)
     begin_k, count, first_k = extent(cu_seqlens_k, s, m, BJ)
-    count = length_of(b, sizes, lengths, count)
+    start, count = start_of(b, sizes, bounds), end_of(b, sizes, bounds, count)
     first_row = window
     last_row = window + tl.minimum(rows - window, width)
     if run is not None:
@@ -201,7 +216,7 @@ def sweep_kernel(
     block_share = tl.cdiv(blocks, query_parts)
     part_row = first_row + query_part * block_share * ROWS
     part_end = tl.minimum(part_row + block_share * ROWS, last_row)
-    begin = first_key(band, part_row)
+    begin = tl.maximum(first_key(band, part_row), start)
     tiles = tl.cdiv(end_key(band, part_end - 1, count), BJ)
     tile_share = tl.cdiv(tl.maximum(tiles - begin // BJ, 0), key_parts)
 
@@ -232,8 +247,9 @@ def sweep_kernel(
             _, size = row_ranges(key_panels.ranges, key_panel + tile, d, CHUNKS)
             key_size = tl.maximum(key_size, size)
         some = _nonzero(query_at, query_row, part_row, part_end, inside, ROWS)
+        first_read = tl.maximum(first_tile * BJ, start)
         last_key = tl.minimum(last_tile * BJ, count)
-        some |= _nonzero(key_at[None, :], key_row, first_tile * BJ, last_key, inside, ROWS)
+        some |= _nonzero(key_at[None, :], key_row, first_read, last_key, inside, ROWS)
         flags = grad_weight + (wide(part) * 2 + 1) * d + t
         flagged = tl.where(some, 1.0, tl.load(flags, mask=inside, other=0.0))
         tl.store(flags, flagged, mask=inside)
@@ -280,28 +296,28 @@ def sweep_kernel(
                     if tl.max(query_high + key_high) <= PAIR:
                         dq, dw = _sweep_tile(
                             q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key,
-                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION,
-                            True, True, RI, BJ, TARGET,
+                            factor, tile * BJ, start, count, dq, dw, d, inside, negative_slope,
+                            ACTIVATION, True, True, RI, BJ, TARGET,
                         )  # fmt: skip
                     else:
                         dq, dw = _sweep_tile(
                             q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key,
-                            factor, tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION,
-                            True, False, RI, BJ, TARGET,
+                            factor, tile * BJ, start, count, dq, dw, d, inside, negative_slope,
+                            ACTIVATION, True, False, RI, BJ, TARGET,
                         )  # fmt: skip
             else:
                 for tile in range(from_tile, to_tile):
                     dq, dw = _sweep_tile(
                         q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key, factor,
-                        tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False,
-                        False, RI, BJ, TARGET,
+                        tile * BJ, start, count, dq, dw, d, inside, negative_slope, ACTIVATION,
+                        False, False, RI, BJ, TARGET,
                     )  # fmt: skip
         else:
             for tile in range(from_tile, to_tile):
                 dq, dw = _sweep_tile(
                     q0, q1, q2, q3, key_at, key_row, at_block, row_length, grad_key, factor,
-                    tile * BJ, count, dq, dw, d, inside, negative_slope, ACTIVATION, False, False,
-                    RI, BJ, TARGET,
+                    tile * BJ, start, count, dq, dw, d, inside, negative_slope, ACTIVATION, False,
+                    False, RI, BJ, TARGET,
                 )  # fmt: skip
         # from the row on: offsets from the block's would stay in registers throughout
         at = (first + order).to(tl.int64)[:, None] * d + t[None, :]

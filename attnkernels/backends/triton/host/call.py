@@ -12,7 +12,7 @@ from ....ops.codes import STEP_QUERIES
 from ....ops.shapes import leading_shape
 from ..device.mask import BOOL, FLOAT, NONE
 from ..device.prepare import CHUNK, WEIGHT_TAIL, prepare_kernel
-from ..device.rows import SCALE, Band, Dropout, Matrix, Panels, Vector
+from ..device.rows import SCALE, Band, Bounds, Dropout, Matrix, Panels, Vector
 from . import configs
 from .configs import Tile
 from .geometry import Ints, Owned, contiguous, lead_of, merged, scaled
@@ -34,6 +34,7 @@ class Call:
         value: Tensor | None = None,
         attn_mask: Tensor | None = None,
         key_lengths: Tensor | None = None,
+        key_starts: Tensor | None = None,
         cu_seqlens_q: Tensor | None = None,
         cu_seqlens_k: Tensor | None = None,
         seed: Tensor | None = None,
@@ -43,7 +44,7 @@ class Call:
     ) -> None:
         self.query, self.key, self.weight = _near(query), _near(key), weight
         self.value = None if value is None else _near(value)
-        self.lengths = key_lengths
+        self.lengths, self.starts = key_lengths, key_starts
         self.sequences = 1 if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
         self.varlen = cu_seqlens_q is not None
         self.lead = leading_shape(
@@ -53,6 +54,7 @@ class Call:
             () if value is None else value.shape[:-2],
             () if attn_mask is None else attn_mask.shape[:-2],
             () if key_lengths is None else key_lengths.shape,
+            () if key_starts is None else key_starts.shape,
         )
         self.leads = prod(self.lead)
         (self.n, self.d), self.m = query.shape[-2:], key.shape[-2]
@@ -107,6 +109,7 @@ class Call:
             "value": lead_of(self.value, 2),
             "weight": lead_of(self.weight, 1),
             "mask": lead_of(self.mask, 2),
+            "starts": lead_of(self.starts, 0),
             "lengths": lead_of(self.lengths, 0),
         } | made
         sizes, *each = merged(self.lead, list(owned.values()))
@@ -118,9 +121,15 @@ class Call:
             "value": matrix(self.value, strides["value"]),
             "weight": vector(self.weight, strides["weight"], self.weight.stride(-1)),
             "mask": matrix(self.mask, scaled(strides["mask"])),
-            "lengths": vector(self.lengths, strides["lengths"]),
+            "bounds": self.bounds(strides["starts"], strides["lengths"]),
         }
         return arguments | {name: scaled(strides[name]) for name in made}
+
+    def bounds(self, starts: Ints, lengths: Ints) -> Bounds | None:
+        """Return the keys that take part, with those strides over the leading dimensions."""
+        if self.starts is None and self.lengths is None:
+            return None
+        return Bounds(vector(self.starts, starts), vector(self.lengths, lengths))
 
     def step_arguments(self, keys: int) -> dict[str, Any]:
         """Return the arguments of a kernel of device/step.py, for tiles of `keys` keys."""
@@ -170,12 +179,14 @@ class Prepared:
 
     def __init__(self, call: Call, tile: Tile, exponentials: bool = True) -> None:
         self.call, self.tile = call, tile
-        query, key, weight, lengths = call.query, call.key, call.weight, call.lengths
+        query, key, weight = call.query, call.key, call.weight
         self.query_tiles, self.key_tiles = call.tiles(call.n, tile.BI), call.tiles(call.m, tile.BJ)
         padded, chunks = (call.d + 3) // 4 * 4, -(-call.d // CHUNK.value)
         query_lead, key_lead, weight_lead = query.shape[:-2], key.shape[:-2], weight.shape[:-1]
-        if lengths is not None:  # beyond the length a panel holds 0, whatever the key does
-            key_lead = torch.Size(leading_shape(key_lead, lengths.shape))
+        bounds = call.starts, call.lengths
+        for each in bounds:  # a panel holds 0 for keys that take no part, whatever these hold
+            if each is not None:
+                key_lead = torch.Size(leading_shape(key_lead, each.shape))
         query_programs = prod(query_lead) * self.query_tiles * chunks
         key_programs = prod(key_lead) * self.key_tiles * chunks
         row = padded + WEIGHT_TAIL.value
@@ -209,8 +220,8 @@ class Prepared:
         }
         # the inputs by their own leading dimensions
         query_sizes, query_strides = merged(query_lead, [lead_of(query, 2)])
-        key_sizes, key_strides, length_strides = merged(
-            key_lead, [lead_of(key, 2), lead_of(lengths, 0)]
+        key_sizes, key_strides, *bound_strides = merged(
+            key_lead, [lead_of(key, 2), *(lead_of(each, 0) for each in bounds)]
         )
         weight_sizes, weight_strides = merged(weight_lead, [lead_of(weight, 1)])
         launch(
@@ -226,7 +237,7 @@ class Prepared:
             key_programs=key_programs,
             weight=vector(weight, weight_strides, weight.stride(-1)),
             weight_sizes=scaled(weight_sizes),
-            lengths=vector(lengths, length_strides),
+            bounds=call.bounds(*bound_strides),
         )
 
 

@@ -15,7 +15,15 @@ from torch import Tensor
 from ....ops.shapes import leading_shape
 from ....ops.signature import Signature
 
-_APART = ("attn_mask", "key_lengths", "cu_seqlens_q", "seed", "window_left", "window_right")
+_APART = (
+    "attn_mask",
+    "key_lengths",
+    "key_starts",
+    "cu_seqlens_q",
+    "seed",
+    "window_left",
+    "window_right",
+)
 
 
 def folded(function: Callable[..., Any], signature: Signature, given: dict[str, Any]) -> Any:
