@@ -11,7 +11,7 @@ namespace attnkernels::cpu {
 // One attention: that of a leading index, or of one sequence of a packed batch.
 struct Item {
   Matrix query, key, value, weight, mask;  // mask.data null: none
-  const void* packed;                      // prepared keys, or null
+  Matrix packed;                           // prepared keys; data null: none
   int64_t n, m;                            // queries, and keys that take part
   int64_t key_rows;                        // keys in memory, at least m
   int64_t query_row;                       // first row in the outputs of shape (rows, dv)
@@ -75,7 +75,7 @@ class Items {
               moved(value, at),
               moved(weight, at),
               moved(mask, at),
-              moved(packed, at).data,
+              moved(packed, at),
               n,
               m,
               m,
