@@ -118,7 +118,8 @@ def build_info() -> dict[str, str]:
 
 
 def pack_keys(key: Tensor, *, activation: str) -> Tensor | None:
-    """Return exp(gain k) in transposed panels (E7), or None if the kernels take plain keys."""
-    if not _packs["cuda" if key.is_cuda else "cpu"]:
+    """Return exp(gain k) in groups of rows (E7), or None if the kernels take plain keys."""
+    of = ACTIVATIONS[activation]
+    if of.family != "logistic" or not _packs["cuda" if key.is_cuda else "cpu"]:
         return None
-    return _ops.pack_keys(key, ACTIVATIONS[activation].code)
+    return _ops.pack_keys(key, of.code)

@@ -57,8 +57,8 @@ DETERMINISTIC = 32
 EDGE_KEY, EDGE_BIAS = 64, 128
 
 STEP_QUERIES = 4  # a call with at most this many queries is a decoder's step; others run in tiles
-PANEL = 32  # keys per panel of prepared keys
-LANE = 16  # d is rounded up to a multiple of this in a panel
+PANEL = 32  # keys per group of prepared keys
+LANE = 16  # d is rounded up to a multiple of this in prepared keys
 
 # Limits of float32 for exponents y = gain * x (docs/math.md, "Ranges"): four factors 1 + exp(y)
 # have a finite product while y <= QUAD, two while y <= PAIR; exp(y) alone is a normal number while

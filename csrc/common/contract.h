@@ -20,12 +20,12 @@ enum Wanted : int64_t {
 // A call with at most this many queries is a decoder step.
 constexpr int64_t kStepQueries = 4;
 
-// Packed keys have one shape for every instruction set: panels of kPanel keys, with the hidden
-// units rounded up to a multiple of kLane and one more row for the range of the panel.
+// Packed keys have one shape for every instruction set: groups of kPanel keys, a row for each, with
+// the hidden units rounded up to a multiple of kLane, and one more row for the range of the group.
 constexpr int64_t kPanel = 32;
 constexpr int64_t kLane = 16;
 constexpr int64_t padded(int64_t d) { return (d + kLane - 1) / kLane * kLane; }
-constexpr int64_t packed_rows(int64_t d) { return padded(d) + 1; }
-constexpr int64_t panel_count(int64_t m) { return (m + kPanel - 1) / kPanel; }
+constexpr int64_t kGroupRows = kPanel + 1;
+constexpr int64_t group_count(int64_t m) { return (m + kPanel - 1) / kPanel; }
 
 }  // namespace attnkernels

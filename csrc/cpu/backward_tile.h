@@ -112,7 +112,7 @@ class BackwardPiece {
   };
 
   bool from_context() const { return p_.grad_context.data; }
-  // With a query or two the keys are not transposed, as in the forward.
+  // With a query or two the values are not transposed.
   bool panels() const { return rows_ > kNarrow && !p_.grad_scores; }
 
   void take_queries(int64_t ib, int64_t rows) {
@@ -144,7 +144,7 @@ class BackwardPiece {
   }
 
   void take_keys(int64_t j0, int64_t keys) {
-    scorer_.keys(j0, keys, true, panels());
+    scorer_.row_keys(j0, keys, !p_.grad_scores);
     if (!from_context()) return;
     value_ = rows_of(item_.value.at(j0), keys, p_.dv, width_, ld_, s_.value);
     for (int64_t j = 0; panels() && j < keys; j += kPanel)

@@ -61,8 +61,7 @@ inline T softmax_row(T* s, int64_t ld, T& high, T& total) {
 
 template <class T>
 struct ForwardScratch {
-  T *scorer, *scores, *mask, *value, *alpha;
-  Softmax<T> state;
+  T *scorer, *scores, *mask, *value, *alpha, *high, *total;
   static int64_t carve(const Problem& p, T* base, ForwardScratch* s) {
     const int64_t rows = block_rows(p), tile = tile_keys(p.d), ld = row_stride(p.dv);
     Parts<T> parts(base);
@@ -71,7 +70,8 @@ struct ForwardScratch {
                      parts.take(tile_rows(p) * tile),
                      parts.take(tile * ld),
                      parts.take(tile_rows(p)),
-                     Softmax<T>::take(parts, rows, ld)};
+                     parts.take(rows),
+                     parts.take(rows)};
     if (s) *s = f;
     return parts.taken();
   }
@@ -95,18 +95,18 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
       const int64_t i0 = b.i0 + r0, count = std::min(kTileRows, rows - r0);
       if (!mask_tile(s.mask, tile, p, item, i0, count, j0, keys)) continue;
       if (!prepared) {
-        scorer.keys(j0, keys, false, rows > kNarrow || item.packed);
-        value = in_line(item.value.at(j0), keys, p.dv, state.ld, s.value, rows > kNarrow);
+        scorer.keys(j0, keys);
+        value = in_line(item.value.at(j0), keys, p.dv, row_stride(p.dv), s.value, rows > kNarrow);
         prepared = true;
       }
-      scorer.score(r0, count, s.scores, tile, value);
+      scorer.score(r0, count, s.scores, tile, r0 || value.data == s.value ? Matrix{} : value);
       apply_mask(s.scores, s.mask, tile, p, item, i0, count, j0, keys);
       for (int64_t r = 0; r < count; r++) {
         T* row = s.scores + r * tile;
         const int64_t i = i0 + r;
         if (p.weights)
           std::copy(row, row + keys, p.weights + (item.pair_row + i) * p.pair_cols + j0);
-        s.alpha[r] = softmax_row(row, tile, state.high[r0 + r], state.total[r0 + r]);
+        s.alpha[r] = softmax_row(row, padded(keys), state.high[r0 + r], state.total[r0 + r]);
         if (p.dropout.p > 0) drop_row(row, p.dropout.p, p.dropout.seed, item.counter, i, j0, keys);
       }
       typed<T>(value, [&](const auto* rows) {
@@ -180,6 +180,10 @@ struct ForwardSweep {
   using State = Softmax<T>;
   using Scratch = ForwardScratch<T>;
 
+  // The state of a block that is not split. Its context is summed where the result will be.
+  static State whole(const Forward<T>& p, const Block& b, const Scratch& s) {
+    return {s.high, s.total, p.context + (p.items[b.item].query_row + b.i0) * p.dv, p.dv};
+  }
   static void block(const Forward<T>& p, const Block& b, const Scratch& s, const State& state) {
     forward_block(p, b, s, state);
   }
@@ -223,9 +227,10 @@ void run_blocks(const P& p, const Host& host) {
         std::fill(row + b.j0, row + b.j1, -std::numeric_limits<T>::infinity());
       }
     if (b.part >= 0) return Sweep::block(p, b, s, all.from(b.part));
-    Sweep::block(p, b, s, s.state);
-    Sweep::finish(p, b, s.state);
-    if (p.weights) Sweep::finish_weights(p, b, s.state);
+    const State state = Sweep::whole(p, b, s);
+    Sweep::block(p, b, s, state);
+    Sweep::finish(p, b, state);
+    if (p.weights) Sweep::finish_weights(p, b, state);
   });
 
   // the parts of a block follow one another

@@ -186,6 +186,9 @@ struct ForwardJvpSweep {
   using State = SoftmaxJvp<T>;
   using Scratch = ForwardJvpScratch<T>;
 
+  static const State& whole(const ForwardJvp<T>&, const Block&, const Scratch& s) {
+    return s.state;
+  }
   static void block(const ForwardJvp<T>& p, const Block& b, const Scratch& s, const State& state) {
     forward_jvp_block(p, b, s, state);
   }

@@ -11,7 +11,7 @@ namespace attnkernels::cpu {
 // One attention: that of a leading index, or of one sequence of a packed batch.
 struct Item {
   Matrix query, key, value, weight, mask;  // mask.data null: none
-  const void* packed;                      // prepared keys, or null
+  Matrix packed;                           // prepared keys; data null: none
   int64_t n, m;                            // queries, and the end of the keys that take part
   int64_t first;                           // the first key that takes part, unless m is smaller
   int64_t key_rows;                        // keys in memory, at least m
@@ -77,7 +77,7 @@ class Items {
               moved(value, at),
               moved(weight, at),
               moved(mask, at),
-              moved(packed, at).data,
+              moved(packed, at),
               n,
               m,
               0,

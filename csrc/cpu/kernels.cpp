@@ -15,9 +15,9 @@ namespace attnkernels::cpu {
 extern const Kernels ATTNKERNELS_NAME(CPU_CAPABILITY);
 const Kernels ATTNKERNELS_NAME(CPU_CAPABILITY) = {
     ATTNKERNELS_STRING(CPU_CAPABILITY),
-    {forward<float>, scores<float>, backward<float>, pack_panel<float>, forward_jvp<float>,
+    {forward<float>, scores<float>, backward<float>, pack_group<float>, forward_jvp<float>,
      scores_jvp<float>},
-    {forward<double>, scores<double>, backward<double>, pack_panel<double>, forward_jvp<double>,
+    {forward<double>, scores<double>, backward<double>, pack_group<double>, forward_jvp<double>,
      scores_jvp<double>},
 };
 

@@ -48,14 +48,31 @@ inline Range<T> range_of(const T* row, int64_t count) {
   return ranges.range();
 }
 
+// The range of prepared keys, as two T in their last row.
+template <class T>
+inline Range<T> load_range(const Matrix& row) {
+  Range<T> range;
+  std::memcpy(&range.high, row.data, sizeof(T));
+  std::memcpy(&range.magnitude, static_cast<const char*>(row.data) + sizeof(T), sizeof(T));
+  return range;
+}
+template <class T>
+inline void store_range(const Output& rows, int64_t at, int64_t width, const Range<T>& range) {
+  char* row = static_cast<char*>(rows.data) + at * element_size(rows.dtype);
+  std::memset(row, 0, width * element_size(rows.dtype));
+  std::memcpy(row, &range.high, sizeof(T));
+  std::memcpy(row + sizeof(T), &range.magnitude, sizeof(T));
+}
+
 // out <- exp(gain * in), padded with zeros to whole vectors, so that an absent hidden unit has
 // x = 1 + 0. Results above the range of the factored forms are undefined, and not used.
-template <class T, class S>
+template <int64_t Ahead = 0, class T, class S>
 C10_ALWAYS_INLINE void exponentiate(T* out, const S* in, int64_t count, T gain, Ranges<T>& ranges) {
   const Vec<T> g(gain);
   int64_t t = 0;
   for (; t + kLanes<T> <= count; t += kLanes<T>) {
     const Vec<T> x = load_as<T>(in + t);
+    if (Ahead) prefetch<2>(reinterpret_cast<const char*>(in + t) + Ahead, 1);
     ranges.include(x);
     exp_times(x, g).store(out + t);
   }
@@ -75,18 +92,18 @@ inline Range<T> exponential_rows(T* out, int64_t ld, const Matrix& rows, int64_t
   typed<T>(rows, [&](const auto* in) {
     Ranges<T> ranges;
     for (int64_t i = 0; i < count; i++)
-      exponentiate(out + i * ld, in + i * rows.row, d, gain, ranges);
+      exponentiate<kAhead>(out + i * ld, in + i * rows.row, d, gain, ranges);
     range = ranges.range();
   });
   return range;
 }
 
-// Transpose (kPanel, ld) rows to a (width, kPanel) panel; width is a multiple of kLane. Rows from
-// `count` on are taken as zero.
+// Transpose rows to a (width, kPanel) panel; width is a multiple of kLane. Rows from `count` on are
+// taken as zero up to the next multiple of kLane, and lanes beyond are undefined.
 template <class T>
 inline void transpose_panel(T* panel, const Rows<T>& rows, int64_t count, int64_t width) {
   constexpr int64_t L = kLane;
-  for (int64_t j = 0; j < kPanel; j += L) {
+  for (int64_t j = 0; j < count; j += L) {
     T block[L * L] = {};
     for (int64_t t = 0; t < width; t += L) {
       T* out = panel + t * kPanel + j;
@@ -102,6 +119,7 @@ inline void transpose_panel(T* panel, const Rows<T>& rows, int64_t count, int64_
 }
 
 // Convert rows of in_line() to a panel of exponentials, kLane hidden units at a time.
+constexpr int64_t kLinesAhead = 256;
 template <class T>
 inline Range<T> exponential_panel(T* panel, const Matrix& rows, int64_t count, int64_t d, T gain) {
   Range<T> range;
@@ -112,12 +130,14 @@ inline Range<T> exponential_panel(T* panel, const Matrix& rows, int64_t count, i
       const int64_t left = d - t;
       for (int64_t j = 0; j < count; j++) {
         T* out = block + j * kLane;
+        // one line of each row at a time is no pattern that the processor sees
+        prefetch<1>(reinterpret_cast<const char*>(in + j * rows.row + t) + kLinesAhead, 1);
         if (left >= kLane)
           exponentiate(out, in + j * rows.row + t, kLane, gain, ranges);
         else
           exponentiate(out, in + j * rows.row + t, left, gain, ranges);
       }
-      transpose_panel(panel + t * kPanel, Rows<T>{block, kLane}, kPanel, kLane);
+      transpose_panel(panel + t * kPanel, Rows<T>{block, kLane}, count, kLane);
     }
     range = ranges.range();
   });

@@ -119,7 +119,7 @@ struct PackKeys {
   Matrix key;  // one (m, d) matrix
   int64_t m, d;
   Activation activation;
-  T* packed;  // (panels, packed_rows(d), kPanel)
+  Output packed;  // (groups, kGroupRows, padded(d)), of T, or of float16 for keys of 16 bits
 };
 
 template <class T>
@@ -127,7 +127,7 @@ struct Table {
   void (*forward)(const Forward<T>&, const Host&);
   void (*scores)(const Scores<T>&, const Host&);
   void (*backward)(const Backward<T>&, const Host&);
-  void (*pack)(const PackKeys<T>&, int64_t panel);
+  void (*pack)(const PackKeys<T>&, int64_t group);
   void (*forward_jvp)(const ForwardJvp<T>&, const Host&);
   void (*scores_jvp)(const ScoresJvp<T>&, const Host&);
 };

@@ -46,21 +46,19 @@ inline void product_block(Coefficients<T> p, int64_t depth, const S* x, int64_t 
     for (int c = 0; c < C; c++) acc[r][c].store(out + r * ldo + c * L, static_cast<int>(count));
 }
 
-// Vectors of sums per row that fit into registers with R rows.
-template <int R>
-constexpr int kWide = R == 1 ? 8 : 4;
-
-template <int R, class T, class S>
-inline void product_rows(Coefficients<T> p, int64_t depth, const S* x, int64_t ldx, const T* alpha,
-                         T* out, int64_t ldo, int64_t cols) {
-  constexpr int64_t L = kLanes<T>;
-  int64_t c = 0;
-  for (; c + kWide<R> * L <= cols; c += kWide<R> * L)
-    product_block<R, kWide<R>>(p, depth, x + c, ldx, alpha, out + c, ldo);
-  for (; c + 2 * L <= cols; c += 2 * L)
-    product_block<R, 2>(p, depth, x + c, ldx, alpha, out + c, ldo);
-  for (; c < cols; c += L)
-    product_block<R, 1>(p, depth, x + c, ldx, alpha, out + c, ldo, std::min(L, cols - c));
+// All rows, R at a time, for C vectors of columns, so that these columns of X stay in the
+// first-level cache.
+template <int R, int C, class T, class S>
+inline void product_columns(Coefficients<T> p, int64_t rows, int64_t depth, const S* x, int64_t ldx,
+                            const T* alpha, T* out, int64_t ldo, int64_t last = kLanes<T>) {
+  int64_t r = 0;
+  auto block = [&]<int Rows>(std::integral_constant<int, Rows>) {
+    product_block<Rows, C>(Coefficients<T>{p.p + r * p.row, p.row, p.col}, depth, x, ldx,
+                           alpha ? alpha + r : nullptr, out + r * ldo, ldo, last);
+  };
+  if constexpr (R > 1)
+    for (; r + R <= rows; r += R) block(std::integral_constant<int, R>{});
+  for (; r < rows; r++) block(std::integral_constant<int, 1>{});
 }
 
 // out += P X for one row of P, K rows of X and `count` columns.
@@ -102,18 +100,23 @@ inline void product_row(Coefficients<T> p, int64_t depth, const S* x, int64_t ld
 template <class T, class S>
 inline void product(Coefficients<T> p, int64_t rows, int64_t depth, const S* x, int64_t ldx,
                     const T* alpha, T* out, int64_t ldo, int64_t cols) {
-  int64_t r = 0;
-  auto from = [&](int64_t i) { return Coefficients<T>{p.p + i * p.row, p.row, p.col}; };
-  if constexpr (std::is_same_v<S, T>)
-    for (; r + 4 <= rows; r += 4)
-      product_rows<4>(from(r), depth, x, ldx, alpha ? alpha + r : nullptr, out + r * ldo, ldo,
-                      cols);
-  for (; r < rows; r++)
-    if (cols > kWide<1> * kLanes<T>)
-      product_row(from(r), depth, x, ldx, alpha ? alpha[r] : T(1), out + r * ldo, cols);
-    else
-      product_rows<1>(from(r), depth, x, ldx, alpha ? alpha + r : nullptr, out + r * ldo, ldo,
-                      cols);
+  constexpr int64_t L = kLanes<T>;
+  constexpr int R = std::is_same_v<S, T> ? 4 : 1;
+  constexpr int kWide = 8;  // vectors of sums of one row that fit into registers
+  int64_t c = 0;
+  if (rows < 4 && cols > kWide * L)
+    for (int64_t r = 0; r < rows; r++, c = cols)
+      product_row(Coefficients<T>{p.p + r * p.row, p.row, p.col}, depth, x, ldx,
+                  alpha ? alpha[r] : T(1), out + r * ldo, cols);
+  if (rows < 4)
+    for (; c + kWide * L <= cols; c += kWide * L)
+      product_columns<1, kWide>(p, rows, depth, x + c, ldx, alpha, out + c, ldo);
+  for (; c + 4 * L <= cols; c += 4 * L)
+    product_columns<R, 4>(p, rows, depth, x + c, ldx, alpha, out + c, ldo);
+  for (; c + 2 * L <= cols; c += 2 * L)
+    product_columns<R, 2>(p, rows, depth, x + c, ldx, alpha, out + c, ldo);
+  for (; c < cols; c += L)
+    product_columns<R, 1>(p, rows, depth, x + c, ldx, alpha, out + c, ldo, std::min(L, cols - c));
 }
 
 }  // namespace CPU_CAPABILITY

@@ -11,7 +11,8 @@ inline namespace CPU_CAPABILITY {
 // The inner formula, chosen from the ranges of the queries and keys of a tile.
 enum class Variant { factored, bounded, direct, pointwise };
 
-constexpr int64_t kNarrow = 2;     // up to this many queries, keys are not transposed
+constexpr int64_t kNarrow = 2;     // up to this many queries, an exponential per element is as fast
+constexpr int64_t kFew = 8;        // up to this many queries, transposing keys would not pay
 constexpr int64_t kTileRows = 32;  // queries of a tile
 
 // A range of queries or keys.
@@ -69,45 +70,35 @@ class Scorer {
     raw_ready_ = exponentials_ready_ = false;
   }
 
-  // Keys j0 .. j0 + keys. With `row_major` they are also prepared as rows, for use beyond the
-  // scores. Without panels and rows they are read from memory as they are: each is used once per
-  // query.
-  void keys(int64_t j0, int64_t keys, bool row_major, bool panels) {
+  // Keys j0 .. j0 + keys for the scores alone.
+  void keys(int64_t j0, int64_t keys) {
+    const int64_t panels = panel_part(j0, keys);
+    if (!use_packed(j0, keys, panels)) lay_out(j0, keys, panels);
+  }
+
+  // Keys j0 .. j0 + keys, all of them as panels.
+  void panel_keys(int64_t j0, int64_t keys) { lay_out(j0, keys, keys); }
+
+  // Keys j0 .. j0 + keys as rows, for use beyond the scores, and if `scored` for these as well.
+  void row_keys(int64_t j0, int64_t keys, bool scored) {
     keys_ = keys;
-    panels_ready_ = panels;
-    if (item_.packed && panels && !row_major && use_packed(j0)) return;
-    panel_rows_ = width_;
-    panel_data_ = panels_;
-    const Matrix key = item_.key.at(j0);
+    panel_keys_ = scored ? panel_part(j0, keys) : 0;
     variant_ = is_logistic(activation_) ? Variant::direct : Variant::pointwise;
-    if (!row_major && !panels) {
-      key_lines_ = in_line(key, keys, d_, ld_, key_raw_);
-      return raw_queries();
-    }
+    const Matrix key = item_.key.at(j0);
     if (is_logistic(activation_)) {
       const Matrix lines = in_line(key, keys, d_, ld_, key_raw_);
-      Range<T> range;
-      if (row_major)
-        range = exponential_rows(key_exp_, ld_, lines, keys, d_, gain());
-      else
-        for (int64_t j = 0; j < keys; j += kPanel)
-          range.include(exponential_panel(panels_ + j * width_, lines.at(j),
-                                          std::min(kPanel, keys - j), d_, gain()));
-      choose(range);
+      choose(exponential_rows(key_exp_, ld_, lines, keys, d_, gain()));
     }
     if (exponentials()) {
       key_rows_ = {key_exp_, ld_};
-      if (!row_major) return;
     } else {
       raw_queries();
       key_rows_ = rows_of(key, keys, d_, width_, ld_, key_raw_);
     }
-    if (row_major && variant_ == Variant::pointwise)
+    if (variant_ == Variant::pointwise)
       finite_ = all_finite(query_rows(), rows_, d_) && all_finite(key_rows_, keys, d_);
-    key_lines_ = {key_rows_.data, key_rows_.ld, 1, dtype_of<T>};
-    for (int64_t j = 0; panels && j < keys; j += kPanel)
-      transpose_panel(panels_ + j * width_, Rows<T>{key_rows_[j], key_rows_.ld},
-                      std::min(kPanel, keys - j), width_);
+    lines_ = {key_rows_.data, key_rows_.ld, 1, dtype_of<T>};
+    transpose(key_rows_);
   }
 
   // out[r, j] = score of query r0 + r and key j of the tile. The rows of `next` are read once,
@@ -152,7 +143,7 @@ class Scorer {
   // The operands of the variant: exponentials, or the queries and keys themselves.
   Rows<T> query_rows() const { return {exponentials() ? query_exp_ : query_raw_, ld_}; }
   Rows<T> key_rows() const { return key_rows_; }
-  const T* panel(int64_t j) const { return panel_data_ + j * panel_rows_; }  // keys j .. j + kPanel
+  const T* panel(int64_t j) const { return panels_ + j * width_; }  // keys j .. j + kPanel
   // w, divided by 2^power.
   const T* weight() const { return w_; }
   int power() const { return power_; }
@@ -189,74 +180,128 @@ class Scorer {
     raw_ready_ = true;
   }
 
-  bool use_packed(int64_t j0) {
-    if (j0 % kPanel) return false;
-    panel_rows_ = packed_rows(d_);
-    panel_data_ = static_cast<const T*>(item_.packed) + j0 / kPanel * panel_rows_ * kPanel;
-    variant_ = Variant::pointwise;
-    if (!is_logistic(activation_)) {
-      raw_queries();
-      return true;
-    }
-    Range<T> range;
-    for (int64_t j = 0; j < keys_; j += kPanel) {
-      const T* stored = panel_data_ + (j / kPanel * panel_rows_ + width_) * kPanel;
-      range.include({stored[0], stored[1]});
-    }
-    choose(range);
-    return variant_ != Variant::direct;
+  // The keys of a tile that are taken as panels; the rest are lines. Few queries take lines alone.
+  // Others take them for a last vector that is hardly filled. The choice does not depend on the
+  // tile: scores of a key are the same to the last bit in the forward and the backward, which turns
+  // them into weights by the maximum that the forward found.
+  int64_t panel_part(int64_t j0, int64_t keys) const {
+    if (item_.n <= kFew) return 0;
+    const int64_t rest = item_.m % kLanes<T>;
+    return j0 + keys == item_.m && 2 * rest <= kLanes<T> ? keys - rest : keys;
   }
+
+  // The first `panels` keys of a tile as panels, the others as lines.
+  void lay_out(int64_t j0, int64_t keys, int64_t panels) {
+    keys_ = keys;
+    panel_keys_ = panels;
+    variant_ = is_logistic(activation_) ? Variant::direct : Variant::pointwise;
+    const Matrix key = item_.key.at(j0);
+    lines_ = in_line(key, keys, d_, ld_, key_raw_);
+    group_ = kPanel;
+    if (is_logistic(activation_) && (item_.n > kNarrow || panels)) {
+      T* rest = key_exp_ + panels * ld_;
+      Range<T> range = exponential_rows(rest, ld_, lines_.at(panels), keys - panels, d_, gain());
+      for (int64_t j = 0; j < panels; j += kPanel)
+        range.include(exponential_panel(panels_ + j * width_, lines_.at(j),
+                                        std::min(kPanel, panels - j), d_, gain()));
+      choose(range);
+    }
+    if (exponentials()) {
+      lines_ = {key_exp_, ld_, 1, dtype_of<T>};
+    } else {
+      raw_queries();
+      if (panels) transpose(rows_of(key, panels, d_, width_, ld_, key_raw_));
+    }
+  }
+
+  // The same from prepared keys. Return false if they do not suit these queries.
+  bool use_packed(int64_t j0, int64_t keys, int64_t panels) {
+    if (!item_.packed.data || j0 % kPanel) return false;
+    const Matrix packed = item_.packed.at(j0 / kPanel * kGroupRows);
+    Range<T> range;
+    for (int64_t j = 0; j < keys; j += kPanel)
+      range.include(load_range<T>(packed.at(j / kPanel * kGroupRows + kPanel)));
+    choose(range);
+    if (!exponentials() || !holds(packed.dtype, range)) return false;
+    keys_ = keys;
+    panel_keys_ = panels;
+    lines_ = packed;
+    group_ = kGroupRows;
+    for (int64_t j = 0; j < panels; j += kPanel) {
+      const int64_t count = std::min(kPanel, panels - j);
+      transpose_panel(panels_ + j * width_, rows_of(line(j), count, width_, width_, ld_, key_raw_),
+                      count, width_);
+    }
+    return true;
+  }
+
+  // True if exponentials of keys in this range are as good in `dtype` as the queries need.
+  bool holds(Dtype dtype, const Range<T>& key) const {
+    using Limit = Float16Limits;
+    if (dtype != Dtype::f16) return true;
+    return gain() * key.high <= Limit::high &&
+           (gain() * key.magnitude <= Limit::normal || gain() * query_range_.high <= Limit::query);
+  }
+
+  void transpose(const Rows<T>& rows) {
+    for (int64_t j = 0; j < panel_keys_; j += kPanel)
+      transpose_panel(panels_ + j * width_, Rows<T>{rows[j], rows.ld},
+                      std::min(kPanel, panel_keys_ - j), width_);
+  }
+
+  Matrix line(int64_t j) const { return lines_.at(j / kPanel * group_ + j % kPanel); }
 
   template <class Form>
   void sums(const Form& form, const T* query, int64_t r0, int64_t rows, T* out, int64_t ldo,
             const Matrix& next) const {
     query += r0 * ld_;
-    if (panels_ready_) {
-      for (int64_t j = 0; j < keys_; j += kPanel)
-        panel_sums(form, query, ld_, rows, panel(j), w_, width_, out + j, ldo,
-                   std::min(kPanel, keys_ - j));
-    } else {
-      typed<T>(key_lines_, [&](const auto* key) {
-        for (int64_t r = 0; r < rows; r++)
-          for (int64_t j = 0; j < keys_; j++)
-            out[r * ldo + j] = row_sum(form, query + r * ld_, key + j * key_lines_.row, w_, d_,
-                                       next.data ? next.at(j).data : nullptr);
+    for (int64_t j = 0; j < panel_keys_; j += kPanel) {
+      const int64_t count = std::min(kPanel, panel_keys_ - j);
+      Soon soon;
+      if (next.data) soon = {next.at(j), count, d_ * element_size(next.dtype)};
+      panel_sums(form, query, ld_, rows, panel(j), w_, width_, out + j, ldo, count, soon);
+    }
+    for (int64_t j = panel_keys_, count; j < keys_; j += count) {
+      count = std::min(kPanel - j % kPanel, keys_ - j);
+      typed<T>(line(j), [&](const auto* key) {
+        row_sums(form, query, ld_, rows, key, lines_.row, w_, d_, out + j, ldo, count,
+                 next.data ? next.at(j) : next);
       });
     }
   }
 
   const Item& item_;
-  int64_t d_, width_, ld_, i0_ = 0, rows_ = 0, keys_ = 0, panel_rows_ = 0;
+  int64_t d_, width_, ld_, i0_ = 0, rows_ = 0;
+  int64_t keys_ = 0, panel_keys_ = 0, group_ = kPanel;  // of lines, `group_` rows per kPanel keys
   Activation activation_;
   int power_;
   T negative_slope_, factor_, offset_, exponent_ = 0;
   T *w_, *query_exp_, *query_raw_, *key_raw_, *key_exp_, *panels_;
-  const T* panel_data_ = nullptr;
   Rows<T> key_rows_{};
-  Matrix key_lines_;
+  Matrix lines_;
   Range<T> query_range_;
   Variant variant_ = Variant::direct;
-  bool finite_ = false, panels_ready_ = false, raw_ready_ = false, exponentials_ready_ = false;
+  bool finite_ = false, raw_ready_ = false, exponentials_ready_ = false;
 };
 
-// Prepare the keys of one panel for many calls: (width, kPanel), and a row with their range.
+// Prepare a group of keys for many calls: a row of exponentials for each, and one with their range.
 template <class T>
-void pack_panel(const PackKeys<T>& p, int64_t panel) {
-  const int64_t width = padded(p.d), j0 = panel * kPanel, keys = std::min(kPanel, p.m - j0);
-  T* out = p.packed + panel * packed_rows(p.d) * kPanel;
-  const Matrix key = p.key.at(j0);
-  const bool as_they_lie = key.col == 1 && is_logistic(p.activation);
-  std::vector<T> gathered(as_they_lie ? 0 : keys * width);
-  Range<T> range;
-  if (is_logistic(p.activation))
-    range = exponential_panel(out, in_line(key, keys, p.d, width, gathered.data()), keys, p.d,
-                              static_cast<T>(info(p.activation).gain));
-  else
-    transpose_panel(out, rows_of(key, keys, p.d, width, width, gathered.data()), keys, width);
-  T* stored = out + width * kPanel;
-  std::fill(stored, stored + kPanel, T(0));
-  stored[0] = range.high;
-  stored[1] = range.magnitude;
+void pack_group(const PackKeys<T>& p, int64_t group) {
+  const int64_t width = padded(p.d), j0 = group * kPanel, keys = std::min(kPanel, p.m - j0);
+  if (!width) return;
+  std::vector<T> raw(width), row(width);
+  Ranges<T> ranges;
+  int64_t at = group * kGroupRows * width;
+  for (int64_t j = 0; j < kPanel; j++, at += width) {
+    if (j < keys)
+      typed<T>(in_line(p.key.at(j0 + j), 1, p.d, width, raw.data()), [&](const auto* in) {
+        exponentiate(row.data(), in, p.d, static_cast<T>(info(p.activation).gain), ranges);
+      });
+    else
+      std::fill(row.begin(), row.end(), T(0));
+    store_row(p.packed.data, p.packed.dtype, at, row.data(), width);
+  }
+  store_range(p.packed, at, width, ranges.range());
 }
 
 }  // namespace CPU_CAPABILITY

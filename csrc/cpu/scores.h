@@ -21,7 +21,7 @@ void scores(const Scores<T>& p, const Host& host) {
     scorer.queries(b.i0, rows);
     for (int64_t j0 = b.j0; j0 < b.j1 && !p.host->stopped(); j0 += tile) {
       const int64_t keys = std::min(tile, b.j1 - j0);
-      scorer.keys(j0, keys, false, rows > kNarrow);
+      scorer.keys(j0, keys);
       for (int64_t r0 = 0; r0 < rows; r0 += kTileRows) {
         const int64_t count = std::min(kTileRows, rows - r0);
         scorer.score(r0, count, out, tile);

@@ -47,7 +47,7 @@ class TangentScorer {
   // Keys j0 .. j0 + keys.
   void keys(int64_t j0, int64_t keys) {
     keys_ = keys;
-    scorer_.keys(j0, keys, false, true);
+    scorer_.panel_keys(j0, keys);
     for (int64_t j = 0; tangents_.key.data && j < keys; j += kPanel) {
       const int64_t count = std::min(kPanel, keys - j);
       for (int64_t c = 0; c < count; c++)

@@ -55,6 +55,17 @@ template <class T>
 inline T sum(Vec<T> x) {
   return at::vec::vec_reduce_all<T>([](Vec<T>& a, Vec<T>& b) { return a + b; }, x);
 }
+// The sums of four vectors, in the first lanes: each step adds neighbours, and halves a vector.
+template <class T>
+inline Vec<T> sums(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d) {
+  auto add = [](Vec<T> x, Vec<T> y) {
+    const auto [even, odd] = at::vec::deinterleave2(x, y);
+    return even + odd;
+  };
+  Vec<T> all = add(add(a, b), add(c, d));
+  for (int64_t n = kLanes<T>; n > 4; n /= 2) all = add(all, all);
+  return all;
+}
 template <class T>
 inline T max(Vec<T> x) {
   return at::vec::vec_reduce_all<T>([](Vec<T>& a, Vec<T>& b) { return at::vec::maximum(a, b); }, x);
@@ -120,12 +131,14 @@ inline Vec<T> exp_weight(Vec<T> x) {
 }
 
 // The weights of a row, exp(s - high) / total. They are not exp(s - lse): lse is rounded, by as
-// much as it is large.
+// much as it is large. Of prepared keys, s may be a little above the maximum that was found.
 template <class T>
 struct Weigh {
   Vec<T> high, share;
   Weigh(T high, T total) : high(high), share(T(1) / total) {}
-  C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> s) const { return exp_weight(s - high) * share; }
+  C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> s) const {
+    return exp_weight(at_most(s - high, Vec<T>(T(0)))) * share;
+  }
 };
 
 }  // namespace CPU_CAPABILITY

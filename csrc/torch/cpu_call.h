@@ -23,6 +23,11 @@ inline std::vector<int64_t> offsets(const Tensor& t, int64_t total, const char* 
   return out;
 }
 
+// Prepared keys take no more bytes than the keys themselves.
+inline ScalarType packed_type(const Tensor& key) {
+  return bytes_of(key.scalar_type()) == 2 ? ScalarType::Half : key.scalar_type();
+}
+
 class Call {
  public:
   using Items = cpu::Items;
@@ -65,7 +70,7 @@ class Call {
         check_integer(*in.key_starts, "key_starts");
         take(*in.key_starts, 0, Items::starts);
       }
-      if (in.packed_key) take_packed(*in.packed_key, in.query);
+      if (in.packed_key) take_packed(*in.packed_key, in.query, is_logistic(in.activation));
     }
     if (wanted & kQuery) take_gradient(in.query, 2, Items::grad_query, n);
     if (wanted & kKey) take_gradient(in.key, 2, Items::grad_key, m);
@@ -201,15 +206,18 @@ class Call {
     items.key_ends = key_ends_.data();
   }
 
-  void take_packed(const Tensor& packed, const Tensor& query) {
+  void take_packed(const Tensor& packed, const Tensor& query, bool logistic) {
     const int64_t rank = packed.dim();
-    const bool fits = rank >= 3 && packed.size(rank - 3) == panel_count(m) &&
-                      packed.size(rank - 2) == packed_rows(d) && packed.size(rank - 1) == kPanel &&
-                      packed.scalar_type() == accumulator(query) && packed.is_contiguous();
-    STD_TORCH_CHECK(fits, "attnkernels: packed_key must be contiguous, of dtype ",
-                    toString(accumulator(query)), " and of shape (..., ", panel_count(m), ", ",
-                    packed_rows(d), ", ", kPanel, "), got ", toString(packed.scalar_type()),
-                    " of shape ", shape_of(packed));
+    const ScalarType type = packed_type(query);
+    const bool fits = rank >= 3 && packed.size(rank - 3) == group_count(m) &&
+                      packed.size(rank - 2) == kGroupRows && packed.size(rank - 1) == padded(d) &&
+                      packed.scalar_type() == type && packed.is_contiguous();
+    STD_TORCH_CHECK(fits, "attnkernels: packed_key must be contiguous, of dtype ", toString(type),
+                    " and of shape (..., ", group_count(m), ", ", kGroupRows, ", ", padded(d),
+                    "), got ", toString(packed.scalar_type()), " of shape ", shape_of(packed));
+    STD_TORCH_CHECK(
+        logistic,
+        "attnkernels: packed_key must be None for an activation that has no exponentials");
     STD_TORCH_CHECK(rank - 3 <= static_cast<int64_t>(dims_.size()),
                     "attnkernels: packed_key must not have more leading dimensions than the call");
     for_dims(packed, 3, [&](const Items::Dim& dim, int64_t k) {

@@ -201,18 +201,23 @@ struct Cpu {
 
 Tensor pack_keys(const Tensor& key, int64_t activation) {
   const Activation f = activation_of(activation);
-  const int64_t m = size_from_end(key, 2), d = size_from_end(key, 1), panels = panel_count(m);
+  STD_TORCH_CHECK(is_logistic(f), "attnkernels: keys are prepared for tanh and sigmoid, got ",
+                  info(f).name);
+  const int64_t m = size_from_end(key, 2), width = padded(size_from_end(key, 1)),
+                groups = group_count(m);
   Leading leading;
   leading.include(key, 2);
-  Tensor packed = empty(key, leading.with({panels, packed_rows(d), kPanel}), "packed_key");
+  Tensor packed =
+      empty(key, leading.with({groups, kGroupRows, width}), packed_type(key), "packed_key");
   TorchHost torch(key, key.numel());
   dispatch(key, [&](auto t, const auto& table) {
     using T = decltype(t);
     const Slices at = slices(key, 2, leading);
-    torch.host.run(leading.count() * panels, [&](int64_t task, int64_t) {
-      const int64_t b = task / panels;
-      T* out = data<T>(packed) + b * panels * packed_rows(d) * kPanel;
-      table.pack(PackKeys<T>{at[b], m, d, f, out}, task % panels);
+    torch.host.run(leading.count() * groups, [&](int64_t task, int64_t) {
+      Output out = output_of(packed);
+      out.data = static_cast<char*>(out.data) +
+                 task / groups * groups * kGroupRows * width * element_size(out.dtype);
+      table.pack(PackKeys<T>{at[task / groups], m, size_from_end(key, 1), f, out}, task % groups);
     });
   });
   return packed;

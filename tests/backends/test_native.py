@@ -41,6 +41,8 @@ SHAPES: dict[str, Shape] = {
     "two queries": (2, 2, 33, 65, 17),
     "tails everywhere": (2, 7, 45, 19, 3),
     "whole vectors": (1, 8, 64, 32, 32),
+    "few queries": (2, 5, 71, 70, 18),
+    "a short rest of keys": (1, 18, 50, 36, 40),
     "past the tiles": (1, 261, 133, 5, 2),
     "deep": (1, 3, 5, 1027, 1),
     "no values": (2, 3, 4, 5, 0),
