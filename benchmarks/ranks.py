@@ -23,9 +23,10 @@ import torch
 import torch.distributed as dist
 
 from attnkernels import additive_attention
-from attnkernels.distributed import context_parallel_attention, split_sequence, transfer
+from attnkernels.distributed import context_parallel_attention, ring, split_sequence, transfer
 from attnkernels.measure.memory import measure
 
+WARM_UP = 32  # rows of a call that is not measured
 DELAYS = (0.0, 0.01, 0.03, 0.1, 0.3)  # seconds before a transfer arrives
 
 
@@ -41,22 +42,30 @@ class Machine(NamedTuple):
 def cost(n: int, m: int, d: int, ranks: int, of: Machine, itemsize: int = 4) -> dict[str, float]:
     """Return the seconds of both passes over `ranks` ranks, and the share that is communication.
 
-    dv is d. Each of the ranks - 1 steps moves one shard of keys and values, and in the backward
-    also its gradients in 4 bytes; what takes longer than the step's work is seen.
+    dv is d. Each of the ranks - 1 steps moves one shard of keys and values in pieces, and in the
+    backward also its gradients in 4 bytes. A piece is under way while another one is computed; what
+    takes longer than that is seen.
     """
     rows, keys = n / ranks, m / ranks
-    work = rows * keys * d
-    moved = 2 * keys * d
-    steps = {
-        "forward": (work / of.forward, moved * itemsize),
-        "backward": (work / of.backward, moved * (itemsize + 4)),
-    }
+    pieces = max(1, min(ring.KEY_PIECES, int(keys) // ring.LEAST_KEYS))
+    work, moved = rows * keys * d / pieces, 2 * keys * d / pieces
+    passes = (work / of.forward, itemsize), (work / of.backward, itemsize + 4)
     total = seen = 0.0
-    for compute, size in steps.values():
-        wait = max(0.0, size / of.bandwidth + of.latency - compute) * (ranks - 1)
-        total += ranks * compute + wait
-        seen += wait
+    for compute, size in passes:
+        late = max(0.0, moved * size / of.bandwidth + of.latency - compute)
+        seen += late * pieces * (ranks - 1)
+        total += compute * pieces * ranks
+    total += seen
     return {"seconds": total, "waiting": seen / total if total else 0.0}
+
+
+def predicted(run: Run, ranks: int, one: float) -> float:
+    """Return the model's seconds of a run, from those of one process with two threads.
+
+    Half of the pairs of a causal call take part. Loopback is taken to move 1 GB/s.
+    """
+    rate = run.length**2 * run.dim / (2 * one) * 2  # per thread, each pass taking half of the time
+    return cost(*[run.length] * 2, run.dim, ranks, Machine(rate, rate, 1e9, run.delay))["seconds"]
 
 
 class Run(NamedTuple):
@@ -118,6 +127,7 @@ def _rank(rank: int, size: int, folder: str, runs: list[Run], turn: Any) -> None
         )
         del whole
         call = partial(_both, attention, own)
+        _both(attention, [*(x[:, :WARM_UP] for x in own[:3]), weight])
         dist.barrier()
         peak = measure(call).peak_bytes
         for _ in range(run.repeats):
@@ -142,7 +152,9 @@ def compare(size: int, runs: list[Run]) -> list[dict[str, Any]]:
         ranks = torch.multiprocessing.spawn(_rank, (size, folder, runs, turn), size, join=False)
         alone = []
         for run in runs:
-            call = partial(_both, partial(additive_attention, is_causal=run.causal), _inputs(run))
+            attention, inputs = partial(additive_attention, is_causal=run.causal), _inputs(run)
+            call = partial(_both, attention, inputs)
+            _both(attention, [*(x[:, :WARM_UP] for x in inputs[:3]), inputs[3]])
             peak = measure(call).peak_bytes
             for _ in range(run.repeats):
                 begun = time.perf_counter()
@@ -198,7 +210,8 @@ def main() -> None:
         print(f"  one process of 2 threads {each['one']:.2f} s, {each['mib']:.0f} MiB")
         print(
             f"  ranks {each['ranks']:.2f} s, {each['ratio']:.2f}x; memory {each['memory']:.2f}x;"
-            f" waiting {each['waiting']:.1%}"
+            f" waiting {each['waiting']:.1%}; the model says"
+            f" {predicted(run, options.ranks, each['one']):.2f} s"
         )
 
 

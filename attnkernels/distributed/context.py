@@ -164,19 +164,20 @@ def _exchanged(
     if seed is not None:
         seed = seed.new_tensor(every[0][-1])
     sizes = [_Size(*numbers) for *numbers, _ in every]
-    wanted = [(size.learns, size.moved) for size in sizes]
-    if len(set(wanted)) > 1:
-        names = [(name, bit) for name, bit in (("key", KEY), ("value", VALUE))]
-        each = "; ".join(
-            f"rank {rank}: "
-            + (", ".join(n for n, b in names if moved & b) or ("others" if any_ else "none"))
-            for rank, (any_, moved) in enumerate(wanted)
-        )
+    each = [_wanted(size) for size in sizes]
+    if len(set(each)) > 1:
+        said = "; ".join(f"rank {rank}: {names}" for rank, names in enumerate(each))
         raise ValueError(
             "key and value must require a gradient on all ranks or on none, and so must any of the"
-            f" inputs, got {each}"
+            f" inputs, got {said}"
         )
     return seed, sizes
+
+
+def _wanted(size: _Size) -> str:
+    """Return the names of the inputs that require a gradient, as a message says them."""
+    names = [name for name, bit in (("key", KEY), ("value", VALUE)) if size.moved & bit]
+    return ", ".join(names) or ("others" if size.learns else "none")
 
 
 def _without_memory(x: Tensor, rows: int) -> Tensor:

@@ -189,7 +189,9 @@ def test_tensors_of_a_mesh_are_told_what_to_do(tmp_path: Any) -> None:
             mixed = [*plain[:place], meshed[place], *plain[place + 1 :]]
             with pytest.raises(TypeError, match=f"^{name} {refused}"):
                 additive_attention(*mixed)
-        with pytest.raises(TypeError, match="^key must be a DTensor on the mesh of query, as query"):
+        with pytest.raises(
+            TypeError, match="^key must be a DTensor on the mesh of query, as query"
+        ):
             additive_attention(meshed[0], *plain[1:])
         with pytest.raises(TypeError, match=f"^query {refused}"):
             prepare_keys(*plain[1:]).attend(meshed[0])
