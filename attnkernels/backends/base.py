@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -27,6 +28,10 @@ class Backend(Protocol):
     """
 
     NAME: str
+
+    @property
+    def ops(self) -> SimpleNamespace | None:
+        """Its operators, of `ops.schema.define`; None for a backend without any."""
 
     def why_not(self, problem: Problem, /) -> str | None:
         """Return None if the backend can compute it, otherwise a sentence that says why not."""

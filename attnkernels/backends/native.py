@@ -37,8 +37,8 @@ def _load() -> str | None:
 
 
 _missing = _load()
-_ops = define(NAME, *SIGNATURES)  # after the library, which defines them too
-_fused = Fused(_ops)
+ops = define(NAME, *SIGNATURES)  # after the library, which defines them too
+_fused = Fused(ops)
 attention, scores = _fused.attention, _fused.scores
 attention_over_edges = _fused.attention_over_edges
 
@@ -103,7 +103,7 @@ def sorts(ends: Tensor) -> bool:
 
 def sort_edges(ends: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
     """Return where the edges of each node begin, (nodes + 1,), and their stable order, (E,)."""
-    return _ops.sort_edges(ends, nodes)
+    return ops.sort_edges(ends, nodes)
 
 
 def build_info() -> dict[str, str]:
@@ -122,4 +122,4 @@ def pack_keys(key: Tensor, *, activation: str) -> Tensor | None:
     of = ACTIVATIONS[activation]
     if of.family != "logistic" or not _packs["cuda" if key.is_cuda else "cpu"]:
         return None
-    return _ops.pack_keys(key, of.code)
+    return ops.pack_keys(key, of.code)

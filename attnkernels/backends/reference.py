@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..ops.signature import EdgeOptions, Options, Values
 from .base import Problem
 
 NAME = "reference"
+ops: SimpleNamespace | None = None
 
 
 def attention(

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, overload
 
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..backends import select
 from ..ops.codes import ActivationName
 from ..ops.seed import draw_seed
 from ..ops.signature import Options, scoring_options
-from . import arguments, checks
+from . import arguments, checks, sharded
 from .annotations import ranged
 from .autocast import follows_autocast
 from .checks import NO_WINDOW
@@ -116,6 +117,11 @@ def additive_attention(
         inputs), in that order. A row without any key has context 0, weights 0, lse -inf and zero
         gradients. NaN in an input that takes part gives NaN.
 
+    DTensors may be sharded over leading dimensions, all inputs that have these alike, and over the
+    rows of query and attn_mask; each rank then computes its shard, and the results are DTensors.
+    Shards of leading dimensions have dropout masks of their own, not those of one process. All
+    ranks must have the same state of torch's generator.
+
     All results have first and second derivatives for query, key, value, weight and a floating
     attn_mask, in reverse and in forward mode. First ones are fused, in forward mode where the
     backend has a kernel for tangents ("native", "triton") and outside `torch.compile`; all others
@@ -137,15 +143,30 @@ def additive_attention(
         attn_mask, key_lengths, None, None, None, None, None, dropout_p, left, right, activation,
         negative_slope, scale, return_weights,
     ))  # fmt: skip
-    problem, options = arguments.attention(query, key, value, weight, options, return_lse)
-    chosen = select(problem, backend, (query, key, value, weight))
-    if dropout_p:
-        options = options.seeded(draw_seed(query.device))
-    attention = ranged("additive_attention", chosen.NAME, chosen.attention)
-    context, weights, lse = attention(query, key, value, weight, options)
+    if type(query) is not Tensor and sharded.is_dtensor(query):
+        checks.flags(return_weights=return_weights, return_lse=return_lse)
+        local = partial(_of_shard, backend)
+        context, weights, lse = sharded.attention(local, query, key, value, weight, options)
+    else:
+        problem, options = arguments.attention(query, key, value, weight, options, return_lse)
+        chosen = select(problem, backend, (query, key, value, weight))
+        if dropout_p:
+            options = options.seeded(draw_seed(query.device))
+        attention = ranged("additive_attention", chosen.NAME, chosen.attention)
+        context, weights, lse = attention(query, key, value, weight, options)
     if not (return_weights or return_lse):
         return context
     return results(context, weights, lse if return_lse else None)
+
+
+def _of_shard(
+    backend: str | None, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return context, weights or None, and lse of the shards of DTensors."""
+    problem, options = arguments.attention(query, key, value, weight, options, False)
+    chosen = select(problem, backend, (query, key, value, weight))
+    attention = ranged("additive_attention", chosen.NAME, chosen.attention)
+    return attention(query, key, value, weight, options)
 
 
 @follows_autocast

@@ -55,6 +55,7 @@ def find_activation(code: int) -> Activation:
 QUERY, KEY, WEIGHT, VALUE, MASK = 1, 2, 4, 8, 16
 DETERMINISTIC = 32
 EDGE_KEY, EDGE_BIAS = 64, 128
+BLOCK = 256  # the keys are only some of those that the rows see: their weights need not sum to 1
 
 STEP_QUERIES = 4  # a call with at most this many queries is a decoder's step; others run in tiles
 PANEL = 32  # keys per group of prepared keys

@@ -33,11 +33,16 @@ def keep_mask(seed: Tensor, dropout_p: float, batch: Tensor, n: int, m: int) -> 
     """Return bool (*L, n, m): True for the pairs (b, i, j) that dropout keeps.
 
     seed is a 0-d int64 tensor, batch int64 (*L) holds b. One counter serves four neighbouring keys:
-    (j // 4, i, low word of b, high word of b), word j % 4.
+    (j // 4, i, low word of b, high word of b), word j % 4. For a block of a larger problem, seed is
+    (3,): the seed, and the places of the first query and key in that problem, where that of the key
+    is a multiple of 4.
     """
     b = batch[..., None, None]
     i = torch.arange(n, device=batch.device).unsqueeze(-1)
     group = torch.arange((m + 3) // 4, device=batch.device)
+    if seed.dim():
+        seed, first_query, first_key = seed.unbind()
+        i, group = i + first_query, group + first_key // 4
     words = philox((group, i, b & _WORD, b >> 32), (seed & _WORD, seed >> 32))
     bits = torch.stack(words, -1).flatten(-2)[..., :m]
     return bits >= int(dropout_p * 2**32)

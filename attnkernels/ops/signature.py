@@ -29,9 +29,12 @@ class Options(NamedTuple):
             `attnkernels.AdditiveMemory.attend`.
         cu_seqlens_q, cu_seqlens_k: see `attnkernels.additive_attention_varlen`; both or neither.
         packed_key: the keys as the backend's `pack_keys` returned them.
-        seed: the seed of dropout, 0-d int64; None without dropout.
+        seed: the seed of dropout, 0-d int64; None without dropout. For a block of a larger problem
+            (3,): see `ops.dropout.keep_mask`.
         window_left, window_right: how many keys before the position of a query take part, and how
-            many after it: those of window_size and is_causal; None is no limit.
+            many after it: those of window_size and is_causal; None is no limit. In a block of a
+            larger problem one of them may be negative, if n + window_right and m + window_left are
+            positive.
         dropout_p, activation, negative_slope, scale, return_weights: see
             `attnkernels.additive_attention`.
     """

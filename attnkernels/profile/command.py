@@ -2,6 +2,7 @@
 
     python -m attnkernels.profile [--device cuda] [--text FILE] [--lengths 64,128,...] [--dim 256]
                                   [--window W] [--backward] [--compile] [--json FILE] [--plot FILE]
+    torchrun --nproc-per-node 2 -m attnkernels.profile --distributed
 
 A seeded embedding and bidirectional GRU (RNNsearch's encoder) encode the text once. Its first n
 characters then attend to each other, for growing n: through the naive formula while it fits in
@@ -40,7 +41,7 @@ with needs("profile", "matplotlib"):  # checked now, because drawing comes after
     from rich.live import Live
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from . import report, tables
+    from . import ranks, report, tables
 
 LENGTHS = [2**power for power in range(6, 17)]  # 64 to 65,536
 DEFAULT_SECONDS = 60.0  # per call of a default length, so that the default run takes minutes
@@ -64,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         files.check(outputs, {"--text": source(options.text)})
         files.check_figure("--plot", options.plot)
         device = find(options.device)
+        if options.distributed:
+            ranks.check(options)
         check_memory(lengths[-1], options.dim, free_memory())
         _check_inputs(device, lengths[-1], options.dim)
         backend = select(Problem(device.type, torch.float32), options.backend).NAME
@@ -71,6 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     except KeyboardInterrupt:  # while it waited for the text
         return INTERRUPTED
+    if options.distributed:
+        return ranks.run(options, device, text, lengths, backend)
     return _run(options, device, text, lengths, backend)
 
 
@@ -97,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--backward", action="store_true", help="time forward and backward together")
     add("--compile", action="store_true", help="also torch.compile of the naive formula")
+    add(
+        "--distributed",
+        action="store_true",
+        help="share each length among the ranks that torchrun starts; only the fused operator",
+    )
     add("--backend", help="of the fused operator (default: the first that is available)")
     add(
         "--naive-seconds",

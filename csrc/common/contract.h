@@ -5,7 +5,8 @@
 
 namespace attnkernels {
 
-// Bits of `wanted`: the gradients to compute, and whether every sum is taken in a fixed order.
+// Bits of `wanted`: the gradients to compute, whether every sum is taken in a fixed order, and
+// whether the keys are only some of those that the rows see, so that weights need not sum to 1.
 enum Wanted : int64_t {
   kQuery = 1,
   kKey = 2,
@@ -14,7 +15,8 @@ enum Wanted : int64_t {
   kMask = 16,
   kDeterministic = 32,
   kEdgeKey = 64,
-  kEdgeBias = 128
+  kEdgeBias = 128,
+  kIsBlock = 256
 };
 
 // A call with at most this many queries is a decoder step.

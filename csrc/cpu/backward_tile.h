@@ -67,7 +67,8 @@ inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i
     a.store(weight + j);
     V::blendv(a * (load(ds + j) - V(delta)), zero, excluded).store(ds + j);
   }
-  const bool only = visible(p.window, i, item.first, item.m - item.first).size() == 1;
+  const bool only =
+      !p.is_block && visible(p.window, i, item.first, item.m - item.first).size() == 1;
   if (max(most) > (only ? T(0) : T(0.5)))
     for (int64_t j = 0; j < keys; j++) {
       if (only && weight[j] > 0) weight[j] = 1;  // however the score was rounded

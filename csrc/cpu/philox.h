@@ -3,7 +3,8 @@
 // number of threads.
 #pragma once
 #include <algorithm>
-#include <cstdint>
+
+#include "cpu/problem.h"
 
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
@@ -26,14 +27,16 @@ inline Words philox(uint64_t seed, Words c) {
 
 // out[j] *= kept / (1 - p) for keys j0 .. j0 + keys of query i.
 template <class T>
-inline void drop_row(T* out, double p, uint64_t seed, int64_t batch, int64_t i, int64_t j0,
+inline void drop_row(T* out, double p, const Seed& seed, int64_t batch, int64_t i, int64_t j0,
                      int64_t keys) {
   const uint64_t threshold = static_cast<uint64_t>(p * 4294967296.0);
   const T scale = p < 1 ? static_cast<T>(1 / (1 - p)) : T(0);
+  i += seed.query;
+  j0 += seed.key;
   for (int64_t j = -(j0 % 4); j < keys; j += 4) {
     const Words u =
-        philox(seed, {{static_cast<uint32_t>((j0 + j) / 4), static_cast<uint32_t>(i),
-                       static_cast<uint32_t>(batch), static_cast<uint32_t>(batch >> 32)}});
+        philox(seed.bits, {{static_cast<uint32_t>((j0 + j) / 4), static_cast<uint32_t>(i),
+                            static_cast<uint32_t>(batch), static_cast<uint32_t>(batch >> 32)}});
     for (int64_t e = std::max<int64_t>(0, -j); e < 4 && j + e < keys; e++)
       out[j + e] = u.w[e] >= threshold ? out[j + e] * scale : T(0);
   }

@@ -16,9 +16,16 @@ struct Tangents {
   Matrix query, key, value, weight, mask;
 };
 
+// The seed of dropout's mask. For a block of a larger problem, also the place of its first query
+// and key in that, the key's a multiple of 4.
+struct Seed {
+  uint64_t bits = 0;
+  int64_t query = 0, key = 0;
+};
+
 struct Dropout {
   double p = 0;
-  uint64_t seed = 0;
+  Seed seed;
 };
 
 struct Host;
@@ -112,6 +119,7 @@ struct Backward : Problem {
   int64_t weight_count;
   T* grad_mask;  // zero on entry, or null
   int64_t grad_mask_row, grad_mask_col;
+  bool is_block;  // rows see other keys besides
 };
 
 template <class T>

@@ -39,6 +39,10 @@ __device__ __forceinline__ Words philox(uint64_t seed, Words c) {
 // the one that keeps the mean. `item` numbers the sequences of all leading indices.
 __device__ __forceinline__ float4 kept_four(const Problem& p, int64_t item, int i, int group) {
   if (!p.seed) return make_float4(1, 1, 1, 1);
+  if (p.of_block) {
+    i += static_cast<int>(p.seed[1]);
+    group += static_cast<int>(p.seed[2] / 4);
+  }
   const Words bits = philox(static_cast<uint64_t>(*p.seed),
                             {{static_cast<uint32_t>(group), static_cast<uint32_t>(i),
                               static_cast<uint32_t>(item), static_cast<uint32_t>(item >> 32)}});

@@ -61,6 +61,7 @@ struct Problem {
   float scale;
   Window window;
   const int64_t* seed = nullptr;  // null: no dropout
+  bool of_block = false;          // the places of the first query and key follow the seed
   uint64_t threshold = 0;         // bits below this threshold, of 2^32, drop a pair
   float keep_scale = 1;
   // set by prepare(), in stages.h

@@ -43,8 +43,7 @@ class EdgeCall {
     p.activation = in_.activation;
     p.negative_slope = in_.negative_slope;
     p.scale = in_.scale;
-    if (in_.seed)
-      p.dropout = {in_.dropout_p, *static_cast<const uint64_t*>(in_.seed->const_data_ptr())};
+    if (in_.seed) p.dropout = {in_.dropout_p, seed_of(*in_.seed)};
   }
 
   // Hidden units and value columns of all edges and nodes.

@@ -26,6 +26,14 @@ inline Signals& signals() {
   return of_python;
 }
 
+// Read the argument `seed` of an operator: one number, or three for a block of a larger problem.
+inline cpu::Seed seed_of(const Tensor& seed) {
+  auto* numbers = static_cast<const int64_t*>(seed.const_data_ptr());
+  cpu::Seed out{static_cast<uint64_t>(numbers[0])};
+  if (seed.dim()) out = {out.bits, numbers[1], numbers[2]};
+  return out;
+}
+
 class TorchHost {
  public:
   // Use all of torch's threads, or fewer if the work is too small for them.

@@ -33,7 +33,7 @@ void describe(Problem& p, const Call& call, const Arguments& in) {
   p.negative_slope = in.negative_slope;
   p.scale = in.scale;
   p.window = in.window;
-  if (in.seed) p.dropout = {in.dropout_p, *static_cast<const uint64_t*>(in.seed->const_data_ptr())};
+  if (in.seed) p.dropout = {in.dropout_p, seed_of(*in.seed)};
 }
 
 template <class T>
@@ -194,6 +194,7 @@ struct Cpu {
       p.grad_mask = data<T>(grad_mask);
       p.grad_mask_row = call.mask_row;
       p.grad_mask_col = call.mask_col;
+      p.is_block = wanted & kIsBlock;
     });
     return {out.query, out.key, grad_value, out.weight, grad_mask};
   }

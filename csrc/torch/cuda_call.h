@@ -67,6 +67,7 @@ inline Sizes index_strides(const Leading& own, const Leading& leading) {
 
 inline void take_dropout(cuda::Problem& problem, const Tensor& seed, double p) {
   problem.seed = static_cast<const int64_t*>(seed.const_data_ptr());
+  problem.of_block = seed.dim() > 0;
   problem.threshold = static_cast<uint64_t>(p * 4294967296.0);
   problem.keep_scale = p < 1 ? static_cast<float>(1 / (1 - p)) : 0.f;
 }

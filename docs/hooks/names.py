@@ -9,7 +9,17 @@ from inspect import getdoc, isfunction
 from pathlib import Path
 
 API = Path(__file__).resolve().parents[1] / "api"
-MODULES = ("", ".nn", ".models", ".interop", ".viz", ".profile", ".info", ".testing")
+MODULES = (
+    "",
+    ".distributed",
+    ".nn",
+    ".models",
+    ".interop",
+    ".viz",
+    ".profile",
+    ".info",
+    ".testing",
+)
 DIRECTIVE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 
 

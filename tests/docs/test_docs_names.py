@@ -24,7 +24,7 @@ def test_every_public_name_is_documented() -> None:
 def test_public_names_are_found() -> None:
     found = names.public_names()
     assert found["attnkernels.additive_attention"] is attnkernels.additive_attention
-    for module in ("nn", "models", "interop", "viz", "info", "testing"):
+    for module in ("distributed", "nn", "models", "interop", "viz", "info", "testing"):
         assert any(name.startswith(f"attnkernels.{module}.") for name in found), module
 
 

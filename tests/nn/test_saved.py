@@ -185,10 +185,14 @@ def test_tensors_of_a_mesh_are_told_what_to_do(tmp_path: Any) -> None:
         plain = [torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(4)]
         meshed = [distribute_tensor(x, mesh, [Replicate()]) for x in plain]
         refused = "must be a plain tensor, got a DTensor: .*local_map$"
-        for place, name in enumerate(("query", "key", "value", "weight")):
+        for place, name in enumerate(("key", "value", "weight"), 1):
             mixed = [*plain[:place], meshed[place], *plain[place + 1 :]]
             with pytest.raises(TypeError, match=f"^{name} {refused}"):
                 additive_attention(*mixed)
+        with pytest.raises(
+            TypeError, match="^key must be a DTensor on the mesh of query, as query"
+        ):
+            additive_attention(meshed[0], *plain[1:])
         with pytest.raises(TypeError, match=f"^query {refused}"):
             prepare_keys(*plain[1:]).attend(meshed[0])
         every = [Replicate()]

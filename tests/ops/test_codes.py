@@ -27,6 +27,7 @@ CONTRACT = {
     "VALUE": "kValue",
     "MASK": "kMask",
     "DETERMINISTIC": "kDeterministic",
+    "BLOCK": "kIsBlock",
     "EDGE_KEY": "kEdgeKey",
     "EDGE_BIAS": "kEdgeBias",
     "STEP_QUERIES": "kStepQueries",

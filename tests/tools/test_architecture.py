@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("backends",),
     ("functional",),
     ("nn",),
-    ("interop", "models"),
+    ("interop", "models", "distributed"),
     ("extras", "measure", "testing"),
     ("profile", "viz", "info"),
 )

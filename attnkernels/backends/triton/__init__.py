@@ -31,7 +31,8 @@ _MODULES = {
     "sparse_forward": "host.edge_forward",
     "sparse_backward": "host.edge_backward",
 }
-_fused = Fused(define(NAME, *_MODULES))
+ops = define(NAME, *_MODULES)
+_fused = Fused(ops)
 attention, scores = _fused.attention, _fused.scores
 attention_over_edges = _fused.attention_over_edges
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -87,6 +87,9 @@ def random_words(dropout, group, i, b):
     """Return four words of random bits, those of the pairs (b, i, 4 group) to (b, i, 4 group + 3):
     ops/dropout.py.
     """
+    if dropout.first is not None:
+        i += tl.load(dropout.first).to(tl.int32)
+        group += (tl.load(dropout.first + 1) // 4).to(tl.int32)
     zero = (i + group) * 0
     b = b.to(tl.int64)
     return tl.philox(

@@ -42,11 +42,15 @@ class Panels(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """The seed; the threshold, of 2^32, below which bits drop a pair, times SCALE; 1 / (1 - p)."""
+    """The seed; the threshold, of 2^32, below which bits drop a pair, times SCALE; 1 / (1 - p).
+
+    For a block of a larger problem, also the places of its first query and key in that.
+    """
 
     seed: Any
     threshold: Any
     keep_scale: Any
+    first: Any = None
 
 
 class Band(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....ops.codes import KEY, MASK, QUERY, VALUE, WEIGHT
+from ....ops.codes import BLOCK, KEY, MASK, QUERY, VALUE, WEIGHT
 from ..device.pairs import gradient_kernel, value_kernel
 from ..device.rows import Outer, Run
 from ..device.step import step_gradient_kernel
@@ -29,7 +29,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Implement the operator "backward" of ops/signature.py."""
     call = Call(**arguments)
-    # D_i of (E4) with all terms that do not depend on j; and sum_ij ds_ij, as sum_j a_ij is 1 or 0
+    # D_i of (E4) with all terms that do not depend on j; and sum_ij ds_ij, as sum_j a_ij is 1 or 0,
+    # but not in a block
     delta, total = call.new(*call.lead, call.n).zero_(), call.new(*call.lead).zero_()
     if grad_context is not None:
         delta += (grad_context * context).sum(-1)
@@ -39,7 +40,8 @@ def backward(
         delta += weights_delta
     if grad_lse is not None:
         delta -= grad_lse
-        total += torch.where(lse == -torch.inf, 0.0, grad_lse).sum(-1)
+        if not wanted & BLOCK:
+            total += torch.where(lse == -torch.inf, 0.0, grad_lse).sum(-1)
     softmax = weights.contiguous() if weights.numel() and weights.dim() == lse.dim() else None
     given = weights.contiguous() if softmax is None and arguments.get("seed") is None else None
     outer = Outer(
@@ -61,7 +63,7 @@ def backward(
     else:
         with on(call.query):
             whole = _step if call.step else _tiles
-            sums = whole(call, outer, total, grad_value if used else None, grad_mask)
+            sums = whole(call, outer, total, grad_value if used else None, grad_mask, wanted)
     grad_query, grad_key, grad_weight = _wanted(sums, call, wanted)
     grad_value = _like(grad_value, arguments["value"]) if wanted & VALUE else grad_value
     return grad_query, grad_key, grad_value, grad_weight, grad_mask
@@ -88,10 +90,15 @@ def scores_backward(
 
 
 def _tiles(
-    call: Call, outer: Outer, total: Tensor, grad_value: Tensor | None, grad_mask: Tensor
+    call: Call,
+    outer: Outer,
+    total: Tensor,
+    grad_value: Tensor | None,
+    grad_mask: Tensor,
+    wanted: int,
 ) -> sweeps.Sums:
     prepared = Prepared(call, call.tile(configs.backward_tiles()))
-    if bands.pays(prepared) and not grad_mask.numel():
+    if bands.pays(prepared) and not grad_mask.numel() and not wanted & BLOCK:
         return _runs(prepared, outer, total, grad_value)
     tile, key_tiles = prepared.tile, prepared.key_tiles
     used = None
@@ -110,9 +117,10 @@ def _tiles(
             programs = call.leads * key_tiles * -(-call.dv // configs.VALUE_COLUMNS)
             more = {"grad_value": grad_value, "BI": 32, "TILE": tile.BI}
             launch(value_kernel, programs, arguments, tile.warps, **more)
+        pairs = ds.view(*call.lead, -1, width)[..., : call.m, : min(width, call.n - first)].mT
+        if wanted & BLOCK:
+            total.add_(pairs.sum((-2, -1)))
         if grad_mask.numel():
-            count = min(width, call.n - first)
-            pairs = ds.view(*call.lead, -1, width)[..., : call.m, :count].mT
             _add_summed(grad_mask, pairs, first)
 
     return sweeps.windowed(prepared, total, fill)
@@ -141,7 +149,12 @@ def _runs(
 
 
 def _step(
-    call: Call, outer: Outer, total: Tensor, grad_value: Tensor | None, grad_mask: Tensor
+    call: Call,
+    outer: Outer,
+    total: Tensor,
+    grad_value: Tensor | None,
+    grad_mask: Tensor,
+    wanted: int,
 ) -> sweeps.Sums:
     ds, used = call.new(*call.lead, call.n, call.m), call.new(*call.lead, call.n, call.m)
     launch(

@@ -253,7 +253,8 @@ def vector(x: Tensor | None, strides: Ints, unit: int = 1) -> Vector | None:
 
 def dropout_of(seed: Tensor, p: float) -> Dropout:
     """Return the dropout of a call as kernels take it."""
-    return Dropout(seed, SCALE.value * int(p * 2**32), 0.0 if p == 1 else 1 / (1 - p))
+    first = seed[1:] if seed.dim() else None
+    return Dropout(seed, SCALE.value * int(p * 2**32), 0.0 if p == 1 else 1 / (1 - p), first)
 
 
 def _kind(mask: Tensor | None) -> int:

@@ -1,0 +1,360 @@
+"""Attention to keys that other ranks hold, which come round one piece at a time.
+
+Each rank sends its own pieces to the rank one place on, then two places on, and so forth. The next
+piece is under way while one is computed. In the backward the shares of a piece's gradients go back
+to its owner, under way while the next piece is computed. A piece that no query of a rank sees is
+not sent to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from ..backends.base import Backend
+from ..ops.codes import BLOCK, DETERMINISTIC, KEY, VALUE
+from ..ops.shapes import accumulate_dtype, leading_shape
+from ..ops.signature import Options
+from .blocks import BITS, Block, Inputs, Outer, as_softmax, part_of
+from .shards import Rows, Window, cut
+from .transfer import Group, Transfer
+
+# Pieces are few enough to keep the cores busy, and so many that those under way take little memory.
+KEY_PIECES, QUERY_PIECES, LEAST_KEYS, LEAST_QUERIES = 16, 4, 512, 2048
+
+
+class Round(NamedTuple):
+    """The work of a rank between two transfers: a piece comes, and one of its own goes."""
+
+    owner: int
+    incoming: Rows | None
+    reader: int
+    outgoing: Rows | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is the same for the passes of a call.
+
+    Attributes:
+        group: the ranks.
+        queries, keys: the rows of every rank, in pieces.
+        window: that of the whole sequences.
+        backend: computes the blocks.
+        options: see `Block`.
+        m: the keys of all ranks.
+        moved: the bits of KEY and VALUE whose gradients some rank wants.
+    """
+
+    group: Group
+    queries: list[list[Rows]]
+    keys: list[list[Rows]]
+    window: Window
+    backend: Backend
+    options: Options
+    m: int
+    moved: int
+
+    def rounds(self) -> list[Round]:
+        """Return what this rank does, one round after another, after its own keys.
+
+        All ranks have the same rounds, even those without a piece, so that transfers between two
+        ranks begin in one order on both.
+        """
+        group, most = self.group, max(map(len, self.keys))
+        found = []
+        for step in range(1, group.size):
+            owner, reader = (group.rank - step) % group.size, (group.rank + step) % group.size
+            for place in range(most):
+                incoming = self._piece(owner, group.rank, place)
+                outgoing = self._piece(group.rank, reader, place)
+                found.append(Round(owner, incoming, reader, outgoing))
+        return found
+
+    def _piece(self, owner: int, reader: int, place: int) -> Rows | None:
+        """Return piece number `place` of the owner's keys if a query of the reader sees it."""
+        if place >= len(self.keys[owner]):
+            return None
+        piece = self.keys[owner][place]
+        seen = any(self.window.seen(queries, piece) for queries in self.queries[reader])
+        return piece if seen else None
+
+    def blocks(self, given: Inputs, keys: Rows) -> Iterator[tuple[Rows, Block]]:
+        """Yield the blocks of the rank's queries against one piece; `given` has its keys."""
+        for queries in self.queries[self.group.rank]:
+            if self.window.seen(queries, keys):
+                of_block = given._replace(query=given.query[..., queries.here, :])
+                yield queries, Block(of_block, self.options, self.window, queries, keys)
+
+
+class Ring:
+    """The pieces that a rank works on: its own, then those that come round."""
+
+    def __init__(self, plan: Plan, key: Tensor, value: Tensor) -> None:
+        self.plan, self.own = plan, (key, value)
+        self.rounds = plan.rounds()
+
+    def __iter__(self) -> Iterator[tuple[Round | None, Rows, Tensor, Tensor]]:
+        """Yield (round, piece, keys, values); the round is None for the rank's own pieces.
+
+        A round that brings no piece has none, and then is there for what it sends.
+        """
+        coming = self._start(0)
+        for piece in self.plan.keys[self.plan.group.rank]:
+            key, value = (x[..., piece.here, :] for x in self.own)
+            yield None, piece, key, value
+        for at, turn in enumerate(self.rounds):
+            transfer, key, value = coming
+            transfer.wait()
+            coming = self._start(at + 1)
+            yield turn, turn.incoming or Rows(0, 0, 0), key, value
+            del key, value
+
+    def _start(self, at: int) -> tuple[Transfer, Tensor, Tensor]:
+        key, value = (x[..., :0, :] for x in self.own)
+        if at >= len(self.rounds):
+            return Transfer([], []), key, value
+        turn = self.rounds[at]
+        sends, receives = [], []
+        if turn.outgoing is not None:
+            for x in self.own:
+                sends.append((x[..., turn.outgoing.here, :].contiguous(), turn.reader))
+        if turn.incoming is not None:
+            key, value = (_rows_like(x, turn.incoming.length, x.dtype) for x in self.own)
+            receives = [(key, turn.owner), (value, turn.owner)]
+        return self.plan.group.start(sends, receives), key, value
+
+
+class Sums:
+    """The state of the softmax of every row, to which blocks are added: docs/math.md, section 2."""
+
+    def __init__(self, like: Tensor, lead: tuple[int, ...], n: int, dv: int) -> None:
+        acc = accumulate_dtype(like.dtype)
+        self.context = like.new_zeros((*lead, n, dv), dtype=acc)
+        self.high = like.new_full((*lead, n), -torch.inf, dtype=acc)
+        self.total = like.new_zeros((*lead, n), dtype=acc)
+
+    def add(self, rows: slice, context: Tensor, softmax: Tensor) -> None:
+        """Merge what a block of these rows gave."""
+        high, total = softmax.unflatten(-1, (-1, 2)).unbind(-1)
+        before, sum_before = self.high[..., rows], self.total[..., rows]
+        top = torch.maximum(before, high)
+        empty = top == -torch.inf
+        old, new = (
+            torch.where(empty, 0.0, torch.exp(at - top)) * x
+            for at, x in ((before, sum_before), (high, total))
+        )
+        whole = old + new
+        divisor = torch.where(whole == 0, 1.0, whole)
+        mean = self.context[..., rows, :]
+        mean.mul_((old / divisor).unsqueeze(-1)).addcmul_(context, (new / divisor).unsqueeze(-1))
+        before.copy_(top)
+        sum_before.copy_(whole)
+
+    def lse(self) -> Tensor:
+        """Return the log-sum-exp of every row, -inf for one without keys."""
+        empty = self.total == 0
+        log = torch.where(empty, 1.0, self.total).log()
+        return torch.where(empty, -torch.inf, self.high + log)
+
+    def softmax(self) -> Tensor:
+        """Return the maxima and sums as the operators take them, (*L, 2 n)."""
+        return torch.stack([self.high, self.total], -1).flatten(-2)
+
+
+class RingAttention(torch.autograd.Function):
+    """Context, lse and weights of the rank's queries, in the dtype of arithmetic."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, *tensors: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        given = Inputs(*tensors)
+        lengths, mask = plan.options.key_lengths, given.attn_mask
+        lead = leading_shape(
+            *(x.shape[:-2] for x in given[:3]),
+            given.weight.shape[:-1],
+            () if mask is None else mask.shape[:-2],
+            () if lengths is None else lengths.shape,
+        )
+        n, wanted = given.query.shape[-2], plan.options.return_weights
+        sums = Sums(given.query, lead, n, given.value.shape[-1])
+        whole = sums.context.new_zeros(*lead, n, plan.m) if wanted else None
+        parts = []
+        for _, piece, key, value in Ring(plan, given.key, given.value):
+            of_piece = given._replace(key=key, value=value)
+            for queries, block in plan.blocks(of_piece, piece):
+                context, lse, found = block.forward(plan.backend, wanted)
+                if whole is not None:
+                    whole[..., queries.here, piece.whole] = found
+                    parts.append((queries.here, piece.whole, lse))
+                    found = as_softmax(lse)
+                sums.add(queries.here, context, found)
+        lse = sums.lse()
+        for rows, columns, part in parts:
+            assert whole is not None
+            share = torch.where(part == -torch.inf, 0.0, torch.exp(part - lse[..., rows]))
+            whole[..., rows, columns] *= share.unsqueeze(-1)
+        softmax = sums.softmax() if whole is None else whole
+        ctx.save_for_backward(*given, sums.context, lse, softmax)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        return sums.context, lse, whole
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "create_graph must be False for context_parallel_attention, which has no second"
+                " derivatives, got True: use additive_attention on one device"
+            )
+        plan: Plan = ctx.plan
+        *tensors, context, lse, softmax = ctx.saved_tensors
+        return None, *_Backward(plan, Inputs(*tensors), (context, lse, softmax), grads, ctx).run()
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        raise NotImplementedError(
+            "context_parallel_attention has no forward-mode derivatives: use additive_attention on"
+            " one device"
+        )
+
+
+class _Backward:
+    """The gradients of a rank's inputs: of its query, key and value, and its share of the rest."""
+
+    def __init__(
+        self, plan: Plan, given: Inputs, outputs: tuple[Tensor, ...], grads: Any, ctx: Any
+    ) -> None:
+        self.plan, self.given = plan, given
+        self.context, self.lse, self.softmax = outputs
+        self.grad_context, self.grad_lse, self.grad_weights = grads
+        acc = accumulate_dtype(given.query.dtype)
+        self.wants = [
+            need and x is not None for need, x in zip(ctx.needs_input_grad[1:], given, strict=True)
+        ]
+        wanted = sum(bit for bit, want in zip(BITS, self.wants, strict=True) if want)
+        self.wanted = wanted | plan.moved | BLOCK
+        if torch.are_deterministic_algorithms_enabled():
+            self.wanted |= DETERMINISTIC
+        self.sums = [
+            torch.zeros_like(x, dtype=acc, memory_format=torch.contiguous_format)
+            if x is not None and self.wanted & bit
+            else None
+            for x, bit in zip(given, BITS, strict=True)
+        ]
+        # sum_j a_ij da_ij of (E4) over the keys of all blocks
+        self.of_weights = None
+        if self.grad_weights is not None:
+            self.of_weights = (self.grad_weights * self.softmax).sum(-1)
+
+    def run(self) -> list[Tensor | None]:
+        """Go round, and return the gradients in the dtypes of the inputs."""
+        ring = Ring(self.plan, self.given.key, self.given.value)
+        going: tuple[Transfer, Rows | None, list[Tensor]] = (Transfer([], []), None, [])
+        for turn, piece, key, value in ring:
+            shares = self._piece(piece, key, value)
+            if turn is None:
+                self._add(piece, shares)
+                continue
+            self._arrived(*going)
+            going = self._return(turn, shares)
+            del shares
+        self._arrived(*going)
+        return [
+            x.to(of.dtype) if want and x is not None and of is not None else None
+            for x, of, want in zip(self.sums, self.given, self.wants, strict=True)
+        ]
+
+    def _piece(self, piece: Rows, key: Tensor, value: Tensor) -> list[Tensor]:
+        """Return the shares in the moved gradients of a piece, key's first; add the others."""
+        acc = accumulate_dtype(key.dtype)
+        shares = [
+            _rows_like(x, piece.length, acc).zero_()
+            for x, bit in ((key, KEY), (value, VALUE))
+            if self.plan.moved & bit
+        ]
+        given = self.given._replace(key=key, value=value)
+        for queries, block in self.plan.blocks(given, piece):
+            found = block.backward(self.plan.backend, self._outer(queries, piece), self.wanted)
+            moved = iter(shares)
+            for place, (grad, bit) in enumerate(zip(found, BITS, strict=True)):
+                if grad is None or not self.wanted & bit:
+                    continue
+                total = self.sums[place]
+                assert total is not None
+                if bit in (KEY, VALUE):
+                    next(moved).add_(grad)
+                elif place == 0:
+                    total[..., queries.here, :] += grad
+                elif place == 3:
+                    total += grad
+                else:
+                    part_of(total, queries, piece).add_(grad)
+        return shares
+
+    def _outer(self, queries: Rows, piece: Rows) -> Outer:
+        rows, lse = queries.here, self.grad_lse
+        lse = None if lse is None else lse[..., rows]
+        weights, softmax = None, self.softmax
+        if self.grad_weights is not None and self.of_weights is not None:
+            # the operator sums over the keys of its block: give it the rest as a gradient of lse
+            weights = self.grad_weights[..., rows, piece.whole]
+            softmax = self.softmax[..., rows, piece.whole]
+            rest = (weights * softmax).sum(-1) - self.of_weights[..., rows]
+            lse = rest if lse is None else lse + rest
+        elif self.plan.options.return_weights:
+            softmax = as_softmax(self.lse[..., rows])
+        else:
+            softmax = softmax.unflatten(-1, (-1, 2))[..., rows, :].flatten(-2)
+        context = self.context[..., rows, :]
+        dc = None if self.grad_context is None else self.grad_context[..., rows, :]
+        return Outer(dc, lse, weights, context, self.lse[..., rows], softmax)
+
+    def _return(
+        self, turn: Round, shares: list[Tensor]
+    ) -> tuple[Transfer, Rows | None, list[Tensor]]:
+        """Send shares to the owner of their piece, and expect those of an own piece."""
+        sends, receives = [], []
+        if turn.incoming is not None:
+            sends = [(x, turn.owner) for x in shares]
+        if turn.outgoing is not None:
+            count = turn.outgoing.length
+            expected = [
+                _rows_like(x, count, accumulate_dtype(x.dtype))
+                for x, bit in ((self.given.key, KEY), (self.given.value, VALUE))
+                if self.plan.moved & bit
+            ]
+            receives = [(x, turn.reader) for x in expected]
+        transfer = self.plan.group.start(sends, receives)
+        return transfer, turn.outgoing, [x for x, _ in receives]
+
+    def _arrived(self, transfer: Transfer, piece: Rows | None, shares: list[Tensor]) -> None:
+        transfer.wait()
+        if piece is not None:
+            self._add(piece, shares)
+
+    def _add(self, piece: Rows, shares: list[Tensor]) -> None:
+        """Add shares to the gradients of an own piece."""
+        moved = (
+            x for x, bit in zip(self.sums[1:3], (KEY, VALUE), strict=True) if self.plan.moved & bit
+        )
+        for total, share in zip(moved, shares, strict=True):
+            assert total is not None
+            total[..., piece.here, :] += share
+
+
+def query_pieces(held: list[list[Rows]]) -> list[list[Rows]]:
+    """Return the queries of every rank in pieces."""
+    return [cut(rows, QUERY_PIECES, LEAST_QUERIES) for rows in held]
+
+
+def key_pieces(held: list[list[Rows]]) -> list[list[Rows]]:
+    """Return the keys of every rank in pieces."""
+    return [cut(rows, KEY_PIECES, LEAST_KEYS) for rows in held]
+
+
+def _rows_like(x: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    return x.new_empty((*x.shape[:-2], count, x.shape[-1]), dtype=dtype)
