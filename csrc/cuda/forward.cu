@@ -8,7 +8,7 @@
 //                                                           four blocks that registers allow
 // The context is kept in memory because the scores need the registers: every thread reads and
 // writes only its own part, in the cache. A tile of scores costs 64 x 64 x d elements at 3.9
-// instructions (score.h), its softmax 25 per pair, the update of its context 0.6 per multiply-add.
+// instructions (score.h), its softmax 25 per pair, the update of its context 0.7 per multiply-add.
 // If there are few tiles of queries, blocks split the keys and combine_kernel joins their parts.
 #include "cuda/part.h"
 #include "cuda/product.h"
@@ -78,22 +78,22 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
     const void* const value = from<T>(p.value.data, at);
     each_item(p.dv, [&](int col0) {
       ContextPiece piece;
-      piece.fill([&](int row, int col) {
-        col += col0;
-        return started && row < rows && col < p.dv
-                   ? shared.alpha[row] * context[static_cast<int64_t>(row) * p.dv + col]
-                   : 0.f;
-      });
-      piece.template add<T::kShort>(
+      piece.template set<T::kShort>(
           depth, [&](int row, int k) { return shared.p[row * kPitch + k]; },
           [&](int k, int col) {
             col += col0;
             return k < columns && col < p.dv ? T::load(value, k * value_row + col * value_col)
                                              : 0.f;
           });
+      auto at = [&](int row, int col) { return static_cast<int64_t>(row) * p.dv + col0 + col; };
+      auto inside = [&](int row, int col) { return row < rows && col0 + col < p.dv; };
+      if (started) {
+        ContextPiece old;  // all of it, so that no load waits for a store
+        old.fill([&](int row, int col) { return inside(row, col) ? context[at(row, col)] : 0.f; });
+        piece.add(old, [&](int row) { return shared.alpha[row]; });
+      }
       piece.each([&](float x, int row, int col) {
-        col += col0;
-        if (row < rows && col < p.dv) context[static_cast<int64_t>(row) * p.dv + col] = x;
+        if (inside(row, col)) context[at(row, col)] = x;
       });
     });
   });
