@@ -64,8 +64,7 @@ __device__ __forceinline__ void outer_products(Shared& shared, const Problem& p,
     using T = decltype(dtype);
     const void* const value = from<T>(p.value.data, value_at);
     Piece<1, kTile / 8> piece;
-    piece.fill([](int, int) { return 0.f; });
-    piece.template add<T::kShort>(
+    piece.template set<T::kShort>(
         round_up(p.dv, 8),
         [&](int i, int k) {
           i += row0;
@@ -88,8 +87,7 @@ __device__ __forceinline__ void add_value_gradient(const Shared& shared, const P
   for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
     const int row0 = item % (kTile / kRows) * kRows, col0 = item / (kTile / kRows) * kColumns;
     Piece<kRows / 16, kColumns / 8> piece;
-    piece.fill([](int, int) { return 0.f; });
-    piece.template add<false>(
+    piece.template set<false>(
         depth, [&](int j, int i) { return shared.used[(row0 + j) * kPitch + i]; },
         [&](int i, int c) {
           c += col0;

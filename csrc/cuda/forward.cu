@@ -8,7 +8,7 @@
 //                                                           four blocks that registers allow
 // The context is kept in memory because the scores need the registers: every thread reads and
 // writes only its own part, in the cache. A tile of scores costs 64 x 64 x d elements at 3.9
-// instructions (score.h), its softmax 25 per pair, the update of its context 0.6 per multiply-add.
+// instructions (score.h), its softmax 25 per pair, the update of its context 0.7 per multiply-add.
 // If there are few tiles of queries, blocks split the keys and combine_kernel joins their parts.
 #include "cuda/part.h"
 #include "cuda/product.h"
@@ -79,13 +79,7 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
     const void* const value = from<T>(p.value.data, at);
     each_item(p.dv, [&](int col0) {
       ContextPiece piece;
-      piece.fill([&](int row, int col) {
-        col += col0;
-        return started && row < rows && col < p.dv
-                   ? shared.alpha[row] * context[static_cast<int64_t>(row) * p.dv + col]
-                   : 0.f;
-      });
-      piece.template add<T::kShort>(
+      piece.template set<T::kShort>(
           depth, [&](int row, int k) { return shared.p[row * kPitch + k]; },
           [&](int k, int col) {
             col += col0;
@@ -93,12 +87,44 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
                        ? T::load(value, k * value_row + col * value_col)
                        : 0.f;
           });
+      auto at = [&](int row, int col) { return static_cast<int64_t>(row) * p.dv + col0 + col; };
+      auto inside = [&](int row, int col) { return row < rows && col0 + col < p.dv; };
+      if (started) {
+        ContextPiece old;  // all of it, so that no load waits for a store
+        old.fill([&](int row, int col) { return inside(row, col) ? context[at(row, col)] : 0.f; });
+        piece.add(old, [&](int row) { return shared.alpha[row]; });
+      }
       piece.each([&](float x, int row, int col) {
-        col += col0;
-        if (row < rows && col < p.dv) context[static_cast<int64_t>(row) * p.dv + col] = x;
+        if (inside(row, col)) context[at(row, col)] = x;
       });
     });
   });
+}
+
+__device__ __forceinline__ float scaled(float s, float x) { return s == 0 ? 0.f : s * x; }
+__device__ __forceinline__ float4 scaled(float s, const float4& x) {
+  return make_float4(scaled(s, x.x), scaled(s, x.y), scaled(s, x.z), scaled(s, x.w));
+}
+
+// Multiply each row by its share, or set it to 0 where that is 0, as in rows that have not started.
+// All threads of the block call this. A thread has four vectors in flight.
+template <class V>
+__device__ __forceinline__ void scale_rows(V* context, const float* share, bool started, int rows,
+                                           int columns) {
+  constexpr int kAhead = 4;
+  const int count = rows * columns;
+#pragma unroll 1
+  for (int first = threadIdx.x; first < count; first += kAhead * kThreads) {
+    V x[kAhead] = {};
+#pragma unroll
+    for (int e = 0; e < kAhead; e++)
+      if (started && first + e * kThreads < count) x[e] = context[first + e * kThreads];
+#pragma unroll
+    for (int e = 0; e < kAhead; e++) {
+      const int k = first + e * kThreads;
+      if (k < count) context[k] = scaled(share[k / columns], x[e]);
+    }
+  }
 }
 
 // Block (b, tile of queries, split of the keys). Every b has n queries and m keys in all.
@@ -137,21 +163,19 @@ __global__ void __launch_bounds__(kThreads, 4)
     __syncthreads();  // P and alpha have been read
   }
 
-  const int row = threadIdx.x;
-  if (row < min(part.rows, kTile)) {
-    out.lse[part.row + row] = shared.highest[row] + logf(shared.total[row]);
-    store_softmax(out.softmax, part.row + row, shared.highest[row], shared.total[row]);
+  const int row = threadIdx.x, rows = min(part.rows, kTile);
+  if (row < rows) {
+    const float total = shared.total[row];
+    out.lse[part.row + row] = shared.highest[row] + logf(total);
+    store_softmax(out.softmax, part.row + row, shared.highest[row], total);
+    shared.alpha[row] = started && total != 0 ? reciprocal(total) : 0.f;
   }
+  __syncthreads();
   float* const context = out.context + part.row * p.dv;
-  each_item(p.dv, [&](int col0) {
-    ContextPiece piece;
-    piece.each([&](float, int r, int col) {
-      col += col0;
-      if (r >= part.rows || col >= p.dv) return;
-      float& x = context[static_cast<int64_t>(r) * p.dv + col];
-      x = started && shared.total[r] != 0 ? x * reciprocal(shared.total[r]) : 0.f;
-    });
-  });
+  if (p.dv % 4 == 0 && reinterpret_cast<uint64_t>(context) % 16 == 0)
+    scale_rows(reinterpret_cast<float4*>(context), shared.alpha, started, rows, p.dv / 4);
+  else
+    scale_rows(context, shared.alpha, started, rows, p.dv);
 }
 
 // One block per row: the contexts of its splits, each weighted by its share of the whole.

@@ -112,11 +112,11 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
     each_item(p.dv, [&](int col0) {
       auto inside = [&](int row, int col) { return row < rows && col0 + col < p.dv; };
       auto at = [&](int row, int col) { return static_cast<int64_t>(row) * p.dv + col0 + col; };
-      auto add = [&](ContextPiece& piece, const float* weights, const Matrix& value,
-                     int64_t first) {
+      auto multiply = [&](ContextPiece& piece, const float* weights, const Matrix& value,
+                          int64_t first) {
         const void* const data = from<T>(value.data, first + int64_t{jt} * kTile * value.row);
         const int value_row = static_cast<int>(value.row), value_col = static_cast<int>(value.col);
-        piece.template add<T::kShort>(
+        piece.template set<T::kShort>(
             depth, [&](int row, int k) { return weights[row * kPitch + k]; },
             [&](int k, int col) {
               return k >= keys.first && k < keys.end && col0 + col < p.dv
@@ -124,24 +124,32 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
                          : 0.f;
             });
       };
-      ContextPiece piece;
-      piece.fill([&](int row, int col) {
-        if (!started || !inside(row, col)) return 0.f;
-        const int64_t k = at(row, col);
-        return shared.alpha[row] * fmaf(shared.shift[row], context[k], tangent[k]);
-      });
-      add(piece, shared.tangent, p.value, shared.at.value_at);
-      if (moves) add(piece, shared.p, tangents.value, shared.tangent_at.value_at);
-      piece.each([&](float x, int row, int col) {
-        if (inside(row, col)) tangent[at(row, col)] = x;
-      });
-      piece.fill([&](int row, int col) {
-        return started && inside(row, col) ? shared.alpha[row] * context[at(row, col)] : 0.f;
-      });
-      add(piece, shared.p, p.value, shared.at.value_at);
-      piece.each([&](float x, int row, int col) {
-        if (inside(row, col)) context[at(row, col)] = x;
-      });
+      auto store = [&](float* to, ContextPiece& piece) {
+        piece.each([&](float x, int row, int col) {
+          if (inside(row, col)) to[at(row, col)] = x;
+        });
+      };
+      ContextPiece piece, old;
+      multiply(piece, shared.tangent, p.value, shared.at.value_at);
+      if (started) {
+        old.fill([&](int row, int col) {
+          if (!inside(row, col)) return 0.f;
+          const int64_t k = at(row, col);
+          return fmaf(shared.shift[row], context[k], tangent[k]);
+        });
+        piece.add(old, [&](int row) { return shared.alpha[row]; });
+      }
+      if (moves) {
+        multiply(old, shared.p, tangents.value, shared.tangent_at.value_at);
+        piece.add(old, [](int) { return 1.f; });
+      }
+      store(tangent, piece);
+      multiply(piece, shared.p, p.value, shared.at.value_at);
+      if (started) {
+        old.fill([&](int row, int col) { return inside(row, col) ? context[at(row, col)] : 0.f; });
+        piece.add(old, [&](int row) { return shared.alpha[row]; });
+      }
+      store(context, piece);
     });
   });
 }

@@ -1,11 +1,15 @@
 // Matrix products of a tile on tensor cores, to float32 accuracy: weights times values in the
 // forward, and two more in the backward.
 //
-// A number is split into its rounding to tf32 and the rest: x = hi + lo. Then a b = hi hi + lo hi +
-// hi lo, with an error of at most 2^-21 of each term. (Truncating hi would leave one more bit in
+// A number is split into its rounding to tf32 and the rest: x = hi + lo. Then a b = lo hi + hi lo +
+// hi hi, with an error of at most 2^-21 of each term. (Truncating hi would leave one more bit in
 // the rest and increase the error of sums several times.) 16-bit numbers have no rest, which saves
-// one of the three products. Infinity gives NaN, and numbers within 2^-12 of the largest float32
-// count as infinite. Warps share the 16 x 8 pieces of a result: each has 16 M x 8 N of it.
+// one of the three products.
+//
+// Tensor cores round every sum toward zero (Fasi et al. 2021), an error that has the same sign each
+// time and grows with the number of sums. They therefore add up no more than eight terms, which are
+// added to the others in float32 (Ootomo and Yokota 2022). Warps share the 16 x 8 pieces of a
+// result: each has 16 M x 8 N of it.
 #pragma once
 #include "cuda/maths.h"
 
@@ -20,12 +24,6 @@ template <int M, int N>
 struct Piece {
   float c[M][N][4];
 
-  // Start from set(row, column).
-  template <class F>
-  __device__ __forceinline__ void fill(const F& set) {
-    each([&](float& x, int row, int col) { x = set(row, col); });
-  }
-
   // Call f(value, row, column) for the values of this lane.
   template <class F>
   __device__ __forceinline__ void each(const F& f) {
@@ -38,10 +36,30 @@ struct Piece {
         for (int e = 0; e < 4; e++) f(c[m][n][e], 16 * m + g + e / 2 * 8, 8 * n + 2 * t + e % 2);
   }
 
-  // Add sum_k a(row, k) b(k, column) for k < depth, a multiple of 8. kShort: tf32 holds every b.
+  // Set to get(row, column).
+  template <class F>
+  __device__ __forceinline__ void fill(const F& get) {
+    each([&](float& x, int row, int col) { x = get(row, col); });
+  }
+
+  // Add scale(row) times y.
+  template <class F>
+  __device__ __forceinline__ void add(const Piece& y, const F& scale) {
+    const int g = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+      for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          c[m][n][e] = fmaf(scale(16 * m + g + e / 2 * 8), y.c[m][n][e], c[m][n][e]);
+  }
+
+  // Set to sum_k a(row, k) b(k, column) for k < depth, a multiple of 8. kShort: tf32 holds every b.
   template <bool kShort, class A, class B>
-  __device__ __forceinline__ void add(int depth, const A& a, const B& b) {
+  __device__ __forceinline__ void set(int depth, const A& a, const B& b) {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    fill([](int, int) { return 0.f; });
 #pragma unroll 1
     for (int k = 0; k < depth; k += 8) {
       float b_high[N][2], b_low[N][2];
@@ -64,11 +82,47 @@ struct Piece {
         }
 #pragma unroll
         for (int n = 0; n < N; n++) {
-          if (!kShort) mma_tf32(c[m][n], a_high, b_low[n]);
-          mma_tf32(c[m][n], a_low, b_high[n]);
-          mma_tf32(c[m][n], a_high, b_high[n]);
+          float sum[4] = {};
+          if (!kShort) mma_tf32(sum, a_high, b_low[n]);
+          mma_tf32(sum, a_low, b_high[n]);
+          mma_tf32(sum, a_high, b_high[n]);
+#pragma unroll
+          for (int e = 0; e < 4; e++) c[m][n][e] += sum[e];
         }
       }
+    }
+    sum_again(depth, a, b);
+  }
+
+ private:
+  // Sum the values that came out as NaN without splitting numbers: an infinite one has a rest of
+  // NaN, and so has one that tf32 rounds to infinity.
+  template <class A, class B>
+  __device__ __forceinline__ void sum_again(int depth, const A& a, const B& b) {
+    static_assert(4 * M * N <= 32);
+    unsigned bit = 1, again = 0;
+    each([&](float& x, int, int) {
+      if (x != x) again |= bit;
+      bit <<= 1;
+    });
+#pragma unroll 1
+    while (again) {
+      const unsigned lowest = again & (0 - again);
+      again ^= lowest;
+      int row = 0, col = 0;
+      bit = 1;
+      each([&](float&, int i, int j) {
+        if (bit == lowest) row = i, col = j;
+        bit <<= 1;
+      });
+      float sum = 0;
+#pragma unroll 1
+      for (int k = 0; k < depth; k++) sum = fmaf(a(row, k), b(k, col), sum);
+      bit = 1;
+      each([&](float& x, int, int) {
+        if (bit == lowest) x = sum;
+        bit <<= 1;
+      });
     }
   }
 };

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,3 +90,15 @@ def test_shapes_without_data() -> None:
     assert lse.shape == (2, 3) and lse.dtype == torch.float32
     gradients = torch.autograd.grad(context.sum() + lse.sum(), inputs[:4], allow_unused=True)
     assert all(g is None or g.shape == x.shape for g, x in zip(gradients, inputs, strict=True))
+
+
+def test_sums_that_are_only_compiled() -> None:
+    tests = Path(__file__).parents[1]
+    path = os.pathsep.join([str(tests), str(tests.parent)])
+    done = subprocess.run(
+        [sys.executable, "-m", "helpers.triton_products"],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -176,13 +176,20 @@ T shuffle(const char* name, Where where, unsigned mask, T value, int from) {
 inline int first_lane(int width) { return lane() & ~(width - 1); }
 inline int last_lane(int width) { return lane() | (width - 1); }
 
+// Tensor cores round toward zero (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores"),
+// the sum of c and the products as a whole. A double holds it exactly unless all but 2^-25 of a
+// term cancels; hardware, which shifts terms to the largest, drops more than that.
 struct Product : Request {
   float* c;
   const float *a, *b;
 
   static float tf32(float x) { return std::bit_cast<float>(std::bit_cast<unsigned>(x) & ~0x1fffu); }
+  static float toward_zero(double x) {
+    return static_cast<float>(
+        std::bit_cast<double>(std::bit_cast<uint64_t>(x) & ~((uint64_t{1} << 29) - 1)));
+  }
   static void multiply(std::span<Request* const> lanes) {
-    float a[16][8], b[8][8];
+    double a[16][8], b[8][8];
     for (size_t l = 0; l < kWarp; l++) {
       const auto& from = static_cast<const Product&>(*lanes[l]);
       const size_t g = l / 4, t = l % 4;
@@ -193,7 +200,9 @@ struct Product : Request {
       for (size_t e = 0; e < 4; e++) {
         const size_t row = l / 4 + e / 2 * 8, column = l % 4 * 2 + e % 2;
         float& c = static_cast<Product&>(*lanes[l]).c[e];
-        for (size_t k = 0; k < 8; k++) c += a[row][k] * b[k][column];
+        double sum = c;
+        for (size_t k = 0; k < 8; k++) sum += a[row][k] * b[k][column];
+        c = toward_zero(sum);
       }
   }
 };

@@ -67,6 +67,13 @@ def test_empty(backend: str, shape: Shape) -> None:
     check_attention(*make(shape), backend=backend)
 
 
+@pytest.mark.parametrize("shape", [(12, 9, 1024, 4, 1), (12, 9, 3001, 4, 1)], ids=str)
+def test_long_sums_of_one_sign(backend: str, shape: Shape) -> None:
+    """The errors of sums over keys do not add up."""
+    query, key, value, weight = make(shape, size=0.1)
+    check_attention(query, key, value.detach().abs().requires_grad_(), weight, backend=backend)
+
+
 @pytest.mark.parametrize("activation", BUT_TANH)
 @pytest.mark.parametrize(
     "shape", [(2, 3, 5, 8, 7), (1, 1, 300, 65, 4), (1, 70, 140, 33, 20)], ids=str

@@ -68,6 +68,19 @@ def test_in_a_value(backend: str, shape: Shape) -> None:
     assert weights.isfinite().all() and lse.isfinite().all()
 
 
+@pytest.mark.parametrize("poison", [INF, -INF])
+@pytest.mark.parametrize("dtype", [F32, BF16, F64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_an_infinite_value(backend: str, shape: Shape, dtype: torch.dtype, poison: float) -> None:
+    """One column of one context is infinite, and not NaN: all weights are positive."""
+    query, key, value, weight = make(shape, dtype)
+    for j in (0, shape[2] - 1):
+        bad = poisoned(value, (1, j, 2), poison)
+        context = additive_attention(query, key, bad, weight, backend=backend)
+        assert (context[1, :, 2] == poison).all()
+        assert int((~context.isfinite()).sum()) == shape[1]
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_in_the_weight(backend: str, activation: str) -> None:
     query, key, value, weight = make((2, 6, MANY, 20, 5))

@@ -62,6 +62,39 @@ def _reciprocals(x0, x1, x2, x3, SHARED: tl.constexpr, TARGET: tl.constexpr):
 
 
 @triton.jit
+def _halves(x, EVEN: tl.constexpr):
+    """Return the even and the odd rows of x, or its first and last ones: the inverse of _both."""
+    rows: tl.constexpr = x.shape[0] // 2
+    if EVEN:
+        pairs = tl.permute(tl.reshape(x, (rows, 2, x.shape[1])), (0, 2, 1))
+    else:
+        pairs = tl.permute(tl.reshape(x, (2, rows, x.shape[1])), (1, 2, 0))
+    return tl.split(pairs)
+
+
+@triton.jit
+def add_products(to, a, b, RI: tl.constexpr):
+    """Add the products of the rows of a and b, each by one multiply-add.
+
+    tl.sum adds in a tree, so that half of the products would be instructions of their own.
+    """
+    if a.shape[0] == 1:
+        return tl.fma(tl.reshape(a, to.shape), tl.reshape(b, to.shape), to)
+    else:
+        a0, a1 = _halves(a, a.shape[0] <= RI)
+        b0, b1 = _halves(b, a.shape[0] <= RI)
+        return add_products(add_products(to, a0, b0, RI), a1, b1, RI)
+
+
+@triton.jit
+def _add_sum(to, a, b, RI: tl.constexpr, TARGET: tl.constexpr):
+    if TARGET == "":  # an interpreter, in which many small tensors take long
+        return to + tl.sum(a * b, 0)
+    else:
+        return add_products(to, a, b, RI)
+
+
+@triton.jit
 def _sweep_tile(
     q0,
     q1,
@@ -116,9 +149,11 @@ def _sweep_tile(
         else:
             x = tl.where(s == 0, 0.0, _four(q0, q1, q2, q3) + k)
             f, g = pointwise_with_slope(x, negative_slope, ACTIVATION)
+        s = tl.broadcast_to(s, g.shape)
         grad_query += s * g
-        grad_weight += tl.sum(s * f, 0)
-        row = tl.load(grad_key, mask=inside, other=0.0) + weighted(tl.sum(s * g, 0), factor)
+        grad_weight = _add_sum(grad_weight, s, f, RI, TARGET)
+        of_key = _add_sum(tl.zeros_like(grad_weight), s, g, RI, TARGET)
+        row = tl.load(grad_key, mask=inside, other=0.0) + weighted(of_key, factor)
         tl.store(grad_key, row, mask=inside)
         key += key_row
         pairs += width // 2
