@@ -183,8 +183,8 @@ class StepwiseAttention(Projections):
         """
         beams = beams_of_memory(self, query, prepared)
         state = aligned(prepared, alignment, beams)
-        mask = within(bounds, prepared.keys.shape[1])
-        mask = None if mask is None else mask.unsqueeze(1)
+        m = prepared.keys.shape[1]
+        mask = None if bounds is None else within(bounds, m).unsqueeze(1)
 
         def attend(query: Tensor) -> tuple[Tensor, Tensor, Alignment]:
             found = self._attend(self._queries(query.unsqueeze(1)), state, mask)

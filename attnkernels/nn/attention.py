@@ -283,17 +283,18 @@ class AdditiveAttention(Projections):
             TypeError, ValueError: an argument does not fit; the message names it.
         """
         checks.instance("prepared", prepared, PreparedMemory, "what attention.prepare() returned")
-        batch, dropout_p = prepared.batch, self.dropout_now
-        beams_of(self, query, batch)
-        mask = within(bounds, prepared.value.shape[-2])
-        if mask is not None:
-            mask = split(mask, batch)
-            mask = mask if self.num_heads == 1 else mask.unsqueeze(1)
+        batch = prepared.batch
+        beams, part = beams_of(self, query, batch), {}
+        if bounds is not None and beams == 1:
+            part = dict(zip(("start", "stop"), map(self._per_head, bounds), strict=True))
+        elif bounds is not None:  # each beam sees other keys of those that they share
+            mask = split(within(bounds, prepared.value.shape[-2]), batch)
+            part = {"attn_mask": mask if self.num_heads == 1 else mask.unsqueeze(1)}
 
         def attend(query: Tensor) -> tuple[Tensor, Tensor | None, None]:
             rows = self._queries(split(query, batch))
             found = prepared.memory.attend(
-                rows, attn_mask=mask, dropout_p=dropout_p, return_weights=return_weights
+                rows, **part, dropout_p=self.dropout_now, return_weights=return_weights
             )
             context, weights = self._merged(found, False)
             if weights is not None:

@@ -143,8 +143,8 @@ class HardAttention(Projections):
             TypeError, ValueError: an argument does not fit; the message names it.
         """
         beams_of_memory(self, query, prepared)
-        batch, mask = prepared.batch, within(bounds, prepared.keys.shape[1])
-        mask = None if mask is None else split(mask, batch)
+        batch, m = prepared.batch, prepared.keys.shape[1]
+        mask = None if bounds is None else split(within(bounds, m), batch)
 
         def attend(query: Tensor) -> HardChoice:
             chosen = self._choose(split(query, batch), prepared, mask, None)

@@ -157,8 +157,8 @@ class MonotonicAttention(Projections):
             TypeError, ValueError: an argument does not fit; the message names it.
         """
         beams, batch = beams_of_memory(self, query, prepared), prepared.batch
-        state, mask = aligned(prepared, alignment, beams), within(bounds, prepared.keys.shape[1])
-        mask = None if mask is None else mask.unsqueeze(1)
+        state, m = aligned(prepared, alignment, beams), prepared.keys.shape[1]
+        mask = None if bounds is None else within(bounds, m).unsqueeze(1)
         if beams != 1 and state.key_lengths is not None:
             state = replace(state, key_lengths=state.key_lengths.repeat_interleave(beams))
 

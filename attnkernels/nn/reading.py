@@ -165,10 +165,8 @@ def split(x: Tensor, batch: int) -> Tensor:
     return x.unflatten(0, (batch, x.shape[0] // max(batch, 1)))
 
 
-def within(bounds: Bounds | None, m: int) -> Tensor | None:
-    """Return bool (R, m), True for keys in [start, stop), or None without bounds."""
-    if bounds is None:
-        return None
+def within(bounds: Bounds, m: int) -> Tensor:
+    """Return bool (R, m), True for keys in [start, stop)."""
     start, stop = (x.unsqueeze(-1) for x in bounds)
     at = torch.arange(m, device=start.device)
     return (start <= at) & (at < stop)
