@@ -192,6 +192,7 @@ class RingAttention(torch.autograd.Function):
                     parts.append((queries.here, piece.whole, lse))
                     found = as_softmax(lse)
                 sums.add(queries.here, context, found)
+                del context, found  # before the next block takes memory
         lse = sums.lse()
         for rows, columns, part in parts:
             assert whole is not None
@@ -293,6 +294,7 @@ class _Backward:
                     total += grad
                 else:
                     part_of(total, queries, piece).add_(grad)
+            del found, grad  # before the next block takes memory
         return shares
 
     def _outer(self, queries: Rows, piece: Rows) -> Outer:
