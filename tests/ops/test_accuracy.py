@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import pytest
 from conftest import EMULATED, INTERPRETED
+from helpers.inputs import normal
 
+from attnkernels.testing import check_scores
 from benchmarks.accuracy import NAMES, SHAPES, error_ratios
 
 pytestmark = pytest.mark.skipif(EMULATED or INTERPRETED, reason="of the CPU kernels")
@@ -21,3 +23,10 @@ LIMIT = 2
 def test_the_usual_error(shape: tuple[int, int, int, int], scale: float) -> None:
     ratios = error_ratios(shape, scale, backend="native")
     assert all(ratios[name] <= LIMIT for name in NAMES), ratios
+
+
+def test_scores_of_small_inputs() -> None:
+    """Sums of w / (1 + exp(y)) would have errors as large as w, whatever the size of the scores."""
+    for _ in range(10):
+        query, key = (normal(1, rows, 512, size=1e-3, grad=False) for rows in (5, 65))
+        check_scores(query, key, normal(512, size=512**-0.5, grad=False), backend="native")
