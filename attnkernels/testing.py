@@ -7,20 +7,24 @@ one of each of its terms in the dtype of the arithmetic (float32, or float64 for
 
     band = eps(dtype) * max |exact| + eps(arithmetic) * magnitude
 
-In float64 the reference is the oracle itself: its error is unknown and counts as one band.
+In float64 the reference is the oracle itself: its error is unknown and counts as one band. What the
+oracle sums counts eight times there, which is what its long sums are off by in float32.
 
-The magnitude is that of the terms, in float64: sums of absolute values, because cancellation
-between terms is not the backend's fault. Write S for that of a score, |scale| sum_t |w_t f| +
-|mask|, where |f| counts as 1 (logistic activations) or |q + k| (pointwise ones). |f'| counts as its
-largest value, or span gain for logistic ones: (E8) makes it from r and r^2, which are up to 1 and
-cancel near r = 1.
+The magnitude is that of the terms, in float64: the roots of sums of squares, because cancellation
+between terms is not the backend's fault, but the roundings of many terms differ in sign, and add up
+to the root of their number. Write S for that of a score,
+
+    S^2 = scale^2 sum_t (w_t f)^2 + mask^2
+
+where |f| and |f'| count as twice their largest values for logistic activations, as r is rounded
+several times on the way to (E9) and occurs twice in (E8), and as |q + k| and 1 for pointwise ones.
 
     scores     S
     lse        max(S, |lse|)
     weights    a
-    context    sum_j a |u|
-    gradients  (E5), (E6) with |ds_ij| = a_ij (g_ij + sum_j a_ij g_ij + |dlse_i|),
-               g_ij = sum |dc_i| |u_j| + |da_ij|
+    context    sqrt sum_j (a u)^2
+    gradients  (E5), (E6) in squares, with ds_ij^2 = a_ij^2 (g_ij^2 + sum_j a_ij g_ij^2 + dlse_i^2),
+               g_ij^2 = sum (dc_i u_j)^2 + da_ij^2
 
 exp turns an absolute error of the scores into a relative error of a, which everything linear in a
 inherits: the magnitudes of weights, context and gradients are multiplied by 1 + max S. They include
@@ -193,8 +197,9 @@ def check_scores(
     def magnitudes(inputs: Tensors, directions: Tensors) -> dict[str, float]:
         query, key, weight = inputs.values()
         s, leaves = _score_magnitudes(query, key, weight, Options(**options))
-        gradients = torch.autograd.grad(s, list(leaves.values()), directions["scores"].abs())
-        return {"scores": _largest(s)} | _largest_gradients(leaves, gradients)
+        gradients = torch.autograd.grad(s, list(leaves.values()), directions["scores"].square())
+        squares = {"scores": _largest(s)} | _largest_gradients(leaves, gradients)
+        return {name: x**0.5 for name, x in squares.items()}
 
     return _check(additive_scores, backend, inputs, options, ("scores",), ("scores",), magnitudes)
 
@@ -246,10 +251,11 @@ def _check(
     reference |= _gradients(reference, inputs | options, directions)
     doubles = {name: _to_double(x.detach()) for name, x in inputs.items()}
     magnitude = magnitudes(doubles, {name: x.double() for name, x in directions.items()})
+    long = 8 if reference[names[0]].dtype == torch.float64 else 1
     assert actual.keys() == exact.keys(), f"got {list(actual)}, not {list(exact)}"
     return {
         name: assert_within_budget(
-            actual[name], reference[name], x, magnitude=magnitude[name], name=name
+            actual[name], reference[name], x, magnitude=long * magnitude[name], name=name
         )
         for name, x in exact.items()
     }
@@ -284,7 +290,7 @@ def _gradients(outputs: Tensors, arguments: Given, directions: Tensors) -> Tenso
 def _score_magnitudes(
     query: Tensor, key: Tensor, weight: Tensor, options: Options
 ) -> tuple[Tensor, Tensors]:
-    """Return S (*L, n, m) and leaves, whose gradients are (E5), (E6) in absolute terms.
+    """Return S squared (*L, n, m) and leaves, whose gradients are (E5), (E6) of squares.
 
     query and key enter through leaves of zeros, with what |f'| counts as for their derivative.
     """
@@ -292,17 +298,17 @@ def _score_magnitudes(
     leaves = {
         "query": torch.zeros_like(q).requires_grad_(),
         "key": torch.zeros_like(k).requires_grad_(),
-        "weight": w.abs().requires_grad_(),
+        "weight": w.square().requires_grad_(),
     }
-    f, slope = (q.unsqueeze(-2) + k.unsqueeze(-3)).abs(), 1.0
+    f, slope = q.unsqueeze(-2) + k.unsqueeze(-3), 1.0
     activation = ACTIVATIONS[options.activation]
-    if activation.family == "logistic":  # f' = span gain (r - r^2), (E8), and r <= 1
-        f, slope = torch.ones_like(f), activation.span * activation.gain
-    f = f + slope * (leaves["query"].unsqueeze(-2) + leaves["key"].unsqueeze(-3))
-    s = abs(options.scale) * torch.einsum("...ijt,...t->...ij", f, leaves["weight"])
+    if activation.family == "logistic":  # f' = span gain r (1 - r), (E8), at most a quarter of that
+        f, slope = torch.full_like(f, 2.0), activation.span * activation.gain / 2
+    f = f.square() + slope**2 * (leaves["query"].unsqueeze(-2) + leaves["key"].unsqueeze(-3))
+    s = options.scale**2 * torch.einsum("...ijt,...t->...ij", f, leaves["weight"])
     mask = options.attn_mask
     if mask is not None and mask.is_floating_point():
-        leaves["attn_mask"] = _finite(mask).abs().requires_grad_()
+        leaves["attn_mask"] = _finite(mask).square().requires_grad_()
         s = s + leaves["attn_mask"]
     return s, leaves
 
@@ -310,7 +316,10 @@ def _score_magnitudes(
 def _attention_magnitudes(
     inputs: Tensors, directions: Tensors, *, return_lse: bool = False, **given: Any
 ) -> dict[str, float]:
-    """Return the magnitudes of the outputs and gradients of `additive_attention`, by name."""
+    """Return the magnitudes of the outputs and gradients of `additive_attention`, by name.
+
+    Everything up to the last lines is squared.
+    """
     query, key, value, weight = inputs.values()
     left, right = _window(given)
     options = Options(window_left=left, window_right=right, **given)
@@ -323,20 +332,22 @@ def _attention_magnitudes(
     a = _finite(weights.detach())
     s, leaves = _score_magnitudes(query, key, weight, options)
     s = s.expand_as(a)
-    leaves["value"] = _finite(value).abs().requires_grad_()
+    leaves["value"] = _finite(value).square().requires_grad_()
     kept = 0.0 if p == 1 else 1 / (1 - p)
-    context = kept * a @ leaves["value"]
+    squares = (kept * a).square()
+    context = squares @ leaves["value"]
 
     incoming = {"context": context, "weights": a, "lse": lse}
-    dc, da, dlse = (directions.get(n, torch.zeros_like(x)).abs() for n, x in incoming.items())
-    g = kept * (dc @ leaves["value"].mT + da)
-    ds = a * (g + (a * g).sum(-1, keepdim=True) + dlse.unsqueeze(-1))
+    dc, da, dlse = (directions.get(n, torch.zeros_like(x)).square() for n, x in incoming.items())
+    g = kept**2 * (dc @ leaves["value"].mT + da)
+    ds = a.square() * (g + (a * g).sum(-1, keepdim=True) + dlse.unsqueeze(-1))
     gradients = torch.autograd.grad([s, context], list(leaves.values()), [ds, dc])
 
-    size = _largest(torch.where(a > 0, s, 0.0))
-    linear = {"context": _largest(context), "weights": _largest(kept * a)}
+    size = _largest(torch.where(a > 0, s, 0.0)) ** 0.5
+    linear = {"context": _largest(context), "weights": _largest(squares)}
     linear |= _largest_gradients(leaves, gradients)
-    return {"lse": max(size, _largest(lse))} | {n: x * (1 + size) for n, x in linear.items()}
+    roots = {n: (1 + size) * x**0.5 for n, x in linear.items()}
+    return {"lse": max(size, _largest(lse))} | roots
 
 
 def _window(options: Given) -> tuple[int | None, int | None]:

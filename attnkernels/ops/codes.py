@@ -61,8 +61,8 @@ STEP_QUERIES = 4  # a call with at most this many queries is a decoder's step; o
 PANEL = 32  # keys per group of prepared keys
 LANE = 16  # d is rounded up to a multiple of this in prepared keys
 
-# Limits of float32 for exponents y = gain * x (docs/math.md, "Ranges"): four factors 1 + exp(y)
-# have a finite product while y <= QUAD, two while y <= PAIR; exp(y) alone is a normal number while
-# |y| <= FACTORED. EXP_QUAD is exp(QUAD) in float32.
-QUAD, PAIR, FACTORED = 22.0, 44.0, 86.0
-EXP_QUAD = 3.5849128e9
+# Limits of float32 for exponents y = gain * x (docs/math.md, "Ranges"): the product of four factors
+# 1 + exp(y) and its reciprocal are normal numbers while y <= QUAD, those of two while y <= PAIR;
+# exp(y) alone is one while |y| <= FACTORED. EXP_QUAD is exp(QUAD) in float32.
+QUAD, PAIR, FACTORED = 21.8, 43.6, 86.0
+EXP_QUAD = 2.9350784e9

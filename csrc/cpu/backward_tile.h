@@ -36,12 +36,13 @@ struct BackwardScratch {
 
 // Turn scores in `weight` and da in `ds` into the weights that were used and ds of (E4): 0 for
 // scores of -inf, of pairs that take no part, whatever the row holds besides. `given` are the
-// weights, if they need not be computed; centre(j) computes da_ij - D_i without cancellation, for a
-// pair with most of the row's weight.
+// weights, if they need not be computed. Of a row that the tile has all of, D_i is formed from
+// these numbers, so that ds adds up to dlse_i, whatever the error of the context is. centre(j)
+// computes da_ij - D_i without cancellation, for a pair with most of the row's weight.
 template <class T, class Centre>
 inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i, int64_t j0,
-                               int64_t keys, T delta, const T* given, T* weight, T* ds,
-                               const Centre& centre) {
+                               int64_t keys, const Delta<T>& delta, const T* given, T* weight,
+                               T* ds, const Centre& centre) {
   using V = Vec<T>;
   constexpr T out = -std::numeric_limits<T>::infinity();
   const T lse = p.lse[item.query_row + i];
@@ -58,17 +59,26 @@ inline void score_gradient_row(const Backward<T>& p, const Item& item, int64_t i
   const T* softmax = p.softmax ? p.softmax + 2 * (item.query_row + i) : nullptr;
   const Weigh<T> weigh(softmax ? softmax[0] : lse, softmax ? softmax[1] : T(1));
   const V zero(T(0));
+  auto weights = [&](int64_t j) {
+    return given ? V::loadu(given + j, std::min(kLanes<T>, keys - j)) : weigh(load(weight + j));
+  };
+  const Span seen = visible(p.window, i, item.first, item.m - item.first);
+  T total = delta.total();
+  const int64_t begin = item.first + seen.begin, end = item.first + seen.end;
+  if (!p.is_block && begin >= j0 && end <= j0 + keys) {  // the tile has all of the row
+    V sums = zero;
+    for (int64_t j = 0; j < keys; j += kLanes<T>)
+      sums = sums + V::blendv(weights(j) * load(ds + j), zero, load(weight + j) == V(out));
+    total = sum(sums) - delta.lse;
+  }
   V most = zero;
   for (int64_t j = 0; j < keys; j += kLanes<T>) {
-    const V s = load(weight + j), excluded = s == V(out),
-            w = given ? V::loadu(given + j, std::min(kLanes<T>, keys - j)) : weigh(s),
-            a = V::blendv(w, zero, excluded);
+    const V excluded = load(weight + j) == V(out), a = V::blendv(weights(j), zero, excluded);
     most = at_least(a, most);
     a.store(weight + j);
-    V::blendv(a * (load(ds + j) - V(delta)), zero, excluded).store(ds + j);
+    V::blendv(a * (load(ds + j) - V(total)), zero, excluded).store(ds + j);
   }
-  const bool only =
-      !p.is_block && visible(p.window, i, item.first, item.m - item.first).size() == 1;
+  const bool only = !p.is_block && seen.size() == 1;
   if (max(most) > (only ? T(0) : T(0.5)))
     for (int64_t j = 0; j < keys; j++) {
       if (only && weight[j] > 0) weight[j] = 1;  // however the score was rounded
@@ -174,7 +184,7 @@ class BackwardPiece {
       const int64_t i = at.i0 + r;
       const Delta<T>& delta = delta_[item_.query_row + i];
       const T* dc = context ? grad_context_[at.r0 + r] : nullptr;
-      score_gradient_row(p_, item_, i, at.j0, at.keys, delta.total(),
+      score_gradient_row(p_, item_, i, at.j0, at.keys, delta,
                          given ? p_.weights + (item_.pair_row + i) * p_.pair_cols + at.j0 : nullptr,
                          s_.weight + r * tile_, s_.ds + r * tile_, [&](int64_t j) {
                            return centred(p_, item_, delta, i, at.j0 + j, dc,
@@ -226,9 +236,6 @@ class BackwardPiece {
   // dq, dk and the sums for dw, (E5) and (E6).
   void add_query_key_weight(const At& at) {
     if (!out_.query && !out_.key && !out_.weight) return;
-    if (out_.weight)
-      out_.weight[padded(p_.d)] +=
-          static_cast<double>(sum_as_sweep(s_.ds, tile_, at.rows, at.keys));
     const Rows<T> queries = scorer_.query_rows();
     sweep(
         scorer_,

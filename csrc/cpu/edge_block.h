@@ -26,8 +26,11 @@ struct EdgeForm {
 template <class T, class F>
 void with_edge_form(const EdgeProblem& p, const F& f) {
   if (is_logistic(p.activation)) {
-    const Direct<T> x(static_cast<T>(info(p.activation).gain));
-    return f(EdgeForm<SharedReciprocal<Direct<T>>, DirectGradient<T, true>>{{x}, {x}});
+    const T gain = static_cast<T>(info(p.activation).gain);
+    const Direct<T> x(gain), in_pairs(gain, Limits<T>::pair);
+    return f(
+        EdgeForm<SharedReciprocal<Direct<T>, false>, ExponentialGradient<Direct<T>, true, true>>{
+            {x}, {in_pairs}});
   }
   with_pointwise(p.activation, static_cast<T>(p.negative_slope), [&]<class P>(const P& pointwise) {
     f(EdgeForm<PointwiseSum<P>, PointwiseGradient<P, true>>{{pointwise}, {pointwise}});

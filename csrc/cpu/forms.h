@@ -1,6 +1,7 @@
 // The inner formulas. A form adds sum_e w_e f(a_e, b_e) over four hidden units to an accumulator,
 // one (query, key) pair per lane. pack.h sets what a and b hold: exponentials, or the inputs
-// themselves. Forms are always inlined; otherwise their operands would go through memory.
+// themselves. Forms are always inlined; otherwise their operands would go through memory. The sums
+// of kDepth hidden units are formed first and then added, which keeps long sums accurate.
 #pragma once
 #include "common/activation.h"
 #include "common/limits.h"
@@ -19,7 +20,7 @@ struct Factored {
   }
 };
 
-// The same, if the product may be too large to share a reciprocal.
+// The same, if the product may be too large to share a reciprocal among four.
 struct Bounded {
   template <class T>
   C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
@@ -27,29 +28,50 @@ struct Bounded {
   }
 };
 
-// a = query, b = key: the exponential of the sum, right for any inputs.
+// The product alone, with the bound for reciprocals that two share.
+template <class T>
+struct BoundedProduct {
+  C10_ALWAYS_INLINE Vec<T> exponential(Vec<T> a, Vec<T> b) const {
+    return at_most(a * b, Vec<T>(Limits<T>::exp_pair));
+  }
+};
+
+// a = query, b = key: the exponential of the sum, right for any inputs. Bounds of the exponent keep
+// products in range, and those with small numbers normal ones, which take a fraction of the time.
 template <class T>
 struct Direct {
-  Vec<T> gain, high;
-  explicit Direct(T gain) : gain(gain), high(Limits<T>::quad / gain) {}
+  Vec<T> gain, low, high;
+  explicit Direct(T gain, T most = Limits<T>::quad)
+      : gain(gain), low(-most / gain), high(most / gain) {}
   C10_ALWAYS_INLINE Vec<T> exponential(Vec<T> a, Vec<T> b) const {
-    return exp_times(at_most(a + b, high), gain);
+    return exp_times(at_most(a + b, high), gain, low);
   }
   C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
     return exponential(a, b) + Vec<T>(T(1));
   }
 };
 
-// sum_e w_e / x_e with one division, (E9).
-template <class X>
+// sum_e w_e / 2, rounded.
+template <class V>
+C10_ALWAYS_INLINE V half_sum(const V (&w)[4]) {
+  return ((w[0] + w[1]) + (w[2] + w[3])) * V(0.5);
+}
+
+// sum_e w_e / x_e with one division, (E9), or sum_e w_e (1 / x_e - 1/2) if Centred. Then the terms
+// of small inputs are small, as f is, and so are the rounding errors of their sum; centre() in
+// weight.h adds up what that takes away. Panels are centred. Rows, which share no sum of w, are
+// not.
+template <class X, bool Centred>
 struct SharedReciprocal {
+  static constexpr int64_t kDepth = 32;
   X x;
   template <class V>
   C10_ALWAYS_INLINE void add(V& acc, const V (&a)[4], const V (&b)[4], const V (&w)[4]) const {
     const V x0 = x(a[0], b[0]), x1 = x(a[1], b[1]), x2 = x(a[2], b[2]), x3 = x(a[3], b[3]);
-    const V n01 = fmadd(w[0], x1, w[1] * x0), d01 = x0 * x1;
-    const V n23 = fmadd(w[2], x3, w[3] * x2), d23 = x2 * x3;
-    acc = acc + fmadd(n01, d23, n23 * d01) / (d01 * d23);
+    const V d01 = x0 * x1, d23 = x2 * x3;
+    const V n01 = fmadd(w[0], x1, w[1] * x0), n23 = fmadd(w[2], x3, w[3] * x2);
+    const V all = d01 * d23, n = fmadd(n01, d23, n23 * d01);
+    acc = fmadd(Centred ? at::vec::fnmadd(half_sum(w), all, n) : n, reciprocal(all), acc);
   }
 };
 
@@ -97,6 +119,7 @@ inline void with_pointwise(Activation activation, T negative_slope, const F& f) 
 // sum_e w_e f(a_e + b_e), with a = query and b = key.
 template <class Pointwise>
 struct PointwiseSum {
+  static constexpr int64_t kDepth = 32;
   Pointwise f;
   template <class V>
   C10_ALWAYS_INLINE void add(V& acc, const V (&a)[4], const V (&b)[4], const V (&w)[4]) const {
@@ -107,6 +130,7 @@ struct PointwiseSum {
 
 // The plain product: dc_i . u_j in (E4).
 struct Dot {
+  static constexpr int64_t kDepth = 16;
   template <class V>
   C10_ALWAYS_INLINE void add(V& acc, const V (&a)[4], const V (&b)[4], const V (&)[4]) const {
 #pragma GCC unroll 4

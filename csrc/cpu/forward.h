@@ -120,9 +120,9 @@ void forward_block(const Forward<T>& p, const Block& b, const ForwardScratch<T>&
 // Write context and lse of one row from its state: 0 and -inf for a row without keys.
 template <class T>
 inline void finish_row(const Forward<T>& p, int64_t row, T high, T total, const T* context) {
-  const T scale = total == 0 ? T(0) : T(1) / total;
+  const T divisor = total == 0 ? T(1) : total;
   T* out = p.context + row * p.dv;
-  for (int64_t c = 0; c < p.dv; c++) out[c] = context[c] * scale;
+  for (int64_t c = 0; c < p.dv; c++) out[c] = context[c] / divisor;
   p.lse[row] = total == 0 ? -std::numeric_limits<T>::infinity() : high + std::log(total);
   if (!p.softmax) return;
   p.softmax[2 * row] = high;

@@ -14,14 +14,14 @@ static_assert(kLane % 4 == 0, "forms take four hidden units at a time");
 
 template <int Rows, int Cols, class T, class Form>
 inline void panel_block(const Form& form, const T* a, int64_t lda, const T* panel, const T* w,
-                        int64_t depth, T* out, int64_t ldo) {
+                        int64_t begin, int64_t end, T* out, int64_t ldo) {
   using V = Vec<T>;
   V acc[Rows][Cols];  // in registers, because every loop over it is unrolled
 #pragma GCC unroll 4
   for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 2
     for (int c = 0; c < Cols; c++) acc[r][c] = V(T(0));
-  for (int64_t t = 0; t < depth; t += 4) {
+  for (int64_t t = begin; t < end; t += 4) {
     const V we[4] = {V(w[t]), V(w[t + 1]), V(w[t + 2]), V(w[t + 3])};
 #pragma GCC unroll 2
     for (int c = 0; c < Cols; c++) {
@@ -38,7 +38,10 @@ inline void panel_block(const Form& form, const T* a, int64_t lda, const T* pane
 #pragma GCC unroll 4
   for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 2
-    for (int c = 0; c < Cols; c++) acc[r][c].store(out + r * ldo + c * kLanes<T>);
+    for (int c = 0; c < Cols; c++) {
+      T* sum = out + r * ldo + c * kLanes<T>;
+      (begin ? load(sum) + acc[r][c] : acc[r][c]).store(sum);
+    }
 }
 
 template <int Rows, class T, class Form>
@@ -47,10 +50,14 @@ inline void panel_rows(const Form& form, const T* a, int64_t lda, const T* panel
   constexpr int64_t wide = 2 * kLanes<T>;
   static_assert(kPanel % wide == 0);
   int64_t c = 0;
-  for (; c + wide <= kPanel && c + kLanes<T> < keys; c += wide)
-    panel_block<Rows, 2>(form, a, lda, panel + c, w, depth, out + c, ldo);
-  for (; c < keys; c += kLanes<T>)
-    panel_block<Rows, 1>(form, a, lda, panel + c, w, depth, out + c, ldo);
+  auto blocks = [&]<int Cols>(std::integral_constant<int, Cols>) {
+    for (int64_t t = 0; t < depth; t += Form::kDepth)
+      panel_block<Rows, Cols>(form, a, lda, panel + c, w, t, std::min(depth, t + Form::kDepth),
+                              out + c, ldo);
+    c += Cols * kLanes<T>;
+  };
+  while (c + wide <= kPanel && c + kLanes<T> < keys) blocks(std::integral_constant<int, 2>{});
+  while (c < keys) blocks(std::integral_constant<int, 1>{});
 }
 
 // Rows of memory that are read soon, `count` of `bytes` bytes.

@@ -13,6 +13,9 @@ struct Coefficients {
   int64_t row, col;
 };
 
+// Terms of a sum that are added up first and then added to it, which keeps long sums accurate.
+constexpr int64_t kTerms = 16;
+
 // R rows by C vectors of columns. If C is 1, only the first `last` columns. Every loop is unrolled:
 // an accumulator indexed by a variable would be in memory.
 template <int R, int C, class T, class S>
@@ -21,29 +24,34 @@ inline void product_block(Coefficients<T> p, int64_t depth, const S* x, int64_t 
   using V = Vec<T>;
   constexpr int64_t L = kLanes<T>;
   const int64_t count = C > 1 ? L : last;
-  V acc[R][C];
+  for (int64_t k0 = 0; k0 < depth; k0 += kTerms) {
+    const int64_t k1 = std::min(depth, k0 + kTerms);
+    V acc[R][C];
 #pragma GCC unroll 4
-  for (int r = 0; r < R; r++)
+    for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
-    for (int c = 0; c < C; c++) {
-      acc[r][c] = load_as<T>(out + r * ldo + c * L, count);
-      if (alpha) acc[r][c] = acc[r][c] * V(alpha[r]);
-    }
-  for (int64_t k = 0; k < depth; k++) {
-    V row[C];
+      for (int c = 0; c < C; c++) acc[r][c] = V(T(0));
+    for (int64_t k = k0; k < k1; k++) {
+      V row[C];
 #pragma GCC unroll 8
-    for (int c = 0; c < C; c++) row[c] = load_as<T>(x + k * ldx + c * L, count);
+      for (int c = 0; c < C; c++) row[c] = load_as<T>(x + k * ldx + c * L, count);
 #pragma GCC unroll 4
-    for (int r = 0; r < R; r++) {
-      const V a(p.p[r * p.row + k * p.col]);
+      for (int r = 0; r < R; r++) {
+        const V a(p.p[r * p.row + k * p.col]);
 #pragma GCC unroll 8
-      for (int c = 0; c < C; c++) acc[r][c] = fmadd(a, row[c], acc[r][c]);
+        for (int c = 0; c < C; c++) acc[r][c] = fmadd(a, row[c], acc[r][c]);
+      }
     }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+      for (int c = 0; c < C; c++) {
+        T* sum = out + r * ldo + c * L;
+        const V before = load_as<T>(sum, count);
+        (alpha && !k0 ? fmadd(before, V(alpha[r]), acc[r][c]) : before + acc[r][c])
+            .store(sum, static_cast<int>(count));
+      }
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-    for (int c = 0; c < C; c++) acc[r][c].store(out + r * ldo + c * L, static_cast<int>(count));
 }
 
 // All rows, R at a time, for C vectors of columns, so that these columns of X stay in the

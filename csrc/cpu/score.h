@@ -61,6 +61,7 @@ class Scorer {
     power_ = f.power;
     factor_ = f.factor;
     offset_ = f.offset;
+    panel_offset_ = f.panel_offset;
   }
 
   // Rows i0 .. i0 + rows of the queries.
@@ -104,37 +105,38 @@ class Scorer {
   // out[r, j] = score of query r0 + r and key j of the tile. The rows of `next` are read once,
   // after the keys, and are prefetched meanwhile.
   void score(int64_t r0, int64_t rows, T* out, int64_t ldo, const Matrix& next = {}) const {
+    auto logistic = [&]<class X>(const X& x, const T* query) {
+      panels(SharedReciprocal<X, true>{x}, query, r0, rows, out, ldo, next);
+      lines(SharedReciprocal<X, false>{x}, query, r0, rows, out, ldo, next);
+    };
     switch (variant_) {
-      case Variant::factored:
-        sums(SharedReciprocal<Factored>{}, query_exp_, r0, rows, out, ldo, next);
-        break;
-      case Variant::bounded:
-        sums(SharedReciprocal<Bounded>{}, query_exp_, r0, rows, out, ldo, next);
-        break;
-      case Variant::direct:
-        sums(SharedReciprocal<Direct<T>>{Direct<T>(gain())}, query_raw_, r0, rows, out, ldo, next);
-        break;
+      case Variant::factored: logistic(Factored{}, query_exp_); break;
+      case Variant::bounded: logistic(Bounded{}, query_exp_); break;
+      case Variant::direct: logistic(Direct<T>(gain()), query_raw_); break;
       case Variant::pointwise:
         with_activation([&]<class Pointwise>(const Pointwise& f) {
-          sums(PointwiseSum<Pointwise>{f}, query_raw_, r0, rows, out, ldo, next);
+          const PointwiseSum<Pointwise> form{f};
+          panels(form, query_raw_, r0, rows, out, ldo, next);
+          lines(form, query_raw_, r0, rows, out, ldo, next);
         });
     }
-    finish(rows, out, ldo);
   }
 
-  // Scores from the sums of a form.
-  void finish(int64_t rows, T* out, int64_t ldo) const {
-    const Vec<T> factor(factor_), offset(offset_);
+  // Scores of keys from the sums of a form.
+  void finish(int64_t rows, T* out, int64_t ldo, int64_t begin, int64_t end, T add) const {
+    const Vec<T> factor(factor_), offset(add);
     for (int64_t r = 0; r < rows; r++)
-      for (int64_t j = 0; j < keys_; j += kLanes<T>) {
+      for (int64_t j = begin; j < end; j += kLanes<T>) {
         T* p = out + r * ldo + j;
-        fmadd(load(p), factor, offset).store(p);
+        const int64_t count = std::min(kLanes<T>, end - j);
+        fmadd(load_as<T>(p, count), factor, offset).store(p, static_cast<int>(count));
       }
   }
 
   Variant variant() const { return variant_; }
   bool finite() const { return finite_; }  // of the rows of a pointwise activation
   T gain() const { return static_cast<T>(info(activation_).gain); }
+  double span() const { return info(activation_).span; }
   // Call f with the pointwise activation.
   template <class F>
   void with_activation(const F& f) const {
@@ -147,8 +149,9 @@ class Scorer {
   // w, divided by 2^power.
   const T* weight() const { return w_; }
   int power() const { return power_; }
-  // Return true if every exponent of the tile is low enough for two factors to share a reciprocal.
-  bool pairs_are_safe() const { return exponent_ <= Limits<T>::pair; }
+  T offset() const { return offset_; }  // of sums that are not centred
+  // A bound of |y_query| + |y_key| over the exponents of the tile.
+  T spread() const { return spread_; }
 
  private:
   bool exponentials() const {
@@ -158,6 +161,7 @@ class Scorer {
   void choose(const Range<T>& key) {
     exponential_queries();
     exponent_ = gain() * (query_range_.high + key.high);
+    spread_ = gain() * (query_range_.magnitude + key.magnitude);
     const T magnitude = gain() * Range<T>::larger(query_range_.magnitude, key.magnitude);
     variant_ = !(magnitude < Limits<T>::factored) ? Variant::direct
                : exponent_ <= Limits<T>::quad     ? Variant::factored
@@ -252,22 +256,29 @@ class Scorer {
   Matrix line(int64_t j) const { return lines_.at(j / kPanel * group_ + j % kPanel); }
 
   template <class Form>
-  void sums(const Form& form, const T* query, int64_t r0, int64_t rows, T* out, int64_t ldo,
-            const Matrix& next) const {
-    query += r0 * ld_;
+  void panels(const Form& form, const T* query, int64_t r0, int64_t rows, T* out, int64_t ldo,
+              const Matrix& next) const {
     for (int64_t j = 0; j < panel_keys_; j += kPanel) {
       const int64_t count = std::min(kPanel, panel_keys_ - j);
       Soon soon;
       if (next.data) soon = {next.at(j), count, d_ * element_size(next.dtype)};
-      panel_sums(form, query, ld_, rows, panel(j), w_, width_, out + j, ldo, count, soon);
+      panel_sums(form, query + r0 * ld_, ld_, rows, panel(j), w_, width_, out + j, ldo, count,
+                 soon);
     }
+    finish(rows, out, ldo, 0, panel_keys_, panel_offset_);
+  }
+
+  template <class Form>
+  void lines(const Form& form, const T* query, int64_t r0, int64_t rows, T* out, int64_t ldo,
+             const Matrix& next) const {
     for (int64_t j = panel_keys_, count; j < keys_; j += count) {
       count = std::min(kPanel - j % kPanel, keys_ - j);
       typed<T>(line(j), [&](const auto* key) {
-        row_sums(form, query, ld_, rows, key, lines_.row, w_, d_, out + j, ldo, count,
+        row_sums(form, query + r0 * ld_, ld_, rows, key, lines_.row, w_, d_, out + j, ldo, count,
                  next.data ? next.at(j) : next);
       });
     }
+    finish(rows, out, ldo, panel_keys_, keys_, offset_);
   }
 
   const Item& item_;
@@ -275,7 +286,7 @@ class Scorer {
   int64_t keys_ = 0, panel_keys_ = 0, group_ = kPanel;  // of lines, `group_` rows per kPanel keys
   Activation activation_;
   int power_;
-  T negative_slope_, factor_, offset_, exponent_ = 0;
+  T negative_slope_, factor_, offset_, panel_offset_, exponent_ = 0, spread_ = 0;
   T *w_, *query_exp_, *query_raw_, *key_raw_, *key_exp_, *panels_;
   Rows<T> key_rows_{};
   Matrix lines_;

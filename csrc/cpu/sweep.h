@@ -8,64 +8,99 @@ namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
 // A gradient computes for K keys of one query what each pair adds to dw (`to_w`) and to dq and dk
-// (`to_x`).
+// (`to_x`); for logistic activations, ds r and ds r (1 - r). If it is kFactored, to_x lacks the
+// factor a b, which is left to the sums: those for dq are of to_x b, and are multiplied by a at the
+// end, and those for dk the other way round. If it is kCentred, to_w is ds (2 r - 1) instead, and
+// to_x is 4 times as large.
 
 // r = 1 / x with one division per two keys (batch inversion).
 template <int K, class V>
 C10_ALWAYS_INLINE void paired_reciprocals(const V (&x)[K], V (&r)[K]) {
-  const V one(1);
   if constexpr (K == 1) {
-    r[0] = one / x[0];
+    r[0] = reciprocal(x[0]);
   } else {
 #pragma GCC unroll 4
     for (int c = 0; c < K; c += 2) {
-      const V both = one / (x[c] * x[c + 1]);
+      const V both = reciprocal(x[c] * x[c + 1]);
       r[c] = x[c + 1] * both;
       r[c + 1] = x[c] * both;
     }
   }
 }
 
-// f' is r (1 - r), (E8), which is off by the rounding of r.
-template <class X>
-struct LogisticGradient {
-  X x;
+// Three forms of f', (E8), from rows of exponentials. The first makes it from g = 2 r - 1, which is
+// -tanh of half the exponent: 4 r (1 - r) = 1 - g^2. While g is small, so are the errors of this
+// form and of sums with g in the place of r. Where r is near 1 it is off by the rounding of g.
+struct NearGradient {
+  static constexpr bool kFactored = false, kCentred = true;
   template <int K, class V>
-  void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K], V (&to_x)[K]) const {
-    V xs[K], r[K];
+  C10_ALWAYS_INLINE void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K],
+                                    V (&to_x)[K]) const {
+    const V one(1);
+    V x[K], g[K];
 #pragma GCC unroll 4
-    for (int c = 0; c < K; c++) xs[c] = x(a, b[c]);
-    paired_reciprocals(xs, r);
+    for (int c = 0; c < K; c++) x[c] = Factored{}(a, b[c]);
+    if constexpr (K == 1) {
+      g[0] = fmadd(V(2), reciprocal(x[0]), -one);
+    } else {
+#pragma GCC unroll 4
+      for (int c = 0; c < K; c += 2) {
+        const V half = reciprocal(x[c] * x[c + 1]), both = half + half;
+        g[c] = fmadd(x[c + 1], both, -one);
+        g[c + 1] = fmadd(x[c], both, -one);
+      }
+    }
 #pragma GCC unroll 4
     for (int c = 0; c < K; c++) {
-      to_w[c] = ds[c] * r[c];
-      to_x[c] = at::vec::fnmadd(to_w[c], r[c], to_w[c]);
+      to_w[c] = ds[c] * g[c];
+      to_x[c] = at::vec::fnmadd(to_w[c], g[c], ds[c]);
     }
   }
 };
 
-// The same from e = exp(gain x), for any inputs: f' is e r^2, right to a few roundings of its own
-// even near r = 1. NaN and infinities may be among the inputs if keys do not share reciprocals,
-// through which a NaN would reach the next one; then a pair whose ds is 0 adds 0.
-template <class T, bool Shared>
-struct DirectGradient {
-  Direct<T> x;
+// That from a b r^2 is right to a few roundings of its own. Its factors must be in range apart.
+struct FactoredGradient {
+  static constexpr bool kFactored = true, kCentred = false;
   template <int K, class V>
-  void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K], V (&to_x)[K]) const {
-    const V one(1), zero(T(0));
+  C10_ALWAYS_INLINE void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K],
+                                    V (&to_x)[K]) const {
+    V x[K], r[K];
+#pragma GCC unroll 4
+    for (int c = 0; c < K; c++) x[c] = Factored{}(a, b[c]);
+    paired_reciprocals(x, r);
+#pragma GCC unroll 4
+    for (int c = 0; c < K; c++) {
+      to_w[c] = ds[c] * r[c];
+      to_x[c] = to_w[c] * r[c];
+    }
+  }
+};
+
+// That from e r^2, with the exponential e at hand, takes any exponentials, and if they are formed
+// from the sum, as Direct does, any inputs. With Near it is r (1 - r) up to r = 3/4, where that is
+// the more accurate. NaN and infinities may be among the inputs if keys do not share reciprocals,
+// through which a NaN would reach the next one; then a pair whose ds is 0 adds 0.
+template <class X, bool Shared, bool Near>
+struct ExponentialGradient {
+  static constexpr bool kFactored = false, kCentred = false;
+  X x;
+  template <int K, class V>
+  C10_ALWAYS_INLINE void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K],
+                                    V (&to_x)[K]) const {
+    const V one(1), zero(0), near(4. / 3);
     V e[K], xs[K], r[K];
 #pragma GCC unroll 4
     for (int c = 0; c < K; c++) {
       e[c] = x.exponential(a, b[c]);
       if (!Shared) e[c] = V::blendv(e[c], zero, ds[c] == zero);
       xs[c] = e[c] + one;
-      if (!Shared) r[c] = one / xs[c];
+      if (!Shared) r[c] = reciprocal(xs[c]);
     }
     if (Shared) paired_reciprocals(xs, r);
 #pragma GCC unroll 4
     for (int c = 0; c < K; c++) {
       to_w[c] = ds[c] * r[c];
-      to_x[c] = to_w[c] * (e[c] * r[c]);
+      to_x[c] = to_w[c] * (Near ? V::blendv(e[c] * r[c], one - r[c], xs[c] > near) : e[c] * r[c]);
     }
   }
 };
@@ -73,6 +108,7 @@ struct DirectGradient {
 // Finite: no input is NaN or infinite, to which a ds of 0 must add 0 as well.
 template <class Pointwise, bool Finite>
 struct PointwiseGradient {
+  static constexpr bool kFactored = false, kCentred = false;
   Pointwise f;
   template <int K, class V>
   void operator()(V a, const V (&b)[K], const V (&ds)[K], V (&to_w)[K], V (&to_x)[K]) const {
@@ -96,7 +132,7 @@ struct Tile {
 template <class T>
 struct Sums {
   T *query, *key;  // rows of d
-  double* weight;  // (padded d)
+  double* weight;  // (padded d), and the sum of ds after them
   // Factors of each hidden unit, null for 1.
   const T* query_factor = nullptr;
   const T* key_factor = nullptr;
@@ -106,6 +142,21 @@ template <class T>
 C10_ALWAYS_INLINE Vec<T> times(Vec<T> x, const T* factor, int64_t t) {
   const Vec<T> zero(T(0));
   return factor ? Vec<T>::blendv(x * load(factor + t), zero, x == zero) : x;
+}
+
+// The sum over the keys, pairs first: a rounding of a long sum per four terms is enough.
+template <int K, class V>
+C10_ALWAYS_INLINE V sum_of(const V (&x)[K]) {
+  if constexpr (K == 4)
+    return (x[0] + x[1]) + (x[2] + x[3]);
+  else
+    return x[0];
+}
+
+// The sum for dq or dk of a row from that of to_x, and the row itself.
+template <class Gradient, class V>
+C10_ALWAYS_INLINE V finish_sum(V sum, V row) {
+  return Gradient::kFactored ? sum * row : Gradient::kCentred ? sum * V(0.25) : sum;
 }
 
 // Add the sums of keys j .. j + K and hidden units t .. t + lanes over all queries to `grad_key`,
@@ -124,20 +175,29 @@ inline Vec<T> sweep_keys(const Gradient& gradient, const Tile<T>& tile, int64_t 
     V ds[K], to_w[K], to_x[K];
 #pragma GCC unroll 4
     for (int c = 0; c < K; c++) ds[c] = V(tile.ds[i * tile.ld + j + c]);
-    gradient(load(tile.query[i] + t), b, ds, to_w, to_x);
-    V q = load(query + i * ldq);
+    const V a = load(tile.query[i] + t);
+    gradient(a, b, ds, to_w, to_x);
+    V x = to_x[0];
+    if constexpr (Gradient::kFactored) {
+      x = x * b[0];
 #pragma GCC unroll 4
-    for (int c = 0; c < K; c++) {
-      weight = weight + to_w[c];
-      q = q + to_x[c];
-      key[c] = key[c] + to_x[c];
+      for (int c = 1; c < K; c++) x = fmadd(to_x[c], b[c], x);
+#pragma GCC unroll 4
+      for (int c = 0; c < K; c++) key[c] = fmadd(to_x[c], a, key[c]);
+    } else {
+      x = sum_of(to_x);
+#pragma GCC unroll 4
+      for (int c = 0; c < K; c++) key[c] = key[c] + to_x[c];
     }
-    q.store(query + i * ldq);
+    (load(query + i * ldq) + x).store(query + i * ldq);
+    weight = weight + sum_of(to_w);
   }
   if (grad_key)
 #pragma GCC unroll 4
-    for (int c = 0; c < K; c++)
-      add_to(grad_key + (j + c) * tile.d + t, times(key[c], factor, t), count);
+    for (int c = 0; c < K; c++) {
+      const V sum = finish_sum<Gradient>(key[c], b[c]);
+      add_to(grad_key + (j + c) * tile.d + t, times(sum, factor, t), count);
+    }
   return weight;
 }
 
@@ -151,25 +211,31 @@ T sum_as_sweep(const T* ds, int64_t ld, int64_t rows, int64_t keys) {
   for (; j + 4 * kAtOnce <= keys; j += 4 * kAtOnce) {
     T sums[kAtOnce] = {};
     for (int64_t i = 0; i < rows; i++)
-      for (int64_t c = 0; c < 4; c++)
-        for (int64_t k = 0; k < kAtOnce; k++) sums[k] += ds[i * ld + j + 4 * k + c];
+      for (int64_t k = 0; k < kAtOnce; k++) {
+        const T* p = ds + i * ld + j + 4 * k;
+        sums[k] += (p[0] + p[1]) + (p[2] + p[3]);
+      }
     for (int64_t k = 0; k < kAtOnce; k++) total += sums[k];
   }
   for (int64_t width = 4; width; width = width == 4 ? 1 : 0)
     for (; j + width <= keys; j += width) {
       T sum = 0;
-      for (int64_t i = 0; i < rows; i++)
-        for (int64_t c = 0; c < width; c++) sum += ds[i * ld + j + c];
+      for (int64_t i = 0; i < rows; i++) {
+        const T* p = ds + i * ld + j;
+        sum += width == 4 ? (p[0] + p[1]) + (p[2] + p[3]) : p[0];
+      }
       total += sum;
     }
   return total;
 }
 
-template <class T>
+// Add sums of to_w; halved, those of ds (2 r - 1) are those of ds (r - 1/2).
+template <class Gradient, class T>
 inline void add_weight(double* out, Vec<T> weight) {
   alignas(64) T lanes[kLanes<T>];
   weight.store(lanes);
-  for (int64_t l = 0; l < kLanes<T>; l++) out[l] += static_cast<double>(lanes[l]);
+  for (int64_t l = 0; l < kLanes<T>; l++)
+    out[l] += (Gradient::kCentred ? 0.5 : 1.0) * static_cast<double>(lanes[l]);
 }
 
 // One vector of hidden units at a time, for all keys of the tile. The sums of a tile are formed
@@ -191,8 +257,11 @@ void sweep_columns(const Gradient& gradient, const Tile<T>& tile, const Sums<T>&
           weight + sweep_keys<1>(gradient, tile, j, t, count, query, L, out.key, out.key_factor);
     if (out.query)
       for (int64_t i = 0; i < tile.rows; i++)
-        add_to(out.query + i * tile.d + t, times(load(query + i * L), out.query_factor, t), count);
-    if (out.weight) add_weight(out.weight + t, weight);
+        add_to(out.query + i * tile.d + t,
+               times(finish_sum<Gradient>(load(query + i * L), load(tile.query[i] + t)),
+                     out.query_factor, t),
+               count);
+    if (out.weight) add_weight<Gradient>(out.weight + t, weight);
   }
 }
 
@@ -219,24 +288,38 @@ void sweep_rows(const Gradient& gradient, const Tile<T>& tile, const Sums<T>& ou
     const int64_t count = std::min(L, tile.d - t);
     if (out.query)
       for (int64_t i = 0; i < tile.rows; i++)
-        add_to(out.query + i * tile.d + t, times(load(sums + i * ld + t), out.query_factor, t),
+        add_to(out.query + i * tile.d + t,
+               times(finish_sum<Gradient>(load(sums + i * ld + t), load(tile.query[i] + t)),
+                     out.query_factor, t),
                count);
-    if (out.weight) add_weight(out.weight + t, load(weight + t));
+    if (out.weight) add_weight<Gradient>(out.weight + t, load(weight + t));
   }
 }
 
+// The spread of exponents up to which NearGradient is the more accurate: |q| + |k| up to 3 for
+// tanh, as where both have a standard deviation of 0.3.
+constexpr double kNear = 6;
+
 template <class T>
 void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out, T* sums) {
-  auto with = [&](const auto& gradient) {
+  auto with = [&]<class Gradient>(const Gradient& gradient) {
+    // of the sum of ds, what is left when that of ds / 2 was taken from the sums of ds r
+    const double rest = Gradient::kCentred ? 1 - scorer.span() / 2 : 1;
+    if (out.weight && rest != 0)
+      out.weight[padded(tile.d)] +=
+          rest * static_cast<double>(sum_as_sweep(tile.ds, tile.ld, tile.rows, tile.keys));
     tile.rows <= kNarrow ? sweep_rows(gradient, tile, out, sums)
                          : sweep_columns(gradient, tile, out);
   };
   switch (scorer.variant()) {
-    case Variant::factored: return with(LogisticGradient<Factored>{});
+    case Variant::factored:
     case Variant::bounded:
-      return scorer.pairs_are_safe() ? with(LogisticGradient<Factored>{})
-                                     : with(LogisticGradient<Bounded>{});
-    case Variant::direct: return with(DirectGradient<T, false>{Direct<T>(scorer.gain())});
+      if (scorer.spread() <= kNear) return with(NearGradient{});
+      if (scorer.spread() <= Limits<T>::quad) return with(FactoredGradient{});
+      return with(ExponentialGradient<BoundedProduct<T>, true, false>{});
+    case Variant::direct:
+      return with(
+          ExponentialGradient<Direct<T>, false, true>{Direct<T>(scorer.gain(), Limits<T>::pair)});
     case Variant::pointwise:
       return scorer.with_activation([&]<class Pointwise>(const Pointwise& f) {
         scorer.finite() ? with(PointwiseGradient<Pointwise, true>{f})

@@ -71,6 +71,21 @@ inline T max(Vec<T> x) {
   return at::vec::vec_reduce_all<T>([](Vec<T>& a, Vec<T>& b) { return at::vec::maximum(a, b); }, x);
 }
 
+// 1 / x for x > 0 (or NaN) whose reciprocal is a normal number. With AVX-512 an estimate and a
+// Newton step take less time than a division, and are as accurate to about one ULP. Powers of two
+// are exact.
+template <class T>
+C10_ALWAYS_INLINE Vec<T> reciprocal(Vec<T> x) {
+  const Vec<T> one(T(1));
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    const Vec<T> r = _mm512_rcp14_ps(x);
+    return fmadd(at::vec::fnmadd(x, r, one), r, r);
+  }
+#endif
+  return one / x;
+}
+
 // exp(x) to about one ULP: x = k ln2 + r, and exp(r) by a minimax polynomial of degree 6 (relative
 // error 3.1e-9). Below -87.3 the result is the smallest normal number. Callers keep x below 88.7.
 // NaN gives NaN.
@@ -98,16 +113,16 @@ inline Vec<float> exp(Vec<float> x) {
 inline Vec<double> exp(Vec<double> x) { return x.exp(); }
 
 // exp(gain x) for gain x <= 87 and a gain that is a power of two, with fewer operations than exp:
-// 2^(k + r) = 2^k + 2^k r P(r). Below -87 the result is that of -87. A fused
-// multiply-add makes the product in r = x gain log2(e) - k exact, and P is minimax (relative error
-// 2.0e-9). Besides rounding, the only error is that of the constant log2(e), 1.4e-8 of itself,
-// which acts as an equal relative change of the gain.
-C10_ALWAYS_INLINE Vec<float> exp_times(Vec<float> x, Vec<float> gain) {
+// 2^(k + r) = 2^k + 2^k r P(r). Below `low`, at least -87 / gain, the result is that of low. A
+// fused multiply-add makes the product in r = x gain log2(e) - k exact, and P is minimax (relative
+// error 2.0e-9). Besides rounding, the only error is that of the constant log2(e), 1.4e-8 of
+// itself, which acts as an equal relative change of the gain.
+C10_ALWAYS_INLINE Vec<float> exp_times(Vec<float> x, Vec<float> gain, Vec<float> low) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   using V = Vec<float>;
   using I = Vec<int32_t>;
   const V magic(12582912.f), unit = gain * V(1.44269504f);
-  x = at_least(x, V(-87.f) / gain);
+  x = at_least(x, low);
   const V shifted = fmadd(x, unit, magic), r = fmadd(x, unit, magic - shifted);
   const I bits = at::vec::cast<int32_t, float>(shifted);
   const V power = at::vec::cast<float, int32_t>((bits << I(23)) + I(0x3f800000));
@@ -118,10 +133,17 @@ C10_ALWAYS_INLINE Vec<float> exp_times(Vec<float> x, Vec<float> gain) {
   p = fmadd(p, r, V(0.693147203f));
   return fmadd(p, r * power, power);
 #else
-  return exp(x * gain);
+  return exp(at_least(x, low) * gain);
 #endif
 }
-inline Vec<double> exp_times(Vec<double> x, Vec<double> gain) { return (x * gain).exp(); }
+C10_ALWAYS_INLINE Vec<double> exp_times(Vec<double> x, Vec<double> gain, Vec<double> low) {
+  return (at_least(x, low) * gain).exp();
+}
+// The same with the lowest `low`.
+template <class T>
+C10_ALWAYS_INLINE Vec<T> exp_times(Vec<T> x, Vec<T> gain) {
+  return exp_times(x, gain, Vec<T>(T(sizeof(T) == 4 ? -87 : -708)) / gain);
+}
 
 // exp(x) for the softmax, where x <= 0. Results below the normal range are 0.
 template <class T>
@@ -134,10 +156,10 @@ inline Vec<T> exp_weight(Vec<T> x) {
 // much as it is large. Of prepared keys, s may be a little above the maximum that was found.
 template <class T>
 struct Weigh {
-  Vec<T> high, share;
-  Weigh(T high, T total) : high(high), share(T(1) / total) {}
+  Vec<T> high, total;
+  Weigh(T high, T total) : high(high), total(total) {}
   C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> s) const {
-    return exp_weight(at_most(s - high, Vec<T>(T(0)))) * share;
+    return exp_weight(at_most(s - high, Vec<T>(T(0)))) / total;
   }
 };
 

@@ -7,15 +7,24 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// The score is factor * (what a form sums up with the scaled w) + offset; w was divided by
-// 2^power.
+// The score is factor * (the sum of w / x, or of w f) + offset, or panel_offset if the sum is
+// centred. w was divided by 2^power.
 template <class T>
 struct ScaledWeight {
-  T factor, offset;
+  T factor, offset, panel_offset;
   int power;
 };
 
-// Write w (padded d), divided by a power of two so that it, and `beside`, is at most 1.
+// What centred sums over quads take away in all.
+template <class T>
+inline double centre(const T* w, int64_t width) {
+  double total = 0;
+  for (int64_t t = 0; t < width; t += 4)
+    total += static_cast<double>(half_sum({w[t], w[t + 1], w[t + 2], w[t + 3]}));
+  return total;
+}
+
+// Write w (padded d), divided by a power of two so that it, and `beside`, is at most 1/2.
 template <class T>
 inline ScaledWeight<T> scale_weight(const Matrix& weight, Activation activation, double scale,
                                     int64_t d, T* w, T beside = 0) {
@@ -24,7 +33,7 @@ inline ScaledWeight<T> scale_weight(const Matrix& weight, Activation activation,
   std::fill(w + d, w + width, T(0));
   const T largest = Range<T>::larger(range_of(w, width).magnitude, beside);
   int power = 0;
-  if (largest > 0 && std::isfinite(largest)) std::frexp(largest, &power);
+  if (largest > 0 && std::isfinite(largest)) std::frexp(largest, &power), power++;
   power = std::clamp(power, std::numeric_limits<T>::min_exponent,
                      std::numeric_limits<T>::max_exponent - 2);
   const T divided = std::ldexp(T(1), -power);
@@ -36,8 +45,10 @@ inline ScaledWeight<T> scale_weight(const Matrix& weight, Activation activation,
     }
   const double total = std::accumulate(totals, totals + kLane, 0.0);
   const double unit = std::ldexp(scale, power);
-  if (!is_logistic(activation)) return {static_cast<T>(unit), T(0), power};
-  return {static_cast<T>(-info(activation).span * unit), static_cast<T>(scale * total), power};
+  if (!is_logistic(activation)) return {static_cast<T>(unit), 0, 0, power};
+  const double factor = -info(activation).span * unit, offset = scale * total;
+  return {static_cast<T>(factor), static_cast<T>(offset),
+          static_cast<T>(offset + factor * centre(w, width)), power};
 }
 
 }  // namespace CPU_CAPABILITY

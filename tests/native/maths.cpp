@@ -26,7 +26,7 @@ Array<T> map(const Array<T>& in, const F& f) {
   return out;
 }
 
-// The weighted sum of 1 / x0 .. 1 / x3, with x formed by X.
+// The weighted sum of 1 / x0 - 1/2 .. 1 / x3 - 1/2, with x formed by X.
 template <class X>
 Array<float> quad(const X& x, const Array<float>& a, const Array<float>& b,
                   const std::vector<float>& w) {
@@ -40,7 +40,7 @@ Array<float> quad(const X& x, const Array<float>& a, const Array<float>& b,
       be[e] = V(b.data()[4 * p + e]);
       we[e] = V(w[e]);
     }
-    SharedReciprocal<X>{x}.add(acc, ae, be, we);
+    SharedReciprocal<X, true>{x}.add(acc, ae, be, we);
     float lanes[V::size()];
     acc.store(lanes);
     out.mutable_data()[p] = lanes[0];
@@ -59,6 +59,8 @@ PYBIND11_MODULE(maths, m) {
   m.def("exp_times", [](const Array<float>& x, float gain) {
     return map<float>(x, [&](auto v) { return exp_times(v, Vec<float>(gain)); });
   });
+  m.def("reciprocal",
+        [](const Array<float>& x) { return map<float>(x, [](auto v) { return reciprocal(v); }); });
   m.def("exp_weight",
         [](const Array<float>& x) { return map<float>(x, [](auto v) { return exp_weight(v); }); });
   m.def("range", [](const Array<float>& x) {

@@ -1,0 +1,32 @@
+"""Results are as accurate as those of the plain formula in float32, as a norm over many entries.
+
+The budget bounds the largest error that any input may have; this is the usual one.
+"""
+
+from __future__ import annotations
+
+import pytest
+from conftest import EMULATED, INTERPRETED
+from helpers.inputs import normal
+
+from attnkernels.testing import check_scores
+from benchmarks.accuracy import NAMES, SHAPES, error_ratios
+
+pytestmark = pytest.mark.skipif(EMULATED or INTERPRETED, reason="of the CPU kernels")
+
+# as the budget says: at most twice as inaccurate as the plain formula
+LIMIT = 2
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0, 10.0, 1e4])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_the_usual_error(shape: tuple[int, int, int, int], scale: float) -> None:
+    ratios = error_ratios(shape, scale, backend="native")
+    assert all(ratios[name] <= LIMIT for name in NAMES), ratios
+
+
+def test_scores_of_small_inputs() -> None:
+    """Sums of w / (1 + exp(y)) would have errors as large as w, whatever the size of the scores."""
+    for _ in range(10):
+        query, key = (normal(1, rows, 512, size=1e-3, grad=False) for rows in (5, 65))
+        check_scores(query, key, normal(512, size=512**-0.5, grad=False), backend="native")
