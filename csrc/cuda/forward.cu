@@ -99,6 +99,32 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
   });
 }
 
+__device__ __forceinline__ float scaled(float s, float x) { return s == 0 ? 0.f : s * x; }
+__device__ __forceinline__ float4 scaled(float s, const float4& x) {
+  return make_float4(scaled(s, x.x), scaled(s, x.y), scaled(s, x.z), scaled(s, x.w));
+}
+
+// Multiply each row by its share, or set it to 0 where that is 0, as in rows that have not started.
+// All threads of the block call this. A thread has four vectors in flight.
+template <class V>
+__device__ __forceinline__ void scale_rows(V* context, const float* share, bool started, int rows,
+                                           int columns) {
+  constexpr int kAhead = 4;
+  const int count = rows * columns;
+#pragma unroll 1
+  for (int first = threadIdx.x; first < count; first += kAhead * kThreads) {
+    V x[kAhead] = {};
+#pragma unroll
+    for (int e = 0; e < kAhead; e++)
+      if (started && first + e * kThreads < count) x[e] = context[first + e * kThreads];
+#pragma unroll
+    for (int e = 0; e < kAhead; e++) {
+      const int k = first + e * kThreads;
+      if (k < count) context[k] = scaled(share[k / columns], x[e]);
+    }
+  }
+}
+
 // Block (b, tile of queries, split of the keys). Every b has n queries and m keys in all.
 template <class Act>
 __global__ void __launch_bounds__(kThreads, 4)
@@ -135,21 +161,19 @@ __global__ void __launch_bounds__(kThreads, 4)
     __syncthreads();  // P and alpha have been read
   }
 
-  const int row = threadIdx.x;
-  if (row < min(part.rows, kTile)) {
-    out.lse[part.row + row] = shared.highest[row] + logf(shared.total[row]);
-    store_softmax(out.softmax, part.row + row, shared.highest[row], shared.total[row]);
+  const int row = threadIdx.x, rows = min(part.rows, kTile);
+  if (row < rows) {
+    const float total = shared.total[row];
+    out.lse[part.row + row] = shared.highest[row] + logf(total);
+    store_softmax(out.softmax, part.row + row, shared.highest[row], total);
+    shared.alpha[row] = started && total != 0 ? reciprocal(total) : 0.f;
   }
+  __syncthreads();
   float* const context = out.context + part.row * p.dv;
-  each_item(p.dv, [&](int col0) {
-    ContextPiece piece;
-    piece.each([&](float, int r, int col) {
-      col += col0;
-      if (r >= part.rows || col >= p.dv) return;
-      float& x = context[static_cast<int64_t>(r) * p.dv + col];
-      x = started && shared.total[r] != 0 ? x * reciprocal(shared.total[r]) : 0.f;
-    });
-  });
+  if (p.dv % 4 == 0 && reinterpret_cast<uint64_t>(context) % 16 == 0)
+    scale_rows(reinterpret_cast<float4*>(context), shared.alpha, started, rows, p.dv / 4);
+  else
+    scale_rows(context, shared.alpha, started, rows, p.dv);
 }
 
 // One block per row: the contexts of its splits, each weighted by its share of the whole.
