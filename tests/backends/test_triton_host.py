@@ -51,7 +51,8 @@ def test_the_tile_follows_from_the_sizes(
     batch, n, m = shape
     with torch.device("meta"):
         inputs = torch.empty(batch, n, 8), torch.empty(batch, m, 8), torch.empty(8)
-    chosen = call.Call(*inputs, activation=0, negative_slope=0.2, scale=1.0).tile(configs.TILES)
+    tiles = configs.parse("64x64x16x4,32x32x8x2,16x16x8x1")
+    chosen = call.Call(*inputs, activation=0, negative_slope=0.2, scale=1.0).tile(tiles)
     assert (chosen.BI, chosen.BJ) == tile
 
 

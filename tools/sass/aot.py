@@ -49,7 +49,7 @@ PROCESSORS = 132  # those of an H100, which decide the tiles
 
 Shape = tuple[int, int, int, int, int]  # batch, n, m, d, dv
 LARGE: Shape = (8, 1024, 1024, 256, 256)
-MIDDLE: Shape = (8, 256, 256, 256, 256)
+MIDDLE: Shape = (4096, 32, 32, 256, 256)  # a larger tile would be mostly padding
 SMALL: Shape = (8, 50, 50, 1000, 1000)
 STEP: Shape = (64, 1, 4096, 512, 512)
 GRAPH = 169_343, 1_166_243  # nodes, edges

@@ -43,7 +43,7 @@ def _add_values(
     """
     i = tl.arange(0, p.shape[0])
     j = tl.arange(0, p.shape[1])
-    for c0 in range(0, dv, BV):
+    for c0 in tl.range(0, dv, BV, disable_licm=True):  # hoisted, the parts of p would spill
         c = c0 + tl.arange(0, BV)
         at_context = i[:, None] * dv + c[None, :]
         at = j[:, None] * value.row + c[None, :] * value.unit

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import triton
+
 
 class Tile(NamedTuple):
     """BI queries against BJ keys by `warps` warps, TJ threads along the keys."""
@@ -46,7 +48,9 @@ SWEEP_BLOCK = 4 * SWEEP_ROWS
 
 # The largest first; a smaller one is used when the larger would leave processors idle. A load in
 # score.py is shared by the whole tile only while BI and BJ are less than the number of threads.
-TILES = parse(os.environ.get("ATTNKERNELS_TILES", "64x64x16x4,32x32x8x2,16x16x8x1"))
+# Triton 3.8 holds the weights of a product in more registers, too many for four warps.
+WARPS = 8 if triton.__version__.startswith("3.8.") else 4
+TILES = parse(os.environ.get("ATTNKERNELS_TILES", f"64x64x16x{WARPS},32x32x8x2,16x16x8x1"))
 
 VALUE_COLUMNS = 16  # of the context at a time: more would not leave the scores their registers
 STEP_KEYS, STEP_UNITS, STEP_WARPS = 32, 64, 4
