@@ -77,8 +77,8 @@ PLANTED = [
         "a row that is not written",
         "forward.cu",
         "forward.cu",
-        "if (row < min(part.rows, kTile))",
-        "if (row + 1 < min(part.rows, kTile))",
+        "if (row < rows)",
+        "if (row + 1 < rows)",
     ),
     (
         "shared memory that is too small",
