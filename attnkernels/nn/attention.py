@@ -284,7 +284,8 @@ class AdditiveAttention(Projections):
         """
         checks.instance("prepared", prepared, PreparedMemory, "what attention.prepare() returned")
         batch = prepared.batch
-        beams, part = beams_of(self, query, batch), {}
+        beams = beams_of(self, query, batch)
+        part: dict[str, Any] = {}
         if bounds is not None and beams == 1:
             part = dict(zip(("start", "stop"), map(self._per_head, bounds), strict=True))
         elif bounds is not None:  # each beam sees other keys of those that they share
