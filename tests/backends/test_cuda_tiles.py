@@ -70,19 +70,21 @@ UNLIMITED = 2**31 - 1
 WINDOWS = [(UNLIMITED, UNLIMITED), (UNLIMITED, 0), (2, 3), (0, UNLIMITED)]
 
 
-def pairs_there(rows: int, columns: int, window: tuple[int, int]) -> np.ndarray:
+def pairs_there(rows: int, columns: int, window: tuple[int, int], first: int = 0) -> np.ndarray:
     i, j = np.mgrid[:9, :11]
     left, right = window
-    return (i < rows) & (j < columns) & (i - j <= left) & (j - i <= right)
+    return (i < rows) & (first <= j) & (j < columns) & (i - j <= left) & (j - i <= right)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("rows, columns", THERE)
+@pytest.mark.parametrize("first", [0, 3, 11])
 def test_pairs_without_a_mask(
-    maths: ModuleType, rows: int, columns: int, window: tuple[int, int]
+    maths: ModuleType, rows: int, columns: int, window: tuple[int, int], first: int
 ) -> None:
-    taken, added = maths.takes_part(None, maths.Dtype.f32, 0, 0, 0, *window, rows, columns, 9, 11)
-    assert np.array_equal(taken, pairs_there(rows, columns, window)) and not added.any()
+    keys = first, columns
+    taken, added = maths.takes_part(None, maths.Dtype.f32, 0, 0, 0, *window, rows, *keys, 9, 11)
+    assert np.array_equal(taken, pairs_there(rows, columns, window, first)) and not added.any()
 
 
 TILE = 64
@@ -96,20 +98,23 @@ def test_tiles_that_queries_see(
 ) -> None:
     """Those with a pair in the window, and no others, for one tile of queries and for two."""
     i, j = np.mgrid[:queries, :keys]
-    there = (i - j <= left) & (j - i <= right)
-    for tile, count in product(range(-(-queries // TILE)), (1, 2)):
+    in_window = (i - j <= left) & (j - i <= right)
+    tiles = range(-(-queries // TILE))
+    for tile, count, first in product(tiles, (1, 2), (0, 1, 70)):
+        there = in_window & (j >= first)
         i0, i1 = tile * TILE, (tile + count) * TILE
         columns = there[i0:i1].any(0)
         wanted = [k for k in range(-(-keys // TILE)) if columns[k * TILE : (k + 1) * TILE].any()]
-        assert list(range(*maths.reach(left, right, i0, i1, queries, keys))) == wanted
+        found = maths.reach(left, right, i0, i1, queries, first, keys)
+        assert list(range(*found)) == wanted
 
 
 def test_tiles_that_the_last_of_many_queries_sees(maths: ModuleType) -> None:
     """Positions near the largest int."""
     most = UNLIMITED - TILE
-    first, end = maths.reach(100, 100, most - TILE, most, most, most)
+    first, end = maths.reach(100, 100, most - TILE, most, most, 0, most)
     assert (first, end) == ((most - TILE - 100) // TILE, -(-most // TILE))
-    assert maths.reach(UNLIMITED, UNLIMITED, most - TILE, most, most, most) == (0, end)
+    assert maths.reach(UNLIMITED, UNLIMITED, most - TILE, most, most, 0, most) == (0, end)
 
 
 # strides of the mask's rows and columns: whole, transposed, broadcast, every other
@@ -138,7 +143,7 @@ def test_pairs_with_a_mask(
         at = np.where(there, numbers[np.where(there, mask_at + i * row + j * col, 0)], -INF)
 
         taken, added = maths.takes_part(
-            memory, code, mask_at, row, col, *window, rows, columns, 9, 11
+            memory, code, mask_at, row, col, *window, rows, 0, columns, 9, 11
         )
         assert np.array_equal(taken, at != -INF)
         assert np.array_equal(added[taken], at[taken], equal_nan=True)

@@ -168,24 +168,25 @@ PYBIND11_MODULE(cuda_maths, m) {
     return kept(p, item, i, j);
   });
   m.def("dropped", dropped);
-  // takes_part() for all pairs of `height` x `width`, which go beyond rows and columns.
-  m.def("takes_part",
-        [](const std::optional<Array<uint8_t>>& mask, Dtype dtype, int64_t mask_at, int64_t row,
-           int64_t col, int left, int right, int rows, int columns, int height, int width) {
-          Problem p{};
-          p.mask.data = mask ? mask->data() : nullptr;
-          p.mask.dtype = dtype, p.mask.row = row, p.mask.col = col, p.window = {left, right};
-          Array<bool> taken({height, width});
-          Array<float> added({height, width});
-          for (int i = 0; i < height; i++)
-            for (int j = 0; j < width; j++)
-              taken.mutable_at(i, j) =
-                  takes_part(p, mask_at, rows, columns, i, j, added.mutable_at(i, j));
-          return py::make_tuple(taken, added);
-        });
+  // takes_part() for all pairs of `height` x `width`, of which `rows` and the columns from `first`
+  // to `columns` are there.
+  m.def("takes_part", [](const std::optional<Array<uint8_t>>& mask, Dtype dtype, int64_t mask_at,
+                         int64_t row, int64_t col, int left, int right, int rows, int first,
+                         int columns, int height, int width) {
+    Problem p{};
+    p.mask.data = mask ? mask->data() : nullptr;
+    p.mask.dtype = dtype, p.mask.row = row, p.mask.col = col, p.window = {left, right};
+    Array<bool> taken({height, width});
+    Array<float> added({height, width});
+    for (int i = 0; i < height; i++)
+      for (int j = 0; j < width; j++)
+        taken.mutable_at(i, j) =
+            takes_part(p, mask_at, rows, {first, columns}, i, j, added.mutable_at(i, j));
+    return py::make_tuple(taken, added);
+  });
 
-  m.def("reach", [](int left, int right, int i0, int i1, int queries, int keys) {
-    const Reach seen = reach({left, right}, i0, i1, queries, keys);
+  m.def("reach", [](int left, int right, int i0, int i1, int queries, int first, int end) {
+    const Reach seen = reach({left, right}, i0, i1, queries, {first, end});
     return py::make_tuple(seen.first, seen.end);
   });
 
