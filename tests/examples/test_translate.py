@@ -20,7 +20,7 @@ import polib
 
 from examples import translate
 from examples import translate_data as data
-from examples.batches import Batches
+from examples.batches import END, Batches
 
 WORDS = (
     "file key memory window graph query value weight token sentence open close read write copy "
@@ -108,8 +108,8 @@ def test_pieces_begin_and_end() -> None:
     pieces = data.Pieces(list(sentences().values()), 60)
     tokens = pieces.encode("keyen fileen openen")
     assert min(tokens) > data.UNKNOWN
-    assert pieces.decode([*tokens, data.END, data.END, 0]) == "keyen fileen openen"
-    assert "".join(pieces.labels([*tokens, data.END])) == "▁keyen▁fileen▁openen"
+    assert pieces.decode([*tokens, END, END, 0]) == "keyen fileen openen"
+    assert "".join(pieces.labels([*tokens, END])) == "▁keyen▁fileen▁openen"
 
 
 def test_scores_of_a_perfect_translation(monkeypatch: pytest.MonkeyPatch) -> None:
