@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..backends.base import Backend
-from ..ops.codes import BLOCK, DETERMINISTIC, KEY, VALUE
+from ..ops.codes import BLOCK, DETERMINISTIC, KEY, QUERY, VALUE, WEIGHT
 from ..ops.shapes import accumulate_dtype, leading_shape
 from ..ops.signature import Options
 from .blocks import BITS, Block, Inputs, Outer, as_softmax, part_of
@@ -288,9 +288,9 @@ class _Backward:
                 assert total is not None
                 if bit in (KEY, VALUE):
                     next(moved).add_(grad)
-                elif place == 0:
+                elif bit == QUERY:
                     total[..., queries.here, :] += grad
-                elif place == 3:
+                elif bit == WEIGHT:
                     total += grad
                 else:
                     part_of(total, queries, piece).add_(grad)

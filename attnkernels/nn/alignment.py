@@ -191,9 +191,7 @@ class StepwiseAttention(Projections):
             context, weights, after = found
             return context, weights, Alignment(after.previous, after.cumulative)
 
-        context, weights, alignment = read_as_forward(self, query, attend)
-        assert alignment is not None
-        return context, weights, alignment
+        return read_as_forward(self, query, attend)
 
     @overload
     def forward(

@@ -302,8 +302,7 @@ class AdditiveAttention(Projections):
                 weights = weights.movedim(-2, 1).flatten(0, 1)
             return context.flatten(0, 1), weights, None
 
-        context, weights, _ = read_as_forward(self, query, attend)
-        return context, weights, None
+        return read_as_forward(self, query, attend)
 
     def read_by(
         self, attend: Callable[[Tensor], Attended]

@@ -169,9 +169,7 @@ class MonotonicAttention(Projections):
             context = (split(weights, batch) @ prepared.value).flatten(0, 1)
             return context, weights, Alignment(previous)
 
-        context, weights, alignment = read_as_forward(self, query, attend)
-        assert alignment is not None
-        return context, weights, alignment
+        return read_as_forward(self, query, attend)
 
     @overload
     def forward(

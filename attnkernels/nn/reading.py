@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .hard import HardChoice
 
 P = TypeVar("P")
+A = TypeVar("A")  # an Alignment, or None
+W = TypeVar("W")  # weights, or None
 Bounds = tuple[Tensor, Tensor]  # start and stop of the keys that take part, (R,) each, int64
 
 
@@ -123,22 +125,23 @@ class Reader:
 
 
 def read_as_forward(
-    module: Any, query: Tensor, attend: Callable[[Tensor], tuple[Tensor, Any, Alignment | None]]
-) -> tuple[Tensor, Any, Alignment | None]:
+    module: Any, query: Tensor, attend: Callable[[Tensor], tuple[Tensor, W, A]]
+) -> tuple[Tensor, W, A]:
     """Return attend(query) through the call of `module`, so that its hooks see every step.
 
     They get the query, and what the `forward` of `module` would return.
     """
-    alignment: Alignment | None = None
+    alignments: list[A] = []
 
     def attended(query: Tensor) -> Any:
-        nonlocal alignment
         context, weights, alignment = attend(query)
+        alignments.append(alignment)
         return context if weights is None else (context, weights)
 
-    found = module(query, Reading(attended))
-    context, weights = (found, None) if isinstance(found, Tensor) else found
-    return context, weights, alignment
+    found: Any = module(query, Reading(attended))
+    if isinstance(found, Tensor):
+        found = found, None
+    return *found, alignments[-1]
 
 
 def beams_of(module: Any, query: Tensor, batch: int) -> int:

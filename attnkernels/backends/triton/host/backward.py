@@ -113,10 +113,7 @@ def _tiles(
         window_tiles = -(-width // tile.BI)
         programs = call.leads * key_tiles * window_tiles
         launch(gradient_kernel, programs, arguments, tile.warps, window_tiles=window_tiles)
-        if grad_value is not None:
-            programs = call.leads * key_tiles * -(-call.dv // configs.VALUE_COLUMNS)
-            more = {"grad_value": grad_value, "BI": 32, "TILE": tile.BI}
-            launch(value_kernel, programs, arguments, tile.warps, **more)
+        _add_values(prepared, arguments, grad_value)
         pairs = ds.view(*call.lead, -1, width)[..., : call.m, : min(width, call.n - first)].mT
         if wanted & BLOCK:
             total.add_(pairs.sum((-2, -1)))
@@ -129,8 +126,7 @@ def _tiles(
 def _runs(
     prepared: Prepared, outer: Outer, total: Tensor, grad_value: Tensor | None
 ) -> sweeps.Sums:
-    call, tile = prepared.call, prepared.tile
-    used = None
+    tile, used = prepared.tile, None
 
     def fill(ds: Tensor, run: Run) -> None:
         nonlocal used
@@ -140,12 +136,19 @@ def _runs(
         arguments |= {"ds": ds, "used": used, "run": run} | bands.NO_WINDOW
         programs = ds.numel() // (tile.BI * tile.BJ)
         launch(gradient_kernel, programs, arguments, tile.warps)
-        if grad_value is not None:
-            programs = call.leads * prepared.key_tiles * -(-call.dv // configs.VALUE_COLUMNS)
-            more = {"grad_value": grad_value, "BI": 32, "TILE": tile.BI}
-            launch(value_kernel, programs, arguments, tile.warps, **more)
+        _add_values(prepared, arguments, grad_value)
 
     return bands.swept(prepared, total, fill)
+
+
+def _add_values(prepared: Prepared, arguments: dict[str, Any], grad_value: Tensor | None) -> None:
+    """Add what the weights of a window or a run give to the gradient of the values, if wanted."""
+    if grad_value is None:
+        return
+    call, tile = prepared.call, prepared.tile
+    programs = call.leads * prepared.key_tiles * -(-call.dv // configs.VALUE_COLUMNS)
+    more = {"grad_value": grad_value, "BI": 32, "TILE": tile.BI}
+    launch(value_kernel, programs, arguments, tile.warps, **more)
 
 
 def _step(
