@@ -118,8 +118,14 @@ def build_info() -> dict[str, str]:
 
 
 def pack_keys(key: Tensor, *, activation: str) -> Tensor | None:
-    """Return exp(gain k) in groups of rows (E7), or None if the kernels take plain keys."""
+    """Return exp(gain k) in groups of rows (E7), or None if the kernels take plain keys.
+
+    Those of 16 bits stay as they are: exponentials in float32 would take twice their bytes, and in
+    16 bits have errors that the budget does not allow.
+    """
     of = ACTIVATIONS[activation]
-    if of.family != "logistic" or not _packs["cuda" if key.is_cuda else "cpu"]:
+    if of.family != "logistic" or key.dtype.itemsize == 2:
+        return None
+    if not _packs["cuda" if key.is_cuda else "cpu"]:
         return None
     return ops.pack_keys(key, of.code)

@@ -97,8 +97,7 @@ def _scores_backward(
 def _pack_keys(*, key: Tensor, **_: Any) -> Tensor:
     m, d = key.shape[-2:]
     groups, width = (m + PANEL - 1) // PANEL, (d + LANE - 1) // LANE * LANE
-    dtype = torch.float16 if key.dtype.itemsize == 2 else key.dtype
-    return key.new_empty((*key.shape[:-2], groups, PANEL + 1, width), dtype=dtype)
+    return _new(key, *key.shape[:-2], groups, PANEL + 1, width)
 
 
 def _forward_jvp(**named: Any) -> tuple[Tensor, ...]:

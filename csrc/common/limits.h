@@ -22,11 +22,4 @@ struct Limits<double> {
                           exp_pair = 1.0070908870280797e152;
 };
 
-// The range in which a float16 holds exp(y) of a key: below exp(`high`); to 11 bits from
-// exp(-`normal`) on, and below that to 2^-25, which is as good for queries whose y is at most
-// `query`.
-struct Float16Limits {
-  static constexpr float high = 11.f, normal = 9.7f, query = 8.f;
-};
-
 }  // namespace attnkernels

@@ -59,8 +59,7 @@ C10_ALWAYS_INLINE V half_sum(const V (&w)[4]) {
 
 // sum_e w_e / x_e with one division, (E9), or sum_e w_e (1 / x_e - 1/2) if Centred. Then the terms
 // of small inputs are small, as f is, and so are the rounding errors of their sum; centre() in
-// weight.h adds up what that takes away. Panels are centred. Rows, which share no sum of w, are
-// not.
+// weight.h adds up what that takes away. Sums over edges, which share no sum of w, are not.
 template <class X, bool Centred>
 struct SharedReciprocal {
   static constexpr int64_t kDepth = 32;

@@ -48,22 +48,6 @@ inline Range<T> range_of(const T* row, int64_t count) {
   return ranges.range();
 }
 
-// The range of prepared keys, as two T in their last row.
-template <class T>
-inline Range<T> load_range(const Matrix& row) {
-  Range<T> range;
-  std::memcpy(&range.high, row.data, sizeof(T));
-  std::memcpy(&range.magnitude, static_cast<const char*>(row.data) + sizeof(T), sizeof(T));
-  return range;
-}
-template <class T>
-inline void store_range(const Output& rows, int64_t at, int64_t width, const Range<T>& range) {
-  char* row = static_cast<char*>(rows.data) + at * element_size(rows.dtype);
-  std::memset(row, 0, width * element_size(rows.dtype));
-  std::memcpy(row, &range.high, sizeof(T));
-  std::memcpy(row + sizeof(T), &range.magnitude, sizeof(T));
-}
-
 // out <- exp(gain * in), padded with zeros to whole vectors, so that an absent hidden unit has
 // x = 1 + 0. Results above the range of the factored forms are undefined, and not used.
 template <int64_t Ahead = 0, class T, class S>

@@ -127,7 +127,7 @@ struct PackKeys {
   Matrix key;  // one (m, d) matrix
   int64_t m, d;
   Activation activation;
-  Output packed;  // (groups, kGroupRows, padded(d)), of T, or of float16 for keys of 16 bits
+  T* packed;  // (groups, kGroupRows, padded(d))
 };
 
 template <class T>

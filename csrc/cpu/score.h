@@ -62,6 +62,7 @@ class Scorer {
     factor_ = f.factor;
     offset_ = f.offset;
     panel_offset_ = f.panel_offset;
+    row_offset_ = f.row_offset;
   }
 
   // Rows i0 .. i0 + rows of the queries.
@@ -106,8 +107,9 @@ class Scorer {
   // after the keys, and are prefetched meanwhile.
   void score(int64_t r0, int64_t rows, T* out, int64_t ldo, const Matrix& next = {}) const {
     auto logistic = [&]<class X>(const X& x, const T* query) {
-      panels(SharedReciprocal<X, true>{x}, query, r0, rows, out, ldo, next);
-      lines(SharedReciprocal<X, false>{x}, query, r0, rows, out, ldo, next);
+      const SharedReciprocal<X, true> form{x};
+      panels(form, query, r0, rows, out, ldo, next);
+      lines(form, query, r0, rows, out, ldo, next);
     };
     switch (variant_) {
       case Variant::factored: logistic(Factored{}, query_exp_); break;
@@ -224,9 +226,9 @@ class Scorer {
     const Matrix packed = item_.packed.at(j0 / kPanel * kGroupRows);
     Range<T> range;
     for (int64_t j = 0; j < keys; j += kPanel)
-      range.include(load_range<T>(packed.at(j / kPanel * kGroupRows + kPanel)));
+      range.include(range_at(packed.at(j / kPanel * kGroupRows + kPanel)));
     choose(range);
-    if (!exponentials() || !holds(packed.dtype, range)) return false;
+    if (!exponentials()) return false;
     keys_ = keys;
     panel_keys_ = panels;
     lines_ = packed;
@@ -239,12 +241,10 @@ class Scorer {
     return true;
   }
 
-  // True if exponentials of keys in this range are as good in `dtype` as the queries need.
-  bool holds(Dtype dtype, const Range<T>& key) const {
-    using Limit = Float16Limits;
-    if (dtype != Dtype::f16) return true;
-    return gain() * key.high <= Limit::high &&
-           (gain() * key.magnitude <= Limit::normal || gain() * query_range_.high <= Limit::query);
+  // The range of a group of prepared keys, from its last row.
+  static Range<T> range_at(const Matrix& row) {
+    const T* stored = static_cast<const T*>(row.data);
+    return {stored[0], stored[1]};
   }
 
   void transpose(const Rows<T>& rows) {
@@ -278,7 +278,7 @@ class Scorer {
                  next.data ? next.at(j) : next);
       });
     }
-    finish(rows, out, ldo, panel_keys_, keys_, offset_);
+    finish(rows, out, ldo, panel_keys_, keys_, row_offset_);
   }
 
   const Item& item_;
@@ -286,7 +286,7 @@ class Scorer {
   int64_t keys_ = 0, panel_keys_ = 0, group_ = kPanel;  // of lines, `group_` rows per kPanel keys
   Activation activation_;
   int power_;
-  T negative_slope_, factor_, offset_, panel_offset_, exponent_ = 0, spread_ = 0;
+  T negative_slope_, factor_, offset_, panel_offset_, row_offset_, exponent_ = 0, spread_ = 0;
   T *w_, *query_exp_, *query_raw_, *key_raw_, *key_exp_, *panels_;
   Rows<T> key_rows_{};
   Matrix lines_;
@@ -300,19 +300,18 @@ template <class T>
 void pack_group(const PackKeys<T>& p, int64_t group) {
   const int64_t width = padded(p.d), j0 = group * kPanel, keys = std::min(kPanel, p.m - j0);
   if (!width) return;
-  std::vector<T> raw(width), row(width);
+  std::vector<T> raw(width);
   Ranges<T> ranges;
-  int64_t at = group * kGroupRows * width;
-  for (int64_t j = 0; j < kPanel; j++, at += width) {
-    if (j < keys)
-      typed<T>(in_line(p.key.at(j0 + j), 1, p.d, width, raw.data()), [&](const auto* in) {
-        exponentiate(row.data(), in, p.d, static_cast<T>(info(p.activation).gain), ranges);
-      });
-    else
-      std::fill(row.begin(), row.end(), T(0));
-    store_row(p.packed.data, p.packed.dtype, at, row.data(), width);
-  }
-  store_range(p.packed, at, width, ranges.range());
+  T* row = p.packed + group * kGroupRows * width;
+  for (int64_t j = 0; j < keys; j++, row += width)
+    typed<T>(in_line(p.key.at(j0 + j), 1, p.d, width, raw.data()), [&](const auto* in) {
+      exponentiate(row, in, p.d, static_cast<T>(info(p.activation).gain), ranges);
+    });
+  std::fill(row, p.packed + (group + 1) * kGroupRows * width, T(0));
+  const Range<T> range = ranges.range();
+  row += (kPanel - keys) * width;
+  row[0] = range.high;
+  row[1] = range.magnitude;
 }
 
 }  // namespace CPU_CAPABILITY

@@ -153,14 +153,12 @@ inline Vec<T> exp_weight(Vec<T> x) {
 }
 
 // The weights of a row, exp(s - high) / total. They are not exp(s - lse): lse is rounded, by as
-// much as it is large. Of prepared keys, s may be a little above the maximum that was found.
+// much as it is large.
 template <class T>
 struct Weigh {
   Vec<T> high, total;
   Weigh(T high, T total) : high(high), total(total) {}
-  C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> s) const {
-    return exp_weight(at_most(s - high, Vec<T>(T(0)))) / total;
-  }
+  C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> s) const { return exp_weight(s - high) / total; }
 };
 
 }  // namespace CPU_CAPABILITY

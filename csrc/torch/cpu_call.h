@@ -23,11 +23,6 @@ inline std::vector<int64_t> offsets(const Tensor& t, int64_t total, const char* 
   return out;
 }
 
-// Prepared keys take no more bytes than the keys themselves.
-inline ScalarType packed_type(const Tensor& key) {
-  return bytes_of(key.scalar_type()) == 2 ? ScalarType::Half : key.scalar_type();
-}
-
 class Call {
  public:
   using Items = cpu::Items;
@@ -208,7 +203,7 @@ class Call {
 
   void take_packed(const Tensor& packed, const Tensor& query, bool logistic) {
     const int64_t rank = packed.dim();
-    const ScalarType type = packed_type(query);
+    const ScalarType type = accumulator(query);
     const bool fits = rank >= 3 && packed.size(rank - 3) == group_count(m) &&
                       packed.size(rank - 2) == kGroupRows && packed.size(rank - 1) == padded(d) &&
                       packed.scalar_type() == type && packed.is_contiguous();

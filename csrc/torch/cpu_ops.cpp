@@ -208,17 +208,15 @@ Tensor pack_keys(const Tensor& key, int64_t activation) {
                 groups = group_count(m);
   Leading leading;
   leading.include(key, 2);
-  Tensor packed =
-      empty(key, leading.with({groups, kGroupRows, width}), packed_type(key), "packed_key");
+  Tensor packed = empty(key, leading.with({groups, kGroupRows, width}), "packed_key");
   TorchHost torch(key, key.numel());
   dispatch(key, [&](auto t, const auto& table) {
     using T = decltype(t);
     const Slices at = slices(key, 2, leading);
     torch.host.run(leading.count() * groups, [&](int64_t task, int64_t) {
-      Output out = output_of(packed);
-      out.data = static_cast<char*>(out.data) +
-                 task / groups * groups * kGroupRows * width * element_size(out.dtype);
-      table.pack(PackKeys<T>{at[task / groups], m, size_from_end(key, 1), f, out}, task % groups);
+      const int64_t b = task / groups;
+      T* out = data<T>(packed) + b * groups * kGroupRows * width;
+      table.pack(PackKeys<T>{at[b], m, size_from_end(key, 1), f, out}, task % groups);
     });
   });
   return packed;

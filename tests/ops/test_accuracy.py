@@ -25,8 +25,9 @@ def test_the_usual_error(shape: tuple[int, int, int, int], scale: float) -> None
     assert all(ratios[name] <= LIMIT for name in NAMES), ratios
 
 
-def test_scores_of_small_inputs() -> None:
+@pytest.mark.parametrize("n, m, d", [(5, 65, 512), (5, 65, 2048), (13, 36, 1024)])
+def test_scores_of_small_inputs(n: int, m: int, d: int) -> None:
     """Sums of w / (1 + exp(y)) would have errors as large as w, whatever the size of the scores."""
-    for _ in range(10):
-        query, key = (normal(1, rows, 512, size=1e-3, grad=False) for rows in (5, 65))
-        check_scores(query, key, normal(512, size=512**-0.5, grad=False), backend="native")
+    for _ in range(20):
+        query, key = (normal(1, rows, d, size=1e-3, grad=False) for rows in (n, m))
+        check_scores(query, key, normal(d, size=d**-0.5, grad=False), backend="native")

@@ -116,6 +116,15 @@ def test_gradients_where_scores_are_huge(backend: str, dtype: torch.dtype) -> No
     assert all(grad.isfinite().all() for grad in grads)
 
 
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize("n", [1, 12])
+def test_half_types_are_as_exact_as_plain_keys(backend: str, n: int, dtype: torch.dtype) -> None:
+    """Log-sum-exp is in float32, and the backward's scores are those of the forward."""
+    query, key, value, _ = make((2, n, 40, 33, 7), dtype)
+    weight = normal(33, dtype=dtype)
+    check_attention(query, key, value, weight, backend=prepared(backend), return_lse=True)
+
+
 def equal(chosen: AdditiveMemory, anew: AdditiveMemory, query: Tensor, *leaves: Tensor) -> None:
     """Assert that two memories give the same bits, in forward and backward."""
     assert isinstance(chosen, AdditiveMemory)
@@ -218,7 +227,7 @@ def test_under_autocast(backend: str) -> None:
         assert inside.key.dtype == wanted.dtype == BF16
         narrow = [x.detach().to(BF16) for x in (query, key, value, weight, mask)]
         found = inside.attend(query, attn_mask=mask)
-        assert torch.equal(outside.attend(query, attn_mask=mask), found)
+        assert torch.equal(outside.attend(query, attn_mask=mask), wanted)
     *narrow, mask = narrow
     assert torch.equal(found, prepared(backend)(*narrow, attn_mask=mask))
 
