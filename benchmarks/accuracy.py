@@ -101,14 +101,14 @@ def error_ratios(
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("--backend", default="native")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     print("| B x n x m x d | scale | context | dq | dk | dv | dw |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for shape in SHAPES:

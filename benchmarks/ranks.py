@@ -186,7 +186,7 @@ def compare(size: int, runs: list[Run]) -> list[dict[str, Any]]:
     return found
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks")
     parser.add_argument("--length", type=int, default=4096)
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--delays", action="store_true", help="only a slow network")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     shape = options.length, options.dim
     if options.delays:
         runs = [Run(*shape, False, delay, options.repeats) for delay in DELAYS]

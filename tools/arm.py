@@ -140,11 +140,11 @@ def test(processor: str, tests: Sequence[str]) -> int:
     )
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.arm", description=__doc__)
     parser.add_argument("tests", nargs="*", default=TESTS, help="as pytest takes them")
     parser.add_argument("--processor", choices=PROCESSORS, action="append", help="instead of both")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if missing := why_not():
         print(missing, file=sys.stderr)
         return 1

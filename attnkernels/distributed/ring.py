@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..backends.base import Backend
 from ..ops.codes import BLOCK, DETERMINISTIC, KEY, QUERY, VALUE, WEIGHT
-from ..ops.shapes import accumulate_dtype, leading_shape
+from ..ops.shapes import accumulate_dtype, attention_lead
 from ..ops.signature import Options
 from .blocks import BITS, Block, Inputs, Outer, as_softmax, part_of
 from .shards import Rows, Window, cut
@@ -172,13 +172,7 @@ class RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, *tensors: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         given = Inputs(*tensors)
-        lengths, mask = plan.options.key_lengths, given.attn_mask
-        lead = leading_shape(
-            *(x.shape[:-2] for x in given[:3]),
-            given.weight.shape[:-1],
-            () if mask is None else mask.shape[:-2],
-            () if lengths is None else lengths.shape,
-        )
+        lead = attention_lead(*given, plan.options.key_lengths)
         n, wanted = given.query.shape[-2], plan.options.return_weights
         sums = Sums(given.query, lead, n, given.value.shape[-1])
         whole = sums.context.new_zeros(*lead, n, plan.m) if wanted else None

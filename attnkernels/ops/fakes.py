@@ -25,7 +25,7 @@ from .codes import (
     WEIGHT,
     find_activation,
 )
-from .shapes import accumulate_dtype, by_row, leading_shape
+from .shapes import accumulate_dtype, attention_lead, by_row, leading_shape
 from .signature import SIGNATURES, Operator
 
 
@@ -203,11 +203,8 @@ def _lead(query: Tensor, key: Tensor, weight: Tensor, *others: tuple[int, ...]) 
 def _attention_lead(
     query: Tensor, key: Tensor, value: Tensor, weight: Tensor, **others: Any
 ) -> tuple[int, ...]:
-    attn_mask = others["attn_mask"]
-    mask_lead = () if attn_mask is None else attn_mask.shape[:-2]
-    bounds = (others[name] for name in ("key_lengths", "key_starts"))
-    leads = (() if x is None else x.shape for x in bounds)
-    return _lead(query, key, weight, value.shape[:-2], mask_lead, *leads)
+    attn_mask, *bounds = (others[name] for name in ("attn_mask", "key_lengths", "key_starts"))
+    return attention_lead(query, key, value, weight, attn_mask, *bounds)
 
 
 def _gradient(x: Tensor, wanted: int) -> Tensor:

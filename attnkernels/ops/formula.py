@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .dropout import keep_mask
 from .key_blocks import in_blocks
-from .shapes import accumulate_dtype, combine_masks, leading_shape, present_keys
+from .shapes import accumulate_dtype, attention_lead, combine_masks, present_keys
 from .signature import Options
 
 # f of (E1) by its name; its arguments are x = q + k and the negative slope.
@@ -57,15 +57,7 @@ def _attention(
     batch (*L) numbers the leading entries for dropout; by default in row-major order.
     """
     attn_mask, key_lengths, key_starts, *_ = options
-    lead = leading_shape(
-        query.shape[:-2],
-        key.shape[:-2],
-        value.shape[:-2],
-        weight.shape[:-1],
-        () if attn_mask is None else attn_mask.shape[:-2],
-        () if key_lengths is None else key_lengths.shape,
-        () if key_starts is None else key_starts.shape,
-    )
+    lead = attention_lead(query, key, value, weight, attn_mask, key_lengths, key_starts)
     n, m = query.shape[-2], key.shape[-2]
     acc = accumulate_dtype(query.dtype)
     q, k, u, w = (x.to(acc) for x in (query, key, value, weight))
@@ -101,7 +93,7 @@ def _packed(
     ends_k: list[int],
 ) -> tuple[Tensor, None, Tensor]:
     """Return context (*L, total_q, dv) and lse (*L, total_q), in a loop over the sequences."""
-    lead = leading_shape(query.shape[:-2], key.shape[:-2], value.shape[:-2], weight.shape[:-1])
+    lead = attention_lead(query, key, value, weight, None)
     sequences = max(1, len(ends_q) - 1)  # if there are no sequences, one without rows
     first = torch.arange(prod(lead), device=query.device).view(lead) * sequences
     contexts, lses = [], []

@@ -38,6 +38,25 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(result)
 
 
+def attention_lead(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    weight: Tensor,
+    attn_mask: Tensor | None,
+    *bounds: Tensor | None,
+) -> tuple[int, ...]:
+    """Return the leading shape of an attention; `bounds` are its lengths and starts of keys."""
+    return leading_shape(
+        query.shape[:-2],
+        key.shape[:-2],
+        value.shape[:-2],
+        weight.shape[:-1],
+        () if attn_mask is None else attn_mask.shape[:-2],
+        *(x.shape for x in bounds if x is not None),
+    )
+
+
 def by_row(
     like: Tensor, shape: tuple[int, ...], trailing: int, dtype: torch.dtype | None = None
 ) -> Tensor:

@@ -41,7 +41,7 @@ with needs("profile", "matplotlib"):  # checked now, because drawing comes after
     from rich.live import Live
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from . import ranks, report, tables
+    from . import report, tables
 
 LENGTHS = [2**power for power in range(6, 17)]  # 64 to 65,536
 DEFAULT_SECONDS = 60.0  # per call of a default length, so that the default run takes minutes
@@ -66,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
         files.check_figure("--plot", options.plot)
         device = find(options.device)
         if options.distributed:
+            from . import ranks  # torch.distributed takes a second to load
+
             ranks.check(options)
         check_memory(lengths[-1], options.dim, free_memory())
         _check_inputs(device, lengths[-1], options.dim)

@@ -18,7 +18,7 @@ from ..distributed import context_parallel_attention, split_sequence, transfer
 from ..measure import files
 from ..measure.device import Device
 from . import tables
-from .sweep import WARM_UP
+from .sweep import WARM_UP, call_of
 from .text import Attended, Text, encode
 from .units import show_mib, show_ms
 
@@ -74,13 +74,13 @@ def _row(
     group = dist.group.WORLD
     assert group is not None
     *whole, weight = (x.to(device.type) for x in encoded)
-    own = [split_sequence(x[:, :length], group).contiguous() for x in whole]
+    query, key, value = (split_sequence(x[:, :length], group).contiguous() for x in whole)
     attention: Callable[..., Any] = partial(
         context_parallel_attention, mesh_or_group=group, backend=backend
     )
     if options.window is not None:
         attention = partial(attention, window_size=(options.window, options.window))
-    call = partial(_call, attention, [*own, weight], options.backward)
+    call = call_of(attention, Attended(query, key, value, weight), options.backward)
     waits: list[float] = []
     transfer.observers.append(waits.append)
     try:
@@ -106,15 +106,6 @@ def _gathered(mine: Tensor, device: Device) -> Tensor:
     every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(every, mine)
     return torch.stack(every).cpu()
-
-
-def _call(attention: Callable[..., Tensor], inputs: list[Tensor], backward: bool) -> object:
-    if not backward:
-        with torch.no_grad():
-            return attention(*inputs)
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    context = attention(*leaves)
-    return context, torch.autograd.grad(context, leaves, inputs[2])
 
 
 def _show(

@@ -155,7 +155,7 @@ def sweep(
     """
     for method in todo:
         if not method.compiled:
-            _call(method.attention, _cut(inputs, WARM_UP), backward)()
+            call_of(method.attention, _cut(inputs, WARM_UP), backward)()
     for length in lengths:
         cut = _cut(inputs, length)
         for method in todo:
@@ -190,7 +190,7 @@ def _cut(inputs: Attended, length: int) -> Attended:
     return Attended(query[:, :length], key[:, :length], value[:, :length], weight)
 
 
-def _call(attention: Attention, inputs: Attended, backward: bool) -> Callable[[], object]:
+def call_of(attention: Attention, inputs: Attended, backward: bool) -> Callable[[], object]:
     """Return a call of the forward without a graph, or of both passes with a fresh graph."""
     if not backward:
 
@@ -218,7 +218,7 @@ def _run(
     if method.compiled:
         torch.compiler.reset()  # compile the best code for each shape
         attention = torch.compile(attention, dynamic=False)
-    call = _call(attention, inputs, backward)
+    call = call_of(attention, inputs, backward)
     if method.compiled or device.warms_up:
         call()
     first = device.measure(call)

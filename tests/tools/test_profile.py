@@ -296,7 +296,7 @@ def test_the_naive_formula_is_the_formula() -> None:
 def small_calls(backward: bool) -> Any:
     """Use the naive formula at 1x384x384x64: 36 MiB per tensor, which glibc maps separately."""
     given = text.Attended(*(torch.randn(1, 384, 64) for _ in range(3)), torch.randn(64))
-    return sweep._call(naive_attention, given, backward)
+    return sweep.call_of(naive_attention, given, backward)
 
 
 @pytest.mark.parametrize("measure", [memory._resident, memory._profiled])

@@ -62,7 +62,7 @@ def fused(name, backward):
     given = text.Attended(*(torch.randn(1, 4000, 64) for _ in range(3)), torch.randn(64))
     methods = sweep.methods(64, backward, False, "native", 1, 1, window=256)
     (method,) = (m for m in methods if m.name == name)
-    call = sweep._call(method.attention, given, backward)
+    call = sweep.call_of(method.attention, given, backward)
     call()
     return method.needed_bytes(4000) / memory.measure(call).peak_bytes
 
