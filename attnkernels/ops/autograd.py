@@ -35,6 +35,7 @@ from .signature import (
     Signature,
     Values,
 )
+from .unmasked import shortened
 
 
 def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
@@ -57,6 +58,7 @@ def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
         gradient,
         keep_outputs=True,
         fused=Jvp(op, plain.forward_jvp, FORWARD_JVP, FORWARD, gradient),
+        alone=shortened(ops.forward),
     )
     backward = _function(
         ops.scores_backward,
@@ -146,16 +148,19 @@ def _function(
     gradient: Operator,
     keep_outputs: bool = False,
     fused: Jvp | None = None,
+    alone: Operator | None = None,
 ) -> Operator:
     """Return `op` with the derivative `gradient`, used if one may be needed.
 
     Where an input has a tangent, `fused` replaces `op` if it exists, or else `by_formula`, which
     differentiates itself in every mode.
+    `alone` computes calls that are not differentiated, by default `op`.
     The first `leaves` arguments may require a gradient, or all tensors if `leaves` is None. Tensors
     are saved, and the outputs if requested; the other arguments become ctx.options.
     """
     tensors = len(signature.tensors)
     leaves = tensors if leaves is None else leaves
+    alone = op if alone is None else alone
 
     def keep(ctx: Any, inputs: Values, output: Any) -> None:
         saved = *inputs[:tensors], *(output if keep_outputs else ())
@@ -260,7 +265,7 @@ def _function(
             for x in inputs[:leaves]:
                 if x is not None and x.requires_grad:
                     return Plain.apply(*(_distinct(inputs) if is_dynamo_compiling() else inputs))
-        return op(*inputs)
+        return alone(*inputs)
 
     traced = composite(op, apply)
     return apply

@@ -65,6 +65,14 @@ def implement(full: str, function: Operator, dispatch_key: str) -> None:
     _library.impl(full, checked, dispatch_key)
 
 
+def implement_by_others(op: Any, function: Operator) -> None:
+    """Give an overload that the library defines, for some devices, `function` for all others."""
+    name = op._schema.name.split("::")[1] + "." + op._schema.overload_name
+    if name not in _ready:
+        _library.impl(name, function, "CompositeImplicitAutograd")
+        _ready[name] = op
+
+
 def composite(op: Any, function: Operator) -> Operator:
     """Return an operator that is `function` of the arguments of `op`, itself made of operators.
 

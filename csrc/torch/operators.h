@@ -87,6 +87,18 @@ struct Operators {
     });
   }
 
+  static Tensors3 unmasked(const Tensor& query, const Tensor& key, const Tensor& value,
+                           const Tensor& weight, const Maybe& packed_key, const Maybe& seed,
+                           double dropout_p) {
+    return naming_memory([&] {
+      Arguments in{query, key, weight, Activation::tanh, 0, 1, &value};
+      in.packed_key = given(packed_key);
+      in.seed = given(seed);
+      in.dropout_p = dropout_p;
+      return Device::forward(in, false);
+    });
+  }
+
   static Tensors5 backward(const Maybe& grad_context, const Maybe& grad_lse,
                            const Maybe& grad_weights, const Tensor& query, const Tensor& key,
                            const Tensor& value, const Tensor& weight, const Maybe& attn_mask,
@@ -177,6 +189,7 @@ struct Operators {
 
   static void implement(torch::stable::detail::StableLibrary& m) {
     m.impl("native_forward", TORCH_BOX(&forward));
+    m.impl("native_forward.unmasked", TORCH_BOX(&unmasked));
     m.impl("native_backward", TORCH_BOX(&backward));
     m.impl("native_scores", TORCH_BOX(&scores));
     m.impl("native_scores_backward", TORCH_BOX(&scores_backward));

@@ -13,6 +13,10 @@ inline void define_operators(torch::stable::detail::StableLibrary& m) {
       "cu_seqlens_k, Tensor? packed_key, Tensor? seed, float dropout_p, int? window_left, int? "
       "window_right, int activation, float negative_slope, float scale, bool return_weights) -> "
       "(Tensor context, Tensor lse, Tensor weights)");
+  // The same without masks, for tanh: arguments take longer to pass than a small call to compute.
+  m.def(
+      "native_forward.unmasked(Tensor query, Tensor key, Tensor value, Tensor weight, Tensor? "
+      "packed_key, Tensor? seed, float dropout_p) -> (Tensor context, Tensor lse, Tensor weights)");
   m.def(
       "native_backward(Tensor? grad_context, Tensor? grad_lse, Tensor? grad_weights, "
       "Tensor query, Tensor key, Tensor value, Tensor weight, Tensor? attn_mask, Tensor? "

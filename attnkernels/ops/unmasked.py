@@ -1,0 +1,66 @@
+"""The overload of the forward for small calls, which has few arguments.
+
+An argument of an operator takes 0.1 us to pass, and there are eighteen: more than a step over some
+keys takes to compute.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
+from torch.compiler import is_dynamo_compiling
+
+from .codes import ACTIVATIONS
+from .schema import implement_by_others
+from .signature import Operator, Options
+
+_TANH = ACTIVATIONS["tanh"].code
+
+
+def shortened(op: Any) -> Operator:
+    """Return the forward `op`, by its overload `unmasked` where that has all arguments.
+
+    Only the usual overload is traced or seen by a dispatch mode. An `op` without the other is
+    returned as it is.
+    """
+    if "unmasked" not in op.overloadpacket.overloads():
+        return op
+    unmasked = op.overloadpacket.unmasked
+    usual = Options()._replace(activation=_TANH)  # type: ignore[arg-type]
+
+    def by_usual(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        weight: Tensor,
+        packed_key: Tensor | None,
+        seed: Tensor | None,
+        dropout_p: float,
+    ) -> Any:
+        given = usual._replace(packed_key=packed_key, seed=seed, dropout_p=dropout_p)
+        return op(query, key, value, weight, *given)
+
+    implement_by_others(unmasked, by_usual)
+    call = unmasked._op  # without the Python function of an OpOverload, which adds 0.1 us
+
+    def forward(
+        query: Tensor, key: Tensor, value: Tensor, weight: Tensor, attn_mask: Any, key_lengths: Any,
+        key_starts: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, packed_key: Any, seed: Any,
+        dropout_p: float, window_left: Any, window_right: Any, activation: int,
+        negative_slope: float, scale: float, return_weights: bool,
+    ) -> Any:  # fmt: skip
+        if (
+            attn_mask is key_lengths is key_starts is cu_seqlens_q is window_left is window_right is
+            None and activation == _TANH and scale == 1.0 and not return_weights
+            and not is_dynamo_compiling() and not _len_torch_dispatch_stack()
+        ):  # fmt: skip
+            return call(query, key, value, weight, packed_key, seed, dropout_p)
+        return op(
+            query, key, value, weight, attn_mask, key_lengths, key_starts, cu_seqlens_q,
+            cu_seqlens_k, packed_key, seed, dropout_p, window_left, window_right, activation,
+            negative_slope, scale, return_weights,
+        )  # fmt: skip
+
+    return forward
