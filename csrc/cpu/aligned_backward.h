@@ -81,7 +81,8 @@ struct AlignedChunk {
       V to_query = load(query + at_t), to_weight = load(weight + at_t);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
-        const V x = acc[r][c], ds(grad[r]), dk = ds * w * (x * (V(T(1)) - x));  // (E5), (E8)
+        const V e = acc[r][c], x = reciprocal(e + V(T(1))), ds(grad[r]);
+        const V dk = ds * w * (e * x * x);  // (E5), (E8): 1 - x = e x
         to_query = to_query + dk;
         to_weight = fmadd(ds, x - V(T(0.5)), to_weight);
         dk.store(out + r * kGroup + c * kLanes<T>);

@@ -15,8 +15,10 @@ C10_ALWAYS_INLINE void add_scores(const AlignedOperands<T>& at, int64_t b, int64
   for (int r = 0; r < R; r++) {
     total[r] = Vec<T>(T(0));
 #pragma GCC unroll 4
-    for (int c = 0; c < C; c++)
-      total[r] = fmadd(load(at.weight + t + c * kLanes<T>), acc[r][c] - Vec<T>(T(0.5)), total[r]);
+    for (int c = 0; c < C; c++) {  // tanh(x) = -2 (1 / (1 + exp(2 x)) - 1/2)
+      const Vec<T> half = reciprocal(acc[r][c] + Vec<T>(T(1))) - Vec<T>(T(0.5));
+      total[r] = fmadd(load(at.weight + t + c * kLanes<T>), half, total[r]);
+    }
   }
   if constexpr (R == 4) {
     T four[kLanes<T>];

@@ -74,15 +74,6 @@ C10_ALWAYS_INLINE void for_rows(int64_t count, const F& f) {
   for (; i < count; i++) f(std::integral_constant<int, 1>{}, i);
 }
 
-// 1 / (1 + exp(2 x)): tanh(x) = 1 - 2 r, (E7).
-template <class T>
-struct Logistic {
-  Direct<T> direct{T(2), Limits<T>::pair};
-  C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> x) const {
-    return reciprocal(direct(x, Vec<T>(T(0))));
-  }
-};
-
 // Copies of the operands of one worker, padded with zeros.
 template <class T>
 struct AlignedOperands {
@@ -119,7 +110,7 @@ struct AlignedOperands {
       prefetch<2>(reinterpret_cast<const char*>(rows + i * p.d + t), C * kLanes<T> * sizeof(T));
   }
 
-  // The logistic of the sums of the query and R keys from j on, for C vectors of columns.
+  // exp(2 x), (E7), of the sums x of the query and R keys from j on, for C vectors of columns.
   template <int R, int C>
   C10_ALWAYS_INLINE void tile(Vec<T> (&acc)[R][C], int64_t b, int64_t j, int64_t t,
                               int64_t count) const {
@@ -132,11 +123,12 @@ struct AlignedOperands {
       }
     for (int64_t c = 0; c < p.channels; c++)
       multiply(acc, seen + c * length + j, 1, 1, filter_row(c, 0) + t, width, p.taps);
-    const Logistic<T> logistic;
+    const Direct<T> direct(T(2), Limits<T>::pair);
+    const Vec<T> zero(T(0));
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-      for (int c = 0; c < C; c++) acc[r][c] = logistic(acc[r][c]);
+      for (int c = 0; c < C; c++) acc[r][c] = direct.exponential(acc[r][c], zero);
   }
 
  private:

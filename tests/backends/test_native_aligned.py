@@ -87,6 +87,14 @@ def test_sums_of_any_size(size: float) -> None:
         assert_within_budget(x, y, z, magnitude=terms, name=name)
 
 
+def test_slopes_of_saturated_units_do_not_cancel() -> None:
+    query = torch.linspace(-12, 12, 48).unsqueeze(0)
+    rest = torch.zeros(1, 1, 48), torch.ones(48), torch.zeros(1, 1, 1), torch.zeros(1, 1, 48)
+    found = native.aligned_scores_backward(torch.ones(1, 1), query, *rest, 1.0, None, None, None)
+    wanted = 1 / torch.cosh(query.double()).square()
+    torch.testing.assert_close(found[0].double(), wanted, rtol=3e-6, atol=0)
+
+
 def test_gradients_are_added() -> None:
     inputs, grad = [x.to(F32) for x in make(SIZES[3])], torch.randn(2, 36)
     once, added = by_kernel(inputs, grad, 1.0), by_kernel(inputs, grad, 1.0, 2.0)
