@@ -40,9 +40,6 @@ class Inputs(NamedTuple):
     filter: Tensor
 
 
-SHARED = 2, 4, 5  # the places of key, weight and filter, whose gradients are sums over steps
-
-
 class Scoring(NamedTuple):
     """The arguments of `additive_attention` that a step has besides."""
 
@@ -131,15 +128,12 @@ def add_gradients(
         weights: those that the step returned.
         sums: the gradients of key, weight and filter so far, which are changed; None is zero.
     """
-    of_query, of_seen, *_ = wanted
-    shared = [wanted[at] for at in SHARED]
+    of_query, of_seen, of_key, _, of_weight, of_filter = wanted
     if not has_kernel(inputs, scoring):
-        wanted = tuple(
-            want and name != "value" for name, want in zip(Inputs._fields, wanted, strict=True)
-        )
-        found = differentiate(inputs, scoring, wanted, grads, False)
-        each = (found[at] for at in SHARED)
-        return [*found[:2], *(_sum(x, y) for x, y in zip(sums, each, strict=True))]
+        but_value = of_query, of_seen, of_key, False, of_weight, of_filter
+        dquery, dseen, dkey, _, *others = differentiate(inputs, scoring, but_value, grads, False)
+        each = zip(sums, (dkey, *others), strict=True)
+        return [dquery, dseen, *(_sum(total, found) for total, found in each)]
     query, seen, key, value, weight, filter = (x.detach() for x in inputs)
     dcontext, arriving = grads
     if dcontext is not None:
@@ -150,7 +144,9 @@ def add_gradients(
     dscores = rows - weights * rows.sum(-1, keepdim=True)  # (E4)
     sums = [
         (torch.zeros_like(x) if total is None else total.contiguous()) if want else None
-        for x, total, want in zip((key, weight, filter), sums, shared, strict=True)
+        for x, total, want in zip(
+            (key, weight, filter), sums, (of_key, of_weight, of_filter), strict=True
+        )
     ]
     dquery, dseen = native.aligned_scores_backward(
         dscores.squeeze(1), query.squeeze(1), key, weight, _padded(seen, filter), filter,
