@@ -123,11 +123,12 @@ def cpu_steps() -> list[Step]:
     return [
         compile_step(binding / "cpu_ops.cpp", OBJECTS / "cpu_ops.o", STABLE_ABI),
         compile_step(binding / "cpu_edges.cpp", OBJECTS / "cpu_edges.o", STABLE_ABI),
+        compile_step(binding / "cpu_aligned.cpp", OBJECTS / "cpu_aligned.o", STABLE_ABI),
         compile_step(cpu / "isa.cpp", OBJECTS / "isa.o", []),
         *(
             compile_step(cpu / f"{name}.cpp", OBJECTS / f"{name}_{isa}.o", isa_flags(isa))
             for isa in ISAS
-            for name in ("kernels", "edge_kernels")
+            for name in ("kernels", "edge_kernels", "aligned_kernels")
         ),
     ]
 

@@ -76,6 +76,7 @@ def _watch_signals() -> None:
 if _missing is None and not _emulated:
     _watch_signals()
 _sorts = _implemented("sort_edges", "CPU")
+_aligns = _implemented("aligned_scores", "CPU")
 _packs = {"cpu": _implemented("pack_keys", "CPU"), "cuda": _implemented("pack_keys", "CUDA")}
 
 
@@ -104,6 +105,35 @@ def sorts(ends: Tensor) -> bool:
 def sort_edges(ends: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
     """Return where the edges of each node begin, (nodes + 1,), and their stable order, (E,)."""
     return ops.sort_edges(ends, nodes)
+
+
+def aligns(key: Tensor) -> bool:
+    """Return True if `aligned_scores` takes keys like these."""
+    return key.is_cpu and _aligns and key.dtype in (torch.float32, _FLOAT64)
+
+
+def aligned_scores(
+    query: Tensor, key: Tensor, weight: Tensor, seen: Tensor, filter: Tensor, scale: float
+) -> Tensor:
+    """Return the scores (B, m) of single queries (B, d) to keys that see earlier weights.
+
+    All tensors are contiguous. `seen` is padded, (B, c, m + taps - 1); see `functional.stepwise`.
+    """
+    return ops.aligned_scores(query, key, weight, seen, filter, scale)
+
+
+def aligned_scores_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    weight: Tensor,
+    seen: Tensor,
+    filter: Tensor,
+    scale: float,
+    *sums: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of query and seen; add those of key, weight and filter to `sums`."""
+    return ops.aligned_scores_backward(grad, query, key, weight, seen, filter, *sums, scale)
 
 
 def build_info() -> dict[str, str]:

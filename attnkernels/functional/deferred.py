@@ -85,7 +85,7 @@ class RepeatedMemory:
 
     def attend(self, query: Tensor) -> Pair:
         """Return context (*lead, 1, dv) of query (*lead, 1, d), and weights (*lead, 1, m)."""
-        if _hooks_save_tensors():
+        if hooks_save_tensors():
             return self.memory.attend(query, return_weights=True)
         if self.deferred is not None and self.deferred.progress.done:
             self.begun, self.deferred = False, None
@@ -114,15 +114,19 @@ def learns(memory: AdditiveMemory) -> bool:
     False, with the same results, under transforms of `torch.func` and torch.compile too: neither
     can trace gradients that wait for each other.
     """
+    tensors = memory.key, memory.value, memory.weight
+    learning = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return learning and in_plain_autograd()
+
+
+def in_plain_autograd() -> bool:
+    """Return False inside a level of forward-mode AD, a transform or a traced function."""
     if forward_ad._current_level >= 0:
         return False
-    if _are_functorch_transforms_active() or is_dynamo_compiling():
-        return False
-    tensors = memory.key, memory.value, memory.weight
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return not _are_functorch_transforms_active() and not is_dynamo_compiling()
 
 
-def _hooks_save_tensors() -> bool:
+def hooks_save_tensors() -> bool:
     """Return True inside of `torch.autograd.graph.saved_tensors_hooks`."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
@@ -175,7 +179,7 @@ class _Keys(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> NoReturn:
-        _refuse_tangents()
+        refuse_tangents()
 
 
 class _Step(torch.autograd.Function):
@@ -205,16 +209,16 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> NoReturn:
-        _refuse_tangents()
+        refuse_tangents()
 
 
 def _refuse_forward_transforms() -> None:
     """Raise before torch.func does: it misses `setup_context`, which would not help."""
     if forward_ad._current_level >= 0 and _are_functorch_transforms_active():
-        _refuse_tangents()
+        refuse_tangents()
 
 
-def _refuse_tangents() -> NoReturn:
+def refuse_tangents() -> NoReturn:
     raise NotImplementedError(
         "forward-mode derivatives cannot pass through deferred gradients: make the memory, or call"
         " the module, inside the level of forward-mode AD, which turns them off"

@@ -1,6 +1,5 @@
 """Modules of additive attention: projections, decoders, graphs, pointers, pooling, and searches."""
 
-from .alignment import AlignmentState, ProjectedMemory
 from .attention import AdditiveAttention, PreparedMemory
 from .coverage import CoverageAttention, coverage_loss
 from .decoding import Decoded, beam_search, greedy_search
@@ -11,6 +10,7 @@ from .monotonic import MonotonicAttention, expected_alignment
 from .pointer import PointerHead
 from .pointer_generator import PointerGenerator
 from .pooling import AttentionPooling
+from .projected import AlignmentState, ProjectedMemory
 from .projections import Projections
 from .reading import Alignment, DecoderAttention
 from .rnn import AttentionRNN

@@ -2,92 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 
 from ..functional import checks
 from ..functional.attention import additive_attention
-from ..functional.memory import described
 from ..functional.results import Pair
+from ..functional.stepwise import StepwiseMemory, recomputes
 from . import inputs
 from .calls import Reading
-from .inputs import present, zero_padding
+from .inputs import present
+from .projected import (
+    AlignmentState,
+    accumulated,
+    aligned,
+    beams_of_memory,
+    mask_of_step,
+    masks_of_steps,
+    project_memory,
+)
 from .projections import Projections
-from .reading import Alignment, Bounds, beams_of, read_as_forward, split, within
+from .reading import Alignment, Bounds, read_as_forward, split, within
 
 if TYPE_CHECKING:
     from .overloads import MasksEitherWay, MasksNoWeights, MasksWithWeights, Unpack
 
-M = TypeVar("M", bound="ProjectedMemory")
 Initial = Literal["zeros", "uniform"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ProjectedMemory:
-    """The part of a memory that a decoder keeps between steps; immutable.
-
-    `torch.load` with ``weights_only=True`` needs its class in
-    ``torch.serialization.add_safe_globals``.
+class RecomputedState(AlignmentState):
+    """The state of steps whose keys are computed again in the backward.
 
     Attributes:
-        keys: (B, m, hidden_dim), the projected memory.
-        value: (B, m, value_dim).
-        weight: (hidden_dim,), the vector that scores.
-        key_lengths: (B,) or None. keys and value are zeros beyond the length.
+        steps: those that are left.
     """
 
-    keys: Tensor
-    value: Tensor
-    weight: Tensor
-    key_lengths: Tensor | None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({described(vars(self))})"
-
-    @property
-    def batch(self) -> int:
-        """B, the number of sequences to attend to."""
-        return self.keys.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the keys."""
-        return self.keys.device
-
-    @property
-    def value_dim(self) -> int:
-        """Features of a context."""
-        return self.value.shape[-1]
-
-    def index_select(self: M, index: Tensor) -> M:
-        """Return the entries `index` (1-D, int32 or int64) of the batch: reorder beams.
-
-        Raises:
-            IndexError, RuntimeError: as `torch.index_select`.
-        """
-        batched = {
-            each.name: tensor.index_select(0, index)
-            for each in fields(self)
-            if each.name != "weight" and (tensor := getattr(self, each.name)) is not None
-        }
-        return replace(self, **batched)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class AlignmentState(ProjectedMemory):
-    """A projected memory and the weights of the steps so far.
-
-    Attributes:
-        previous: (B, m), the weights of the last step.
-        cumulative: (B, m), their sum over all steps, in float32 (float64 for float64), since fewer
-            bits cannot hold a sum over hundreds of steps. None if the module does not use it.
-    """
-
-    previous: Tensor
-    cumulative: Tensor | None
+    steps: StepwiseMemory
 
 
 class StepwiseAttention(Projections):
@@ -95,8 +49,8 @@ class StepwiseAttention(Projections):
 
         s_ij = scale * w . tanh(W q_i + V h_j + added_ij + b)
 
-    A subclass calls `_set_options` in its constructor, and computes ``added`` in `added_keys`. Do
-    not use this class directly.
+    A subclass calls `_set_options` in its constructor, and computes ``added`` in `added_keys`: a
+    convolution of the weights `seen` with the `filter`. Do not use this class directly.
     """
 
     def _set_options(
@@ -127,6 +81,37 @@ class StepwiseAttention(Projections):
     def added_keys(self, state: AlignmentState) -> Tensor:
         """Return the term added to the keys, (B, m, hidden_dim)."""
         raise NotImplementedError
+
+    def seen(self, state: AlignmentState) -> Tensor:
+        """Return the earlier weights that the term depends on, (B, c, m)."""
+        raise NotImplementedError
+
+    def filter(self) -> Tensor | None:
+        """Return the filter (c, taps, hidden_dim), or None where it must not stand for layers."""
+        raise NotImplementedError
+
+    def for_steps(self, state: AlignmentState, steps: int) -> AlignmentState:
+        """Return the state before up to `steps` steps that keep as little as they can.
+
+        The backend "reference" keeps what autograd saves, as the plain formula does.
+        """
+        if self.backend == "reference" or not state.keys.numel():
+            return state
+        tensors = state.keys, state.value, state.weight
+        if not recomputes(*tensors, *self.parameters()):
+            return state
+        filter = self.filter()
+        if filter is None:
+            return state
+        memory = StepwiseMemory(
+            *tensors,
+            filter,
+            key_lengths=state.key_lengths,
+            scale=self.scale,
+            backend=self.backend,
+            steps=steps,
+        )
+        return RecomputedState(**vars(state), steps=memory)
 
     def prepare(
         self, memory: Tensor, key_lengths: Tensor | None = None, value: Tensor | None = None
@@ -235,6 +220,8 @@ class StepwiseAttention(Projections):
         checks.flags(return_weights=return_weights)
         state = self._begin("key", key, key_lengths, value)
         masks = masks_of_steps(self, query, state, attn_mask)
+        if attn_mask is None or not attn_mask.requires_grad:
+            state = self.for_steps(state, query.shape[1])
         # Split once: slicing at each step would give gradients as large as all queries.
         projected = self._queries(query).split(1, 1)
         contexts, weights = [], []
@@ -273,6 +260,9 @@ class StepwiseAttention(Projections):
         The state has R rows of weights, and keys, values and lengths of B sequences: R is B, or a
         multiple for beams that share them.
         """
+        if isinstance(state, RecomputedState):
+            context, weights = state.steps.attend(query, self.seen(state), attn_mask)
+            return self._after(state, context, weights)
         keys, value, key_lengths = state.keys, state.value, state.key_lengths
         batch, rows = state.batch, query.shape[0]
         added = None
@@ -294,99 +284,18 @@ class StepwiseAttention(Projections):
             return_weights=True,
             backend=self.backend,
         )
-        context, weights = context.squeeze(-2), weights.squeeze(-2)
         if rows != batch:
             context, weights = context.flatten(0, 1), weights.flatten(0, 1)
+        return self._after(state, context, weights)
+
+    def _after(
+        self, state: AlignmentState, context: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, AlignmentState]:
+        """Return context (R, 1, value_dim) and weights (R, 1, m) without the 1, and the state."""
+        context, weights = context.squeeze(-2), weights.squeeze(-2)
         sums = state.cumulative
         sums = None if sums is None else sums + weights
         return context, weights, replace(state, previous=weights, cumulative=sums)
 
     if TYPE_CHECKING:
         __call__ = forward
-
-
-def project_memory(
-    module: Projections,
-    name: str,
-    memory: Tensor,
-    key_lengths: Tensor | None,
-    value: Tensor | None,
-) -> ProjectedMemory:
-    """Check a memory (B, m, key_dim) and project it; rows beyond the length count as zeros."""
-    padded_value = value is not None
-    memory, value = inputs.memory(module, name, memory, value, key_lengths)
-    return ProjectedMemory(
-        keys=module._keys(memory),
-        value=zero_padding(value, key_lengths) if padded_value else value,
-        weight=module.score_weight(),
-        key_lengths=key_lengths,
-    )
-
-
-def beams_of_memory(module: Projections, query: Tensor, prepared: ProjectedMemory) -> int:
-    """Check the arguments of `DecoderAttention.read`; return the beams per sequence."""
-    checks.instance("prepared", prepared, ProjectedMemory, "what attention.prepare() returned")
-    return beams_of(module, query, prepared.batch)
-
-
-def aligned(prepared: AlignmentState, alignment: Alignment | None, beams: int) -> AlignmentState:
-    """Return the state with the weights (R, m) of `alignment`, or those before the first step."""
-    previous, cumulative = prepared.previous, prepared.cumulative
-    if alignment is not None and alignment.previous is not None:
-        previous, cumulative = alignment.previous, alignment.cumulative
-    elif beams != 1:
-        previous = previous.repeat_interleave(beams, 0)
-        cumulative = None if cumulative is None else cumulative.repeat_interleave(beams, 0)
-    return replace(prepared, previous=previous, cumulative=cumulative)
-
-
-def mask_of_step(
-    module: Projections,
-    query: Tensor,
-    state: ProjectedMemory,
-    attn_mask: Tensor | None,
-    name: str = "state",
-) -> Tensor | None:
-    """Check the arguments of one step, its state called `name`; return the mask as (B, 1, m)."""
-    checks.instance(name, state, ProjectedMemory, "what prepare() or step() returned")
-    inputs.query(module, query, state.batch, "")
-    shape = state.keys.shape[:2]
-    attn_mask = inputs.mask(attn_mask, query, B=shape[0], m=shape[1])
-    return None if attn_mask is None else attn_mask.expand(shape).unsqueeze(1)
-
-
-def mask_of_steps(
-    module: Projections, query: Tensor, state: ProjectedMemory, attn_mask: Tensor | None
-) -> Tensor | None:
-    """Check the arguments of n steps, and return their mask as (B, n, m)."""
-    inputs.query(module, query, state.batch)
-    (batch, n, _), m = query.shape, state.keys.shape[1]
-    attn_mask = inputs.mask(attn_mask, query, B=batch, n=n, m=m)
-    return None if attn_mask is None else attn_mask.expand(batch, n, m)
-
-
-def masks_of_steps(
-    module: Projections, query: Tensor, state: ProjectedMemory, attn_mask: Tensor | None
-) -> list[Tensor | None]:
-    """Check the arguments of n steps, and return the mask (B, 1, m) of each, or None."""
-    full = mask_of_steps(module, query, state, attn_mask)
-    n = query.shape[1]
-    return [None] * n if full is None else [full[:, i : i + 1] for i in range(n)]
-
-
-def masked_scores(scores: Tensor, key_lengths: Tensor | None, attn_mask: Tensor | None) -> Tensor:
-    """Return scores (B, n, m) in the dtype of sums, with -inf for keys that take no part."""
-    scores = scores.to(accumulated(scores.dtype))
-    if key_lengths is not None:
-        taking_part = present(key_lengths, scores.shape[-1]).unsqueeze(1)
-        scores = torch.where(taking_part, scores, float("-inf"))
-    if attn_mask is None:
-        return scores
-    if attn_mask.dtype is torch.bool:
-        return torch.where(attn_mask, scores, float("-inf"))
-    return scores + attn_mask
-
-
-def accumulated(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of sums: float32, or float64 for float64."""
-    return torch.promote_types(dtype, torch.float32)

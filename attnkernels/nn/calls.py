@@ -39,3 +39,12 @@ def is_sharded(module: Any) -> bool:
     """Return True if FSDP2 shards `module` by itself, rather than as a part of another."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # loaded by whoever has sharded a module
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def is_plain(layer: Any, kind: type) -> bool:
+    """Return True if a call of `layer` does what `kind` does with its weight, and nothing else.
+
+    Quantised and parametrised layers are of other classes, and a hook wants to see every call.
+    """
+    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return type(layer) is kind and not any(getattr(layer, name) for name in hooks)

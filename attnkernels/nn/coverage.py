@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import checks
-from .alignment import AlignmentState, Initial, StepwiseAttention, accumulated
+from .alignment import Initial, StepwiseAttention
+from .calls import is_plain
+from .projected import AlignmentState, accumulated
 
 
 class CoverageAttention(StepwiseAttention):
@@ -53,9 +55,17 @@ class CoverageAttention(StepwiseAttention):
 
     def added_keys(self, state: AlignmentState) -> Tensor:
         """Return w_c c of every position, (B, m, hidden_dim)."""
+        return self.coverage_proj(self.seen(state).mT)
+
+    def seen(self, state: AlignmentState) -> Tensor:
+        """Return c, (B, 1, m)."""
         assert state.cumulative is not None  # cumulates=True
-        coverage = state.cumulative.to(self.coverage_proj.weight.dtype)
-        return self.coverage_proj(coverage.unsqueeze(-1))
+        return state.cumulative.to(self.coverage_proj.weight.dtype).unsqueeze(1)
+
+    def filter(self) -> Tensor | None:
+        """Return w_c, (1, 1, hidden_dim)."""
+        proj = self.coverage_proj
+        return proj.weight.mT.unsqueeze(0) if is_plain(proj, nn.Linear) else None
 
 
 def coverage_loss(weights: Tensor, coverage: Tensor | None = None) -> Tensor:

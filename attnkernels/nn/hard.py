@@ -11,7 +11,8 @@ from ..functional import checks
 from ..functional.attention import additive_scores
 from ..ops.seed import saved
 from . import inputs
-from .alignment import (
+from .calls import Reading
+from .projected import (
     ProjectedMemory,
     beams_of_memory,
     mask_of_step,
@@ -19,7 +20,6 @@ from .alignment import (
     masked_scores,
     project_memory,
 )
-from .calls import Reading
 from .projections import Projections
 from .reading import Alignment, Bounds, split, within
 

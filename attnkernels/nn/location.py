@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from ..functional import checks
 from . import inputs
-from .alignment import AlignmentState, Initial, StepwiseAttention
+from .alignment import Initial, StepwiseAttention
+from .calls import is_plain
+from .projected import AlignmentState
 
 
 class LocationSensitiveAttention(StepwiseAttention):
@@ -81,9 +83,18 @@ class LocationSensitiveAttention(StepwiseAttention):
 
     def added_keys(self, state: AlignmentState) -> Tensor:
         """Return U f of every position, (B, m, hidden_dim)."""
+        return self.location_proj(self.location_conv(self.seen(state)).mT)
+
+    def seen(self, state: AlignmentState) -> Tensor:
+        """Return alpha, (B, 1 or 2, m)."""
         seen = [] if self.cumulative is True else [state.previous]
         seen += [] if state.cumulative is None else [state.cumulative]
         alpha = torch.stack([x.to(self.location_conv.weight.dtype) for x in seen], 1)
-        if self.detach_weights:
-            alpha = alpha.detach()
-        return self.location_proj(self.location_conv(alpha).mT)
+        return alpha.detach() if self.detach_weights else alpha
+
+    def filter(self) -> Tensor | None:
+        """Return U F, (1 or 2, kernel_size, hidden_dim): both are linear."""
+        conv, proj = self.location_conv, self.location_proj
+        if not is_plain(conv, nn.Conv1d) or not is_plain(proj, nn.Linear):
+            return None
+        return torch.einsum("hf,fct->cth", proj.weight, conv.weight)

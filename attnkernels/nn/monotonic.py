@@ -14,7 +14,8 @@ from ..functional.attention import additive_scores
 from ..functional.results import Pair
 from ..ops.seed import saved
 from . import inputs
-from .alignment import (
+from .calls import Reading
+from .projected import (
     AlignmentState,
     accumulated,
     aligned,
@@ -24,7 +25,6 @@ from .alignment import (
     masks_of_steps,
     project_memory,
 )
-from .calls import Reading
 from .projections import Projections
 from .reading import Alignment, Bounds, read_as_forward, split, within
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..functional import checks
 from ..functional.deferred import DeferredMemory, learns
 from . import inputs as arguments
+from .alignment import StepwiseAttention
 from .attention import AdditiveAttention, PreparedMemory
 from .calls import as_forward
 from .projections import Projections
@@ -42,9 +43,9 @@ class AttentionRNN(nn.Module):
     state; the attention of a given initial state counts as its first step.
 
     In training the gradients of the prepared keys, the values and the score vector of an
-    `AdditiveAttention` are computed once, after all steps, instead of once per step (see
-    `attnkernels.functional.deferred`); with dropout of the weights they are computed step by step,
-    and so are those of other attentions.
+    `AdditiveAttention` without dropout are computed once after all steps, not once per step (see
+    `attnkernels.functional.deferred`). Location-sensitive and coverage attention compute the keys
+    of a step again in the backward (see `attnkernels.functional.stepwise`).
 
     Every step calls ``cell`` and ``attention``, so their forward hooks run; those of ``attention``
     get the query and return what its `forward` does.
@@ -60,8 +61,8 @@ class AttentionRNN(nn.Module):
             ``back`` before the one that the last step looked at most to ``ahead`` after it, as
             decoders of speech and handwriting do. The first step sees all. None is no limit.
         defer_gradients: False computes the gradients of the keys step by step. This is slower, and
-            required for second derivatives (``create_graph=True``). Forward-mode differentiation,
-            the transforms of `torch.func` and torch.compile always compute them step by step.
+            second derivatives (``create_graph=True``) of an `AdditiveAttention` require it. Forward
+            mode, the transforms of `torch.func` and torch.compile always compute them step by step.
 
     Raises:
         TypeError: cell is not callable, attention has no query_dim, prepare and read, window is
@@ -376,10 +377,12 @@ class AttentionRNN(nn.Module):
         whose gradients are computed step by step.
         """
         attention, window = self.attention, None if self.training else self.window
-        if steps is not None and window is None and isinstance(attention, AdditiveAttention):
-            memory = prepared.memory
-            if self.defer_gradients and learns(memory) and not attention.dropout_now:
-                return attention.read_by(DeferredMemory(memory, steps, return_weights).attend)
+        if steps is not None and window is None and self.defer_gradients:
+            if isinstance(attention, StepwiseAttention):
+                prepared = as_forward(attention, "for_steps")(prepared, steps)
+            elif isinstance(attention, AdditiveAttention) and learns(memory := prepared.memory):
+                if not attention.dropout_now:
+                    return attention.read_by(DeferredMemory(memory, steps, return_weights).attend)
         return Reader(attention, prepared, alignment, window, return_weights)
 
     if TYPE_CHECKING:

@@ -178,6 +178,14 @@ def _sort_edges(*, ends: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
     return ends.new_empty(nodes + 1), torch.empty_like(ends)
 
 
+def _aligned_scores(*, query: Tensor, key: Tensor, **_: Any) -> Tensor:
+    return query.new_empty(key.shape[:2])
+
+
+def _aligned_scores_backward(*, query: Tensor, seen: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(seen)
+
+
 _FAKES: dict[str, Operator] = {
     "forward": _forward,
     "backward": _backward,
@@ -189,6 +197,8 @@ _FAKES: dict[str, Operator] = {
     "sparse_forward": _sparse_forward,
     "sparse_backward": _sparse_backward,
     "sort_edges": _sort_edges,
+    "aligned_scores": _aligned_scores,
+    "aligned_scores_backward": _aligned_scores_backward,
 }
 
 

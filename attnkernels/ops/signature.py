@@ -278,6 +278,21 @@ SPARSE_BACKWARD = Signature(
 SORT_EDGES = Signature(
     (Argument("ends", shared=True), Argument("nodes", "SymInt")), ("begin", "order")
 )
+# Scores of single queries to keys that see earlier weights; see `functional.stepwise`. Gradients
+# that steps share are added to the tensors given for them.
+_ALIGNED = [Argument(name, shared=True) for name in ("query", "key", "weight", "seen", "filter")]
+ALIGNED_SCORES = Signature((*_ALIGNED, Argument("scale", "float")), ("scores",))
+ALIGNED_SCORES_BACKWARD = Signature(
+    (
+        Argument("grad", shared=True),
+        *_ALIGNED,
+        Argument("grad_key", "Tensor(a!)?", shared=True),
+        Argument("grad_weight", "Tensor(b!)?", shared=True),
+        Argument("grad_filter", "Tensor(c!)?", shared=True),
+        Argument("scale", "float"),
+    ),
+    ("query", "seen"),
+)
 PACK_KEYS = Signature((_KEY, _ACTIVATION), ("packed_key",))
 
 SIGNATURES = {
@@ -291,4 +306,6 @@ SIGNATURES = {
     "sparse_forward": SPARSE_FORWARD,
     "sparse_backward": SPARSE_BACKWARD,
     "sort_edges": SORT_EDGES,
+    "aligned_scores": ALIGNED_SCORES,
+    "aligned_scores_backward": ALIGNED_SCORES_BACKWARD,
 }

@@ -59,6 +59,14 @@ inline void define_operators(torch::stable::detail::StableLibrary& m) {
       "dropout_p, int activation, float negative_slope, float scale, int wanted) -> (Tensor "
       "query, Tensor key, Tensor value, Tensor weight, Tensor edge_key, Tensor edge_bias)");
   m.def("native_sort_edges(Tensor ends, SymInt nodes) -> (Tensor begin, Tensor order)");
+  m.def(
+      "native_aligned_scores(Tensor query, Tensor key, Tensor weight, Tensor seen, Tensor filter, "
+      "float scale) -> Tensor");
+  m.def(
+      "native_aligned_scores_backward(Tensor grad, Tensor query, Tensor key, Tensor weight, Tensor "
+      "seen, Tensor filter, Tensor(a!)? grad_key, Tensor(b!)? grad_weight, Tensor(c!)? "
+      "grad_filter, "
+      "float scale) -> (Tensor query, Tensor seen)");
   m.def("native_isa() -> str");
   m.def("native_watch(int ensure_gil, int release_gil, int check, int main_thread) -> bool");
 }

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-BATTERY = Path(__file__).with_name("test_native.py")
+BATTERY = [
+    str(Path(__file__).with_name(name)) for name in ("test_native.py", "test_native_aligned.py")
+]
 ASK = "import torch; print(torch.backends.cpu.get_cpu_capability())"
 
 
@@ -26,5 +28,5 @@ def test_battery(fused: str, isa: str) -> None:
     if run("-c", ASK).stdout.strip().lower() != isa:
         pytest.skip(f"this machine does not run {isa}")
     options = ("-q", "-x", "-p", "no:cacheprovider", "--require", fused, "-k", fused)
-    done = run("-m", "pytest", *options, str(BATTERY))
+    done = run("-m", "pytest", *options, *BATTERY)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -13,6 +13,7 @@ import pytest
     [
         ("benchmarks.compare", ["--base", "HEAD"]),
         ("benchmarks.suite.swap", []),
+        ("benchmarks.suite.decoders", []),
         ("tools.sass.run", []),
     ],
 )
@@ -55,6 +56,7 @@ def test_refuses_a_file_in_place_of_a_folder(
         ("benchmarks.suite.run", ["--threads", "0"]),
         ("benchmarks.suite.run", ["--seconds", "nan"]),
         ("benchmarks.suite.swap", ["--seconds", "nan"]),
+        ("benchmarks.suite.decoders", ["--steps", "0"]),
         ("benchmarks.compare", ["--threads", "-1"]),
         ("benchmarks.compare", ["--seconds", "-1"]),
         ("benchmarks.gpu.run", ["--budget", "nan"]),
