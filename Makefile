@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 SANITIZE_TESTS ?= tests/backends/test_native.py tests/ops/test_sparse.py
 PLANTED = tests/backends/test_planted.py
-COMPILED = tests/tools/test_aot.py
+COMPILED = tests/tools/test_aot.py tests/backends/test_without_python.py
 PYTEST_FLAGS ?=
 SOAK ?=
 ARM ?=
@@ -26,7 +26,7 @@ SANITIZER = ATTNKERNELS_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv build profile examples test peers bench gpu sass sanitize arm soak docs lint format wheel clean
+.PHONY: help venv build profile examples test interpret peers bench gpu sass sanitize arm soak docs lint format wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,12 +58,14 @@ examples: build ## the packages of the examples; then: .venv/bin/python -m examp
 	@for name in g2p translate caption_digits glimpse_digits graph_digits char_cost; do \
 	$(BIN)/python -c "import examples.$$name" && echo "$(BIN)/python -m examples.$$name [--resume] [--full]"; done
 
-test: $(VENV)/.dev build ## the tests; then those of the GPU kernels, interpreted and emulated
+test: $(VENV)/.dev build ## the tests; then those of the CUDA kernels, emulated
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(addprefix --ignore ,$(PLANTED) $(COMPILED)) \
 	$(PYTEST_FLAGS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --require triton -W ignore::RuntimeWarning $(PYTEST_FLAGS) $(INTERPRETED)
 	ATTNKERNELS_LIBRARY=$$($(BIN)/python tests/emulator/library.py) \
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal --require native $(PYTEST_FLAGS) $(EMULATED)
+
+interpret: $(VENV)/.dev build ## the tests of the Triton kernels, interpreted, in some minutes
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --require triton -W ignore::RuntimeWarning $(PYTEST_FLAGS) $(INTERPRETED)
 
 peers: $(VENV)/.dev build ## tests of swapped modules against the real libraries, which it installs
 	$(BIN)/pip install -q --no-build-isolation -e ".[peers]"
@@ -80,7 +82,7 @@ bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
 gpu: $(VENV)/.dev build ## tests and benchmarks of a GPU, under nine minutes, into build/gpu
 	$(BIN)/python -m benchmarks.gpu --out build/gpu
 
-sass: $(VENV)/.dev ## the machine code of the GPU kernels, for every architecture and with every option
+sass: $(VENV)/.dev ## the machine code of the GPU kernels, and programs made of compiled models
 	$(BIN)/python -m tools.sass
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(PYTEST_FLAGS) $(COMPILED)
 
