@@ -14,7 +14,7 @@ from torch.compiler import is_dynamo_compiling
 
 from .codes import ACTIVATIONS
 from .schema import implement_by_others
-from .signature import Operator, Options
+from .signature import Operator
 
 _TANH = ACTIVATIONS["tanh"].code
 
@@ -28,7 +28,6 @@ def shortened(op: Any) -> Operator:
     if "unmasked" not in op.overloadpacket.overloads():
         return op
     unmasked = op.overloadpacket.unmasked
-    usual = Options()._replace(activation=_TANH)  # type: ignore[arg-type]
 
     def by_usual(
         query: Tensor,
@@ -39,8 +38,10 @@ def shortened(op: Any) -> Operator:
         seed: Tensor | None,
         dropout_p: float,
     ) -> Any:
-        given = usual._replace(packed_key=packed_key, seed=seed, dropout_p=dropout_p)
-        return op(query, key, value, weight, *given)
+        return op(
+            query, key, value, weight, None, None, None, None, None, packed_key, seed, dropout_p,
+            None, None, _TANH, 0.2, 1.0, False,
+        )  # fmt: skip
 
     implement_by_others(unmasked, by_usual)
     call = unmasked._op  # without the Python function of an OpOverload, which adds 0.1 us
