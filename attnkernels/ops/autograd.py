@@ -57,6 +57,7 @@ def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
         gradient,
         keep_outputs=True,
         fused=Jvp(op, plain.forward_jvp, FORWARD_JVP, FORWARD, gradient),
+        called=getattr(ops, "undispatched_forward", None),
     )
     backward = _function(
         ops.scores_backward,
@@ -146,14 +147,17 @@ def _function(
     gradient: Operator,
     keep_outputs: bool = False,
     fused: Jvp | None = None,
+    called: Operator | None = None,
 ) -> Operator:
     """Return `op` with the derivative `gradient`, used if one may be needed.
 
     Where an input has a tangent, `fused` replaces `op` if it exists, or else `by_formula`, which
     differentiates itself in every mode.
     The first `leaves` arguments may require a gradient, or all tensors if `leaves` is None. Tensors
-    are saved, and the outputs if requested; the other arguments become ctx.options.
+    are saved, and the outputs if requested; the other arguments become ctx.options. `called` is a
+    function to call in the place of `op`, of `schema.undispatched`.
     """
+    compute = called or op
     tensors = len(signature.tensors)
     leaves = tensors if leaves is None else leaves
 
@@ -166,7 +170,7 @@ def _function(
     class Plain(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            outputs = op(*inputs)
+            outputs = compute(*inputs)
             keep(ctx, inputs, outputs)
             return outputs
 
@@ -260,7 +264,7 @@ def _function(
             for x in inputs[:leaves]:
                 if x is not None and x.requires_grad:
                     return Plain.apply(*(_distinct(inputs) if is_dynamo_compiling() else inputs))
-        return op(*inputs)
+        return compute(*inputs)
 
     traced = composite(op, apply)
     return apply

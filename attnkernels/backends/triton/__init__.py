@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops.schema import define, implement
+from ...ops.schema import define, implement, undispatched
 from ...ops.signature import SIGNATURES
 from ..base import Problem
 from ..fused import Fused
@@ -31,23 +31,46 @@ _MODULES = {
     "sparse_forward": "host.edge_forward",
     "sparse_backward": "host.edge_backward",
 }
-ops = define(NAME, *_MODULES)
-_fused = Fused(ops)
-attention, scores = _fused.attention, _fused.scores
-attention_over_edges = _fused.attention_over_edges
+_REPEATED = ("forward",)  # launches on new memory are all that it does
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 _missing = find_spec("triton") is None
 
 
-def _implementation(name: str) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
-        module = import_module(f".{_MODULES[name]}", __package__)
-        signature, function = SIGNATURES[name], getattr(module, name)
+def computing(name: str) -> Callable[..., Any]:
+    """Return the function that computes operator `name`, from arguments in order."""
+    module = import_module(f".{_MODULES[name]}", __package__)
+    signature, function = SIGNATURES[name], getattr(module, name)
+
+    def compute(*args: Any) -> Any:
         given = signature.named(args)
         return function(**given) if "source" in given else folded(function, signature, given)
 
+    return compute
+
+
+def _implementation(name: str) -> Callable[..., Any]:
+    """Return operator `name`, which imports its module when it is first called."""
+    loaded: list[Callable[..., Any]] = []
+
+    def call(*args: Any) -> Any:
+        if not loaded:
+            loaded.append(_repeating(name) if name in _REPEATED else computing(name))
+        return loaded[0](*args)
+
     return call
 
+
+def _repeating(name: str) -> Callable[..., Any]:
+    replay = import_module(".host.replay", __package__)
+    return replay.Replay(computing(name), len(SIGNATURES[name].tensors))
+
+
+ops = define(NAME, *_MODULES)
+_tensors = len(SIGNATURES["forward"].tensors)
+ops.undispatched_forward = undispatched(ops.forward, _implementation("forward"), _tensors)
+_fused = Fused(ops)
+attention, scores = _fused.attention, _fused.scores
+attention_over_edges = _fused.attention_over_edges
 
 for _name in _MODULES:
     for _key in ("CUDA", "CPU") if _interpreted else ("CUDA",):  # a ROCm tensor is a CUDA one, too
