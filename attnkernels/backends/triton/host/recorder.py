@@ -1,4 +1,4 @@
-"""What a call allocates and launches, written down as it happens."""
+"""Record what a call allocates and launches, as it happens."""
 
 from __future__ import annotations
 
