@@ -45,7 +45,12 @@ def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
     kept outside the operators: registering them would double the time of a call.
     """
     backward = _function(
-        ops.backward, plain.backward, BACKWARD, None, _second(BACKWARD, plain.of_attention)
+        ops.backward,
+        plain.backward,
+        BACKWARD,
+        None,
+        _second(BACKWARD, plain.of_attention),
+        called=getattr(ops, "undispatched_backward", None),
     )
     gradient = _forward_gradient(backward)
     op = getattr(ops, "forward_jvp", None)

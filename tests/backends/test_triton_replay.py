@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.inputs import BF16, F32, make, normal
+from helpers.inputs import BF16, F32, cumulative, make, normal
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from attnkernels import additive_attention
-from attnkernels.ops.codes import ACTIVATIONS
-from attnkernels.ops.signature import FORWARD
+from attnkernels.ops.codes import ACTIVATIONS, KEY, MASK, QUERY, VALUE, WEIGHT
+from attnkernels.ops.signature import SIGNATURES
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 from attnkernels.backends import triton as backend
-from attnkernels.backends.triton.host import configs, replay
+from attnkernels.backends.triton.host import configs, plans, replay
 from attnkernels.backends.triton.host.launch import Target
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -76,7 +77,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     run = InterpretedFunction.run
 
     def started(kernel: Any, **given: Any) -> Interpreted:
-        run(kernel, **given)
+        with _disable_current_modes():  # the interpreter's operations are none of the call's
+            run(kernel, **given)
         return Interpreted(kernel, run, given)
 
     made: list[int] = []
@@ -89,22 +91,38 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def repeated(calls: list[int]) -> replay.Replay:
-    compute = backend.computing("forward")
+    """Return the operator "forward", counted in `calls`."""
+    return counted("forward", calls)
 
-    def counted(*args: Any) -> Any:
+
+def counted(name: str, calls: list[int]) -> replay.Replay:
+    def compute(*args: Any) -> Any:
         calls.append(1)
-        return compute(*args)
+        return backend.computing(name)(*args)
 
-    return replay.Replay(counted, len(FORWARD.tensors))
+    return replay.Replay(compute, len(SIGNATURES[name].tensors))
 
 
-def arguments(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
-    """Return the arguments of the operator "forward"."""
+def arguments(*tensors: Tensor, of: str = "forward", **options: Any) -> tuple[Any, ...]:
+    """Return the arguments of an operator."""
     given = dict(zip(("query", "key", "value", "weight"), tensors, strict=True))
     usual = {"dropout_p": 0.0, "activation": ACTIVATIONS["tanh"].code, "negative_slope": 0.2}
     usual |= {"scale": 1.0, "return_weights": False}
     known = usual | given | options
-    return tuple(known.get(name) for name in FORWARD.names)
+    return tuple(known.get(name) for name in SIGNATURES[of].names)
+
+
+def of_backward(*tensors: Tensor, **options: Any) -> tuple[Any, ...]:
+    """Return the arguments of the operator "backward", with gradients of all outputs."""
+    outputs = backend.computing("forward")(*arguments(*tensors, **options))
+    given = dict(zip(("context", "lse", "weights"), outputs, strict=True))
+    named = {f"grad_{name}": torch.randn_like(x) for name, x in given.items()}
+    if not options.get("return_weights"):
+        del named["grad_weights"]
+    wanted = QUERY | KEY | VALUE | WEIGHT
+    if options.get("attn_mask") is not None:
+        wanted |= MASK
+    return arguments(*tensors, of="backward", **options, **given, **named, wanted=wanted)
 
 
 def same(found: Any, wanted: Any) -> bool:
@@ -132,6 +150,46 @@ def test_other_inputs_of_the_same_layout(
         found = repeated(*given)
         assert same(found, backend.computing("forward")(*given))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("shape", [TILES, STEP], ids=str)
+def test_gradients_of_other_inputs(name: str, calls: list[int], shape: Any, options: str) -> None:
+    """A backward has operations of torch between its launches."""
+    repeated = counted("backward", calls)
+    for _ in range(2):
+        given = of_backward(*make(shape, grad=False), **OPTIONS[options](shape))
+        assert same(repeated(*given), backend.computing("backward")(*given))
+    assert len(calls) == 1
+
+
+def test_what_reads_a_tensor_is_never_repeated(name: str, calls: list[int]) -> None:
+    """The number of its launches may follow from what the tensor holds."""
+    repeated = counted("backward", calls)
+    ends = cumulative([3, 6]), cumulative([5, 4])
+    options = {"cu_seqlens_q": ends[0], "cu_seqlens_k": ends[1]}
+    for _ in range(2):
+        query, key, value, weight = make((1, 9, 9, 4, 3), grad=False)
+        given = of_backward(query[0], key[0], value[0], weight, **options)
+        assert same(repeated(*given), backend.computing("backward")(*given))
+    assert len(calls) == 2
+
+
+def test_memory_goes_after_its_last_use(name: str) -> None:
+    lines = [
+        "(t0, t1, ) = tensors",
+        "t2 = v0(t0)",
+        "v1(t2.data_ptr())",
+        "t3 = v0(t1)",
+        "return t3, ",
+    ]
+    assert plans._forgetting(lines) == [
+        lines[0],
+        "t2 = v0(t0); del t0",
+        "v1(t2.data_ptr()); del t2",
+        "t3 = v0(t1); del t1",
+        lines[4],
+    ]
 
 
 def test_a_batch_of_queries_of_one_memory(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -31,7 +32,7 @@ _MODULES = {
     "sparse_forward": "host.edge_forward",
     "sparse_backward": "host.edge_backward",
 }
-_REPEATED = ("forward",)  # launches on new memory are all that it does
+_REPEATED = ("forward", "backward")
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 _missing = find_spec("triton") is None
 
@@ -48,6 +49,7 @@ def computing(name: str) -> Callable[..., Any]:
     return compute
 
 
+@cache
 def _implementation(name: str) -> Callable[..., Any]:
     """Return operator `name`, which imports its module when it is first called."""
     loaded: list[Callable[..., Any]] = []
@@ -62,12 +64,18 @@ def _implementation(name: str) -> Callable[..., Any]:
 
 def _repeating(name: str) -> Callable[..., Any]:
     replay = import_module(".host.replay", __package__)
-    return replay.Replay(computing(name), len(SIGNATURES[name].tensors))
+    return replay.Replay(computing(name), _tensors(name))
+
+
+def _tensors(name: str) -> int:
+    """Return how many arguments of operator `name` are tensors; they come first."""
+    return len(SIGNATURES[name].tensors)
 
 
 ops = define(NAME, *_MODULES)
-_tensors = len(SIGNATURES["forward"].tensors)
-ops.undispatched_forward = undispatched(ops.forward, _implementation("forward"), _tensors)
+for _name in _REPEATED:
+    _direct = undispatched(getattr(ops, _name), _implementation(_name), _tensors(_name))
+    setattr(ops, f"undispatched_{_name}", _direct)
 _fused = Fused(ops)
 attention, scores = _fused.attention, _fused.scores
 attention_over_edges = _fused.attention_over_edges

@@ -52,7 +52,7 @@ def launch(kernel: Any, programs: int, arguments: dict[str, Any], warps: int, **
         given = {name: named[name] for name in kernel.arg_names}
         compiled = kernel[(programs,)](**given, num_warps=warps, num_stages=1, **limit)
         if (recorder := current()) is not None:
-            recorder.launches.append(Launch(compiled, programs, list(given.values())))
+            recorder.steps.append(Launch(compiled, programs, list(given.values())))
 
 
 def precision(where: Target) -> str:

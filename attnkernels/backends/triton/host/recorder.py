@@ -1,4 +1,4 @@
-"""Record what a call allocates and launches, as it happens."""
+"""Record what a call does, as it does it: memory, launches and operations of torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Launch(NamedTuple):
@@ -25,12 +26,29 @@ class Memory(NamedTuple):
     fill: float | None
 
 
-class Recorder:
-    """The memory and the launches of one call, in order."""
+class Operation(NamedTuple):
+    """An operation of torch, its arguments and its result."""
+
+    function: Any
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    result: Any
+
+
+class Recorder(TorchDispatchMode):
+    """The new memory of one call; and its launches and operations, in order."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.memory: list[Memory] = []
-        self.launches: list[Launch] = []
+        self.steps: list[Launch | Operation] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.steps.append(Operation(function, args, kwargs or {}, result))
+        return result
 
 
 _of_thread = threading.local()
@@ -43,9 +61,10 @@ def current() -> Recorder | None:
 
 @contextmanager
 def recording() -> Iterator[Recorder]:
-    """Record the calls of this thread."""
+    """Record the call of this thread."""
     _of_thread.recorder = made = Recorder()
     try:
-        yield made
+        with made:
+            yield made
     finally:
         _of_thread.recorder = None

@@ -9,79 +9,26 @@ search for a kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
-from . import configs
+from . import configs, plans
 from .launch import fp32_precision, target
-from .recorder import Launch, Recorder, recording
-
-Addresses = list[int]  # those of the arguments, of the results and of other memory
+from .recorder import recording
 
 MOST = 1024  # layouts that are remembered; a plan takes some kilobytes
 ALIGNED = 16  # bytes
-GRAIN = 64  # numbers between the starts of two pieces of memory; no kernel wants more alignment
 
 
-class Unrepeatable(Exception):
-    """A call did more than launch kernels on its arguments and on new memory."""
+class Plan(NamedTuple):
+    """The function that repeats a call, and the tiles that it was recorded with."""
 
-
-class Plan:
-    """The launches of a recorded call, for arguments of the same layout."""
-
-    def __init__(self, recorder: Recorder, given: Addresses, results: Sequence[Tensor]) -> None:
-        self.tiles = configs.TILES
-        self._shapes = [result.shape for result in results]
-        self._fills: list[tuple[int, float]] = []  # by the place of a result
-        self._offsets: list[int] = []  # of other memory, in bytes
-        self._size = 0  # of that, in numbers
-        places = {address: place for place, address in enumerate(given)}
-        if len(places) < len(given) or 0 in places:
-            raise Unrepeatable("two arguments share their memory, or one has none")
-        new = {each.tensor.data_ptr(): each for each in recorder.memory if each.tensor.numel()}
-        for place, result in enumerate(results):
-            if not result.numel():
-                continue
-            if result.data_ptr() not in new or not result.is_contiguous():
-                raise Unrepeatable("a result is not new memory as it was made")
-            fill = new.pop(result.data_ptr()).fill
-            places[result.data_ptr()] = len(given) + place
-            if fill is not None:
-                self._fills.append((place, fill))
-        for address, (tensor, fill) in new.items():
-            if fill is not None:
-                raise Unrepeatable("memory that is not returned is filled")
-            places[address] = len(given) + len(results) + len(self._offsets)
-            self._offsets.append(4 * self._size)
-            self._size += -(-tensor.numel() // GRAIN) * GRAIN
-        count = len(given) + len(results) + len(self._offsets)
-        self._launch = _launcher(recorder.launches, places, count)
-
-    def run(self, query: Tensor, addresses: Addresses) -> tuple[Tensor, ...]:
-        """Start the kernels on new memory, and return the results."""
-        new, float32 = query.new_empty, torch.float32
-        results = tuple([new(*shape, dtype=float32) for shape in self._shapes])
-        for place, fill in self._fills:
-            results[place].fill_(fill)
-        for result in results:
-            addresses.append(result.data_ptr())
-        if self._size:
-            memory = new(self._size, dtype=float32)
-            start = memory.data_ptr()
-            for offset in self._offsets:
-                addresses.append(start + offset)
-        active, device = driver.active, query.get_device()
-        if device < 0 or device == active.get_current_device():
-            self._launch(active.get_current_stream(device), *addresses)
-        else:
-            with torch.cuda.device(device):
-                self._launch(active.get_current_stream(device), *addresses)
-        return results
+    repeat: plans.Function | None  # None: nothing does
+    tiles: tuple[configs.Tile, ...]  # which keep their id as long as the plan is there
 
 
 class Replay:
@@ -92,32 +39,39 @@ class Replay:
 
     def __init__(self, compute: Callable[..., Any], tensors: int) -> None:
         self._compute, self._tensors = compute, tensors
-        self._plans: dict[tuple[Any, ...], Plan | None] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def __call__(self, *args: Any) -> Any:
         """Return a tuple of tensors."""
-        key: list[Any] = [fp32_precision(), args[0].get_device(), *args[self._tensors :]]
-        addresses, bits = [], 0
+        key: list[Any] = [fp32_precision(), id(configs.TILES), *args[self._tensors :]]
+        tensors, addresses, bits = [], [], 0
         for x in args[: self._tensors]:
             if x is None:
                 key.append(None)
             else:
                 address = x.data_ptr()
+                tensors.append(x)
                 addresses.append(address)
                 bits |= address
                 key += x.shape, x.is_contiguous() or x.stride(), x.dtype
+        device = tensors[0].get_device()
+        key.append(device)
         if bits % ALIGNED:  # Triton compiles a kernel anew where one of its addresses is not
             key += [address % ALIGNED == 0 for address in addresses]
         layout = tuple(key)
         plan = self._plans.get(layout)
-        if plan is not None and plan.tiles is configs.TILES:
-            runtime = knobs.runtime
-            # a profiler wants to know of every launch
-            if not (runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls):
-                return plan.run(args[0], addresses)
-        if layout in self._plans or target(args[0].device).name != "cuda":
+        if plan is None:
+            if target(tensors[0].device).name != "cuda":
+                return self._compute(*args)
+            return self._recorded(layout, args)
+        repeat, runtime, active = plan.repeat, knobs.runtime, driver.active
+        # a profiler wants to know of every launch
+        if not repeat or runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls:
             return self._compute(*args)
-        return self._recorded(layout, args)
+        if device < 0 or device == active.get_current_device():
+            return repeat(active.get_current_stream(device), tensors, addresses)
+        with torch.cuda.device(device):
+            return repeat(active.get_current_stream(device), tensors, addresses)
 
     def _recorded(self, layout: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
         apart = _apart(args[: self._tensors])
@@ -126,10 +80,11 @@ class Replay:
         if len(self._plans) >= MOST:
             self._plans.clear()
         try:
-            given = [x.data_ptr() for x in apart if x is not None]
-            self._plans[layout] = Plan(recorder, given, results)
-        except Unrepeatable:
-            self._plans[layout] = None
+            given = [x for x in apart if x is not None]
+            repeat = plans.written(recorder, given, results)
+        except plans.Unrepeatable:
+            repeat = None
+        self._plans[layout] = Plan(repeat, configs.TILES)
         return results
 
 
@@ -148,35 +103,3 @@ def _apart(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
             seen.add(x.data_ptr())
         found.append(x)
     return found
-
-
-def _launcher(launches: list[Launch], places: dict[int, int], count: int) -> Callable[..., None]:
-    """Return a function of the stream and of `count` addresses that makes the launches.
-
-    It is written out as source: a loop over the arguments would take longer than all the rest.
-    """
-    known: dict[str, Any] = {}  # what the source names
-
-    def name(value: Any) -> str:
-        known[f"v{len(known)}"] = value
-        return f"v{len(known) - 1}"
-
-    def written(argument: Any) -> str:
-        if isinstance(argument, Tensor):
-            if argument.data_ptr() not in places:
-                raise Unrepeatable("a kernel reads memory that is neither given nor new")
-            return f"a{places[argument.data_ptr()]}"
-        if isinstance(argument, tuple):
-            return f"({''.join(f'{written(each)}, ' for each in argument)})"
-        return name(argument)
-
-    lines = [f"def launch(stream, {', '.join(f'a{place}' for place in range(count))}):"]
-    for compiled, programs, arguments in launches:
-        given = ", ".join(map(written, arguments))
-        of = map(name, (compiled.function, compiled.packed_metadata))
-        lines.append(
-            f" {name(compiled.run)}({programs}, 1, 1, stream, {', '.join(of)}, None, None, None,"
-            f" {given})"
-        )
-    exec("\n".join([*lines, " return"]), known)
-    return known["launch"]
