@@ -20,6 +20,7 @@ from torch._C import (
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
 )
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import profiler
 from torch.compiler import is_dynamo_compiling
 from torch.library import Library
@@ -96,8 +97,9 @@ def undispatched(op: Any, function: Operator, tensors: int) -> Operator:
         for x in args[:tensors]:
             if x is None:
                 continue
-            # the dispatcher would compute what these stand for
-            if type(x) not in _PLAIN or x.is_meta or x.is_neg() or x._is_zerotensor():
+            if type(x) not in _PLAIN or x.is_meta or is_functorch_wrapped_tensor(x):
+                return op(*args)
+            if x.is_neg() or x._is_zerotensor():  # the dispatcher computes what these stand for
                 return op(*args)
         return function(*args)
 
