@@ -20,9 +20,7 @@ Function = Callable[..., Any]
 GRAIN = 64  # numbers between the starts of two pieces of memory; no kernel wants more alignment
 MOST = 100  # steps of a call that is worth repeating
 ALLOCATE, FILL = torch.ops.aten.new_empty.default, torch.ops.aten.fill_.Scalar
-
-
-TENSOR = re.compile(r"\bt\d+\b")
+TENSOR = re.compile(r"\bt\d+\b")  # names of tensors in the lines of `_everything`
 
 
 class Unrepeatable(Exception):
