@@ -79,7 +79,7 @@ peers: $(VENV)/.dev build ## tests of swapped modules against the real libraries
 bench: $(VENV)/.dev build ## the benchmark suite: a table of times and memory
 	$(BIN)/python -m benchmarks.suite
 
-gpu: $(VENV)/.dev build ## tests and benchmarks of a GPU, under nine minutes, into build/gpu
+gpu: $(VENV)/.dev build ## a check, benchmarks and tests of a GPU, under nine minutes, into build/gpu
 	$(BIN)/python -m benchmarks.gpu --out build/gpu
 
 sass: $(VENV)/.dev ## the machine code of the GPU kernels, and programs made of compiled models

@@ -41,9 +41,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="BACKEND",
         help="fail, rather than skip, where this backend is not available",
     )
+    parser.addoption("--without", metavar="BACKEND", help="leave out this backend's tests of a GPU")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    without = config.getoption("--without")
+    if without:
+        others = [item for item in items if _parameters(item).get("name") != without]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(others)])
+        items[:] = others
     if INTERPRETED or EMULATED:
         wanted = _worth_interpreting if INTERPRETED else _of_native
         chosen = [item for item in items if wanted(item)]
@@ -61,8 +67,12 @@ def _of_native(item: pytest.Item) -> bool:
     return hasattr(item, "callspec") and "native" in item.callspec.params.values()
 
 
+def _parameters(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
 def _worth_interpreting(item: pytest.Item) -> bool:
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    parameters = _parameters(item)
     if "triton" not in parameters.values():
         return False
     if {torch.float16, torch.int32} & {

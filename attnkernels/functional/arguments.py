@@ -22,7 +22,9 @@ from .edges import Edges
 _STRIDED = torch.strided
 _PLAIN = {Tensor, Parameter}
 _FLOATING = checks.FLOATING
-_ON_CPU = {dtype: Problem("cpu", dtype) for dtype in _FLOATING}
+_ON_CPU, _ON_CUDA = (
+    {dtype: Problem(device, dtype) for dtype in _FLOATING} for device in ("cpu", "cuda")
+)
 Given = TypeVar("Given", Options, EdgeOptions)
 Leads = dict[str, tuple[int, ...]]  # leading shapes by the name of the argument
 
@@ -214,11 +216,16 @@ def selection(dim: int, index: Tensor, lead: tuple[int, ...], key: Tensor) -> in
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem | None:
     """Return the problem of a usual call in half the time, or None if it needs a closer look."""
+    if type(query) not in _PLAIN:
+        return None
+    cpu = query.is_cpu
     for x in (query, key, value, weight):
-        if not (type(x) in _PLAIN and x.is_cpu and x.layout is _STRIDED):
+        if not (type(x) in _PLAIN and x.layout is _STRIDED):
+            return None
+        if not (x.is_cpu if cpu else _is_beside(x, query)):
             return None
     dtype = query.dtype
-    problem = _ON_CPU.get(dtype)
+    problem = (_ON_CPU if cpu else _ON_CUDA).get(dtype)
     if problem is None or not dtype is key.dtype is value.dtype is weight.dtype:
         return None
     q, k, u, w = query.shape, key.shape, value.shape, weight.shape
@@ -232,11 +239,16 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem
     return problem
 
 
+def _is_beside(x: Tensor, query: Tensor) -> bool:
+    """Return True if both are on the same CUDA device."""
+    return x.is_cuda and query.is_cuda and x.get_device() == query.get_device()
+
+
 def _plain_step(query: Tensor, key: Tensor, lead: tuple[int, ...]) -> bool:
     """Return True for a usual step, in half the time, or False if it needs a closer look."""
-    if not (type(query) in _PLAIN and query.is_cpu and query.layout is _STRIDED):
+    if not (type(query) in _PLAIN and query.layout is _STRIDED and query.dtype is key.dtype):
         return False
-    if not (key.is_cpu and query.dtype is key.dtype):
+    if not (key.is_cpu if query.is_cpu else _is_beside(key, query)):
         return False
     q = query.shape
     if len(q) != len(lead) + 2:  # first: see `leading_shape`

@@ -46,7 +46,12 @@ def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
     kept outside the operators: registering them would double the time of a call.
     """
     backward = _function(
-        ops.backward, plain.backward, BACKWARD, None, _second(BACKWARD, plain.of_attention)
+        ops.backward,
+        plain.backward,
+        BACKWARD,
+        None,
+        _second(BACKWARD, plain.of_attention),
+        called=getattr(ops, "undispatched_backward", None),
     )
     gradient = _forward_gradient(backward)
     op = getattr(ops, "forward_jvp", None)
@@ -58,7 +63,7 @@ def differentiable(ops: SimpleNamespace) -> tuple[Operator, Operator]:
         gradient,
         keep_outputs=True,
         fused=Jvp(op, plain.forward_jvp, FORWARD_JVP, FORWARD, gradient),
-        alone=shortened(ops.forward),
+        called=getattr(ops, "undispatched_forward", None) or shortened(ops.forward),
     )
     backward = _function(
         ops.scores_backward,
@@ -148,19 +153,19 @@ def _function(
     gradient: Operator,
     keep_outputs: bool = False,
     fused: Jvp | None = None,
-    alone: Operator | None = None,
+    called: Operator | None = None,
 ) -> Operator:
     """Return `op` with the derivative `gradient`, used if one may be needed.
 
     Where an input has a tangent, `fused` replaces `op` if it exists, or else `by_formula`, which
     differentiates itself in every mode.
-    `alone` computes calls that are not differentiated, by default `op`.
     The first `leaves` arguments may require a gradient, or all tensors if `leaves` is None. Tensors
-    are saved, and the outputs if requested; the other arguments become ctx.options.
+    are saved, and the outputs if requested; the other arguments become ctx.options. `called` is a
+    function to call in the place of `op` where nothing transforms or traces the call.
     """
+    compute = called or op
     tensors = len(signature.tensors)
     leaves = tensors if leaves is None else leaves
-    alone = op if alone is None else alone
 
     def keep(ctx: Any, inputs: Values, output: Any) -> None:
         saved = *inputs[:tensors], *(output if keep_outputs else ())
@@ -171,7 +176,7 @@ def _function(
     class Plain(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            outputs = op(*inputs)
+            outputs = compute(*inputs)
             keep(ctx, inputs, outputs)
             return outputs
 
@@ -265,7 +270,7 @@ def _function(
             for x in inputs[:leaves]:
                 if x is not None and x.requires_grad:
                     return Plain.apply(*(_distinct(inputs) if is_dynamo_compiling() else inputs))
-        return alone(*inputs)
+        return compute(*inputs)
 
     traced = composite(op, apply)
     return apply

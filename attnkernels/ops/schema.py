@@ -14,7 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import profiler
+from torch.compiler import is_dynamo_compiling
 from torch.library import Library
+from torch.nn import Parameter
 
 from . import vmap
 from .codes import find_activation
@@ -23,6 +33,7 @@ from .signature import SIGNATURES, Operator
 
 # Kept by importlib.reload, as torch keeps what was registered: an operator is defined only once.
 _library: Library = globals().get("_library") or Library("attnkernels", "DEF")
+_PLAIN = {Tensor, Parameter}
 _ready: dict[str, Any] = globals().get("_ready") or {}  # the operators, by name
 
 
@@ -71,6 +82,36 @@ def implement_by_others(op: Any, function: Operator) -> None:
     if name not in _ready:
         _library.impl(name, function, "CompositeImplicitAutograd")
         _ready[name] = op
+
+
+def undispatched(op: Any, function: Operator, tensors: int) -> Operator:
+    """Return `op`, whose implementation `function` is called where nothing else would happen.
+
+    Its first `tensors` arguments are tensors or None. Where they are plain, and nothing traces,
+    transforms or watches the call, the dispatcher only takes the arguments apart and puts them
+    together again, which for so many takes longer than the launches of a kernel.
+    """
+
+    def call(*args: Any) -> Any:
+        if (
+            is_dynamo_compiling()
+            or _are_functorch_transforms_active()
+            or _len_torch_dispatch_stack()
+            or _len_torch_function_stack()
+            or _get_tracing_state() is not None
+            or profiler._is_profiler_enabled
+        ):
+            return op(*args)
+        for x in args[:tensors]:
+            if x is None:
+                continue
+            if type(x) not in _PLAIN or x.is_meta or is_functorch_wrapped_tensor(x):
+                return op(*args)
+            if x.is_neg() or x._is_zerotensor():  # the dispatcher computes what these stand for
+                return op(*args)
+        return function(*args)
+
+    return call
 
 
 def composite(op: Any, function: Operator) -> Operator:

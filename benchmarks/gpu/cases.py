@@ -23,6 +23,7 @@ import torch
 from attnkernels.measure.files import folder
 from attnkernels.measure.options import seconds
 from attnkernels.profile.units import show_ms
+from benchmarks.gpu.truth import Truth
 from benchmarks.suite import cases, providers
 from benchmarks.suite.absent import Absent, Attempt
 from benchmarks.suite.cases import Case
@@ -33,6 +34,8 @@ from benchmarks.suite.run import DTYPES, INTERRUPTED, rows, subset, write
 
 FIRST = ("gpu-square", "gpu-step", "decoder-step", "rnnsearch", "gnmt")
 LIST = "main,gpu-square,gpu-step"
+_ORDER = [*("native", "triton"), *(provider.name for provider in providers.PROVIDERS)]
+COMPARED = ("native", "triton", "eager", "compile")
 PEERS = ("eager", "compile", "keops", "triton", "native")
 STEP_SECONDS = 150  # limit of any step; anything longer counts as hanging
 GENERATING = 30.0  # seconds assumed for generating code until it has been timed
@@ -64,6 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     known = [provider.name for provider in providers.PROVIDERS if provider.name in PEERS]
     try:
         chosen = providers.choose(options.providers or ",".join(known))
+        chosen.sort(key=_place)
         dtypes = subset("dtypes", options.dtypes, DTYPES)
         jobs = jobs_of(cases.choose(options.cases), dtypes, options.device)
     except ValueError as error:
@@ -114,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _place(provider: Provider) -> tuple[bool, int]:
+    """Sort providers by what is most wanted, and those that generate code to the end."""
+    return provider.generates, _ORDER.index(provider.name)
+
+
 def jobs_of(chosen: list[Case], dtypes: list[str], device: str) -> list[Job]:
     """List the jobs, the most important first."""
     places = {name: place for place, name in enumerate(FIRST)}
@@ -151,6 +160,7 @@ class Session:
         if self.device == "cuda":
             torch.cuda.empty_cache()
         reserve = behind * (1.5 * self.seconds + 0.5)
+        truth = Truth(job.case, getattr(torch, job.dtype), self.device)
         calls: dict[str, Call] = {}
         for provider in self.chosen:
             attempt = job.attempt(provider.name)
@@ -161,7 +171,7 @@ class Session:
             why = why or self._no_time(provider, reserve)
             if why:
                 self.absent.note(why, attempt)
-            elif call := self._first_call(job, provider):
+            elif call := self._first_call(job, provider, truth):
                 calls[provider.name] = call
         while True:
             self.absent.begin(*map(job.attempt, calls))
@@ -174,6 +184,10 @@ class Session:
                 self._failed(job.attempt(name), failure.__cause__ or failure)
             else:
                 self.absent.end()
+                for name in list(timings):
+                    if why := _why_wrong(truth, job.direction, calls[name]):
+                        del timings[name]
+                        self.absent.note(why, job.attempt(name))
                 return timings
 
     def _no_time(self, provider: Provider, reserve: float) -> str | None:
@@ -183,8 +197,8 @@ class Session:
             return None
         return f"making its code takes some {cost:.0f} s, and there are {max(left, 0):.0f} left"
 
-    def _first_call(self, job: Job, provider: Provider) -> Call | None:
-        """Return the call, warmed up; if it fails, note the reason and return None."""
+    def _first_call(self, job: Job, provider: Provider, truth: Truth) -> Call | None:
+        """Return the call, warmed up; if it fails or is wrong, note that and return None."""
         attempt, name = job.attempt(provider.name), provider.name
         self.absent.begin(attempt)
         _watch()
@@ -192,14 +206,15 @@ class Session:
         dtype = getattr(torch, job.dtype)
         try:
             call = providers.prepare(provider, job.case, job.direction, dtype, self.device)
-            call()
+            result = call()
             if self.device == "cuda":
                 torch.cuda.synchronize()
+            self._costs[name] = time.perf_counter() - start
+            truth.check(job.direction, result)
         except Exception as error:
+            self._costs.setdefault(name, time.perf_counter() - start)
             self._failed(attempt, error)
             return None
-        finally:
-            self._costs[name] = time.perf_counter() - start
         self.absent.end()
         return _guarded(name, call)
 
@@ -211,6 +226,15 @@ class Session:
                 torch.cuda.synchronize()
             except RuntimeError as fault:
                 raise Faulted(sentence(fault)) from fault
+
+
+def _why_wrong(truth: Truth, direction: str, call: Call) -> str | None:
+    """Return None if what was timed computes the right result, otherwise a sentence."""
+    try:
+        truth.check(direction, call())
+    except Exception as error:
+        return f"after it was timed: {sentence(error)}"
+    return None
 
 
 def _guarded(name: str, call: Call) -> Call:

@@ -41,7 +41,7 @@ def environment(result: Result, device: str) -> str:
     head = {
         name: value
         for name, value in result.items()
-        if name not in ("ceiling", "sanitizer", "cases")
+        if name not in ("check", "ceiling", "sanitizer", "cases")
     }
     head |= {"CUDA of torch": torch.version.cuda, "HIP of torch": torch.version.hip}
     parts = [_list(head)]

@@ -1,22 +1,26 @@
-"""Test and measure everything on a machine with a GPU, in one command of a few minutes.
+"""Check, measure and test everything on a machine with a GPU, in stages of a few minutes.
 
-    python -m benchmarks.gpu --out DIR [--budget SECONDS] [--seconds S] [--sweep]
-                             [--skip STAGE,...] [--cases NAME,...] [--providers NAME,...]
+    python -m benchmarks.gpu --out DIR [--stages A,B,C] [--budget SECONDS] [--seconds S]
+                             [--skip PART,...] [--cases NAME,...] [--providers NAME,...]
                              [--device cuda|cpu] [--commit TEXT]
 
-The stages are environment, tests (those marked gpu), ceilings, cases, long, sanitizer (if
-compute-sanitizer is installed), and sweep (with --sweep). A stage that fails does not end the run.
-DIR always has the results so far:
+    A   at most 4 minutes: the environment; a check of each backend in its own process, as models
+        use it; the most important cases of the benchmarks in float32 and bfloat16
+    B   at most 5 minutes: the tests marked gpu, each backend in its own process; ceilings
+    C   at most 5 minutes, on request: compute-sanitizer, the other cases, a long one, and with
+        --sweep configurations of the Triton kernels
+
+By default A and B run. Each can run alone, and the same command continues where it stopped. A part
+that fails does not end its stage. Nothing is downloaded or installed. DIR always has the results so
+far, in at most eight files:
 
     environment.txt          the device, the versions, the available backends
-    tests.txt, tests.xml     the output of pytest
     results.json             the input of benchmarks.suite.table, for the README
-    sanitizer-*.txt          the output of each compute-sanitizer tool on the native kernels
     absent.json              the measurements that are missing, and why
-    sweep*.json              the same two, for configurations of the Triton kernels
+    tests.txt                the output of pytest
+    sanitizer.txt            the output of compute-sanitizer on the native kernels
+    sweep.json, sweep-absent.json    the same as above, for configurations of the Triton kernels
     summary.txt              everything on one page
-
-The same command continues where it stopped; `--budget` then starts anew.
 """
 
 from __future__ import annotations
@@ -30,8 +34,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from attnkernels.measure import cuda, files
 from attnkernels.measure.files import folder
@@ -40,20 +45,24 @@ from attnkernels.measure.wording import tolerate_any_encoding
 from attnkernels.profile import tables
 from benchmarks.ceiling import cpu as ceiling
 from benchmarks.ceiling import gpu as gpu_ceiling
-from benchmarks.gpu.cases import sentence
+from benchmarks.gpu.cases import COMPARED, FIRST, sentence
 from benchmarks.gpu.environment import environment
 from benchmarks.gpu.summary import show, summary
 from benchmarks.suite.rates import Result
 from benchmarks.suite.run import INTERRUPTED, head, write
+from tools.sanitizer import driver
 from tools.sanitizer import tool as gpu_sanitizer
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ["-m", "pytest", "-m", "gpu", "-v", "--tb=short", "--durations=10"]
 TESTS += ["-p", "no:cacheprovider", "-o", "faulthandler_timeout=60"]
 TESTS += ["--continue-on-collection-errors"]  # in files that need no GPU
-# Shares of the budget: the limit of the tests, and the reserves of the last stages.
-TESTS_SHARE, LONG_SHARE, SANITIZER_SHARE, SWEEP_SHARE, END_SHARE = 0.4, 0.06, 0.15, 0.2, 0.03
-GRACE = 10.0  # seconds for an interrupted process to save its results
+BACKENDS = ("native", "triton")
+GRACE = 5.0  # seconds for an interrupted process to save its results
+END = 5.0  # seconds of a stage for the summary
+CHECK = {"native": 20.0, "triton": 45.0}  # seconds, of which Triton compiles for most
+TEST = 120.0  # seconds of a backend
+LONG = 30.0
 SAME = ("device", "torch", "triton", "commit")  # must agree within one table
 
 
@@ -63,6 +72,7 @@ class Run:
 
     options: argparse.Namespace
     began: float
+    limit: float  # of this stage, in seconds
     result: Result
     notes: list[str] = field(default_factory=list)  # failures, for the summary
 
@@ -70,13 +80,17 @@ class Run:
     def out(self) -> Path:
         return self.options.out
 
-    def until(self, *kept: float) -> float:
-        """Return the deadline that leaves these shares of the budget."""
-        return self.began + self.options.budget * (1 - sum(kept))
+    def until(self, kept: float = 0.0) -> float:
+        """Return when to start nothing more, for the stage to end in time with `kept` seconds."""
+        return self.began + self.limit - END - 2 * GRACE - kept
 
     def note(self, line: str) -> None:
         self.notes.append(line)
         print(line, flush=True)
+
+    def read(self) -> None:
+        """Read what another process added."""
+        self.result.update(json.loads((self.out / "results.json").read_text(encoding="utf-8")))
 
     def save(self) -> None:
         write(self.out / "results.json", self.result)
@@ -87,9 +101,12 @@ def main(arguments: list[str] | None = None) -> int:
     tolerate_any_encoding()
     parser = _parser()
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.skip if name not in STAGES]
-    if unknown:
-        parser.error(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    for kind, chosen, known in (
+        ("part", options.skip, [name for stage in STAGES.values() for name in stage.parts]),
+        ("stage", options.stages, list(STAGES)),
+    ):
+        if unknown := [name for name in chosen if name not in known]:
+            parser.error(f"no {kind} {', '.join(unknown)}; there are {', '.join(known)}")
     missing = cuda.why_not() if options.device == "cuda" else None
     if missing:
         print(missing, file=sys.stderr)
@@ -100,23 +117,31 @@ def main(arguments: list[str] | None = None) -> int:
         result = _begin(options)
     except ValueError as error:
         parser.error(str(error))
-    run = Run(options, time.time(), result)
+    notes: list[str] = []
     interrupted = False
-    for name, stage in STAGES.items():
-        if name in options.skip or (name == "sweep" and not options.sweep):
-            continue
-        print(f"== {name} ({max(run.until() - time.time(), 0):.0f} s left)", flush=True)
-        try:
-            stage(run)
-        except KeyboardInterrupt:
-            interrupted = True
-            break
-        except Exception as error:
-            run.note(f"{name}: {sentence(error)}")
-        summary(options.out, run.notes)
-    summary(options.out, run.notes)
-    show(tables.console(highlight=False, markup=False), options.out, run.notes)
+    for name in options.stages:
+        limit = min(options.budget, STAGES[name].limit)
+        interrupted = interrupted or _stage(name, Run(options, time.time(), limit, result, notes))
+    show(tables.console(highlight=False, markup=False), options.out, notes)
     return INTERRUPTED if interrupted else 0
+
+
+def _stage(name: str, run: Run) -> bool:
+    """Run the parts of a stage; return True if it was interrupted."""
+    for part, do in STAGES[name].parts.items():
+        if part in run.options.skip:
+            continue
+        left = max(run.began + run.limit - time.time(), 0)
+        print(f"== {name}: {part} ({left:.0f} s left)", flush=True)
+        try:
+            do(run)
+        except KeyboardInterrupt:
+            return True
+        except Exception as error:
+            run.note(f"{part}: {sentence(error)}")
+        finally:
+            summary(run.out, run.notes)
+    return False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,10 +150,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--out", type=folder, metavar="DIR", required=True, help="where everything is written")
-    add("--budget", type=seconds, default=510, metavar="SECONDS", help="default: %(default)s")
-    add("--seconds", type=seconds, default=1.0, help="of timing a case (default: %(default)s)")
+    add("--stages", type=lambda names: names.split(","), default=["A", "B"], metavar="NAME,...")
+    add("--budget", type=seconds, default=inf, metavar="SECONDS", help="of a stage, if less")
+    add("--seconds", type=seconds, default=0.5, help="of timing a case (default: %(default)s)")
     add("--sweep", action="store_true", help="configurations of the Triton kernels as well")
-    add("--skip", type=lambda names: names.split(","), default=[], metavar="STAGE,...")
+    add("--skip", type=lambda names: names.split(","), default=[], metavar="PART,...")
     add("--device", choices=("cuda", "cpu"), default="cuda")
     add("--commit", help="a name for the code, if there is no git")
     for name in ("cases", "providers"):
@@ -138,7 +164,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _begin(options: argparse.Namespace) -> Result:
     """Return the result in DIR, or a new one; raise ValueError if it is from another setup."""
-    new = head(options.device, {})
+    new = head(options.device, {}) | {"check": {}}
+    new["cases"] = new.pop("cases")  # one line each, as write() makes them
     new["commit"] = options.commit or new["commit"]
     path = options.out / "results.json"
     if not path.exists():
@@ -153,15 +180,34 @@ def _begin(options: argparse.Namespace) -> Result:
 def _environment(run: Run) -> None:
     page = environment(run.result, run.options.device)
     files.write(run.out / "environment.txt", page)
+    if run.options.device == "cuda":  # what the tables of a stage without ceilings compare with
+        run.result["ceiling"] |= gpu_ceiling.device_rates() | gpu_ceiling.torch_rates("cuda")
     run.save()
 
 
+def _check(run: Run) -> None:
+    """Check each backend in a process of its own: after a fault there is none."""
+    run.save()
+    for name in BACKENDS:
+        limit = min(CHECK[name], run.until() - time.time())
+        command = [sys.executable, "-m", "benchmarks.gpu.check", "--out", str(run.out)]
+        command += ["--backend", name, "--device", run.options.device]
+        status = _run([*command, "--until", str(time.time() + limit)], limit + GRACE)
+        if status != 0:
+            how = f"ended with status {status}" if status else "was stopped"
+            run.note(f"the check of {name} {how}")
+        run.read()
+
+
 def _tests(run: Run) -> None:
-    limit = TESTS_SHARE * run.options.budget
-    command = [sys.executable, *TESTS, f"--junitxml={run.out / 'tests.xml'}"]
     with (run.out / "tests.txt").open("w", encoding="utf-8") as sink:
-        if _run(command, limit, sink) is None:
-            sink.write(f"\nStopped after {limit:.0f} s.\n")
+        for name in BACKENDS:
+            (other,) = set(BACKENDS) - {name}
+            limit = min(TEST, run.until() - time.time())
+            sink.write(f"== {name}\n")
+            sink.flush()
+            if _run([sys.executable, *TESTS, "--without", other], limit, sink) is None:
+                sink.write(f"\nStopped after {limit:.0f} s.\n")
 
 
 def _ceilings(run: Run) -> None:
@@ -182,8 +228,14 @@ def _ceilings(run: Run) -> None:
     run.save()
 
 
-def _cases(run: Run) -> None:
-    _measure(run, LONG_SHARE, *(["--cases", run.options.cases] if run.options.cases else []))
+def _first(run: Run) -> None:
+    chosen = run.options.providers or ",".join(COMPARED)
+    _measure(run, 0.0, "--cases", run.options.cases or ",".join(FIRST), "--providers", chosen)
+
+
+def _rest(run: Run) -> None:
+    chosen = ["--providers", run.options.providers] if run.options.providers else []
+    _measure(run, LONG, *chosen, *(["--cases", run.options.cases] if run.options.cases else []))
 
 
 def _long(run: Run) -> None:
@@ -191,55 +243,57 @@ def _long(run: Run) -> None:
 
 
 def _measure(run: Run, kept: float, *arguments: str) -> None:
-    until = run.until(*_last(run), SANITIZER_SHARE * _sanitizes(run), kept)
-    chosen = ["--providers", run.options.providers] if run.options.providers else []
-    _work(run, "benchmarks.gpu.cases", until, *chosen, *arguments)
-
-
-def _last(run: Run) -> tuple[float, ...]:
-    """Return the shares of the last stages."""
-    return END_SHARE, SWEEP_SHARE * run.options.sweep
-
-
-def _sanitizes(run: Run) -> bool:
-    return "sanitizer" not in run.options.skip and not gpu_sanitizer.why_not(run.options.device)
+    _work(run, "benchmarks.gpu.cases", run.until(kept), *arguments)
 
 
 def _sanitizer(run: Run) -> None:
-    """Run each tool over the same small calls, with equal parts of the remaining time."""
+    """Build the driver and run each tool over it, with equal parts of half of the stage."""
     why = gpu_sanitizer.why_not(run.options.device)
     if why:
         run.note(f"sanitizer: {why}")
         return
     found = run.result["sanitizer"] = {}
     run.result["cases"] = run.result.pop("cases")  # one line each, as write() makes them
-    for place, tool in enumerate(gpu_sanitizer.TOOLS):
-        left = max(run.until(*_last(run)) - time.time(), 0)
-        limit = left / (len(gpu_sanitizer.TOOLS) - place)
-        with gpu_sanitizer.said(run.out, tool).open("w", encoding="utf-8") as sink:
-            status = _run(gpu_sanitizer.command(tool), limit, sink, **gpu_sanitizer.ENVIRONMENT)
-        found[tool] = gpu_sanitizer.outcome(status, limit)
-        print(f"{tool}: {found[tool]}", flush=True)
-        run.save()
+    each = run.limit / 2 / len(gpu_sanitizer.TOOLS)
+    architecture = gpu_sanitizer.architecture()
+    with gpu_sanitizer.said(run.out).open("w", encoding="utf-8") as sink:
+        build = [sys.executable, "-m", "tools.sanitizer.driver", architecture]
+        if _run(build, run.limit / 4, sink) != 0:
+            run.note(f"sanitizer: the driver was not built; {gpu_sanitizer.said(run.out)} says why")
+            return
+        for tool in gpu_sanitizer.TOOLS:
+            sink.write(f"== {tool}\n")
+            sink.flush()
+            status = _run(gpu_sanitizer.command(tool, driver.program(architecture)), each, sink)
+            found[tool] = gpu_sanitizer.outcome(status, each)
+            print(f"{tool}: {found[tool]}", flush=True)
+            run.save()
 
 
 def _sweep(run: Run) -> None:
-    _work(run, "benchmarks.gpu.sweep", run.until(END_SHARE))
+    if run.options.sweep:
+        _work(run, "benchmarks.gpu.sweep", run.until())
 
 
-STAGES: dict[str, Callable[[Run], None]] = {
-    "environment": _environment,
-    "tests": _tests,
-    "ceilings": _ceilings,
-    "cases": _cases,
-    "long": _long,
-    "sanitizer": _sanitizer,
-    "sweep": _sweep,
+class Stage(NamedTuple):
+    """The seconds that a stage may take, and its parts in order."""
+
+    limit: float
+    parts: dict[str, Callable[[Run], None]]
+
+
+STAGES = {
+    "A": Stage(240, {"environment": _environment, "check": _check, "cases": _first}),
+    "B": Stage(300, {"ceilings": _ceilings, "tests": _tests}),
+    "C": Stage(300, {"sanitizer": _sanitizer, "rest": _rest, "long": _long, "sweep": _sweep}),
 }
 
 
 def _work(run: Run, module: str, until: float, *arguments: str) -> None:
     """Run a module that measures, and again after a fault while it makes progress."""
+    if time.time() >= until:
+        run.note(f"{module}: there was no time left")
+        return
     run.save()
     command = [sys.executable, "-m", module, "--out", str(run.out), "--until", str(until)]
     command += ["--device", run.options.device, "--seconds", str(run.options.seconds), *arguments]
@@ -254,15 +308,12 @@ def _work(run: Run, module: str, until: float, *arguments: str) -> None:
         if not status or state == before or time.time() > until:
             break
         before = state
-    result = json.loads((run.out / "results.json").read_text(encoding="utf-8"))
-    run.result["cases"] = result["cases"]
+    run.read()
 
 
-def _run(
-    command: list[str], limit: float, sink: IO[str] | None = None, **environment: str
-) -> int | None:
+def _run(command: list[str], limit: float, sink: IO[str] | None = None) -> int | None:
     """Return the exit status of `command`; None if it was stopped after `limit` seconds."""
-    environ = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}  # its output survives a stop
+    environ = {**os.environ, "PYTHONUNBUFFERED": "1"}  # its output survives a stop
     output: dict[str, Any] = {"stdout": sink, "stderr": subprocess.STDOUT if sink else None}
     process = subprocess.Popen(command, cwd=ROOT, env=environ, start_new_session=True, **output)
     try:

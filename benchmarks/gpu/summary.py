@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from rich.console import Console, RenderableType
 
@@ -43,7 +42,7 @@ def _parts(folder: Path, notes: list[str]) -> list[RenderableType]:
     parts: list[RenderableType] = ["\n".join(notes)]
     result = _json(folder / "results.json")
     if result:
-        parts += [_head(result), _ceiling(result)]
+        parts += [_head(result), _check(result), _ceiling(result)]
     parts.append(_tests(folder))
     if result and result["cases"]:
         parts += [*rich_table(result), sentence(None, spreads(result)) or ""]
@@ -74,24 +73,37 @@ def _ceiling(result: Result) -> str:
     return f"ceilings\n{known}" if known else "ceilings: not measured"
 
 
+def _check(result: Result) -> str:
+    """Report the largest error of each backend, and every call that is wrong."""
+    lines = []
+    for name, found in result.get("check", {}).items():
+        right = [error for error in found.values() if not isinstance(error, str)]
+        least = f", at most {max(right):.2f} of what is allowed" if right else ""
+        lines.append(f"  {name}: {len(right)} of {len(found)} calls are right{least}")
+        others: dict[str, list[str]] = {}
+        for call, why in found.items():
+            if isinstance(why, str):
+                others.setdefault(why, []).append(call)
+        lines += [f"    {why} ({'; '.join(calls)})" for why, calls in others.items()]
+    return "\n".join(["check", *lines]) if lines else "check: not run"
+
+
 def _tests(folder: Path) -> str:
-    """Report the counts and failures, or the progress of an unfinished run."""
-    report, said = folder / "tests.xml", folder / "tests.txt"
+    """Report the counts and failures of each backend, or the progress of an unfinished run."""
+    said = folder / "tests.txt"
     if not said.exists():
         return "tests: not run"
-    lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    if not report.exists():
-        return "tests: they did not end\n" + "\n".join(f"  {line}" for line in lines[-5:])
-    suite = ElementTree.parse(report).getroot().find("testsuite")
-    counts = (
-        ""
-        if suite is None
-        else ", ".join(
-            f"{suite.get(name)} {name}" for name in ("tests", "failures", "errors", "skipped")
-        )
-    )
+    parts = re.split(r"^== (\w+)$", said.read_text(encoding="utf-8", errors="replace"), flags=re.M)
+    return "\n".join(map(_tested, parts[1::2], parts[2::2]))
+
+
+def _tested(name: str, said: str) -> str:
+    lines = said.strip().splitlines()
+    ended = [line[1] for each in lines if (line := re.fullmatch(r"=+ (.*) in [\d.]+s.* =+", each))]
+    counts = ended[-1] if ended else "they did not end"
     bad = [f"  {line}" for line in lines if line.startswith(("FAILED", "ERROR", "Stopped"))]
-    return "\n".join([f"tests: {counts}", *bad, *_skipped(lines)])
+    last = [] if ended else [f"  {line}" for line in lines[-5:]]
+    return "\n".join([f"tests of {name}: {counts}", *bad, *_skipped(lines), *last])
 
 
 def _skipped(lines: list[str]) -> list[str]:

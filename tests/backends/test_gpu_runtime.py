@@ -19,7 +19,7 @@ from helpers.gpu import (
     on_gpu,
     packed,
 )
-from helpers.inputs import BF16, F64, Shape, cumulative, make, normal
+from helpers.inputs import BF16, F32, F64, Shape, cumulative, make, normal
 from ops.test_compile import Recorder
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -41,13 +41,24 @@ def same(some: list[Tensor], others: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("shape", [(1, 600, 700, 33, 20), (2, 1, 9000, 65, 20)], ids=str)
-def test_the_same_bits_every_time(name: str, shape: Shape, deterministic: bool) -> None:
-    torch.use_deterministic_algorithms(deterministic)
+LARGE: list[Shape] = [(1, 600, 700, 33, 20), (2, 1, 9000, 65, 20)]
+
+
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_the_same_bits_every_time(name: str, shape: Shape) -> None:
     inputs = on_gpu(make, shape)
     first = gradients(name, *inputs)
     assert all(same(first, gradients(name, *inputs)) for _ in range(3))
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+def test_as_models_use_it(name: str, shape: Shape, dtype: torch.dtype) -> None:
+    """Without deterministic algorithms, blocks add to one place in any order."""
+    torch.use_deterministic_algorithms(False)
+    mask = on_gpu(normal, *shape[1:3], dtype=dtype)
+    for _ in range(3):
+        check(name, *on_gpu(make, shape, dtype), attn_mask=mask, **EVERYTHING)
 
 
 @pytest.mark.parametrize("shape", [PAST_THE_TILES, STEP], ids=str)

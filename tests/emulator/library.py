@@ -33,6 +33,19 @@ def sources() -> list[Path]:
     return [*kernels, *SETUP["CUDA_BINDINGS"], FOLDER / "emulator.cpp"]
 
 
+def build_unlaunched() -> Path:
+    """Return a library that does all that the host does, without a check, and starts no kernel."""
+    folder = SETUP["OBJECTS"] / "unlaunched"
+    flags = [*SETUP["STABLE_ABI"], "-DATTNKERNELS_EMULATED", "-DATTNKERNELS_UNLAUNCHED"]
+    flags += ["-Wno-unknown-pragmas", f"-I{FOLDER}", "-x", "c++"]
+    steps = []
+    for source in sources():
+        quick = ["-O0"] if source.suffix == ".cu" else []  # of these, only launches are called
+        into = folder / f"{source.name}.o"
+        steps.append(SETUP["compile_step"](source, into, [*flags, *quick]))
+    return _linked(steps, folder / "_C.abi3.so")
+
+
 def build(changed: Path | None = None, folder: Path = BUILT, *flags: str) -> Path:
     """Return the library, with `changed` in place of the source of that name, built in `folder`."""
     steps = []
@@ -42,9 +55,13 @@ def build(changed: Path | None = None, folder: Path = BUILT, *flags: str) -> Pat
         if changed is not None and changed.name == source.name:
             source, into, flagged = changed, folder, [*flagged, *flags]
         steps.append(SETUP["compile_step"](source, into / f"{source.name}.o", flagged))
+    return _linked(steps, folder / "_C.abi3.so")
+
+
+def _linked(steps: list[Any], library: Path) -> Path:
+    """Compile the sources of `steps`, and return what they are linked to."""
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(SETUP["run"], steps))
-    library = folder / "_C.abi3.so"
     SETUP["run"](SETUP["link_step"]([step.output for step in steps], library))
     return library
 

@@ -1,13 +1,11 @@
-"""benchmarks.gpu without a GPU: its stages on a CPU at tiny sizes, and its failures."""
+"""The measurements of benchmarks.gpu without a GPU: on a CPU at tiny sizes, and their failures."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,12 +19,12 @@ from benchmarks.ceiling import cpu as ceiling
 from benchmarks.ceiling import gpu as gpu_ceiling
 from benchmarks.gpu import cases as gpu_cases
 from benchmarks.gpu import environment as gpu_environment
-from benchmarks.gpu import run as gpu
 from benchmarks.gpu import summary as gpu_summary
 from benchmarks.gpu import sweep as gpu_sweep
+from benchmarks.gpu import truth as gpu_truth
 from benchmarks.suite import meters, providers, run
 from benchmarks.suite.absent import LOST
-from benchmarks.suite.cases import Case, Inputs, choose
+from benchmarks.suite.cases import Case, Inputs, choose, inputs
 from benchmarks.suite.providers import PROVIDERS, Built, Provider
 
 EAGER = PROVIDERS[0]
@@ -61,56 +59,6 @@ def provide(monkeypatch: pytest.MonkeyPatch, build: Any, **options: Any) -> None
     """Make a provider called native that builds calls by `build`."""
     made = Provider("native", lambda problem: None, build, **options)
     monkeypatch.setattr(providers, "PROVIDERS", (EAGER, made))
-
-
-def test_without_a_gpu_it_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(gpu.cuda, "why_not", lambda: "there is no GPU")
-    assert gpu.main(["--out", str(tmp_path / "none")]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "no GPU" in said and not (tmp_path / "none").exists()
-
-
-@pytest.mark.slow
-def test_the_stages_leave_what_they_promise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(ceiling, "ceiling", lambda: dict(RATES))
-    monkeypatch.setattr(gpu, "TESTS", ["-c", "print('FAILED some'); raise SystemExit(1)"])
-    options = ["--out", str(tmp_path), "--device", "cpu", "--seconds", "0.01", "--sweep"]
-    options += ["--cases", "tiny-2", "--providers", "eager", "--skip", "long", "--commit", "abc"]
-    assert gpu.main(options) == 0
-    result = json.loads((tmp_path / "results.json").read_text())
-    assert list(result) == list(run.head("cpu", {})) and result["commit"] == "abc"
-    assert result["ceiling"] == RATES and len(result["cases"]) == 4
-    assert "FAILED some" in (tmp_path / "tests.txt").read_text()
-    assert "backend reference" in (tmp_path / "environment.txt").read_text()
-    page = (tmp_path / "summary.txt").read_text()
-    assert "2x3x5x8" in page and "tests: they did not end" in page
-    said = capfd.readouterr().out
-    assert "tiny-2 both bfloat16: eager" in said and "gpu-step both float32: nobody" in said
-
-    monkeypatch.setattr(gpu, "_run", lambda *arguments: pytest.fail("it is all there"))
-    assert gpu.main([*options, "--skip", "tests,cases,long,sweep"]) == 0
-    with pytest.raises(SystemExit):
-        gpu.main([*options, "--commit", "def"])
-    assert "commit abc, now def: take another --out" in capfd.readouterr().err
-
-
-def test_a_stage_that_fails_does_not_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(run: gpu.Run) -> None:
-        raise RuntimeError("out of order")
-
-    seen = []
-    stages = {"environment": broken, "tests": broken, "long": lambda run: seen.append("long")}
-    monkeypatch.setattr(gpu, "STAGES", stages)
-    assert gpu.main(["--out", str(tmp_path), "--device", "cpu", "--skip", "tests"]) == 0
-    assert seen == ["long"]
-    page = (tmp_path / "summary.txt").read_text()
-    assert "environment: RuntimeError: out of order" in page and "tests: Runtime" not in page
 
 
 def test_the_most_important_come_first() -> None:
@@ -188,6 +136,49 @@ def test_who_takes_the_process_along_is_not_run_again(
     assert measured(out) == [("tiny-2", pass_, "eager") for pass_ in ("forward", "both")]
 
 
+@pytest.mark.parametrize("calls", [1, 4])
+def test_a_wrong_result_is_no_measurement(
+    out: Path, monkeypatch: pytest.MonkeyPatch, calls: int
+) -> None:
+    """A call that is wrong at first, or only after some calls."""
+    made: list[int] = []
+
+    def build(case: Case, given: Inputs) -> Built:
+        context, leaves = EAGER.build(case, given)
+        made.clear()
+
+        def late() -> torch.Tensor:
+            made.append(1)
+            return context() * (1.01 if len(made) >= calls else 1)
+
+        return late, leaves
+
+    provide(monkeypatch, build)
+    assert measure(out, names="eager,native") == 0
+    assert measured(out) == [("tiny-2", pass_, "eager") for pass_ in ("forward", "both")]
+    for direction, name in (("forward", "the context"), ("both", "the gradient of ")):
+        why = reasons(out)[direction, "native"]
+        assert f"AssertionError: {name}" in why and " has an error of " in why
+        assert why.startswith("after it was timed: ") == (calls > 1)
+
+
+def test_a_large_case_is_checked_in_its_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    (case,) = choose("tiny-4")
+    monkeypatch.setattr(gpu_truth, "ALL", 0)
+    monkeypatch.setattr(gpu_truth, "AT_ONCE", 3 * 9 * 33)
+    truth = gpu_truth.Truth(case, torch.float32, "cpu")
+    given = inputs(case, torch.float32, True)
+    context, leaves = EAGER.build(case, given)
+    grads = torch.autograd.grad(context(), leaves, given.arriving)
+    truth.check("both", grads)
+    wrong = context().detach()
+    wrong[0, 3:] = torch.nan  # not looked at
+    truth.check("forward", wrong)
+    wrong[0, 2] += 1
+    with pytest.raises(AssertionError, match="the context"):
+        truth.check("forward", wrong)
+
+
 def test_a_fault_of_the_device_asks_for_another_process(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,47 +204,6 @@ def test_code_is_not_made_when_others_need_the_time(
     assert measure(out, names="eager,native", seconds=gpu_cases.GENERATING / 2) == 0
     assert {provider for _, _, provider in measured(out)} == {"eager"}
     assert "making its code takes some 30 s" in reasons(out)["both", "native"]
-
-
-def test_a_fault_is_followed_by_another_process_while_that_leads_on(
-    out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started = []
-
-    def process(command: list[str], limit: float) -> int:
-        started.append(command)
-        if len(started) < 3:
-            (out / "absent.json").write_text(json.dumps(len(started)))
-        return gpu_cases.FAULTED
-
-    monkeypatch.setattr(gpu, "_run", process)
-    options = Namespace(out=out, device="cpu", seconds=1.0, budget=100)
-    everything = gpu.Run(options, time.time(), run.head("cpu", {}))
-    gpu._work(everything, "benchmarks.gpu.cases", time.time() + 100)
-    assert len(started) == 3 and len(everything.notes) == 3
-
-
-def test_a_process_is_stopped_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "GRACE", 1.0)
-    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
-    for code in ("import time; time.sleep(60)", deaf):
-        assert gpu._run([sys.executable, "-c", code], 0.5) is None
-    assert gpu._run([sys.executable, "-c", "raise SystemExit(3)"], 60) == 3
-
-
-REPORT = """<testsuites><testsuite errors="0" failures="1" skipped="2" tests="9"/></testsuites>"""
-
-
-def test_the_summary_tells_of_tests_and_absences(out: Path) -> None:
-    assert "tests: not run" in gpu_summary.summary(out, [])
-    (out / "tests.txt").write_text("some\nFAILED tests/test_gpu.py::test_this - so\n")
-    (out / "tests.xml").write_text(REPORT)
-    row = {"case": "c", "direction": "both", "dtype": "float32", "provider": "p", "why": "it is so"}
-    (out / "absent.json").write_text(json.dumps([row, row | {"case": "d"}]))
-    page = gpu_summary.summary(out, ["this went wrong"])
-    assert page.startswith("this went wrong\n") and page == (out / "summary.txt").read_text()
-    assert "tests: 9 tests, 1 failures, 0 errors, 2 skipped\n  FAILED tests/test_gpu.py" in page
-    assert "p, 2 x: it is so" in page
 
 
 def test_a_sweep_measures_the_candidates(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,23 +281,6 @@ def test_the_environment_tells_of_the_device(device: None) -> None:
     for line in ("device: A GPU", "multi_processor_count: 132", "devices: 1", "commit: abc"):
         assert line in page.splitlines()
     assert "-smi" in page and "backend reference" in page
-
-
-def test_a_ceiling_that_does_not_compile_is_a_note(
-    out: Path, device: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken() -> dict[str, float]:
-        raise subprocess.CalledProcessError(1, "nvcc", stderr="no such architecture\n")
-
-    monkeypatch.setattr(gpu_ceiling, "torch_rates", lambda device: {"torch_copy_gb": 1})
-    monkeypatch.setattr(gpu_ceiling, "why_not", lambda: None)
-    monkeypatch.setattr(gpu_ceiling, "program_rates", broken)
-    options = Namespace(out=out, device="cuda")
-    everything = gpu.Run(options, time.time(), run.head("cuda", {}))
-    gpu._ceilings(everything)
-    saved = json.loads((out / "results.json").read_text())["ceiling"]
-    assert saved == {"sms": 132, "max_mhz": 1980.0, "torch_copy_gb": 1}
-    assert everything.notes == ["gpu.cu: no such architecture"]
 
 
 def test_torch_measures_a_copy_and_a_launch_anywhere() -> None:

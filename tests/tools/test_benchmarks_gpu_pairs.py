@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from attnkernels.backends import ON_GPU, native
+from attnkernels.backends import ON_GPU
 from benchmarks.gpu import cases as gpu_cases
 from benchmarks.gpu import pairs as gpu_pairs
 from benchmarks.gpu import run as gpu
@@ -22,7 +23,7 @@ from benchmarks.gpu import sweep as gpu_sweep
 from benchmarks.suite import providers, run
 from benchmarks.suite.cases import choose
 from benchmarks.suite.providers import LATENCY, PROVIDERS
-from tools.sanitizer import calls as gpu_small
+from tools.sanitizer import driver
 from tools.sanitizer import tool as gpu_sanitizer
 
 Patch = pytest.MonkeyPatch
@@ -121,9 +122,11 @@ def test_the_summary_has_both_and_why_tests_were_skipped(
     cases = result.pop("cases")
     found = {"sanitizer": {"memcheck": "no errors"}, "cases": cases}
     run.write(tmp_path / "results.json", result | found)
-    lines = [f"SKIPPED [2] tests/test_gpu.py:{line}: there is no nvcc: here" for line in (1, 2)]
+    lines = [
+        "== native",
+        *(f"SKIPPED [2] tests/test_gpu.py:{line}: there is no nvcc: here" for line in (1, 2)),
+    ]
     (tmp_path / "tests.txt").write_text("\n".join([*lines, "SKIPPED [1] tests/a.py:3: one GPU"]))
-    (tmp_path / "tests.xml").write_text("<testsuites></testsuites>")
     page = gpu_summary.summary(tmp_path, [])
     for wanted in (
         "float32: native / triton",
@@ -175,7 +178,7 @@ def test_both_of_ours_are_measured_on_a_gpu() -> None:
 
 
 TOOL = """#!/bin/sh
-echo "$PYTORCH_NO_CUDA_MEMORY_CACHING $*"
+echo "$*"
 case $2 in
 memcheck) exit 0 ;;
 racecheck) echo "========= RACECHECK SUMMARY: 3 hazards"; exit 9 ;;
@@ -187,72 +190,74 @@ esac
 
 @pytest.fixture
 def sanitizer(tmp_path: Path, monkeypatch: Patch) -> Path:
-    """Make a program of that name, found only in CUDA_HOME, and native kernels to run under it."""
+    """Make a program of that name, found only in CUDA_HOME, and let the driver be built."""
     program = tmp_path / "cuda" / "bin" / gpu_sanitizer.NAME
     program.parent.mkdir(parents=True)
     program.write_text(TOOL)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", "/bin:/usr/bin")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
-    monkeypatch.setattr(native, "why_not", lambda problem: None)
+    monkeypatch.setattr(gpu_sanitizer, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(gpu_sanitizer, "architecture", lambda: "9.0")
     return program
 
 
-def stage(tmp_path: Path, budget: float, device: str = "cuda") -> gpu.Run:
-    """Run the stage alone, with all of the time budget."""
-    options = Namespace(out=tmp_path, device=device, budget=budget, sweep=False, skip=[])
-    everything = gpu.Run(options, time.time(), run.head("cpu", {}))
+def stage(tmp_path: Path, monkeypatch: Patch, device: str = "cuda", built: int = 0) -> gpu.Run:
+    """Run that part alone, for three seconds."""
+    options = Namespace(out=tmp_path, device=device)
+    everything = gpu.Run(options, time.time(), 3.0, run.head("cpu", {}), [])
+    start = gpu._run
+
+    def unless_it_builds(command: list[str], *rest: Any) -> int | None:
+        return built if "tools.sanitizer.driver" in command else start(command, *rest)
+
+    monkeypatch.setattr(gpu, "_run", unless_it_builds)
     gpu._sanitizer(everything)
     return everything
 
 
-def test_each_tool_says_what_it_found(tmp_path: Path, sanitizer: Path) -> None:
+def test_each_tool_says_what_it_found(tmp_path: Path, sanitizer: Path, monkeypatch: Patch) -> None:
     assert gpu_sanitizer.find() == str(sanitizer) and gpu_sanitizer.why_not("cuda") is None
-    everything = stage(tmp_path, 3.0)
+    everything = stage(tmp_path, monkeypatch)
     saved = json.loads((tmp_path / "results.json").read_text())["sanitizer"]
     assert saved == everything.result["sanitizer"] and list(saved) == list(gpu_sanitizer.TOOLS)
     assert saved["memcheck"] == "no errors" and saved["racecheck"] == "errors"
     assert saved["initcheck"].startswith("stopped after")
-    said = (tmp_path / "sanitizer-memcheck.txt").read_text()
-    assert said.startswith("1 --tool memcheck --error-exitcode 9 ")
-    assert said.endswith("-m tools.sanitizer.calls\n")
+    said = (tmp_path / "sanitizer.txt").read_text()
+    assert said.startswith("== memcheck\n--tool memcheck --error-exitcode 9 ")
+    assert said.splitlines()[1].endswith("/9.0/driver")
     page = gpu_summary.summary(tmp_path, [])
     assert "  memcheck: no errors\n  racecheck: errors\n" in page
     assert "    ========= RACECHECK SUMMARY: 3 hazards\n" in page
+
+
+def test_a_driver_that_is_not_built_is_a_note(
+    tmp_path: Path, sanitizer: Path, monkeypatch: Patch
+) -> None:
+    assert "the driver was not built" in stage(tmp_path, monkeypatch, built=1).notes[0]
 
 
 def test_an_exit_status_of_the_program_is_no_finding() -> None:
     assert gpu_sanitizer.outcome(3, 1.0) == "ended with status 3"
 
 
-def test_without_the_program_or_the_kernels_there_is_a_note(
+def test_without_the_program_or_a_compiler_there_is_a_note(
     tmp_path: Path, sanitizer: Path, monkeypatch: Patch
 ) -> None:
-    assert stage(tmp_path, 1.0, "cpu").notes == [
+    assert stage(tmp_path, monkeypatch, "cpu").notes == [
         "sanitizer: compute-sanitizer watches a GPU, not a cpu"
     ]
     with monkeypatch.context() as without:
-        without.setattr(native, "why_not", lambda problem: "it has no kernels")
-        assert "cannot be used: it has no kernels" in stage(tmp_path, 1.0).notes[0]
+        without.setattr(gpu_sanitizer, "find_nvcc", lambda: None)
+        assert "there is no nvcc" in stage(tmp_path, monkeypatch).notes[0]
     monkeypatch.setattr(gpu_sanitizer, "find", lambda: None)
-    missing = stage(tmp_path, 1.0)
+    missing = stage(tmp_path, monkeypatch)
     assert "is not found on PATH" in missing.notes[0] and "sanitizer" not in missing.result
     assert "sanitizer: not run" in gpu_summary.summary(tmp_path, missing.notes)
 
 
-def test_other_stages_leave_it_time_where_it_can_run(
-    tmp_path: Path, sanitizer: Path, monkeypatch: Patch
-) -> None:
-    options = Namespace(out=tmp_path, device="cuda", budget=100, sweep=False, skip=[], cases=None)
-    options.providers = None
-    until: list[float] = []
-    monkeypatch.setattr(gpu, "_work", lambda run, module, limit, *rest: until.append(limit))
-    for skip, kept in (([], gpu.SANITIZER_SHARE), (["sanitizer"], 0)):
-        options.skip = skip
-        gpu._cases(gpu.Run(options, 0.0, {}))
-        assert until.pop() == pytest.approx(100 * (1 - gpu.END_SHARE - gpu.LONG_SHARE - kept))
-
-
-def test_the_small_calls_run(capsys: pytest.CaptureFixture[str], fused: str) -> None:
-    assert gpu_small.main(["--device", "cpu", "--backend", fused]) == 0
-    assert f"calls of {fused}, forward and backward" in capsys.readouterr().out
+@pytest.mark.slow
+def test_the_driver_runs_every_kernel() -> None:
+    program = driver.build(None)
+    ran = subprocess.run([program], capture_output=True, text=True)
+    assert ran.returncode == 0 and ran.stdout.endswith("96 calls, 0 wrong\n"), ran.stdout

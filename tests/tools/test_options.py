@@ -29,7 +29,7 @@ def test_refuses_a_folder(
 
 @pytest.mark.parametrize(
     "module",
-    ["benchmarks.gpu.run", "benchmarks.gpu.cases", "benchmarks.gpu.sweep"]
+    ["benchmarks.gpu.run", "benchmarks.gpu.cases", "benchmarks.gpu.check", "benchmarks.gpu.sweep"]
     + [
         f"examples.{name}"
         for name in ("g2p", "translate", "char_cost", "caption_digits", "glimpse_digits")
@@ -61,6 +61,7 @@ def test_refuses_a_file_in_place_of_a_folder(
         ("benchmarks.compare", ["--seconds", "-1"]),
         ("benchmarks.gpu.run", ["--budget", "nan"]),
         ("benchmarks.gpu.cases", ["--seconds", "nan"]),
+        ("benchmarks.host", ["--rounds", "0"]),
         ("benchmarks.gpu.sweep", ["--seconds", "soon"]),
         ("examples.char_cost", ["--dim", "-2"]),
         ("examples.char_cost", ["--seed", str(2**64)]),

@@ -1,25 +1,22 @@
 """Run NVIDIA's compute-sanitizer over the native CUDA kernels, and read its results.
 
-`benchmarks.gpu` runs each tool over the calls of `tools.sanitizer.calls`.
+`benchmarks.gpu` runs each tool over the program of `tools.sanitizer.driver`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import sys
 from pathlib import Path
 
 import torch
 
-from attnkernels.backends import native
-from attnkernels.backends.base import Problem
+from build_cuda import find_nvcc
 
 NAME = "compute-sanitizer"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 ERRORS = 9  # the exit status that a tool is told to return for findings
-# PyTorch's allocator splits one large block, inside of which no overrun would be noticed.
-ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
 def find() -> str | None:
@@ -33,23 +30,27 @@ def why_not(device: str) -> str | None:
     """Return None if the kernels can run under it, otherwise the reason."""
     if device != "cuda":
         return f"{NAME} watches a GPU, not a {device}"
-    sentence = native.why_not(Problem("cuda", torch.float32))
-    if sentence is not None:
-        return f"the native backend cannot be used: {sentence}"
+    if find_nvcc() is None:
+        return "there is no nvcc to build the kernels without torch"
     if find() is None:
         return f"{NAME} is not found on PATH, in CUDA_HOME/bin or in /usr/local/cuda/bin"
     return None
 
 
-def command(tool: str) -> list[str]:
-    """Return the command."""
+def architecture() -> str:
+    """Return that of the current GPU, such as "9.0"."""
+    return ".".join(map(str, torch.cuda.get_device_capability()))
+
+
+def command(tool: str, program: Path) -> list[str]:
+    """Return the command that runs `program` under a tool."""
     options = ["--tool", tool, "--error-exitcode", str(ERRORS), "--print-limit", "20"]
-    return [find() or NAME, *options, sys.executable, "-m", "tools.sanitizer.calls"]
+    return [find() or NAME, *options, str(program)]
 
 
-def said(folder: Path, tool: str) -> Path:
-    """Return the file with the output of a tool."""
-    return folder / f"sanitizer-{tool}.txt"
+def said(folder: Path) -> Path:
+    """Return the file with the output of the tools, each below a line "== TOOL"."""
+    return folder / "sanitizer.txt"
 
 
 def outcome(status: int | None, limit: float) -> str:
@@ -61,11 +62,12 @@ def outcome(status: int | None, limit: float) -> str:
 
 def report(folder: Path, outcomes: dict[str, str]) -> str:
     """Return one line per tool, with the end of its output unless it is "no errors"."""
-    lines = []
+    path, lines = said(folder), []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    parts = re.split(r"^== (\w+)$", text, flags=re.M)
+    outputs = dict(zip(parts[1::2], parts[2::2], strict=True))
     for tool, found in outcomes.items():
         lines.append(f"  {tool}: {found}")
-        path = said(folder, tool)
-        if found != outcome(0, 0) and path.exists():
-            text = path.read_text(encoding="utf-8", errors="replace").strip()
-            lines += [f"    {line}" for line in text.splitlines()[-5:]]
+        if found != outcome(0, 0):
+            lines += [f"    {line}" for line in outputs.get(tool, "").strip().splitlines()[-5:]]
     return "\n".join(["sanitizer", *lines]) if lines else "sanitizer: not run"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops.schema import define, implement
+from ...ops.schema import define, implement, undispatched
 from ...ops.signature import SIGNATURES
 from ..base import Problem
 from ..fused import Fused
@@ -31,23 +32,53 @@ _MODULES = {
     "sparse_forward": "host.edge_forward",
     "sparse_backward": "host.edge_backward",
 }
-ops = define(NAME, *_MODULES)
-_fused = Fused(ops)
-attention, scores = _fused.attention, _fused.scores
-attention_over_edges = _fused.attention_over_edges
+_REPEATED = ("forward", "backward")
 _interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 _missing = find_spec("triton") is None
 
 
-def _implementation(name: str) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
-        module = import_module(f".{_MODULES[name]}", __package__)
-        signature, function = SIGNATURES[name], getattr(module, name)
+def computing(name: str) -> Callable[..., Any]:
+    """Return the function that computes operator `name`, from arguments in order."""
+    module = import_module(f".{_MODULES[name]}", __package__)
+    signature, function = SIGNATURES[name], getattr(module, name)
+
+    def compute(*args: Any) -> Any:
         given = signature.named(args)
         return function(**given) if "source" in given else folded(function, signature, given)
 
+    return compute
+
+
+@cache
+def _implementation(name: str) -> Callable[..., Any]:
+    """Return operator `name`, which imports its module when it is first called."""
+    loaded: list[Callable[..., Any]] = []
+
+    def call(*args: Any) -> Any:
+        if not loaded:
+            loaded.append(_repeating(name) if name in _REPEATED else computing(name))
+        return loaded[0](*args)
+
     return call
 
+
+def _repeating(name: str) -> Callable[..., Any]:
+    replay = import_module(".host.replay", __package__)
+    return replay.Replay(computing(name), _tensors(name))
+
+
+def _tensors(name: str) -> int:
+    """Return how many arguments of operator `name` are tensors; they come first."""
+    return len(SIGNATURES[name].tensors)
+
+
+ops = define(NAME, *_MODULES)
+for _name in _REPEATED:
+    _direct = undispatched(getattr(ops, _name), _implementation(_name), _tensors(_name))
+    setattr(ops, f"undispatched_{_name}", _direct)
+_fused = Fused(ops)
+attention, scores = _fused.attention, _fused.scores
+attention_over_edges = _fused.attention_over_edges
 
 for _name in _MODULES:
     for _key in ("CUDA", "CPU") if _interpreted else ("CUDA",):  # a ROCm tensor is a CUDA one, too

@@ -17,6 +17,7 @@ from . import configs
 from .configs import Tile
 from .geometry import Ints, Owned, contiguous, lead_of, merged, scaled
 from .launch import launch, power_of_two, precision, target
+from .recorder import Memory, current
 
 
 class Call:
@@ -135,9 +136,14 @@ class Call:
         """Return the arguments of a kernel of device/step.py, for tiles of `keys` keys."""
         return self.arguments | self.inputs() | {"BJ": keys, "BD": configs.STEP_UNITS}
 
-    def new(self, *shape: int) -> Tensor:
-        """Return an unset float32 tensor on the device of the call."""
-        return self.query.new_empty(shape, dtype=torch.float32)
+    def new(self, *shape: int, fill: float | None = None) -> Tensor:
+        """Return a float32 tensor on the device of the call, unset without `fill`."""
+        made = self.query.new_empty(shape, dtype=torch.float32)
+        if fill is not None:
+            made.fill_(fill)
+        if (recorder := current()) is not None:
+            recorder.memory.append(Memory(made, fill))
+        return made
 
     @property
     def step(self) -> bool:

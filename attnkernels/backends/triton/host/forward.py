@@ -23,7 +23,7 @@ def forward(
     lead, n, m, dv = call.lead, call.n, call.m, call.dv
     context, lse = call.new(*lead, n, dv), call.new(*lead, n)
     softmax = call.new(*lead, 2 * n)
-    weights = call.new(*lead, n, m).fill_(-torch.inf) if return_weights else softmax
+    weights = call.new(*lead, n, m, fill=-torch.inf) if return_weights else softmax
     with on(call.query):
         _attend(call, context, lse, softmax, weights if return_weights else None)
         if return_weights:
