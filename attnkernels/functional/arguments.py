@@ -220,9 +220,8 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem
         return None
     cpu = query.is_cpu
     for x in (query, key, value, weight):
-        if not (type(x) in _PLAIN and x.layout is _STRIDED):
-            return None
-        if not (x.is_cpu if cpu else _is_beside(x, query)):
+        usual = type(x) in _PLAIN and x.layout is _STRIDED
+        if not (usual and (x.is_cpu if cpu else _is_beside(x, query))):
             return None
     dtype = query.dtype
     problem = (_ON_CPU if cpu else _ON_CUDA).get(dtype)

@@ -1,9 +1,9 @@
-"""Repeat the launches of an earlier call whose arguments were laid out alike.
+"""Repeat an earlier call whose arguments were laid out alike.
 
 The layout of its arguments decides all about a call but the addresses of its tensors: kernels,
-grids, strides and the sizes of memory. The first call of a layout is recorded. The next ones start
-the same compiled kernels with other addresses, and spend no time on geometry and none on Triton's
-search for a kernel.
+grids, strides, sizes of memory and operations of torch. The first call of a layout is recorded. The
+next ones start the same compiled kernels with other addresses, and spend no time on geometry and
+none on Triton's search for a kernel.
 """
 
 from __future__ import annotations
