@@ -12,10 +12,8 @@ the minima say more than the medians.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 import torch
@@ -23,7 +21,6 @@ from torch import nn
 
 from attnkernels.measure import files
 from attnkernels.measure.busy import Others, sentence
-from attnkernels.measure.machine import cpu_name
 from attnkernels.measure.options import positive, seconds
 from attnkernels.measure.wording import tolerate_any_encoding
 from attnkernels.nn import (
@@ -33,7 +30,7 @@ from attnkernels.nn import (
     LocationSensitiveAttention,
 )
 from attnkernels.profile import tables
-from benchmarks.suite.commit import commit
+from benchmarks.suite import figures
 from benchmarks.suite.measure import interleaved
 from benchmarks.suite.meters import Call
 
@@ -126,15 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     if busy := sentence(others.cpus(), []):
         console.print(busy)
     if options.json:
-        result = {
-            "cpu": cpu_name(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "commit": commit(),
-            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "rows": rows,
-        }
-        files.write(options.json, json.dumps(result, indent=1) + "\n")
+        figures.write(options.json, rows)
     return 0
 
 

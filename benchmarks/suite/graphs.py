@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -27,12 +25,10 @@ from attnkernels import additive_attention_sparse, prepare_edges
 from attnkernels.interop import replace_attention
 from attnkernels.measure import files
 from attnkernels.measure.busy import Others, sentence
-from attnkernels.measure.machine import cpu_name
 from attnkernels.measure.options import positive, seconds
 from attnkernels.measure.wording import tolerate_any_encoding
 from attnkernels.profile import tables
-from benchmarks.suite import peers
-from benchmarks.suite.commit import commit
+from benchmarks.suite import figures, peers
 from benchmarks.suite.measure import interleaved
 from benchmarks.suite.meters import Call
 
@@ -194,16 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
     if busy := sentence(others.cpus(), []):
         console.print(busy)
     if options.json:
-        result = {
-            "cpu": cpu_name(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "torch_geometric": version("torch_geometric"),
-            "commit": commit(),
-            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "rows": rows,
-        }
-        files.write(options.json, json.dumps(result, indent=1) + "\n")
+        figures.write(options.json, rows, torch_geometric=version("torch_geometric"))
     return 0
 
 

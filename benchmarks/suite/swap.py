@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +20,10 @@ from torch import Tensor
 from attnkernels.interop import replace_attention
 from attnkernels.measure import files
 from attnkernels.measure.busy import Others, sentence
-from attnkernels.measure.machine import cpu_name
 from attnkernels.measure.options import seconds
 from attnkernels.measure.wording import tolerate_any_encoding
 from attnkernels.profile import tables
-from benchmarks.suite import peers
-from benchmarks.suite.commit import commit
+from benchmarks.suite import figures, peers
 from benchmarks.suite.measure import interleaved
 
 STEPS = 20
@@ -170,16 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, why in absent.items():
         console.print(f"not measured: {name}: {why}")
     if options.json:
-        result = {
-            "cpu": cpu_name(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "commit": commit(),
-            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "rows": rows,
-            "absent": absent,
-        }
-        files.write(options.json, json.dumps(result, indent=1) + "\n")
+        figures.write(options.json, rows, absent=absent)
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.gradients import close, gradients
 from helpers.inputs import F32, F64, normal
 from torch import Tensor, nn
 
@@ -84,18 +85,6 @@ def twin(rnn: AttentionRNN, inputs: Tensor, memory: Tensor, state: Any) -> tuple
         contexts.append(context)
         weights.append(each)
     return torch.stack(outputs, 1), torch.stack(contexts, 1), torch.stack(weights, 1)
-
-
-def gradients(outputs: Any, at: list[Tensor], **options: Any) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    directions = [torch.randn(x.shape, generator=generator, dtype=F64).to(x) for x in outputs]
-    return list(torch.autograd.grad(outputs, at, directions, materialize_grads=True, **options))
-
-
-def close(found: list[Tensor], wanted: list[Tensor]) -> None:
-    for at, (x, y) in enumerate(zip(found, wanted, strict=True)):
-        size = 100 * max(1.0, y.abs().max().item())  # of a sum over steps, keys and sequences
-        assert_within_budget(x, y, y, magnitude=size, name=f"result {at}")
 
 
 @pytest.mark.parametrize("cell", CELLS)

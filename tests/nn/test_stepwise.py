@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.utils.checkpoint
+from helpers.gradients import close, gradients
 from helpers.inputs import BF16, F32, F64, normal
 from torch import Tensor, nn
 
@@ -43,18 +44,6 @@ def tensors(dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:
 def results(rnn: AttentionRNN, inputs: Tensor, memory: Tensor) -> list[Tensor]:
     outputs, contexts, _, weights = rnn(inputs, memory, LENGTHS, return_weights=True)
     return [outputs, contexts, weights]
-
-
-def gradients(outputs: list[Tensor], at: list[Tensor], **options: Any) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    directions = [torch.randn(x.shape, generator=generator, dtype=F64).to(x) for x in outputs]
-    return list(torch.autograd.grad(outputs, at, directions, materialize_grads=True, **options))
-
-
-def close(found: list[Tensor], wanted: list[Tensor]) -> None:
-    for at, (x, y) in enumerate(zip(found, wanted, strict=True)):
-        size = 100 * max(1.0, y.abs().max().item())  # of a sum over steps, keys and sequences
-        assert_within_budget(x, y, y, magnitude=size, name=f"result {at}")
 
 
 @pytest.fixture(params=["kernels", "tensors"])
