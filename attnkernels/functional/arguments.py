@@ -33,10 +33,8 @@ def attention(
     query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options, return_lse: bool
 ) -> tuple[Problem, Options]:
     """Check the arguments of `additive_attention`; return the options with Python's numbers."""
-    (
-        attn_mask, key_lengths, _, _, _, _, _, dropout_p, _, _, activation, slope, scale,
-        return_weights,
-    ) = options  # fmt: skip
+    (attn_mask, key_lengths, _, _, _, _, _, dropout_p, _, _, activation, slope, scale,
+     return_weights) = options  # fmt: skip
     problem = _plain(query, key, value, weight)
     if problem is None:
         problem = _same_kind({"query": query, "key": key, "value": value, "weight": weight})
@@ -45,8 +43,9 @@ def attention(
         _leading(_masks(leads, attn_mask, key_lengths, query, key))
     elif attn_mask is not None or key_lengths is not None:
         _leading(_masks({"query": query.shape[:-2]}, attn_mask, key_lengths, query, key))
-    if not (return_weights is False and return_lse is False):
-        checks.flags(return_weights=return_weights, return_lse=return_lse)
+    for flag in (return_weights, return_lse):
+        if flag is not True and flag is not False:
+            checks.flags(return_weights=return_weights, return_lse=return_lse)
     if type(dropout_p) is not float or not 0 <= dropout_p <= 1:
         options = options._replace(dropout_p=checks.number("dropout_p", dropout_p, 0, 1))
     if not (activation == "tanh" and slope == 0.2 and type(scale) is float and -inf < scale < inf):

@@ -72,7 +72,8 @@ def window(is_causal: object, window_size: Any) -> tuple[int | None, int | None]
         TypeError: is_causal is no bool.
         ValueError: window_size is no pair of ints of at least -1.
     """
-    flags(is_causal=is_causal)
+    if is_causal is not True and is_causal is not False:
+        flags(is_causal=is_causal)
     if window_size is NO_WINDOW:  # the default, seen in a fifth of the time
         return None, 0 if is_causal else None
     try:
