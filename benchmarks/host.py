@@ -35,6 +35,7 @@ from attnkernels.measure import files
 from attnkernels.measure.options import positive
 from attnkernels.measure.wording import tolerate_any_encoding
 from attnkernels.profile import tables
+from benchmarks.suite import figures
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = ("triton", "native")
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         table.add_row(f"{row['backend']}: {row['call']}", *times)
     tables.console().print(table)
     if options.json:
-        files.write(options.json, json.dumps(rows, indent=1) + "\n")
+        figures.write(options.json, rows)
     return 0
 
 

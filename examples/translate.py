@@ -116,7 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
     names = list(data.LANGUAGES)
     add("--languages", nargs="+", choices=names, default=["fr", "ja"], help="default: fr ja")
     add("--seeds", type=int, default=1, help="trainings of each model, from --seed on (default: 1)")
-    add("--epochs", type=int, help="of the fixed vector; the others train as long (default: 12)")
+    add(
+        "--epochs",
+        type=int,
+        help="of the fixed vector; the others train as long (default: that of the size)",
+    )
     add("--float32", action="store_true", help="train without autocast to bfloat16")
     add("--pairs", type=Path, help="a file of pairs instead: source, tab, translation")
     add("--packages", type=Path, default=data.FOLDER, help="default: %(default)s")

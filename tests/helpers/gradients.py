@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,16 @@ def gradients(outputs: Sequence[Tensor], at: list[Tensor], **options: Any) -> li
     return list(
         torch.autograd.grad(tuple(outputs), at, directions, materialize_grads=True, **options)
     )
+
+
+def close_gradients(
+    found: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    select: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    at: list[Tensor],
+) -> None:
+    """Compare the gradients of some of the results, whose graphs are kept, with those of a twin."""
+    close(*(gradients(select(each), at, retain_graph=True) for each in (found, wanted)))
 
 
 def close(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from helpers.gradients import close, gradients
+from helpers.gradients import close, close_gradients, gradients
 from helpers.inputs import F32, F64, normal
 from torch import Tensor, nn
 
@@ -154,12 +155,7 @@ def test_several_backwards() -> None:
     found, wanted = rnn(inputs, memory, LENGTHS)[:2], twin(rnn, inputs, memory, None)[:2]
     at = [memory, *rnn.attention.parameters()]
 
-    def both(select: Callable[[Any], Any], at: list[Tensor]) -> None:
-        close(
-            gradients(select(found), at, retain_graph=True),
-            gradients(select(wanted), at, retain_graph=True),
-        )
-
+    both = partial(close_gradients, found, wanted)
     both(lambda x: x, [inputs])
     both(lambda x: (x[1][:, 2],), at)
     both(lambda x: (x[0][:, :1],), at)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.utils.checkpoint
-from helpers.gradients import close, gradients
+from helpers.gradients import close, close_gradients, gradients
 from helpers.inputs import BF16, F32, F64, normal
 from torch import Tensor, nn
 
@@ -94,12 +95,7 @@ def test_several_backwards(kind: str, way: str) -> None:
     (rnn, plain), at = pair(kind), [inputs, memory]
     found, wanted = results(rnn, inputs, memory), results(plain, inputs, memory)
 
-    def both(select: Callable[[list[Tensor]], list[Tensor]], at: list[Tensor]) -> None:
-        close(
-            gradients(select(found), at, retain_graph=True),
-            gradients(select(wanted), at, retain_graph=True),
-        )
-
+    both = partial(close_gradients, found, wanted)
     both(lambda x: x, [inputs])
     both(lambda x: [x[1][:, 2]], at)
     both(lambda x: [x[2][:, 3]], at)

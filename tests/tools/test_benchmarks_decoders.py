@@ -20,7 +20,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", decoders.ATTENTIONS)
 def test_both_backends_compute_the_same(name: str) -> None:
     plain, fused = (decoders.training(name, x, 3)() for x in decoders.BACKENDS.values())
-    for x, y in zip(plain, fused, strict=True):  # type: ignore[call-overload]
+    for x, y in zip(plain, fused, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
 
 

@@ -22,7 +22,7 @@ def test_every_call_of_a_backend_is_timed(
         pytest.importorskip("triton", reason="the package triton is not installed")
     path = tmp_path / "host.json"
     assert host.main(["--backends", name, "--rounds", "2", "--json", str(path)]) == 0
-    rows = json.loads(path.read_text())
+    rows = json.loads(path.read_text())["rows"]
     assert {row["backend"] for row in rows} == {name} and rows[0]["call"] == host.YARDSTICK
     assert len(rows) == 8 and all(0 < row["fastest_us"] <= row["median_us"] for row in rows)
     assert f"{name}: step, float32" in capfd.readouterr().out

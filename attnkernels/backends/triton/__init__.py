@@ -49,20 +49,19 @@ def computing(name: str) -> Callable[..., Any]:
     return compute
 
 
-@cache
 def _implementation(name: str) -> Callable[..., Any]:
     """Return operator `name`, which imports its module when it is first called."""
-    loaded: list[Callable[..., Any]] = []
 
     def call(*args: Any) -> Any:
-        if not loaded:
-            loaded.append(_repeating(name) if name in _REPEATED else computing(name))
-        return loaded[0](*args)
+        return _loaded(name)(*args)
 
     return call
 
 
-def _repeating(name: str) -> Callable[..., Any]:
+@cache
+def _loaded(name: str) -> Callable[..., Any]:
+    if name not in _REPEATED:
+        return computing(name)
     replay = import_module(".host.replay", __package__)
     return replay.Replay(computing(name), _tensors(name))
 
