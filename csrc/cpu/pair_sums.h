@@ -136,7 +136,8 @@ inline void row_block(const Form& form, const T* a, int64_t lda, const S* b, int
     });
   static_assert(R * C == 1 || R * C == 4);
   if constexpr (R * C == 1) {
-    *out = sum(acc[0][0]);
+    const V zero(T(0));  // in the order of the other blocks: equal keys have equal scores
+    sums(acc[0][0], zero, zero, zero).store(out, 1);
   } else if constexpr (C == 4) {
     sums(acc[0][0], acc[0][1], acc[0][2], acc[0][3]).store(out, 4);
   } else {

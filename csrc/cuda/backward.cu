@@ -9,19 +9,17 @@
 //
 // Each element is visited twice, for the scores at 3.9 instructions and for the gradients at 7.5:
 // about 11.4, or 11.2 elements per clock and processor of an H100. Gradients are added to memory by
-// atomics that return nothing, 12 bytes per 32 elements; see sums.h for their order.
+// atomics that return nothing, 12 bytes per 32 elements; see sums.h for their order. Small problems
+// are computed in slices (sliced.h), unless torch asks for determinism.
 #include <algorithm>
 
 #include "cuda/delta.h"
-#include "cuda/product.h"
-#include "cuda/score.h"
-#include "cuda/sweep.h"
+#include "cuda/outer.h"
+#include "cuda/sliced.h"
+#include "cuda/sweep_tile.h"
 
 namespace attnkernels::cuda {
 namespace {
-
-constexpr int kHalves = kTile / kSweep;
-static_assert(kHalves * kSweep == kTile);
 
 // The part of a block: its index among the copies of the gradients of the keys, among those of the
 // queries, and in the leading index; its tiles; and the first element of the gradient of the mask.
@@ -48,34 +46,10 @@ struct Shared {
 struct Job {
   Backward f;
   Delta delta;
-  Sum query, key, value, weight;
+  Sums sums;
   int query_parts, key_parts;
   int key_copies = 1;  // parts of the queries this far apart see different keys
 };
-
-// Store G into ds, 16 queries per warp.
-__device__ __forceinline__ void outer_products(Shared& shared, const Problem& p, const float* dc,
-                                               int rows, int columns, int jt) {
-  static_assert(kThreads / 32 * 16 == kTile);
-  const int row0 = threadIdx.x / 32 * 16;
-  const int64_t value_at = shared.at.value_at + int64_t{jt} * kTile * p.value.row;
-  const int value_row = static_cast<int>(p.value.row), value_col = static_cast<int>(p.value.col);
-  by_dtype(p.value.dtype, [&](auto dtype) {
-    using T = decltype(dtype);
-    const void* const value = from<T>(p.value.data, value_at);
-    Piece<1, kTile / 8> piece;
-    piece.template set<T::kShort>(
-        round_up(p.dv, 8),
-        [&](int i, int k) {
-          i += row0;
-          return i < rows && k < p.dv ? dc[static_cast<int64_t>(i) * p.dv + k] : 0.f;
-        },
-        [&](int k, int j) {
-          return k < p.dv && j < columns ? T::load(value, j * value_row + k * value_col) : 0.f;
-        });
-    piece.each([&](float x, int i, int j) { shared.ds[j * kPitch + row0 + i] = x; });
-  });
-}
 
 // Add used^T dc to dvalue, 32 keys and 32 columns per warp at a time.
 __device__ __forceinline__ void add_value_gradient(const Shared& shared, const Problem& p,
@@ -98,46 +72,6 @@ __device__ __forceinline__ void add_value_gradient(const Shared& shared, const P
       c += col0;
       if (j < columns && c < p.dv) atomicAdd(grad + static_cast<int64_t>(j) * p.dv + c, x);
     });
-  }
-}
-
-// Add dq, dk and dw of the tile: a warp has 32 hidden units and half of the queries at a time.
-template <class Act>
-__device__ __forceinline__ void add_gradients(const Shared& shared, const Problem& p,
-                                              const Job& job, const Act& act, int it, int jt) {
-  const Place& at = shared.at;
-  const Part& part = shared.part;
-  const int items = kHalves * static_cast<int>(ceil_div(p.d, 32)), lane = threadIdx.x % 32;
-  float half_sum =
-      0;  // in lane e of each half: half the sum of the ds of its queries e, e + 4, ...
-  if (Act::kLogistic && lane < 4 * kHalves)
-    half_sum = sum_as_sweep(shared.ds + lane / 4 * kSweep + lane % 4,
-                            min(at.keys.end - jt * kTile, kTile), kPitch) /
-               2;
-  for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
-    const int half = item % kHalves, t = item / kHalves * 32 + lane;
-    const int first = half * kSweep;
-    float halves[4];
-#pragma unroll
-    for (int e = 0; e < 4; e++) halves[e] = __shfl_sync(kWarp, half_sum, 4 * half + e);
-    if (it * kTile + first >= at.queries || t >= p.d) continue;
-    const Gradients grad{
-        job.query.row(part.query_copy, at.query_row + it * kTile + first),
-        job.key.row(part.key_copy * kHalves + half, at.key_row + jt * kTile),
-        job.weight.row(part.whole * kHalves + half, at.b),
-    };
-    const float* const ds = shared.ds + first;
-    if constexpr (Act::kLogistic) {
-      const Ranges ranges(p, at.query_panel + it, at.key_panel + jt);
-      if (!(ranges.size <= Limit::factored))
-        sweep_unit<Sweep::direct>(p, act, at, it, jt, first, t, ds, kPitch, halves, grad);
-      else if (ranges.sum <= Limit::pair)
-        sweep_unit<Sweep::shared>(p, act, at, it, jt, first, t, ds, kPitch, halves, grad);
-      else
-        sweep_unit<Sweep::single>(p, act, at, it, jt, first, t, ds, kPitch, halves, grad);
-    } else {
-      sweep_unit<Sweep::pointwise>(p, act, at, it, jt, first, t, ds, kPitch, halves, grad);
-    }
   }
 }
 
@@ -268,21 +202,29 @@ __global__ void __launch_bounds__(kThreads, 3)
         const int rows = at.queries - it * kTile, columns = at.keys.end - jt * kTile;
         const float* const dc =
             f.grad_context ? f.grad_context + (at.query_row + it * kTile) * p.dv : nullptr;
-        if (dc) outer_products(shared, p, dc, rows, columns, jt);
+        if (dc)
+          outer_products(p, at, dc, rows, columns, jt, 0, p.dv,
+                         [&](float x, int i, int j) { shared.ds[j * kPitch + i] = x; });
         if (__syncthreads_or(make_gradients(shared, p, job, act, dc, it, jt))) {
           centre_pairs(shared, p, job, it, jt);
           __syncthreads();
         }
-        float* const grad_value = job.value.row(part.key_copy, at.key_row + jt * kTile);
+        float* const grad_value = job.sums.value.row(part.key_copy, at.key_row + jt * kTile);
         if (grad_value && dc) add_value_gradient(shared, p, dc, grad_value, rows, columns);
       }
-      add_gradients(shared, p, job, act, it, jt);
+      sweep_tile(shared.ds, p, act, at, it, jt, 0, p.d, [&](int half) {
+        return Gradients{
+            job.sums.query.row(part.query_copy, at.query_row + it * kTile + half * kSweep),
+            job.sums.key.row(part.key_copy * kHalves + half, at.key_row + jt * kTile),
+            job.sums.weight.row(part.whole * kHalves + half, at.b),
+        };
+      });
       __syncthreads();  // ds and the weights have been read
     }
   }
 
   __syncthreads();
-  float* const last = job.weight.row(part.whole * kHalves, at.b);
+  float* const last = job.sums.weight.row(part.whole * kHalves, at.b);
   if (threadIdx.x < 32 && last) {
     float total = 0;
     for (int k = threadIdx.x; k < kThreads; k += 32) total += shared.totals[k];
@@ -335,27 +277,28 @@ void backward(Problem p, const Owners& own, const Backward& f, const Host& host)
     return;
   }
   prepare(p, own, host);
-  Job job{f, {}, {}, {}, {}, {}, 1, 1};
+  if (is_sliced(p, host, kBackwardUnits) && !f.deterministic) {
+    sliced_backward(p, f, host);
+    return;
+  }
+  Job job{f, {}, {}, 1, 1};
   cut(job, p, host);
   const int64_t items = p.batch.count * p.sequences;
   const int64_t query_copies = f.deterministic ? job.key_parts : 1;
   const int64_t weight_copies =
       f.deterministic ? int64_t{p.sequences} * job.query_parts * job.key_parts * kHalves : 1;
-  job.query = sum_for(f.grad_query.data, query_copies, p.batch.count * p.n, p.d, host);
-  job.key = sum_for(f.grad_key.data, f.deterministic ? int64_t{job.key_copies} * kHalves : 1,
-                    p.batch.count * p.m, p.d, host);
-  job.value = sum_for(f.grad_value.data, job.key_copies, p.batch.count * p.m, p.dv, host);
-  job.weight = sum_for(f.grad_weight, weight_copies, p.batch.count, p.d + 1, host);
+  job.sums = {sum_for(f.grad_query.data, query_copies, p.batch.count * p.n, p.d),
+              sum_for(f.grad_key.data, f.deterministic ? int64_t{job.key_copies} * kHalves : 1,
+                      p.batch.count * p.m, p.d),
+              sum_for(f.grad_value.data, job.key_copies, p.batch.count * p.m, p.dv),
+              sum_for(f.grad_weight, weight_copies, p.batch.count, p.d + 1)};
+  clear(job.sums.allocate(host), host);
   job.delta = make_delta(p, f, host);
   by_activation(p, [&](auto act) {
     launch("backward", backward_kernel<decltype(act)>, items * job.query_parts * job.key_parts,
            kThreads, sizeof(Shared), host.stream, p, job, act);
   });
-  const float factor = gradient_factor(p);
-  finish(job.query, p, f.grad_query, p.n, true, factor, host);
-  finish(job.key, p, f.grad_key, p.m, true, factor, host);
-  finish(job.value, p, f.grad_value, p.m, false, 1, host);
-  finish_weight(job.weight, p, f.grad_weight, host);
+  finish(job.sums, p, f, host);
 }
 
 }  // namespace attnkernels::cuda

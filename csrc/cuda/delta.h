@@ -32,6 +32,32 @@ struct Delta {
 
 // Compute delta of (E4); nothing for raw scores, which have none.
 Delta make_delta(const Problem&, const Backward&, const Host&);
+Delta allocate_delta(const Problem&, const Backward&, const Host&);
+
+// Compute and store delta of a row. All threads of a warp call this, and can read it on return.
+__device__ __forceinline__ void store_delta(const Problem& p, const Backward& f, const Delta& delta,
+                                            int64_t row) {
+  const int lane = threadIdx.x % 32;
+  float x = 0, y = 0;
+  if (f.grad_context)
+    for (int c = lane; c < p.dv; c += 32)
+      x = fmaf(f.grad_context[row * p.dv + c], f.context[row * p.dv + c], x);
+  if (f.grad_weights) {
+    for (int j = lane; j < p.m; j += 32)
+      y = fmaf(f.grad_weights[row * p.m + j], f.weights[row * p.m + j], y);
+    y = warp_sum(y);
+  }
+  x = warp_sum(x) + y;
+  if (lane == 0) {
+    if (f.grad_weights) delta.weights[row] = y;
+    delta.total[row] = f.grad_lse ? x - f.grad_lse[row] : x;
+    const float lse = f.lse[row];
+    delta.softmax[row] = f.softmax           ? as_weights(f.softmax, row)
+                         : lse == -kInfinity ? make_float2(0, 0)
+                                             : make_float2(lse, 1);
+  }
+  __syncwarp();
+}
 
 // The weight of pair (i, j) with this score, before dropout.
 __device__ __forceinline__ float weight_of(const Problem& p, const Backward& f, const Delta& delta,

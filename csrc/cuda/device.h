@@ -39,6 +39,11 @@ __device__ __forceinline__ void async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// Bring the line of this address to the second-level cache.
+__device__ __forceinline__ void prefetch_line(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // c += a b for a 16 x 8, b 8 x 8 and c 16 x 8 spread over a warp as PTX defines mma.m16n8k8 with
 // tf32: lane l, with g = l / 4 and t = l % 4, has a = {(g, t), (g + 8, t), (g, t + 4), (g + 8,
 // t + 4)}, b = {(t, g), (t + 4, g)}, c = {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)}. It

@@ -10,9 +10,11 @@
 // writes only its own part, in the cache. A tile of scores costs 64 x 64 x d elements at 3.9
 // instructions (score.h), its softmax 25 per pair, the update of its context 0.7 per multiply-add.
 // If there are few tiles of queries, blocks split the keys and combine_kernel joins their parts.
+// Problems of few tiles in all are computed in slices, see sliced.h.
 #include "cuda/part.h"
 #include "cuda/product.h"
 #include "cuda/score.h"
+#include "cuda/sliced.h"
 
 namespace attnkernels::cuda {
 namespace {
@@ -218,11 +220,12 @@ void forward(Problem p, const Owners& own, Forward f, const Host& host) {
   if (rows == 0) return;
   const bool step = is_step(p);
   if (!step) prepare(p, own, host);
+  const bool sliced = !step && is_sliced(p, host, kForwardUnits);
   const int64_t blocks = step ? p.batch.count : p.batch.count * p.queries.tiles;
   const int64_t tiles = step ? tiles_seen(p, p.n, ceil_div(p.m, kStepKeys), kStepKeys)
                              : tiles_seen(p, kTile, p.keys.tiles);
   if (f.weights) f.softmax = host.allocate<float>(2 * rows);
-  Split part{f.context, f.lse, f.weights, parts_for(blocks, tiles, host), f.softmax};
+  Split part{f.context, f.lse, f.weights, sliced ? 1 : parts_for(blocks, tiles, host), f.softmax};
   if (part.splits > 1) {
     part.softmax = host.allocate<float>(2 * part.splits * rows);
     part.context = host.allocate<float>(part.splits * rows * p.dv);
@@ -230,6 +233,8 @@ void forward(Problem p, const Owners& own, Forward f, const Host& host) {
   }
   if (step)
     step_forward(p, part, host);
+  else if (sliced)
+    sliced_forward(p, f, host);
   else
     by_activation(p, [&](auto act) {
       launch("forward", forward_kernel<decltype(act)>, blocks * part.splits, kThreads,

@@ -108,15 +108,17 @@ struct Float32 {
 };
 struct Bfloat16 {
   using Element = uint16_t;
+  static __device__ __forceinline__ float number(Element bits) { return from_bfloat16(bits); }
   static __device__ __forceinline__ float load(const void* p, int64_t i) {
-    return from_bfloat16(static_cast<const uint16_t*>(p)[i]);
+    return number(static_cast<const Element*>(p)[i]);
   }
   static constexpr bool kShort = true;
 };
 struct Float16 {
   using Element = uint16_t;
+  static __device__ __forceinline__ float number(Element bits) { return from_half(bits); }
   static __device__ __forceinline__ float load(const void* p, int64_t i) {
-    return from_half(static_cast<const uint16_t*>(p)[i]);
+    return number(static_cast<const Element*>(p)[i]);
   }
   static constexpr bool kShort = true;
 };

@@ -8,8 +8,10 @@
 // scores are computed from the inputs. For a pointwise activation, and for tangents, a panel holds
 // gain x.
 //
-// A block of 128 threads makes one panel: a warp reads 4 rows of 8 quads, 128 or 64 bytes per row,
-// and writes 64 bytes at a time. It is bound by memory. Shared memory: 8 floats.
+// A block of 128 threads makes 64 hidden units of one panel: each thread reads 8 quads, all under
+// way together, a warp 128 or 64 bytes per row, and writes them 64 bytes at a time. It is bound by
+// memory. Shared memory: 8 floats.
+#include "cuda/fours.h"
 #include "cuda/rows.h"
 
 namespace attnkernels::cuda {
@@ -33,7 +35,8 @@ struct Prepare {
   float gain, span, scale;
 };
 
-__device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
+// Chunk `chunk` of a panel.
+__device__ void make_panel(const Side& side, const Prepare& p, int64_t panel, int chunk) {
   const int tile = static_cast<int>(panel % side.panels.tiles);
   const int64_t b = panel / side.panels.tiles;
   const Extent rows = extent(side.ends, sequence_of(side.ends, p.sequences, tile), side.rows);
@@ -47,26 +50,44 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
   float* const out = side.panels.data + panel * kTile * p.padded;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int quads = p.padded / 4;
+  const Rows x(side.x, at, p.d);
 
+  // the quads of this thread: 8 threads along the hidden units, 16 along the rows
+  constexpr int kRows = kThreads / 8, kEach = kTile / kRows, kCount = kEach * kChunk / 32;
+  auto row_of = [&](int k) { return 4 * warp + lane / 8 + kRows * (k % kEach); };
+  auto quad_of = [&](int k) { return chunk * kChunk / 4 + lane % 8 + 8 * (k / kEach); };
   float high = -kInfinity, size = 0;
-  for (int q0 = 0; q0 < quads; q0 += 8)
-    for (int r0 = 4 * warp; r0 < kTile; r0 += 4 * (kThreads / 32)) {
-      const int quad = q0 + lane % 8, row = r0 + lane / 8;
-      if (quad >= quads) continue;
-      float y[4];
-      for (int e = 0; e < 4; e++) {
-        const int t = 4 * quad + e;
-        const bool there = side.x.data && begin <= first + row && first + row < end && t < p.d;
-        y[e] =
-            there ? p.gain * load(side.x.data, side.x.dtype, at + row * side.x.row + t * side.x.col)
-                  : 0.f;
-        high = fmaxf(high, y[e]);
-        // NaN counts as infinite: a shared reciprocal would carry it to a neighbour
-        size = fmaxf(size, y[e] == y[e] ? fabsf(y[e]) : kInfinity);
-        if (p.exponentials) y[e] = exp_exact(y[e]);
-      }
-      reinterpret_cast<float4*>(out)[quad * kTile + row] = make_float4(y[0], y[1], y[2], y[3]);
+  auto put = [&](int k, const float4& four) {
+    const int quad = quad_of(k), row = row_of(k);
+    if (quad >= quads) return;
+    const bool there = side.x.data && begin <= first + row && first + row < end;
+    float y[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      y[e] = there ? p.gain * y[e] : 0.f;
+      high = fmaxf(high, y[e]);
+      // NaN counts as infinite: a shared reciprocal would carry it to a neighbour
+      size = fmaxf(size, y[e] == y[e] ? fabsf(y[e]) : kInfinity);
+      if (p.exponentials) y[e] = exp_exact(y[e]);
     }
+    reinterpret_cast<float4*>(out)[quad * kTile + row] = make_float4(y[0], y[1], y[2], y[3]);
+  };
+  constexpr int kAtOnce = 4;
+  if (side.x.data)
+    by_fours(x, [&](auto fours) {
+#pragma unroll 1
+      for (int k0 = 0; k0 < kCount; k0 += kAtOnce) {
+        typename decltype(fours)::Bits bits[kAtOnce];
+#pragma unroll
+        for (int k = 0; k < kAtOnce; k++)  // beyond the end any will do
+          bits[k] = fours.read(x, min(row_of(k0 + k), end - first - 1),
+                               4 * min(quad_of(k0 + k), quads - 1), p.d);
+#pragma unroll
+        for (int k = 0; k < kAtOnce; k++) put(k0 + k, fours.numbers(bits[k]));
+      }
+    });
+  else
+    for (int k = 0; k < kCount; k++) put(k, make_float4(0, 0, 0, 0));
   SHARED_ARRAY(float, highs, kThreads / 32);
   SHARED_ARRAY(float, sizes, kThreads / 32);
   high = warp_max(high);
@@ -81,13 +102,14 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel) {
       high = fmaxf(high, highs[w]);
       size = fmaxf(size, sizes[w]);
     }
-    side.panels.ranges[panel] = {high, size};
+    side.panels.ranges[panel * chunks_of(p.d) + chunk] = {high, size};
   }
 }
 
-// Store w' and (base, unit) such that a score is base + unit * sum_t w'_t g_t, where g is r = 1 / x
-// of (E7) or the activation itself. The unit is the largest |w'|, so that products with w' overflow
-// no sooner than products without. Every warp of the block reduces all of the weights.
+// Store w' and (base, unit, centred) such that a score is base + unit * sum_t w'_t g_t, where g is
+// r = 1 / x of (E7) or the activation itself, or centred + unit * sum_t w'_t (r_t - 1/2). The unit
+// is the largest |w'|, so that products with w' overflow no sooner than products without. Every
+// warp of the block reduces all of the weights.
 __device__ void make_weights(const Prepare& p, int64_t b) {
   const int64_t at = offset(p.own.batch, b, p.own.lead);
   float* const out = p.weights + b * (p.padded + 4);
@@ -108,26 +130,31 @@ __device__ void make_weights(const Prepare& p, int64_t b) {
   if (threadIdx.x == 0) {
     out[p.padded] = p.logistic ? sum : 0.f;
     out[p.padded + 1] = unit;
+    out[p.padded + 2] = sum * (1.f - p.span / 2.f);
   }
 }
 
-// Blocks for the panels of the queries, then of the keys, then for the weights.
-__global__ void __launch_bounds__(kThreads) prepare_kernel(const __grid_constant__ Prepare p) {
-  const int64_t queries = p.query.own.batch.count * p.query.panels.tiles;
-  const int64_t keys = p.key.own.batch.count * p.key.panels.tiles;
+// Blocks for the chunks of the panels of the queries, then of the keys, then for the weights.
+__global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const __grid_constant__ Prepare p) {
+  const int chunks = chunks_of(p.d);
+  const int64_t queries = p.query.own.batch.count * p.query.panels.tiles * chunks;
+  const int64_t keys = p.key.own.batch.count * p.key.panels.tiles * chunks;
   const int64_t id = blockIdx.x;
+  auto make = [&](const Side& side, int64_t of) {
+    make_panel(side, p, of / chunks, static_cast<int>(of % chunks));
+  };
   if (id < queries)
-    make_panel(p.query, p, id);
+    make(p.query, id);
   else if (id < queries + keys)
-    make_panel(p.key, p, id - queries);
+    make(p.key, id - queries);
   else
     make_weights(p, id - queries - keys);
 }
 
-void allocate(Side& side, int padded, const Host& host) {
+void allocate(Side& side, int d, int padded, const Host& host) {
   const int64_t panels = side.own.batch.count * side.panels.tiles;
   side.panels.data = host.allocate<float>(panels * kTile * padded);
-  side.panels.ranges = host.allocate<Range>(panels);
+  side.panels.ranges = host.allocate<Range>(panels * chunks_of(d));
   for (int k = 0; k < kRank; k++)
     side.panels.lead.along[k] = side.own.index.along[k] * side.panels.tiles;
 }
@@ -151,15 +178,16 @@ void prepare(Problem& p, const Owners& own, const Host& host, bool tangents) {
               p.scale};
   job.query.panels.tiles = tiles_of(p.query_ends, p.n, p.sequences);
   job.key.panels.tiles = tiles_of(p.key_ends, p.m, p.sequences);
-  allocate(job.query, p.padded, host);
-  allocate(job.key, p.padded, host);
+  allocate(job.query, p.d, p.padded, host);
+  allocate(job.key, p.d, p.padded, host);
   p.queries = job.query.panels;
   p.keys = job.key.panels;
   p.weights = job.weights;
   for (int k = 0; k < kRank; k++)
     p.weights_lead.along[k] = own.weight.index.along[k] * (p.padded + 4);
-  const int64_t blocks = own.query.batch.count * p.queries.tiles +
-                         own.key.batch.count * p.keys.tiles + own.weight.batch.count;
+  const int64_t panels =
+      own.query.batch.count * p.queries.tiles + own.key.batch.count * p.keys.tiles;
+  const int64_t blocks = panels * chunks_of(p.d) + own.weight.batch.count;
   launch("prepare", prepare_kernel, blocks, kThreads, 0, host.stream, job);
 }
 

@@ -34,7 +34,7 @@ struct Range {
 };
 struct Panels {
   float* data = nullptr;    // (tiles, padded / 4, kTile, 4)
-  Range* ranges = nullptr;  // (tiles)
+  Range* ranges = nullptr;  // (tiles, chunks_of(d))
   Strides lead;
   int tiles = 0;
 };

@@ -118,22 +118,25 @@ __device__ __forceinline__ void each_stage(int quads, const Copy& copy, const Us
   async_wait<0>();
 }
 
+// Quads `begin` to `end` of hidden units.
 template <Form form, class Act>
 __device__ __forceinline__ void add_panels(Scores& s, Stage* stages, const Problem& p,
-                                           const Act& act, const Place& at, int it, int jt) {
+                                           const Act& act, const Place& at, int it, int jt,
+                                           int begin, int end) {
   const Operands from(p, at, it, jt);
   each_stage(
-      p.padded / 4,
-      [&](int stage, int first, int quads) { from.copy(stages[stage], first, quads); },
+      end - begin,
+      [&](int stage, int first, int quads) { from.copy(stages[stage], begin + first, quads); },
       [&](int stage, int quads) { add_stage<form>(s, stages[stage], quads, act); });
 }
 
-// The same from the inputs, right for any of them: x = 1 + exp(gain (q + k)) may be infinite.
+// The same from the inputs, right for any of them: x = 1 + exp(gain (q + k)) may be infinite. The
+// sums are centred: those of r would round by as much as w is large where q + k cancels.
 __device__ __forceinline__ void add_inputs(Scores& s, const Problem& p, const Logistic& act,
-                                           const Place& at, int it, int jt) {
+                                           const Place& at, int it, int jt, int begin, int end) {
   const int i0 = it * kTile + threadIdx.x / kTJ, j0 = jt * kTile + threadIdx.x % kTJ;
 #pragma unroll 1
-  for (int t = 0; t < p.d; t++) {
+  for (int t = 4 * begin; t < min(4 * end, p.d); t++) {
     const float w = at.weights[t];
     float k[kRJ];
 #pragma unroll
@@ -147,47 +150,63 @@ __device__ __forceinline__ void add_inputs(Scores& s, const Problem& p, const Lo
       const float q =
           load(p.query.data, p.query.dtype, at.query_at + i * p.query.row + t * p.query.col);
 #pragma unroll
-      for (int c = 0; c < kRJ; c++) s[r][c] = fmaf(w, act.r(q + k[c]), s[r][c]);
+      for (int c = 0; c < kRJ; c++) s[r][c] = fmaf(w, act.r(q + k[c]) - 0.5f, s[r][c]);
     }
   }
 }
 
 // The ranges of two panels together, which decide the form: docs/math.md, "Ranges".
 struct Ranges {
-  float sum, size;
+  float sum = -kInfinity, size = 0;
 
   __device__ __forceinline__ Ranges(const Problem& p, int64_t query_panel, int64_t key_panel) {
-    const Range q = p.queries.ranges[query_panel], k = p.keys.ranges[key_panel];
-    sum = q.high + k.high;
-    size = fmaxf(q.size, k.size);
+    const int chunks = chunks_of(p.d);
+    for (int c = 0; c < chunks; c++) {
+      const Range q = p.queries.ranges[query_panel * chunks + c];
+      const Range k = p.keys.ranges[key_panel * chunks + c];
+      sum = fmaxf(sum, q.high + k.high);
+      size = fmaxf(size, fmaxf(q.size, k.size));
+    }
   }
 };
 
-// Compute the scores of queries ti + 16 r of tile `it` and keys tj + 8 c of tile `jt`. All threads
-// of the block call this.
+// Compute the scores of queries ti + 16 r of tile `it` and keys tj + 8 c of tile `jt` over quads
+// `begin` to `end` of hidden units, whose sums over all quads are the scores. All threads of the
+// block call this.
 template <class Act>
-__device__ __forceinline__ void score_tile(Scores& s, Stage* stages, const Problem& p,
-                                           const Act& act, const Place& at, int it, int jt) {
+__device__ __forceinline__ void score_quads(Scores& s, Stage* stages, const Problem& p,
+                                            const Act& act, const Place& at, int it, int jt,
+                                            int begin, int end) {
 #pragma unroll
   for (int r = 0; r < kRI; r++)
 #pragma unroll
     for (int c = 0; c < kRJ; c++) s[r][c] = 0;
+  const float unit = at.weights[p.padded + 1];
+  float base = at.weights[p.padded];
   if constexpr (Act::kLogistic) {
     const Ranges ranges(p, at.query_panel + it, at.key_panel + jt);
-    if (!(ranges.size <= Limit::factored))
-      add_inputs(s, p, act, at, it, jt);
-    else if (ranges.sum <= Limit::quad)
-      add_panels<Form::factored>(s, stages, p, act, at, it, jt);
-    else
-      add_panels<Form::bounded>(s, stages, p, act, at, it, jt);
+    if (!(ranges.size <= Limit::factored)) {
+      base = at.weights[p.padded + 2];
+      add_inputs(s, p, act, at, it, jt, begin, end);
+    } else if (ranges.sum <= Limit::quad) {
+      add_panels<Form::factored>(s, stages, p, act, at, it, jt, begin, end);
+    } else {
+      add_panels<Form::bounded>(s, stages, p, act, at, it, jt, begin, end);
+    }
   } else {
-    add_panels<Form::pointwise>(s, stages, p, act, at, it, jt);
+    add_panels<Form::pointwise>(s, stages, p, act, at, it, jt, begin, end);
   }
-  const float base = at.weights[p.padded], unit = at.weights[p.padded + 1];
+  if (begin) base = 0;
 #pragma unroll
   for (int r = 0; r < kRI; r++)
 #pragma unroll
     for (int c = 0; c < kRJ; c++) s[r][c] = fmaf(s[r][c], unit, base);
+}
+
+template <class Act>
+__device__ __forceinline__ void score_tile(Scores& s, Stage* stages, const Problem& p,
+                                           const Act& act, const Place& at, int it, int jt) {
+  score_quads(s, stages, p, act, at, it, jt, 0, p.padded / 4);
 }
 
 // Call f(i, j, x[r][c]) for the pairs of this thread.

@@ -1,6 +1,7 @@
 // Raw scores, (E1): one block per tile of 64 queries and 64 keys, from registers to memory. Loops
 // and shared memory, 16.1 KiB, are those of score.h, with one store per pair.
 #include "cuda/score.h"
+#include "cuda/sliced.h"
 
 namespace attnkernels::cuda {
 namespace {
@@ -33,6 +34,10 @@ void scores(Problem p, const Owners& own, float* out, const Host& host) {
     return;
   }
   prepare(p, own, host);
+  if (is_sliced(p, host, kForwardUnits)) {
+    sliced_scores(p, out, host);
+    return;
+  }
   by_activation(p, [&](auto act) {
     launch("scores", scores_kernel<decltype(act)>, p.batch.count * p.queries.tiles * p.keys.tiles,
            kThreads, sizeof(Shared), host.stream, p, out, act);

@@ -10,10 +10,13 @@ namespace attnkernels::cuda {
 constexpr int kThreads = 128;        // per block that works on tiles
 constexpr int kPitch = kTile + 4;    // floats from row to row in shared memory: rows of a fragment
                                      // lie in different banks
+constexpr int kChunk = 64;           // hidden units that have a range of their own
 constexpr int kStep = kStepQueries;  // the most queries of a decoder step, step.cu
 constexpr int kStepKeys = 64;        // keys that a block of step.cu takes at a time
 
 __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+__host__ __device__ constexpr int chunks_of(int d) { return (d + kChunk - 1) / kChunk; }
 
 inline bool is_step(const Problem& p) { return p.n <= kStep && !p.query_ends.ends; }
 

@@ -16,9 +16,10 @@
 namespace attnkernels::cuda {
 namespace {
 
-// Keys of a warp at a time, for N queries: as many as registers allow, for more bytes in flight.
+// Keys of a warp at a time, for N queries: as many as registers allow.
 template <int N>
 constexpr int kAtOnce = N == 1 ? 8 : 4;
+constexpr int kValues = 8;  // rows of values that a thread reads at a time, 2 KiB or more per warp
 
 __device__ __forceinline__ void add_scaled(float4& x, float s, const float4& y) {
   x = make_float4(fmaf(s, y.x, x.x), fmaf(s, y.y, x.y), fmaf(s, y.z, x.z), fmaf(s, y.w, x.w));
@@ -37,12 +38,24 @@ __device__ __forceinline__ void add_values(float* context, const float* s, const
     const int group = threadIdx.x / width, c = 4 * (first + threadIdx.x % width);
     float4 x[N] = {};
     if (group < groups)
-#pragma unroll 8
-      for (int j = begin + group; j < count; j += groups) {
-        const float4 u = value.four(j0 + j, c, p.dv);
+      by_fours(value, [&](auto fours) {
+        auto add = [&](int j, const float4& u) {
 #pragma unroll
-        for (int i = 0; i < N; i++) add_scaled(x[i], s[i * kStepKeys + j], u);
-      }
+          for (int i = 0; i < N; i++) add_scaled(x[i], s[i * kStepKeys + j], u);
+        };
+        int j = begin + group;
+#pragma unroll 1
+        for (; j + (kValues - 1) * groups < count; j += kValues * groups) {
+          typename decltype(fours)::Bits bits[kValues];
+#pragma unroll
+          for (int r = 0; r < kValues; r++)
+            bits[r] = fours.read(value, j0 + j + r * groups, c, p.dv);
+#pragma unroll
+          for (int r = 0; r < kValues; r++) add(j + r * groups, fours.numbers(bits[r]));
+        }
+#pragma unroll 1
+        for (; j < count; j += groups) add(j, fours.numbers(fours.read(value, j0 + j, c, p.dv)));
+      });
 #pragma unroll
     for (int i = 0; i < N; i++) parts[i * kBlock + threadIdx.x] = x[i];
     __syncthreads();
@@ -96,8 +109,10 @@ __global__ void __launch_bounds__(kBlock, 2)
       static_assert(kBlock >= kStep * kStepKeys);  // a thread for every pair
       if (!__syncthreads_or(takes_part(p, mask_at, p.n, keys, i, j0 + j, added))) continue;
     }
-    for (int e0 = warp * K; e0 < kStepKeys && j0 + e0 < end; e0 += kWarps * K) {
-      if (j0 + e0 + K <= keys.first) continue;
+    const int begin = max(keys.first - j0, 0), count = min(kStepKeys, end - j0);
+    if (out.lse) value.prefetch(j0 + begin, j0 + count, p.dv);
+    for (int e0 = warp * K; e0 < count; e0 += kWarps * K) {
+      if (e0 + K <= begin) continue;
       Few<N, K> x;
       few_scores<N, K>(x, p, act, query, key, weight, j0 + e0, keys.end);
       if (lane == 0)
@@ -135,8 +150,8 @@ __global__ void __launch_bounds__(kBlock, 2)
     }
     __syncthreads();
     if (out.lse)
-      add_values<N>(out.context + row0 * p.dv, s, alphas, parts, p, value, j0,
-                    max(keys.first - j0, 0), min(kStepKeys, end - j0), started);
+      add_values<N>(out.context + row0 * p.dv, s, alphas, parts, p, value, j0, begin, count,
+                    started);
     __syncthreads();
     started = true;
   }

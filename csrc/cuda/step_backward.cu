@@ -14,7 +14,7 @@ constexpr int kBackwardKeys = 32;  // that a block takes at a time
 struct StepJob {
   Backward f;
   Delta delta;
-  Sum query, weight;
+  Sums sums;
   int parts;
   float factor;  // gradient_factor()
 };
@@ -35,9 +35,10 @@ __device__ __forceinline__ float few_gradients(float* ds, float* used, const Pro
   if (!f.grad_scores) few_scores<kStep, K>(x, p, act, query, key, weight, j, keys.end);
   if (f.grad_context) {
     const Matrix dc{{f.grad_context, p.dv, 1, Dtype::f32}, {}};
-    few_sums<kStep, K>(g, Rows(dc, b * p.n * p.dv, p.dv),
-                       Rows(p.value, offset(p.batch, b, p.value.lead), p.dv), p.n, j, keys.end,
-                       p.dv, [](const float4& c, const float4& u, int) { return dot(c, u); });
+    few_sums<kStep, K>(
+        g, Rows(dc, b * p.n * p.dv, p.dv), Rows(p.value, offset(p.batch, b, p.value.lead), p.dv),
+        p.n, j, keys.end, p.dv,
+        [](int) { return [](const float4& c, const float4& u) { return dot(c, u); }; });
   }
   float total = 0;
   unsigned most = 0;  // a bit per pair with most of its row
@@ -113,8 +114,8 @@ __global__ void __launch_bounds__(kBlock)
   const int64_t weight_at = offset(p.batch, b, p.weight.lead);
   const Rows query(p.query, query_at, p.d), key(p.key, key_at, p.d),
       weight(p.weight, weight_at, p.d);
-  float* const grad_query = job.query.row(part, b * p.n);
-  float* const grad_weight = job.weight.row(part, b);
+  float* const grad_query = job.sums.query.row(part, b * p.n);
+  float* const grad_weight = job.sums.weight.row(part, b);
   float total = 0;
 
   for (int jt = part; jt < tiles; jt += job.parts) {  // each has as many that are seen
@@ -185,16 +186,16 @@ __global__ void __launch_bounds__(kBlock)
 void step_backward(const Problem& p, const Backward& f, const Host& host) {
   const int parts = parts_for(p.batch.count, ceil_div(p.m, kBackwardKeys), host);
   const int copies = f.deterministic ? parts : 1;
-  StepJob job{f, {}, {}, {}, parts, gradient_factor(p)};
-  job.query = sum_for(f.grad_query.data, copies, p.batch.count * p.n, p.d, host);
-  job.weight = sum_for(f.grad_weight, copies, p.batch.count, p.d + 1, host);
+  StepJob job{f, {}, {}, parts, gradient_factor(p)};
+  job.sums.query = sum_for(f.grad_query.data, copies, p.batch.count * p.n, p.d);
+  job.sums.weight = sum_for(f.grad_weight, copies, p.batch.count, p.d + 1);
+  clear(job.sums.allocate(host), host);
   job.delta = make_delta(p, f, host);
   by_activation(p, [&](auto act) {
     launch("step_backward", step_backward_kernel<decltype(act)>, p.batch.count * parts, kBlock, 0,
            host.stream, p, job, act);
   });
-  finish(job.query, p, f.grad_query, p.n, true, job.factor, host);
-  finish_weight(job.weight, p, f.grad_weight, host);
+  finish(job.sums, p, f, host);
 }
 
 }  // namespace attnkernels::cuda

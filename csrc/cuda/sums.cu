@@ -7,10 +7,15 @@
 namespace attnkernels::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kThreads)
-    finish_kernel(const __grid_constant__ Sum sum, const __grid_constant__ Problem p, Output out,
-                  int64_t rows_each, bool weighted, float factor) {
-  const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x, count = sum.rows * sum.cols;
+// What sums are multiplied by, beside w_t and the scale.
+struct Scaling {
+  float factor, span;
+  bool logistic;
+};
+
+__device__ void finish_rows(const Sum& sum, const Problem& p, const Output& out, int64_t rows_each,
+                            bool weighted, float factor, int64_t block) {
+  const int64_t id = block * kThreads + threadIdx.x, count = sum.rows * sum.cols;
   if (id >= count) return;
   float x = 0;
   for (int k = 0; k < sum.copies; k++) x += sum.data[k * count + id];
@@ -22,10 +27,9 @@ __global__ void __launch_bounds__(kThreads)
   store(out.data, out.dtype, id, factor * x);
 }
 
-__global__ void __launch_bounds__(kThreads)
-    finish_weight_kernel(const __grid_constant__ Sum sum, const __grid_constant__ Problem p,
-                         float* out, bool logistic, float span) {
-  const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x;
+__device__ void finish_weight(const Sum& sum, const Problem& p, float* out, const Scaling& by,
+                              int64_t block) {
+  const int64_t id = block * kThreads + threadIdx.x;
   if (id >= p.batch.count * p.d) return;
   const int64_t b = id / p.d, t = id % p.d;
   float x = 0, total = 0;
@@ -34,60 +38,83 @@ __global__ void __launch_bounds__(kThreads)
     x += part[t];
     total += part[p.d];
   }
-  const float rest = 1 - span / 2;  // f = 1 - span r = rest - span (r - 1/2)
-  out[id] = p.scale * (logistic ? (rest == 0 ? 0 : rest * total) - span * x : x);
+  const float rest = 1 - by.span / 2;  // f = 1 - span r = rest - span (r - 1/2)
+  out[id] = p.scale * (by.logistic ? (rest == 0 ? 0 : rest * total) - by.span * x : x);
+}
+
+__host__ __device__ int64_t blocks_of(const Sum& sum) {
+  return ceil_div(sum.rows * sum.cols, kThreads);
+}
+
+// Blocks for the gradients of query, then of key, of value and of weight.
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(const __grid_constant__ Sums sums, const __grid_constant__ Problem p,
+                  const __grid_constant__ Backward f, const __grid_constant__ Scaling by) {
+  int64_t block = blockIdx.x;
+  auto is_of = [&](const Sum& sum) {
+    const int64_t blocks = blocks_of(sum);
+    if (block < blocks) return true;
+    block -= blocks;
+    return false;
+  };
+  if (is_of(sums.query))
+    finish_rows(sums.query, p, f.grad_query, p.n, true, by.factor, block);
+  else if (is_of(sums.key))
+    finish_rows(sums.key, p, f.grad_key, p.m, true, by.factor, block);
+  else if (is_of(sums.value))
+    finish_rows(sums.value, p, f.grad_value, p.m, false, 1, block);
+  else
+    finish_weight(sums.weight, p, f.grad_weight, by, block);
 }
 
 __global__ void __launch_bounds__(kThreads)
     delta_kernel(const __grid_constant__ Problem p, const __grid_constant__ Backward f,
                  const __grid_constant__ Delta delta) {
   const int64_t row = (blockIdx.x * int64_t{kThreads} + threadIdx.x) / 32;
-  if (row >= p.batch.count * p.n) return;
-  const int lane = threadIdx.x % 32;
-  float x = 0, y = 0;
-  if (f.grad_context)
-    for (int c = lane; c < p.dv; c += 32)
-      x = fmaf(f.grad_context[row * p.dv + c], f.context[row * p.dv + c], x);
-  if (f.grad_weights) {
-    for (int j = lane; j < p.m; j += 32)
-      y = fmaf(f.grad_weights[row * p.m + j], f.weights[row * p.m + j], y);
-    y = warp_sum(y);
-    if (lane == 0) delta.weights[row] = y;
-  }
-  x = warp_sum(x) + y;
-  if (lane != 0) return;
-  delta.total[row] = f.grad_lse ? x - f.grad_lse[row] : x;
-  const float lse = f.lse[row];
-  delta.softmax[row] = f.softmax           ? as_weights(f.softmax, row)
-                       : lse == -kInfinity ? make_float2(0, 0)
-                                           : make_float2(lse, 1);
+  if (row < p.batch.count * p.n) store_delta(p, f, delta, row);
 }
 
 }  // namespace
 
 int processors(int device) { return multiprocessors(device); }
 
-void finish(const Sum& sum, const Problem& p, const Output& out, int64_t rows_each, bool weighted,
-            float factor, const Host& host) {
-  if (out.data)
-    launch("finish", finish_kernel, ceil_div(sum.rows * sum.cols, kThreads), kThreads, 0,
-           host.stream, sum, p, out, rows_each, weighted, factor);
+Sums::Memory Sums::allocate(const Host& host) {
+  Sum* const all[] = {&query, &key, &value, &weight};
+  int64_t count = 0;
+  for (const Sum* sum : all) count += sum->copies * sum->rows * sum->cols;
+  const Memory memory{host.allocate<float>(count), count};
+  float* data = memory.data;
+  for (Sum* sum : all) {
+    const int64_t size = sum->copies * sum->rows * sum->cols;
+    if (size) sum->data = data;
+    data += size;
+  }
+  return memory;
 }
 
-void finish_weight(const Sum& sum, const Problem& p, float* out, const Host& host) {
-  if (out)
-    launch("finish_weight", finish_weight_kernel, ceil_div(p.batch.count * p.d, kThreads), kThreads,
-           0, host.stream, sum, p, out, is_logistic(p.activation),
-           static_cast<float>(info(p.activation).span));
+void clear(const Sums::Memory& memory, const Host& host) {
+  zero(memory.data, memory.count * static_cast<int64_t>(sizeof(float)), host.stream);
+}
+
+void finish(const Sums& sums, const Problem& p, const Backward& f, const Host& host) {
+  const int64_t blocks =
+      blocks_of(sums.query) + blocks_of(sums.key) + blocks_of(sums.value) + blocks_of(sums.weight);
+  const Scaling by{gradient_factor(p), static_cast<float>(info(p.activation).span),
+                   is_logistic(p.activation)};
+  launch("finish", finish_kernel, blocks, kThreads, 0, host.stream, sums, p, f, by);
+}
+
+Delta allocate_delta(const Problem& p, const Backward& f, const Host& host) {
+  const int64_t rows = p.batch.count * p.n;
+  return {host.allocate<float>(rows), host.allocate<float>(f.grad_weights ? rows : 0),
+          host.allocate<float2>(rows)};
 }
 
 Delta make_delta(const Problem& p, const Backward& f, const Host& host) {
   if (!f.lse) return {};  // of raw scores
-  const int64_t rows = p.batch.count * p.n;
-  const Delta delta{host.allocate<float>(rows), host.allocate<float>(f.grad_weights ? rows : 0),
-                    host.allocate<float2>(rows)};
-  launch("delta", delta_kernel, ceil_div(rows, kThreads / 32), kThreads, 0, host.stream, p, f,
-         delta);
+  const Delta delta = allocate_delta(p, f, host);
+  launch("delta", delta_kernel, ceil_div(p.batch.count * p.n, kThreads / 32), kThreads, 0,
+         host.stream, p, f, delta);
   return delta;
 }
 

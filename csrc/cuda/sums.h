@@ -8,7 +8,7 @@
 namespace attnkernels::cuda {
 
 struct Sum {
-  float* data = nullptr;  // (copies, rows, cols); null: not wanted
+  float* data = nullptr;  // (copies, rows, cols); null: not wanted, or empty
   int copies = 1;
   int64_t rows = 0, cols = 0;
 
@@ -18,21 +18,30 @@ struct Sum {
   }
 };
 
-inline Sum sum_for(bool wanted, int64_t copies, int64_t rows, int64_t cols, const Host& host) {
-  Sum out;
-  if (!wanted) return out;
-  out = {host.allocate<float>(copies * rows * cols), static_cast<int>(copies), rows, cols};
-  zero(out.data, copies * rows * cols * static_cast<int64_t>(sizeof(float)), host.stream);
-  return out;
+inline Sum sum_for(bool wanted, int64_t copies, int64_t rows, int64_t cols) {
+  return wanted ? Sum{nullptr, static_cast<int>(copies), rows, cols} : Sum{};
 }
 
-// Set out to factor w_t times the sum over copies, or without `weighted` to factor times the sum.
-void finish(const Sum&, const Problem&, const Output&, int64_t rows_each, bool weighted,
-            float factor, const Host&);
-// Compute the gradient of weight, (E6), from (copies, batch, d + 1): the sums over pairs of
-// ds (r - 1/2) or ds f, followed by the sum of ds. A hidden unit that is zero, where tanh is, adds
-// exactly 0 to them.
-void finish_weight(const Sum&, const Problem&, float* out, const Host&);
+// The sums of a backward, each through sum_for(). A small call takes as long as its launches, so
+// they are cleared by one, or in one before them, and finished by one.
+struct Sums {
+  Sum query, key, value, weight;  // that of weight is (copies, batch, d + 1)
+
+  // Allocate those that are wanted, one after another, and return their size: `count` floats from
+  // `data` on, which the caller clears.
+  struct Memory {
+    float* data;
+    int64_t count;
+  };
+  Memory allocate(const Host&);
+};
+
+void clear(const Sums::Memory&, const Host&);
+
+// Compute the gradients: of query and key, factor w_t times the sum over copies; of value, the sum;
+// of weight, (E6), from the sums over pairs of ds (r - 1/2) or ds f, followed by the sum of ds. A
+// hidden unit that is zero, where tanh is, adds exactly 0 to them.
+void finish(const Sums&, const Problem&, const Backward&, const Host&);
 
 // Return the factor, beside w_t, that turns sums of ds g into gradients: f' = span gain (r - r^2),
 // (E8), and g = r - r^2 or, for a pointwise activation, f' itself.

@@ -1,9 +1,7 @@
 """A compact battery over every fused kernel, option, dtype and direction.
 
-It is small enough to
-run once per instruction set (test_isa.py) and under the sanitizers; the other
-files go deeper. Each
-shape exercises one path: rows, panels, their tails, several tiles.
+It is small enough to run once per instruction set (test_isa.py) and under the sanitizers; the other
+files go deeper. Each shape exercises one path: rows, panels, their tails, several tiles.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from helpers.inputs import (
 )
 from torch import Tensor
 
-from attnkernels import additive_attention, prepare_keys
+from attnkernels import additive_attention, additive_scores, prepare_keys
 from attnkernels.testing import check_attention, check_scores, check_varlen
 
 DTYPES = [F32, BF16, F16, F64]
@@ -205,6 +203,18 @@ def test_prepared_keys(fused: str, dtype: torch.dtype) -> None:
                 key_lengths=lengths,
                 backend=call,
             )
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+@pytest.mark.parametrize("activation", ["tanh", "leaky_relu"])
+def test_equal_keys_have_equal_scores(fused: str, activation: str, n: int) -> None:
+    """For any number of keys: rounding of large scores must not tell equal keys apart."""
+    query, key = (normal(rows, 65, size=1e4, grad=False) for rows in (n, 1))
+    weight = normal(65, grad=False)
+    for m in range(1, 36):
+        keys = key.expand(m, 65)
+        scores = additive_scores(query, keys, weight, activation=activation, backend=fused)
+        assert (scores == scores[:, :1]).all()
 
 
 def test_padding_holds_anything(fused: str) -> None:

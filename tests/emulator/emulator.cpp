@@ -9,6 +9,8 @@
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -397,4 +399,22 @@ void run(const Launch& launch) {
   machine.run(launch);
 }
 
+namespace {
+bool recording = false;
+std::string recorded;
+}  // namespace
+
+void record(const char* name, int64_t blocks, int threads, size_t shared) {
+  if (recording) recorded += text(name, " ", blocks, " ", threads, " ", shared, "\n");
+}
+
 }  // namespace attnkernels::emulator
+
+// Return the launches since the last call, one a line: name, blocks, threads, bytes of dynamic
+// shared memory. The first call begins to record them.
+extern "C" __attribute__((visibility("default"))) const char* attnkernels_launches() {
+  static std::string last;
+  last = std::exchange(attnkernels::emulator::recorded, {});
+  attnkernels::emulator::recording = true;
+  return last.c_str();
+}

@@ -108,6 +108,7 @@ struct Launch {
   const void* closure;
 };
 void run(const Launch& launch);
+void record(const char* name, int64_t blocks, int threads, size_t shared);
 
 inline int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
 
@@ -326,6 +327,7 @@ namespace attnkernels::cuda {
 using Stream = void*;
 
 // The destination is NaN until the copying thread waits, which is as late as hardware may be.
+inline void prefetch_line(const void*) {}
 inline void async_copy16(void* shared, const void* global) { emulator::copy(shared, global); }
 inline void async_commit() { emulator::commit(); }
 template <int N>
@@ -372,9 +374,18 @@ inline uint16_t to_half(float x) {
 }
 
 inline void zero(void* data, int64_t bytes, Stream /* stream */) {
+#ifdef ATTNKERNELS_UNLAUNCHED
+  if (bytes) emulator::record("clear", bytes / 4096 + 1, 256, 0);
+#endif
   if (bytes) std::memset(data, 0, static_cast<size_t>(bytes));
 }
-inline int multiprocessors(int /* device */) { return 3; }  // few, so that all of them get work
+inline int multiprocessors(int /* device */) {
+#ifdef ATTNKERNELS_UNLAUNCHED
+  return 132;  // of an H100
+#else
+  return 3;  // few, so that all of them get work
+#endif
+}
 
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), int64_t blocks, int threads, size_t shared,
@@ -382,7 +393,8 @@ void launch(const char* name, void (*kernel)(P...), int64_t blocks, int threads,
   static_assert((std::is_trivially_copyable_v<P> && ...), "arguments are copied to the GPU");
   static_assert((sizeof(P) + ... + 0) <= 4 << 10, "arguments have 4 KiB");
   if (blocks == 0) return;
-#ifdef ATTNKERNELS_UNLAUNCHED  // to time the host alone
+#ifdef ATTNKERNELS_UNLAUNCHED  // to time the host alone, and to see what it would launch
+  emulator::record(name, blocks, threads, shared);
   return;
 #endif
   const auto call = [&] { kernel(arguments...); };

@@ -33,10 +33,14 @@ def sources() -> list[Path]:
     return [*kernels, *SETUP["CUDA_BINDINGS"], FOLDER / "emulator.cpp"]
 
 
-def build_unlaunched() -> Path:
-    """Return a library that does all that the host does, without a check, and starts no kernel."""
-    folder = SETUP["OBJECTS"] / "unlaunched"
-    flags = [*SETUP["STABLE_ABI"], "-DATTNKERNELS_EMULATED", "-DATTNKERNELS_UNLAUNCHED"]
+def build_unlaunched(*more: str) -> Path:
+    """Return a library that does all that the host does, without a check, and starts no kernel.
+
+    Args:
+        more: flags of the compiler, besides.
+    """
+    folder = SETUP["OBJECTS"] / "-".join(["unlaunched", *(flag.strip("-") for flag in more)])
+    flags = [*SETUP["STABLE_ABI"], "-DATTNKERNELS_EMULATED", "-DATTNKERNELS_UNLAUNCHED", *more]
     flags += ["-Wno-unknown-pragmas", f"-I{FOLDER}", "-x", "c++"]
     steps = []
     for source in sources():

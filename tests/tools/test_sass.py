@@ -62,6 +62,21 @@ def test_loops_are_those_without_a_loop_inside() -> None:
     assert len(parsed.names) == 13 and count(parsed.all, "MUFU", "BAR") == 3
 
 
+def test_loads_that_are_under_way_together() -> None:
+    """Loads end a run where one of their registers is used, as an address too."""
+    lines = [
+        "LDG.E.64 R4, [R2.64]",
+        "LDG.E.128.CONSTANT R8, [R2.64+0x10]",
+        "FADD R0, R0, R1",
+        "FADD R0, R0, R5",
+        "LDG.E.U16 R6, [R2.64]",
+        "LDG.E R3, [R6.64]",
+        "FADD R0, R0, R3",
+    ]
+    sass = "\n".join(f"        /*{16 * i:04x}*/  {line} ;" for i, line in enumerate(lines))
+    assert parse(sass).flights == (32 * 24, 32 * 2, 32 * 4)
+
+
 @pytest.mark.parametrize(
     "variant, kernel, pairs, elements, instructions",
     [

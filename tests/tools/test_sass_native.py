@@ -188,7 +188,8 @@ def good() -> list[Row]:
         loops = [Inner(variant, 4.0, 0.25, 0, 0) for variant in variants]
         if kernel in native_edges.GATHERED:
             loops = [native_edges.Loop("edges", 20.0, 0.0, 18, 0, native_edges.gathers(kernel))]
-        return Row("sm_90a", kernel, "a.cu", 128, 128, 1024, {}, loops)
+        flights = (sass_native.IN_FLIGHT,) * sass_native.FLIGHTS if kernel == "step_kernel" else ()
+        return Row("sm_90a", kernel, "a.cu", 128, 128, 1024, {}, loops, flights)
 
     return [row(name) for name in sorted(names)]
 
@@ -239,6 +240,10 @@ WRONG: dict[str, tuple[Callable[[], list[Row]], str]] = {
         lambda: change("edge_forward_kernel<Float32, 1, true, Rectifier>", "edges", issued=49.0),
         "edge_forward_kernel<Float32, 1, true, Rectifier>: 49.00",
     ),
+    "6 runs of loads of 2048 bytes": (
+        lambda: change("step_kernel", flights=(512, 4096, 2048, 1024)),
+        "step_kernel: [4096, 2048, 1024, 512]",
+    ),
     "at most 12 instructions": (
         lambda: change("backward_kernel<Logistic>", "sweep: shared", issued=8.1),
         "12.10",
@@ -272,7 +277,7 @@ def test_nothing_wrong(
     result = json.loads((tmp_path / "sass.json").read_text())
     assert result["nvcc"] == "13.0" and result["rows"] == []
     assert {row["kernel"].partition("<")[0] for row in result["native"]} == sass_native.kernels()
-    assert len(result["checks"]) == 8
+    assert len(result["checks"]) == 9
 
 
 @pytest.mark.parametrize("sentence", WRONG)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 # A line of nvdisasm is a label, or an address with an instruction that may have a predicate.
 _LINE = re.compile(r"^(\.\w+):|^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);")
 _JUMP = re.compile(r"`\((\.\w+)\)")
+_REGISTER = re.compile(r"\bU?R(\d+)")
+_LOADED = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # bytes, elsewhere 4
 
 # Instructions that a processor (SM) issues per clock, and those of its special function unit.
 ISSUED, MUFU = 128, 16
@@ -33,10 +35,14 @@ class Inner:
 
 
 class Code(NamedTuple):
-    """The names of a kernel's instructions, and the (first, end) of its loops."""
+    """The names of a kernel's instructions, and the (first, end) of its loops.
+
+    flights: bytes of each run of loads from memory that begin before one of them is used, per warp.
+    """
 
     names: list[str]
     loops: list[tuple[int, int]]
+    flights: tuple[int, ...] = ()
 
     @property
     def all(self) -> Counter[str]:
@@ -57,6 +63,7 @@ def parse(sass: str) -> Code:
     names: list[str] = []
     starts: dict[str, int] = {}
     jumps: list[tuple[str, int]] = []
+    flights, pending, size = [], set[int](), 0
     for line in sass.splitlines():
         found = _LINE.match(line)
         if found is None:
@@ -66,11 +73,20 @@ def parse(sass: str) -> Code:
             starts[label] = len(names)
             continue
         names.append(name)
+        registers = [int(number) for number in _REGISTER.findall(operands)]
+        is_load = name.startswith("LDG") and bool(registers)  # none is RZ
+        if pending.intersection(registers[1:] if is_load else registers):
+            flights.append(32 * size)
+            pending, size = set(), 0
+        if is_load:
+            bytes_each = next((_LOADED[x] for x in name.split(".") if x in _LOADED), 4)
+            pending.update(range(registers[0], registers[0] + max(1, bytes_each // 4)))
+            size += bytes_each
         to = _JUMP.search(operands)
         if to and name.startswith("BRA"):
             jumps.append((to[1], len(names)))
     loops = [(starts[to], end) for to, end in jumps if starts.get(to, end) < end]
-    return Code(names, loops)
+    return Code(names, loops, tuple(flights))
 
 
 def count(instructions: Counter[str], *beginnings: str) -> int:

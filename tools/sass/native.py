@@ -38,12 +38,16 @@ SWEEPS = ("sweep: shared", "sweep: single", "sweep: direct")
 VARIANTS = {  # the inner loops that each kernel must have
     "forward_kernel<Logistic>": SCORES,
     "scores_kernel<Logistic>": SCORES,
+    "slice_kernel<Logistic>": SCORES,
+    "gradients_kernel<Logistic>": SWEEPS,
     "backward_kernel<Logistic>": (*SCORES, *SWEEPS),
     **dict.fromkeys(native_edges.GATHERED, (native_edges.VARIANT,)),
 }
 # The maximum per element there: score.h takes 3.75, and sweep.h 7 more.
 COUNTED = "sm_90a"
 QUAD_ISSUED, QUAD_MUFU, BACKWARD_ISSUED = 5.0, 0.55, 12.0
+# Bytes that a warp of step.cu has under way: of keys and of values, for each of three dtypes.
+IN_FLIGHT, FLIGHTS = 2048, 6
 
 ABOUT = (
     "CUDA C++: shared excludes dynamic memory, and from sm_90 on includes 1024 bytes of the system;"
@@ -72,6 +76,7 @@ class Row:
     memory: int  # bytes of static shared memory
     spills: dict[str, int]  # by name, without zeros
     loops: list[Inner]
+    flights: tuple[int, ...] = ()  # of loads, in bytes per warp
 
 
 def toolkit() -> Toolkit | str:
@@ -125,6 +130,7 @@ def rows(build: Build) -> list[Row]:
             memory=function.memory,
             spills=function.spills,
             loops=loops(name, function.code.innermost) if name in VARIANTS else [],
+            flights=function.code.flights,
         )
         for name, function in found
     ]
@@ -197,6 +203,12 @@ def checks(target: str, found: list[Row], names: set[str]) -> list[Check]:
                 f"{row.kernel}, {loop.variant}: {loop.issued:.2f} and {loop.mufu:.2f}"
                 for row, loop in each
                 if loop.variant in QUADS and (loop.issued > QUAD_ISSUED or loop.mufu > QUAD_MUFU)
+            ],
+            f"steps in CUDA: {FLIGHTS} runs of loads of {IN_FLIGHT} bytes per warp": [
+                f"{row.kernel}: {sorted(row.flights, reverse=True)[:FLIGHTS]}"
+                for row in found
+                if row.kernel.startswith("step_kernel")
+                and sum(size >= IN_FLIGHT for size in row.flights) < FLIGHTS
             ],
             f"CUDA backward: at most {BACKWARD_ISSUED:g} instructions": (
                 [f"{backward:.2f}"] if backward > BACKWARD_ISSUED else []

@@ -14,7 +14,7 @@ from .maths import exp, gain, is_logistic, span
 from .rows import ANY, end_of, extent, matrix_of, sequence_of, start_of, vector_of, wide
 
 CHUNK = tl.constexpr(64)  # hidden units of one program
-WEIGHT_TAIL = tl.constexpr(4)  # behind the weights of a leading index: base, unit, two unused
+WEIGHT_TAIL = tl.constexpr(4)  # behind the weights of a leading index: base, unit, centred, unused
 
 
 @triton.jit
@@ -67,10 +67,11 @@ def _panel(
 
 @triton.jit
 def _weights(b, x, sizes, weights, d, padded, scale, ACTIVATION: tl.constexpr):
-    """Store w' and (base, unit) such that a score is base + unit * sum_t w'_t g_t.
+    """Store w' and (base, unit, centred) such that a score is base + unit * sum_t w'_t g_t.
 
-    g is r = 1 / x of (E7) for a logistic activation, and f for a pointwise one. The unit is the
-    largest |w'|, so that products with w' overflow no sooner than products without.
+    g is r = 1 / x of (E7) for a logistic activation, and f for a pointwise one; with r - 1/2 for r,
+    the score is centred + unit * sum_t w'_t g_t. The unit is the largest |w'|, so that products
+    with w' overflow no sooner than products without.
     """
     x_at = vector_of(b, sizes, x)
     weights += wide(b) * (padded + WEIGHT_TAIL)
@@ -94,6 +95,7 @@ def _weights(b, x, sizes, weights, d, padded, scale, ACTIVATION: tl.constexpr):
     else:
         tl.store(weights + padded, 0.0)
     tl.store(weights + padded + 1, unit)
+    tl.store(weights + padded + 2, base * (1.0 - span(ACTIVATION) / 2))
 
 
 @triton.jit(do_not_specialize=ANY)

@@ -66,13 +66,16 @@ def _direct(
     ACTIVATION: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    """Add sum_t w_t / (1 + exp(gain * (q_t + k_t))) to s from the inputs, right for any of them."""
+    """Add sum_t w_t (r_t - 1/2), r = 1 / (1 + exp(gain * (q + k))), to s from any inputs.
+
+    Sums of r would round by as much as w is large where q + k cancels.
+    """
     i = tl.minimum(i, n - 1)  # beyond the end any row will do
     j = tl.minimum(j, m - 1)
     for t in range(0, d):
         q = tl.load(query_at + i * query.row).to(tl.float32)
         k = tl.load(key_at + j * key.row).to(tl.float32)
-        s += tl.load(w + t) * reciprocal(1.0 + exp_sum(q + k, ACTIVATION), TARGET)
+        s += tl.load(w + t) * (reciprocal(1.0 + exp_sum(q + k, ACTIVATION), TARGET) - 0.5)
         query_at += query.unit
         key_at += key.unit
     return s
@@ -162,6 +165,7 @@ def score_tile(
     b = (key_panels.data + key_panel * padded * BJ).to(word) + j
     w = weights.to(word)
     s = tl.zeros(SHAPE, tl.float32)
+    base = tl.load(weights + padded)
     if is_logistic(ACTIVATION):
         query_high, query_size = row_ranges(query_panels.ranges, query_panel, d, CHUNKS)
         key_high, key_size = row_ranges(key_panels.ranges, key_panel, d, CHUNKS)
@@ -177,8 +181,8 @@ def score_tile(
                 s, query, query_at, i, n - i0, key, key_at, j, m - j0, weights, d, ACTIVATION,
                 TARGET,
             )  # fmt: skip
+            base = tl.load(weights + padded + 2)
     else:
         s = _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION)
-    base = tl.load(weights + padded)
     unit = tl.load(weights + padded + 1)
     return s * unit + base

@@ -1,0 +1,37 @@
+// G = dc value^T of a tile, in (E4), on tensor cores: 16 queries per warp against 64 keys.
+#pragma once
+#include "cuda/product.h"
+#include "cuda/rows.h"
+
+namespace attnkernels::cuda {
+
+// Call f(G, i, j) for the pairs of this thread, numbered within the tile, with the sum over columns
+// c0 to c1 of the values. dc: the rows of the tile's queries.
+template <class F>
+__device__ __forceinline__ void outer_products(const Problem& p, const Place& at, const float* dc,
+                                               int rows, int columns, int jt, int c0, int c1,
+                                               const F& f) {
+  static_assert(kThreads / 32 * 16 == kTile);
+  const int row0 = threadIdx.x / 32 * 16;
+  const int64_t value_at = at.value_at + int64_t{jt} * kTile * p.value.row;
+  const int value_row = static_cast<int>(p.value.row), value_col = static_cast<int>(p.value.col);
+  by_dtype(p.value.dtype, [&](auto dtype) {
+    using T = decltype(dtype);
+    const void* const value = from<T>(p.value.data, value_at);
+    Piece<1, kTile / 8> piece;
+    piece.template set<T::kShort>(
+        round_up(c1 - c0, 8),
+        [&](int i, int k) {
+          i += row0;
+          k += c0;
+          return i < rows && k < c1 ? dc[static_cast<int64_t>(i) * p.dv + k] : 0.f;
+        },
+        [&](int k, int j) {
+          k += c0;
+          return k < c1 && j < columns ? T::load(value, j * value_row + k * value_col) : 0.f;
+        });
+    piece.each([&](float x, int i, int j) { f(x, row0 + i, j); });
+  });
+}
+
+}  // namespace attnkernels::cuda
