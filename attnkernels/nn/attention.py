@@ -16,7 +16,7 @@ from ..functional.memory import AdditiveMemory, prepare_keys
 from ..functional.results import Pair, Triple
 from ..ops.codes import ActivationName
 from . import inputs
-from .calls import Reading, is_sharded
+from .calls import Reading, is_sharded, watched
 from .projections import Projections, merge_heads, split_heads
 from .reading import Alignment, Bounds, beams_of, read_as_forward, split, within
 
@@ -293,11 +293,13 @@ class AdditiveAttention(Projections):
             part = {"attn_mask": mask if self.num_heads == 1 else mask.unsqueeze(1)}
 
         def attend(query: Tensor) -> tuple[Tensor, Tensor | None, None]:
-            rows = self._queries(split(query, batch))
+            rows = self._rows(query) if beams == 1 else self._queries(split(query, batch))
             found = prepared.memory.attend(
                 rows, **part, dropout_p=self.dropout_now, return_weights=return_weights
             )
-            context, weights = self._merged(found, False)
+            context, weights = self._merged(found, beams == 1)
+            if beams == 1:
+                return context, weights, None
             if weights is not None:
                 weights = weights.movedim(-2, 1).flatten(0, 1)
             return context.flatten(0, 1), weights, None
@@ -313,10 +315,13 @@ class AdditiveAttention(Projections):
         and wrappers see every step.
         """
 
-        def attended(query: Tensor) -> tuple[Tensor, Tensor | None, None]:
-            return *self._merged(attend(self._rows(query)), True), None
+        def attended(query: Tensor) -> tuple[Tensor, Tensor | None]:
+            return self._merged(attend(self._rows(query)), True)
 
-        return lambda query: read_as_forward(self, query, attended)[:2]
+        def seen(query: Tensor) -> tuple[Tensor, Tensor | None]:
+            return read_as_forward(self, query, lambda query: (*attended(query), None))[:2]
+
+        return seen if watched(self) else attended
 
     def _rows(self, query: Tensor) -> Tensor:
         """Return the projected query (B, [H,] n, d), with n = 1 if it has none."""

@@ -6,7 +6,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+_PACKAGE = __name__.partition(".")[0] + "."
 
 
 class Reading:
@@ -48,3 +52,23 @@ def is_plain(layer: Any, kind: type) -> bool:
     """
     hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
     return type(layer) is kind and not any(getattr(layer, name) for name in hooks)
+
+
+def watched(module: Any) -> bool:
+    """Return True if a call of `module` may do more than its `forward`, which is this package's.
+
+    Hooks, compilers, wrappers and subclasses with a forward of their own see every call.
+    """
+    kind = type(module)
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl is not None
+        or "forward" in module.__dict__
+        or kind.__call__ is not nn.Module.__call__
+        or not kind.forward.__module__.startswith(_PACKAGE)
+        or _has_any_global_hook()
+        or torch.compiler.is_compiling()
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, overload
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ RunWithWeights: TypeAlias = tuple[Tensor, Tensor, DecoderState, Tensor]
 Prepared: TypeAlias = Any  # what attention.prepare() returned, with batch, value and value_dim
 Memory: TypeAlias = Tensor | Prepared
 Lengths: TypeAlias = Tensor | None
+_READ = AdditiveAttention.read
 
 
 class AttentionRNN(nn.Module):
@@ -318,7 +320,7 @@ class AttentionRNN(nn.Module):
         contexts: list[Tensor] = []
         weights: list[Any] = []
         for t in range(steps):
-            output, context, a, now = self._step(inputs, attend, now)
+            output, context, a, now = self._step(inputs, attend, now, checked=t > 0)
             outputs.append(output)
             contexts.append(context)
             if a is not None:
@@ -329,10 +331,14 @@ class AttentionRNN(nn.Module):
         return _results(torch.stack(outputs, 1), torch.stack(contexts, 1), alphas, now)
 
     def _step(
-        self, inputs: Tensor, attend: Attend, state: DecoderState
+        self, inputs: Tensor, attend: Attend, state: DecoderState, checked: bool = False
     ) -> tuple[Tensor, Tensor, Any, DecoderState]:
+        """Run one step; `checked`: an output of this cell has been found to fit."""
         cell = self.cell(torch.cat([inputs, state.context], -1), state.cell)
-        output = self._output("the cell's output", cell, inputs.shape[0])
+        if checked:
+            output = cell_output(cell)
+        else:
+            output = self._output("the cell's output", cell, inputs.shape[0])
         context, weights = attend(output)
         return output, context, weights, DecoderState(cell, context, _alignment(attend))
 
@@ -377,16 +383,24 @@ class AttentionRNN(nn.Module):
         whose gradients are computed step by step.
         """
         attention, window = self.attention, None if self.training else self.window
-        if steps is not None and window is None and self.defer_gradients:
-            if isinstance(attention, StepwiseAttention):
+        if steps is not None and window is None:
+            if self.defer_gradients and isinstance(attention, StepwiseAttention):
                 prepared = as_forward(attention, "for_steps")(prepared, steps)
-            elif isinstance(attention, AdditiveAttention) and learns(memory := prepared.memory):
-                if not attention.dropout_now:
+            elif _reads_plainly(attention) and isinstance(prepared, PreparedMemory):
+                memory, p = prepared.memory, attention.dropout_now
+                if self.defer_gradients and learns(memory) and not p:
                     return attention.read_by(DeferredMemory(memory, steps, return_weights).attend)
+                attend = partial(memory.attend, dropout_p=p, return_weights=return_weights)
+                return attention.read_by(attend)
         return Reader(attention, prepared, alignment, window, return_weights)
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+def _reads_plainly(attention: Any) -> TypeGuard[AdditiveAttention]:
+    """Return True if `attention` reads as an `AdditiveAttention` does, without an alignment."""
+    return isinstance(attention, AdditiveAttention) and type(attention).read is _READ
 
 
 def _alignment(attend: Attend) -> Alignment | None:

@@ -184,19 +184,22 @@ def _function(
 
     class Transformable(torch.autograd.Function):  # for torch.func; 8 us slower to call
         generate_vmap_rule = True
-        setup_context = staticmethod(keep)
         backward = staticmethod(gradient)
 
         @staticmethod
         def forward(*inputs: Any) -> Any:
-            return op(*inputs)
+            return op(*inputs[:tensors], *inputs[tensors].options)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Values, output: Any) -> None:
+            keep(ctx, (*inputs[:tensors], *inputs[tensors].options), output)
 
     class WithTangents(Transformable):
         """The same in forward mode, under a transform inside a jvp."""
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Values, output: Any) -> None:
-            keep(ctx, inputs, output)
+            Transformable.setup_context(ctx, inputs, output)
             ctx.save_for_forward(*inputs[:tensors], *(output if keep_outputs else ()))
 
         @staticmethod
@@ -224,6 +227,9 @@ def _function(
         def jvp(ctx: Any, *_: Any) -> Any:
             return ctx.tangents
 
+    def packed(inputs: Values) -> Values:
+        return *inputs[:tensors], _Packed(inputs[tensors:])
+
     seed = signature.names.index("seed") if "seed" in signature.names else None
 
     def with_tangents(inputs: Values) -> Any:
@@ -248,7 +254,7 @@ def _function(
             return Computed.apply(*inputs, found)  # reverse mode may follow, with tangents
         if keys:
             drops = seed is not None and inputs[seed] is not None  # no rule maps over its mask
-            return by_formula(*inputs) if drops else WithTangents.apply(*inputs)
+            return by_formula(*inputs) if drops else WithTangents.apply(*packed(inputs))
         return None
 
     def needs_gradient(inputs: Values) -> bool:
@@ -265,7 +271,9 @@ def _function(
             if outputs is not None:
                 return outputs
         if transformed:
-            return (traced if is_dynamo_compiling() else Transformable.apply)(*inputs)
+            return (
+                traced(*inputs) if is_dynamo_compiling() else Transformable.apply(*packed(inputs))
+            )
         if is_grad_enabled():  # needs_gradient(), whose call would take 0.1 us
             for x in inputs[:leaves]:
                 if x is not None and x.requires_grad:
@@ -274,6 +282,15 @@ def _function(
 
     traced = composite(op, apply)
     return apply
+
+
+class _Packed:
+    """The options of a call as one argument: each transform takes the others apart, one by one."""
+
+    __slots__ = ("options",)
+
+    def __init__(self, options: Values) -> None:
+        self.options = options
 
 
 def _distinct(inputs: Values) -> Values:

@@ -150,8 +150,8 @@ def test_beams_are_reordered(make: Callable[[], nn.Module]) -> None:
     wanted = module.step(query[:, 1], state)
     chosen = state.index_select(beams)
     found = module.step(query[beams, 1], chosen)
-    for a, b in zip(found[:2], wanted[:2], strict=True):
-        assert torch.equal(a, b[beams])
+    for a, b in zip(found[:2], wanted[:2], strict=True):  # rows elsewhere may round otherwise
+        assert_within_budget(a, b[beams], b[beams].double())
     assert torch.equal(chosen.key_lengths, LENGTHS[beams])
 
 

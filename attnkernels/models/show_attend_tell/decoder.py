@@ -68,7 +68,7 @@ class CaptionDecoder(AttentionRNN):
         return DecoderState(state, zeros)
 
     def _step(
-        self, inputs: Tensor, attend: Attend, state: DecoderState
+        self, inputs: Tensor, attend: Attend, state: DecoderState, checked: bool = False
     ) -> tuple[Tensor, Tensor, Any, DecoderState]:
         before = state.cell[0]
         context, weights = attend(before)  # equations 4 to 6
