@@ -30,6 +30,8 @@ for shape in [(1, 70, 150, 33, 40), (2, 2, 150, 33, 40)]:
     check_attention(*make(shape), backend="native")
 for edges in (graph(3, 9, 400), graph(9, 3, 400)):
     check_sparse(**operands(edges, (2,), 32, None, edge_bias=True), backend="native")
+torch.use_deterministic_algorithms(False)  # whose backward is not cut into slices
+check_attention(*make((1, 50, 100, 260, 40)), backend="native")
 """
 
 # (fault, kernel to compile again, file, text, replacement)
@@ -64,6 +66,34 @@ PLANTED = [
         "step.cu",
         "__syncthreads();\n    if (warp < p.n) {",
         "if (warp < p.n) {",
+    ),
+    (
+        "no barrier before the products of slices",
+        "sliced.cu",
+        "sliced.cu",
+        "__syncthreads();\n    const int64_t value_at",
+        "const int64_t value_at",
+    ),
+    (
+        "a slice that is a quad short",
+        "sliced.cu",
+        "sliced.cu",
+        "min(begin + job.scores.each, p.padded / 4)",
+        "min(begin + job.scores.each, p.padded / 4 - 1)",
+    ),
+    (
+        "sums that are not cleared",
+        "sliced_backward.cu",
+        "sliced_backward.cu",
+        "memory.data, memory.count, host",
+        "memory.data, 0, host",
+    ),
+    (
+        "no barrier before a tile of ds is swept",
+        "sliced_backward.cu",
+        "sliced_backward.cu",
+        "load_tile(shared, p, job.ds, it, jt);\n  __syncthreads();",
+        "load_tile(shared, p, job.ds, it, jt);",
     ),
     ("no wait for a copy", "forward.cu", "score.h", "async_wait<1>()", "async_wait<2>()"),
     (

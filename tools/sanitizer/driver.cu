@@ -15,8 +15,12 @@
 namespace attnkernels::cuda {
 namespace {
 
-constexpr int kBatch = 2, kKeys = 133, kUnits = 35, kColumns = 21;
-constexpr int kRows[] = {1, 4, 70};  // a step, the largest step, and more than a tile
+constexpr int kBatch = 2, kKeys = 133, kColumns = 21;
+struct Size {
+  int n, units;
+};
+// a step, the largest step, more than a tile, and enough hidden units for slices (sliced.h)
+constexpr Size kSizes[] = {{1, 35}, {4, 35}, {70, 35}, {70, 260}};
 
 #ifdef ATTNKERNELS_EMULATED
 void* reserve(size_t bytes) { return ::operator new(bytes); }
@@ -118,15 +122,17 @@ Own own_of(bool whole, bool lengths = false) {
 }
 
 // Compute all that a model can ask of one problem. Return false if a result is NaN or infinite.
-bool attend(Dtype dtype, Activation activation, int n, const Kind& kind, bool deterministic) {
+bool attend(Dtype dtype, Activation activation, const Size& size, const Kind& kind,
+            bool deterministic) {
+  const int n = size.n, units = size.units;
   Memory memory(7);
   Problem p{};
   p.batch = own_of(true).batch;
-  p.n = n, p.m = kKeys, p.d = kUnits, p.dv = kColumns;
-  p.query = memory.matrix(dtype, n, kUnits);
-  p.key = memory.matrix(dtype, kKeys, kUnits);
+  p.n = n, p.m = kKeys, p.d = units, p.dv = kColumns;
+  p.query = memory.matrix(dtype, n, units);
+  p.key = memory.matrix(dtype, kKeys, units);
   p.value = memory.matrix(dtype, kKeys, kColumns);
-  p.weight = memory.matrix(dtype, 1, kUnits, false);
+  p.weight = memory.matrix(dtype, 1, units, false);
   p.activation = activation, p.negative_slope = 0.2f, p.scale = 1.f;
   if (kind.masked) p.mask = memory.mask(n);
   if (kind.lengths) {
@@ -156,10 +162,10 @@ bool attend(Dtype dtype, Activation activation, int n, const Kind& kind, bool de
   auto gradient = [&](int64_t count) {
     return Output{memory.unset<char>(count * element_size(dtype)), dtype};
   };
-  b.grad_query = gradient(rows * kUnits);
-  b.grad_key = gradient(int64_t{kBatch} * kKeys * kUnits);
+  b.grad_query = gradient(rows * units);
+  b.grad_key = gradient(int64_t{kBatch} * kKeys * units);
   b.grad_value = gradient(int64_t{kBatch} * kKeys * kColumns);
-  b.grad_weight = memory.unset<float>(kBatch * kUnits);
+  b.grad_weight = memory.unset<float>(kBatch * units);
   b.deterministic = deterministic;
   backward(p, own, b, memory.host);
 
@@ -187,11 +193,13 @@ int run() {
   int calls = 0, wrong = 0;
   for (Dtype dtype : {Dtype::f32, Dtype::bf16})
     for (Activation activation : {Activation::tanh, Activation::relu})
-      for (int n : kRows)
+      for (const Size& size : kSizes)
         for (const Kind& kind : kKinds)
           for (bool deterministic : {false, true}) {
-            const bool right = attend(dtype, activation, n, kind, deterministic);
-            if (!right) std::printf("%s of %d queries is not finite\n", kind.name, n);
+            const bool right = attend(dtype, activation, size, kind, deterministic);
+            if (!right)
+              std::printf("%s of %d queries and %d hidden units is not finite\n", kind.name, size.n,
+                          size.units);
             calls++, wrong += !right;
           }
   std::printf("%d calls, %d wrong\n", calls, wrong);
