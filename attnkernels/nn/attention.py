@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, overload
 
 import torch
 from torch import Tensor
@@ -358,6 +358,14 @@ class AdditiveAttention(Projections):
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+def reads_plainly(attention: Any) -> TypeGuard[AdditiveAttention]:
+    """Return True if `attention` reads as an `AdditiveAttention` does, without an alignment."""
+    return isinstance(attention, AdditiveAttention) and type(attention).read is _READ
+
+
+_READ = AdditiveAttention.read
 
 
 def contexts_and_weights(result: Attended) -> tuple[Tensor, Tensor | None]:

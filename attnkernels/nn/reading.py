@@ -124,6 +124,11 @@ class Reader:
         return (at - back).clamp(min=0), (at + ahead + 1).clamp(max=m)
 
 
+def alignment_of(attend: Any) -> Alignment | None:
+    """Return what the attention of the steps so far remembers."""
+    return attend.alignment if isinstance(attend, Reader) else None
+
+
 def read_as_forward(
     module: Any, query: Tensor, attend: Callable[[Tensor], tuple[Tensor, W, A]]
 ) -> tuple[Tensor, W, A]:

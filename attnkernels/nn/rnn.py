@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,18 @@ from ..functional import checks
 from ..functional.deferred import DeferredMemory, learns
 from . import inputs as arguments
 from .alignment import StepwiseAttention
-from .attention import AdditiveAttention, PreparedMemory
+from .attention import PreparedMemory, reads_plainly
 from .calls import as_forward
 from .projections import Projections
-from .reading import Alignment, DecoderAttention, Reader, rows_per_sequence, stacked, window_of
+from .reading import (
+    Alignment,
+    DecoderAttention,
+    Reader,
+    alignment_of,
+    rows_per_sequence,
+    stacked,
+    window_of,
+)
 from .state import DecoderState, cell_output
 
 if TYPE_CHECKING:
@@ -29,7 +37,6 @@ RunWithWeights: TypeAlias = tuple[Tensor, Tensor, DecoderState, Tensor]
 Prepared: TypeAlias = Any  # what attention.prepare() returned, with batch, value and value_dim
 Memory: TypeAlias = Tensor | Prepared
 Lengths: TypeAlias = Tensor | None
-_READ = AdditiveAttention.read
 
 
 class AttentionRNN(nn.Module):
@@ -340,7 +347,7 @@ class AttentionRNN(nn.Module):
         else:
             output = self._output("the cell's output", cell, inputs.shape[0])
         context, weights = attend(output)
-        return output, context, weights, DecoderState(cell, context, _alignment(attend))
+        return output, context, weights, DecoderState(cell, context, alignment_of(attend))
 
     def _initial(self, prepared: Prepared, attend: Attend, state: Any) -> DecoderState:
         if isinstance(state, DecoderState):
@@ -348,7 +355,7 @@ class AttentionRNN(nn.Module):
         if state is not None:
             output = self._output("the output in state", state, prepared.batch)
             context, _ = attend(output)
-            return DecoderState(state, context, _alignment(attend))
+            return DecoderState(state, context, alignment_of(attend))
         zeros = prepared.value.new_zeros(prepared.batch, prepared.value_dim)
         return DecoderState(None, zeros)
 
@@ -386,7 +393,7 @@ class AttentionRNN(nn.Module):
         if steps is not None and window is None:
             if self.defer_gradients and isinstance(attention, StepwiseAttention):
                 prepared = as_forward(attention, "for_steps")(prepared, steps)
-            elif _reads_plainly(attention) and isinstance(prepared, PreparedMemory):
+            elif reads_plainly(attention) and isinstance(prepared, PreparedMemory):
                 memory, p = prepared.memory, attention.dropout_now
                 if self.defer_gradients and learns(memory) and not p:
                     return attention.read_by(DeferredMemory(memory, steps, return_weights).attend)
@@ -396,16 +403,6 @@ class AttentionRNN(nn.Module):
 
     if TYPE_CHECKING:
         __call__ = forward
-
-
-def _reads_plainly(attention: Any) -> TypeGuard[AdditiveAttention]:
-    """Return True if `attention` reads as an `AdditiveAttention` does, without an alignment."""
-    return isinstance(attention, AdditiveAttention) and type(attention).read is _READ
-
-
-def _alignment(attend: Attend) -> Alignment | None:
-    """Return what the attention of the steps so far remembers."""
-    return attend.alignment if isinstance(attend, Reader) else None
 
 
 def _results(
