@@ -25,7 +25,7 @@ from .reading import (
     stacked,
     window_of,
 )
-from .state import DecoderState, cell_output
+from .state import DecoderState, cell_output, takes_features
 
 if TYPE_CHECKING:
     from .overloads import EitherWay, NoWeights, Unpack, WithWeights
@@ -153,7 +153,7 @@ class AttentionRNN(nn.Module):
         """
         prepared = self.prepared(memory, key_lengths)
         checks.tensor("inputs", inputs, "(B, T, e)", (prepared.batch, None, None))
-        self._fits("inputs", inputs, prepared)
+        takes_features(self.cell, "inputs", inputs, prepared.value_dim)
         if not inputs.shape[1]:
             raise ValueError(f"inputs must have T of at least 1, got shape {tuple(inputs.shape)}")
         rows = inputs.unbind(1)
@@ -225,7 +225,7 @@ class AttentionRNN(nn.Module):
         steps = checks.positive_int("steps", steps)
         prepared = self.prepared(memory, key_lengths)
         checks.tensor("first", first, "(B, e)", (prepared.batch, None))
-        self._fits("first", first, prepared)
+        takes_features(self.cell, "first", first, prepared.value_dim)
 
         def following(t: int, output: Tensor, context: Tensor) -> Tensor:
             return feed(output, context)
@@ -274,7 +274,7 @@ class AttentionRNN(nn.Module):
         checks.instance("state", state, DecoderState, "a DecoderState")
         checks.flags(return_weights=return_weights)
         rows_per_sequence("inputs", inputs, "e", prepared.batch)
-        self._fits("inputs", inputs, prepared)
+        takes_features(self.cell, "inputs", inputs, prepared.value_dim)
         attend = self._attend(prepared, None, return_weights, state.alignment)
         return _results(*self._step(inputs, attend, state))
 
@@ -342,10 +342,8 @@ class AttentionRNN(nn.Module):
     ) -> tuple[Tensor, Tensor, Any, DecoderState]:
         """Run one step; `checked`: an output of this cell has been found to fit."""
         cell = self.cell(torch.cat([inputs, state.context], -1), state.cell)
-        if checked:
-            output = cell_output(cell)
-        else:
-            output = self._output("the cell's output", cell, inputs.shape[0])
+        rows = inputs.shape[0]
+        output = cell_output(cell) if checked else self._output("the cell's output", cell, rows)
         context, weights = attend(output)
         return output, context, weights, DecoderState(cell, context, alignment_of(attend))
 
@@ -358,15 +356,6 @@ class AttentionRNN(nn.Module):
             return DecoderState(state, context, alignment_of(attend))
         zeros = prepared.value.new_zeros(prepared.batch, prepared.value_dim)
         return DecoderState(None, zeros)
-
-    def _fits(self, name: str, x: Tensor, prepared: Prepared) -> None:
-        """Raise ValueError unless the cell takes the features of `x` and those of a context."""
-        width = getattr(self.cell, "input_size", None)  # of torch's cells
-        if type(width) is int and width != x.shape[-1] + prepared.value_dim:
-            raise ValueError(
-                f"{name} must have e = {width - prepared.value_dim} features, so that the cell "
-                f"gets e + value_dim = {width}, got shape {tuple(x.shape)}"
-            )
 
     def _output(self, name: str, state: Any, rows: int) -> Tensor:
         """Return the output of a cell, which is the query of its attention."""

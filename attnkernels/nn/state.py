@@ -49,3 +49,13 @@ def _select(state: Any, index: Tensor) -> Any:
         return state.index_select(0, index)
     chosen = [_select(each, index) for each in state]
     return type(state)(*chosen) if hasattr(state, "_fields") else type(state)(chosen)
+
+
+def takes_features(cell: Any, name: str, x: Tensor, value_dim: int) -> None:
+    """Raise ValueError unless the cell takes the features of `x` and those of a context."""
+    width = getattr(cell, "input_size", None)  # of torch's cells
+    if type(width) is int and width != x.shape[-1] + value_dim:
+        raise ValueError(
+            f"{name} must have e = {width - value_dim} features, so that the cell gets "
+            f"e + value_dim = {width}, got shape {tuple(x.shape)}"
+        )
