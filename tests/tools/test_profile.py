@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -309,8 +310,9 @@ def test_peak_memory_is_what_the_naive_formula_is_said_to_need(
     call = small_calls(backward)
     call()
     needed = naive_bytes(384 * 384, 64, 4, backward)
-    least = min(measure(call).peak_bytes for _ in range(3))  # libraries may fill caches meanwhile
-    assert least == pytest.approx(needed, rel=0.1)
+    # libraries may fill caches meanwhile, and what others have left may be released
+    peaks = [measure(call).peak_bytes for _ in range(3)]
+    assert median(peaks) == pytest.approx(needed, rel=0.1)
 
 
 def test_peak_memory_sees_what_is_freed_before_the_end_and_not_what_was_there() -> None:
