@@ -1,6 +1,7 @@
 """Predict the time of the CUDA kernels on an H100, from the launches that the host would make.
 
     python -m benchmarks.predict [--cases NAME,...] [--dtype float32] [--json FILE]
+    python -m benchmarks.predict --update      # what benchmarks.gpu prints beside its times
 
 No GPU is needed: the library is built with launches that return at once, and tells what they would
 have been. A launch takes as long as its busiest processor, or as its bytes take to move:
@@ -34,6 +35,7 @@ from attnkernels import additive_attention, prepare_keys
 from attnkernels.measure import files
 from attnkernels.measure.wording import tolerate_any_encoding
 from attnkernels.profile import tables
+from benchmarks.gpu import predicted
 from benchmarks.suite import cases, figures
 from benchmarks.suite.cases import Case
 
@@ -151,6 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--cases", metavar="NAME,...", help="names and groups (default: all)")
     add("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
     add("--json", type=files.output, metavar="FILE", help="where to write the predictions")
+    add("--update", action="store_true", help="write what benchmarks.gpu prints beside its times")
     add("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     try:
@@ -159,6 +162,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--cases: {error}")
     if options.worker:
         print(json.dumps({_title(*each): launches(*each, options.dtype) for each in _each(chosen)}))
+        return 0
+    if options.update:
+        files.write(predicted.FILE, json.dumps(predictions(), indent=1) + "\n")
         return 0
     found = rows(chosen, options.dtype)
     table = tables.Table("predicted on an H100", "launches", "blocks", "fill", "time", "whole", "")
@@ -172,6 +178,23 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         figures.write(options.json, found, dtype=options.dtype)
     return 0
+
+
+def predictions() -> dict[str, dict[str, dict[str, float]]]:
+    """Return the microseconds of every case, by dtype, case and direction of the benchmarks."""
+    every = list(cases.CASES)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for dtype in DTYPES:
+        us = {row["case"]: 1e6 * row["seconds"] for row in rows(every, dtype)}
+        found[dtype] = {case.name: {"forward": us[_title(case, "forward")]} for case in every}
+        for case in every:
+            if "both" in case.directions:
+                both = us[_title(case, "forward")] + us[_title(case, "backward")]
+                found[dtype][case.name]["both"] = both
+    return {
+        dtype: {name: {way: round(x, 1) for way, x in each.items()} for name, each in of.items()}
+        for dtype, of in found.items()
+    }
 
 
 def rows(chosen: list[Case], dtype: str) -> list[dict[str, Any]]:

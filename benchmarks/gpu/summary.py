@@ -15,6 +15,7 @@ from attnkernels.measure import files
 from attnkernels.measure.busy import sentence
 from attnkernels.profile.units import show_mib
 from benchmarks.gpu import pairs as gpu_pairs
+from benchmarks.gpu import predicted
 from benchmarks.suite.rates import BYTES, Result, about, machine, spreads
 from benchmarks.suite.run import default_name
 from benchmarks.suite.table import rich_table
@@ -46,7 +47,7 @@ def _parts(folder: Path, notes: list[str]) -> list[RenderableType]:
     parts.append(_tests(folder))
     if result and result["cases"]:
         parts += [*rich_table(result), sentence(None, spreads(result)) or ""]
-        parts += [about(result), *_long(result)]
+        parts += [about(result), *_long(result), predicted.beside(result)]
         if pairs := gpu_pairs.tables(result):
             parts += [*pairs, gpu_pairs.ABOUT, gpu_pairs.preferences(result)]
     parts.append(gpu_sanitizer.report(folder, (result or {}).get("sanitizer", {})))

@@ -6,10 +6,12 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import predict
+from benchmarks.gpu import predicted
 from benchmarks.suite import cases
 from tools.sass import native
 
@@ -35,6 +37,34 @@ def test_small_cases_fill_the_device(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert all(row["seconds"] <= row["whole_seconds"] for row in rows.values())
     assert rows["gpu-square, forward"]["seconds"] == rows["gpu-square, forward"]["whole_seconds"]
     assert "rnnsearch, forward" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_what_was_written_is_what_is_predicted_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a change of the kernels: python -m benchmarks.predict --update."""
+    written = json.loads(predicted.FILE.read_text(encoding="utf-8"))
+    monkeypatch.setattr(predicted, "FILE", tmp_path / "predicted.json")
+    assert predict.main(["--update"]) == 0
+    assert json.loads(predicted.FILE.read_text(encoding="utf-8")) == written
+
+
+def test_a_summary_has_both(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "predicted.json"
+    file.write_text(json.dumps({"float32": {"rnnsearch": {"forward": 20.0}}}))
+    monkeypatch.setattr(predicted, "FILE", file)
+
+    def row(provider: str = "native", direction: str = "forward") -> dict[str, Any]:
+        given = {"case": "rnnsearch", "dtype": "float32", "median_ms": 0.03}
+        return given | {"provider": provider, "direction": direction}
+
+    result: Any = {"cases": [row(), row("triton"), row(direction="both")]}
+    assert predicted.beside(result).splitlines()[1:] == [
+        "  rnnsearch forward float32: 30 µs where 20 were predicted, 1.50x"
+    ]
+    assert predicted.beside({"cases": [row("triton")]}) == ""
 
 
 def test_every_kernel_of_a_call_has_a_cost() -> None:
