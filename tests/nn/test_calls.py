@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from attnkernels.interop import load_state_dict_from
 from attnkernels.models import ConvEncoder, ShowAttendTell
@@ -51,6 +52,56 @@ def test_a_hook_may_replace_the_result() -> None:
     rnn, given = decoder(), (torch.randn(B, T, D), torch.randn(B, M, D))
     rnn.attention.register_forward_hook(lambda module, given, found: torch.zeros_like(found))
     assert not rnn(*given)[1].any()
+
+
+class Counted(AdditiveAttention):
+    """An attention that counts its calls, in a forward of its own."""
+
+    calls = 0
+
+    def forward(self, *given: Any, **options: Any) -> Any:
+        self.calls += 1
+        return super().forward(*given, **options)
+
+
+def wrapped(attention: nn.Module, seen: list[Any]) -> Any:
+    forward = attention.forward
+
+    def counted(*given: Any, **options: Any) -> Any:
+        seen.append(given)
+        return forward(*given, **options)
+
+    attention.forward = counted  # type: ignore[method-assign]
+
+
+WATCHED: dict[str, Any] = {
+    "before": lambda x, seen: x.register_forward_pre_hook(lambda *given: seen.append(given)),
+    "backward": lambda x, seen: x.register_full_backward_hook(lambda *given: seen.append(given)),
+    "global": lambda x, seen: register_module_forward_hook(
+        lambda module, *given: seen.append(given) if module is x else None
+    ),
+    "wrapped": wrapped,
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("watch", WATCHED.values(), ids=WATCHED)
+def test_whoever_watches_the_attention_sees_every_step(watch: Any, training: bool) -> None:
+    rnn, seen = decoder().train(training), []
+    handle = watch(rnn.attention, seen)
+    query = torch.randn(B, T, D, requires_grad=True)
+    rnn(query, torch.randn(B, M, D))[1].sum().backward()
+    assert len(seen) == T
+    if handle is not None:
+        handle.remove()
+
+
+def test_a_forward_of_a_subclass_is_called() -> None:
+    rnn = AttentionRNN(nn.GRUCell(2 * D, D), Counted(D, D, 8))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            rnn(torch.randn(B, T, D), torch.randn(B, M, D))
+    assert rnn.attention.calls == 2 * T
 
 
 def test_hooks_see_the_steps_of_a_search() -> None:
