@@ -185,7 +185,7 @@ def predictions() -> dict[str, dict[str, dict[str, float]]]:
     every = list(cases.CASES)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for dtype in DTYPES:
-        us = {row["case"]: 1e6 * row["seconds"] for row in rows(every, dtype)}
+        us = {title: 1e6 * sum(each) for title, (_, each) in timed(every, dtype).items()}
         found[dtype] = {case.name: {"forward": us[_title(case, "forward")]} for case in every}
         for case in every:
             if "both" in case.directions:
@@ -199,29 +199,35 @@ def predictions() -> dict[str, dict[str, dict[str, float]]]:
 
 def rows(chosen: list[Case], dtype: str) -> list[dict[str, Any]]:
     """Return the prediction of each case and direction."""
-    sliced, whole = (_apart(chosen, dtype, *flags) for flags in ((), ("-DATTNKERNELS_UNSLICED",)))
+    whole = timed(chosen, dtype, "-DATTNKERNELS_UNSLICED")
     found = []
-    for case, direction in _each(chosen):
-        title, width = _title(case, direction), DTYPES[dtype].itemsize
-        each = sliced[title]
-        longest = max(each, key=lambda launch: seconds(launch, size(case, direction, each, width)))
+    for title, (made, each) in timed(chosen, dtype).items():
+        _, blocks, *_ = made[each.index(max(each))]
         found.append(
             {
                 "case": title,
-                "launches": len(each),
-                "blocks": longest[1],
-                "fill": min(1.0, longest[1] / PROCESSORS),
-                "seconds": total(case, direction, each, width),
-                "whole_seconds": total(case, direction, whole[title], width),
+                "launches": len(made),
+                "blocks": blocks,
+                "fill": min(1.0, blocks / PROCESSORS),
+                "seconds": sum(each),
+                "whole_seconds": sum(whole[title][1]),
             }
         )
     return found
 
 
-def total(case: Case, direction: str, made: list[Launch], width: int) -> float:
-    """Return the seconds of these launches, one after another."""
-    of = size(case, direction, made, width)
-    return sum(seconds(launch, of) for launch in made)
+Timed = tuple[list[Launch], list[float]]
+
+
+def timed(chosen: list[Case], dtype: str, *flags: str) -> dict[str, Timed]:
+    """Return the launches and their seconds, by title, of a library built with `flags`."""
+    made = _apart(chosen, dtype, *flags)
+    found = {}
+    for case, direction in _each(chosen):
+        title = _title(case, direction)
+        of = size(case, direction, made[title], DTYPES[dtype].itemsize)
+        found[title] = made[title], [seconds(launch, of) for launch in made[title]]
+    return found
 
 
 def seconds(launch: Launch, of: Size) -> float:

@@ -293,13 +293,11 @@ class AdditiveAttention(Projections):
             part = {"attn_mask": mask if self.num_heads == 1 else mask.unsqueeze(1)}
 
         def attend(query: Tensor) -> tuple[Tensor, Tensor | None, None]:
-            rows = self._rows(query) if beams == 1 else self._queries(split(query, batch))
+            rows = self._queries(split(query, batch))
             found = prepared.memory.attend(
                 rows, **part, dropout_p=self.dropout_now, return_weights=return_weights
             )
-            context, weights = self._merged(found, beams == 1)
-            if beams == 1:
-                return context, weights, None
+            context, weights = self._merged(found, False)
             if weights is not None:
                 weights = weights.movedim(-2, 1).flatten(0, 1)
             return context.flatten(0, 1), weights, None

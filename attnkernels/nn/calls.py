@@ -50,8 +50,17 @@ def is_plain(layer: Any, kind: type) -> bool:
 
     Quantised and parametrised layers are of other classes, and a hook wants to see every call.
     """
-    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    return type(layer) is kind and not any(getattr(layer, name) for name in hooks)
+    return type(layer) is kind and not has_hooks(layer)
+
+
+def has_hooks(module: Any) -> bool:
+    """Return True if `module` has hooks of its own."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def watched(module: Any) -> bool:
@@ -61,10 +70,7 @@ def watched(module: Any) -> bool:
     """
     kind = type(module)
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        has_hooks(module)
         or module._compiled_call_impl is not None
         or "forward" in module.__dict__
         or kind.__call__ is not nn.Module.__call__

@@ -56,17 +56,11 @@ __device__ __forceinline__ void add_value_gradient(const Shared& shared, const P
                                                    const float* dc, float* grad, int rows,
                                                    int columns) {
   constexpr int kRows = 32, kColumns = 32;
-  const int depth = round_up(min(rows, kTile), 8);
   const int items = kTile / kRows * static_cast<int>(ceil_div(p.dv, kColumns));
   for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
     const int row0 = item % (kTile / kRows) * kRows, col0 = item / (kTile / kRows) * kColumns;
     Piece<kRows / 16, kColumns / 8> piece;
-    piece.template set<false>(
-        depth, [&](int j, int i) { return shared.used[(row0 + j) * kPitch + i]; },
-        [&](int i, int c) {
-          c += col0;
-          return i < rows && c < p.dv ? dc[static_cast<int64_t>(i) * p.dv + c] : 0.f;
-        });
+    value_products(piece, p, shared.used, dc, rows, row0, col0);
     piece.each([&](float x, int j, int c) {
       j += row0;
       c += col0;

@@ -1,4 +1,5 @@
-// G = dc value^T of a tile, in (E4), on tensor cores: 16 queries per warp against 64 keys.
+// Products of a tile in the backward, (E4) and (E6), on tensor cores: G = dc value^T, 16 queries
+// per warp against 64 keys, and used^T dc, where `used` are weights after dropout.
 #pragma once
 #include "cuda/product.h"
 #include "cuda/rows.h"
@@ -32,6 +33,20 @@ __device__ __forceinline__ void outer_products(const Problem& p, const Place& at
         });
     piece.each([&](float x, int i, int j) { f(x, row0 + i, j); });
   });
+}
+
+// Set `piece` to used^T dc: keys from row0 on, and columns from col0. used: shared memory, by key,
+// then query, kPitch apart. dc: the rows of the tile's queries.
+template <int M, int N>
+__device__ __forceinline__ void value_products(Piece<M, N>& piece, const Problem& p,
+                                               const float* used, const float* dc, int rows,
+                                               int row0, int col0) {
+  piece.template set<false>(
+      round_up(min(rows, kTile), 8), [&](int j, int i) { return used[(row0 + j) * kPitch + i]; },
+      [&](int i, int c) {
+        c += col0;
+        return i < rows && c < p.dv ? dc[static_cast<int64_t>(i) * p.dv + c] : 0.f;
+      });
 }
 
 }  // namespace attnkernels::cuda

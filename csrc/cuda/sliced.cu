@@ -80,12 +80,9 @@ struct Softened {
 __global__ void __launch_bounds__(kThreads)
     rows_kernel(const __grid_constant__ Problem p, const __grid_constant__ Slices scores,
                 const __grid_constant__ Forward f, Softened out) {
-  const int64_t row = (blockIdx.x * int64_t{kThreads} + threadIdx.x) / 32;
-  const int64_t rows = p.batch.count * p.n;
-  if (row >= rows) return;
-  const int lane = threadIdx.x % 32, i = static_cast<int>(row % p.n);
-  const int64_t b = row / p.n, mask_at = offset(p.batch, b, p.mask.lead);
-  const Keys keys = keys_of(p, b);
+  const WarpRow at(p);
+  if (!at.exists()) return;
+  const auto [rows, row, b, mask_at, lane, i, keys] = at;
   float* const x = out.p + row * p.m;
   float high = -kInfinity, sum = 0;
   for (int j = lane; j < p.m; j += 32) {

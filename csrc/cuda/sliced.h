@@ -9,7 +9,7 @@
 //
 // A forward takes two launches more than one kernel for everything, and a backward none.
 #pragma once
-#include "cuda/stages.h"
+#include "cuda/rows.h"
 
 namespace attnkernels::cuda {
 
@@ -39,6 +39,22 @@ struct Slices {
     for (int s = 0; s < count; s++) x += part(s, rows, row, m, j);
     return x;
   }
+};
+
+// The row of a warp, with lanes along the keys, in kernels of one warp per row.
+struct WarpRow {
+  int64_t rows, row, b, mask_at;
+  int lane, i;
+  Keys keys;
+
+  __device__ __forceinline__ explicit WarpRow(const Problem& p)
+      : rows(p.batch.count * p.n), row((blockIdx.x * int64_t{kThreads} + threadIdx.x) / 32),
+        b(row / p.n), lane(threadIdx.x % 32), i(static_cast<int>(row % p.n)) {
+    if (!exists()) return;
+    mask_at = offset(p.batch, b, p.mask.lead);
+    keys = keys_of(p, b);
+  }
+  __device__ __forceinline__ bool exists() const { return row < rows; }
 };
 
 // Launch the slices: of scores, and of dc value^T if grad_context is not null. They clear `count`

@@ -24,12 +24,9 @@ struct Job {
 __global__ void __launch_bounds__(kThreads)
     ds_kernel(const __grid_constant__ Problem p, const __grid_constant__ Job job) {
   const Backward& f = job.f;
-  const int64_t row = (blockIdx.x * int64_t{kThreads} + threadIdx.x) / 32;
-  const int64_t rows = p.batch.count * p.n;
-  if (row >= rows) return;
-  const int lane = threadIdx.x % 32, i = static_cast<int>(row % p.n);
-  const int64_t b = row / p.n, mask_at = offset(p.batch, b, p.mask.lead);
-  const Keys keys = keys_of(p, b);
+  const WarpRow at(p);
+  if (!at.exists()) return;
+  const auto [rows, row, b, mask_at, lane, i, keys] = at;
   float total = 0;
   auto put = [&](int j, float ds) {
     job.ds[row * p.m + j] = ds;
@@ -108,15 +105,8 @@ __device__ __forceinline__ void make_value_gradient(Shared& shared, const Proble
   for (int it = 0; f.grad_context && it < p.queries.tiles; it++) {
     load_tile(shared, p, job.used, it, jt);
     __syncthreads();
-    const int rows = p.n - it * kTile;
     const float* const dc = f.grad_context + (at.query_row + it * kTile) * p.dv;
-    piece.template set<false>(
-        round_up(min(rows, kTile), 8),
-        [&](int j, int i) { return shared.tile[(row0 + j) * kPitch + i]; },
-        [&](int i, int c) {
-          c += col0;
-          return i < rows && c < p.dv ? dc[static_cast<int64_t>(i) * p.dv + c] : 0.f;
-        });
+    value_products(piece, p, shared.tile, dc, p.n - it * kTile, row0, col0);
     total.add(piece, [](int) { return 1.f; });
     __syncthreads();
   }
