@@ -21,26 +21,27 @@ __device__ __forceinline__ void sweep_tile(const float* ds, const Problem& p, co
     half_sum = sum_as_sweep(ds + lane / 4 * kSweep + lane % 4, min(at.keys.end - jt * kTile, kTile),
                             kPitch) /
                2;
-  for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
-    const int half = item % kHalves, t = begin + item / kHalves * 32 + lane;
-    const int first = half * kSweep;
-    float halves[4];
+  auto sweep = [&]<Sweep way>(std::integral_constant<Sweep, way>) {
+    for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
+      const int half = item % kHalves, t = begin + item / kHalves * 32 + lane;
+      const int first = half * kSweep;
+      float halves[4];
 #pragma unroll
-    for (int e = 0; e < 4; e++) halves[e] = __shfl_sync(kWarp, half_sum, 4 * half + e);
-    if (it * kTile + first >= at.queries || t >= end) continue;
-    const Gradients grad = gradients(half);
-    const float* const of_half = ds + first;
-    if constexpr (Act::kLogistic) {
-      const Ranges ranges(p, at.query_panel + it, at.key_panel + jt);
-      if (!(ranges.size <= Limit::factored))
-        sweep_unit<Sweep::direct>(p, act, at, it, jt, first, t, of_half, kPitch, halves, grad);
-      else if (ranges.sum <= Limit::pair)
-        sweep_unit<Sweep::shared>(p, act, at, it, jt, first, t, of_half, kPitch, halves, grad);
-      else
-        sweep_unit<Sweep::single>(p, act, at, it, jt, first, t, of_half, kPitch, halves, grad);
-    } else {
-      sweep_unit<Sweep::pointwise>(p, act, at, it, jt, first, t, of_half, kPitch, halves, grad);
+      for (int e = 0; e < 4; e++) halves[e] = __shfl_sync(kWarp, half_sum, 4 * half + e);
+      if (it * kTile + first >= at.queries || t >= end) continue;
+      sweep_unit<way>(p, act, at, it, jt, first, t, ds + first, kPitch, halves, gradients(half));
     }
+  };
+  if constexpr (Act::kLogistic) {
+    const Ranges ranges(p, at.query_panel + it, at.key_panel + jt);
+    if (!(ranges.size <= Limit::factored))
+      sweep(std::integral_constant<Sweep, Sweep::direct>{});
+    else if (ranges.sum <= Limit::pair)
+      sweep(std::integral_constant<Sweep, Sweep::shared>{});
+    else
+      sweep(std::integral_constant<Sweep, Sweep::single>{});
+  } else {
+    sweep(std::integral_constant<Sweep, Sweep::pointwise>{});
   }
 }
 
