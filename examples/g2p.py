@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from attnkernels.extras import needs
+from attnkernels.functional.checks import PRECISIONS
 from attnkernels.models.rnnsearch import RNNsearch
 from attnkernels.models.seq2seq import Seq2Seq
 from examples import g2p_data as data
@@ -94,6 +95,13 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument(
         "--float32", action="store_true", help="train without autocast to bfloat16"
     )
+    options.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="exact",
+        help="of RNNsearch's attention; on a CPU fast takes --backend reference",
+    )
+    options.add_argument("--backend", help="of RNNsearch's attention (default: the fastest)")
     given = options.parse_args(arguments)
     asked = dict(vars(given))
     size = FULL if given.full else TINY if given.tiny else Size()
@@ -173,7 +181,8 @@ def fit(
     """Train a model, with products in bfloat16 by default; return it and the seconds."""
     torch.manual_seed(given.seed)
     tokens = len(data.LETTERS), len(data.PHONEMES)
-    model = make(name, tokens, size).to(given.device)
+    attention = {"precision": given.precision, "backend": given.backend}
+    model = make(name, tokens, size, **attention).to(given.device)
     seconds = translators.fit(
         name,
         model,

@@ -51,8 +51,11 @@ class Size(Protocol):
     def smoothing(self) -> float: ...
 
 
-def make(name: str, tokens: tuple[int, int], size: Size) -> Seq2Seq | RNNsearch:
-    """Make one of the models, all of which have about as many parameters."""
+def make(name: str, tokens: tuple[int, int], size: Size, **attention: Any) -> Seq2Seq | RNNsearch:
+    """Make one of the models, all of which have about as many parameters.
+
+    `attention` are options of `RNNsearch`, such as its precision.
+    """
     half = size.hidden_dim // 2
     sizes: dict[str, Any] = {
         "embedding_dim": size.embedding_dim,
@@ -64,7 +67,8 @@ def make(name: str, tokens: tuple[int, int], size: Size) -> Seq2Seq | RNNsearch:
     }
     order = MODELS[name]
     if order is None:
-        return RNNsearch(*tokens, encoder_dim=size.encoder_dim, align_dim=half, **sizes)
+        sizes |= {"encoder_dim": size.encoder_dim, "align_dim": half}
+        return RNNsearch(*tokens, **sizes, **attention)
     return Seq2Seq(*tokens, **sizes, **order)
 
 

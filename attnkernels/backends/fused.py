@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..ops import edge_formula
 from ..ops.autograd import differentiable, differentiable_over_edges
-from ..ops.codes import ACTIVATIONS
+from ..ops.codes import ACTIVATIONS, activation_code
 from ..ops.failures import explain
 from ..ops.signature import EdgeOptions, Options
 
@@ -16,10 +16,12 @@ from ..ops.signature import EdgeOptions, Options
 class Fused:
     """attention and scores of `Backend`, made from the operators of `ops.schema.define`."""
 
-    def __init__(self, ops: SimpleNamespace) -> None:
+    def __init__(self, ops: SimpleNamespace, fast: bool = False) -> None:
+        """Take the operators; `fast` if they are faster where precision="fast" allows it."""
         self._forward, self._scores = differentiable(ops)
         sparse = hasattr(ops, "sparse_forward")
         self._over_edges = differentiable_over_edges(ops) if sparse else None
+        self._fast = fast
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
@@ -28,13 +30,16 @@ class Fused:
         (
             attn_mask, key_lengths, key_starts, cu_seqlens_q, cu_seqlens_k, packed_key, seed,
             dropout_p, window_left, window_right, activation, negative_slope, scale,
-            return_weights,
+            return_weights, precision,
         ) = options  # fmt: skip
+        code = ACTIVATIONS[activation].code
+        if precision == "fast" and self._fast:
+            code = activation_code(activation, precision)
         try:
             context, lse, weights = self._forward(
                 query, key, value, weight, attn_mask, key_lengths, key_starts, cu_seqlens_q,
                 cu_seqlens_k, packed_key, seed, dropout_p, window_left, window_right,
-                ACTIVATIONS[activation].code, negative_slope, scale, return_weights,
+                code, negative_slope, scale, return_weights,
             )  # fmt: skip
         except RuntimeError as error:
             explain(error)
@@ -45,6 +50,8 @@ class Fused:
     def scores(self, query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
         """Return (E1); see `Backend.scores`."""
         code = ACTIVATIONS[options.activation].code
+        if self._fast:
+            code = activation_code(options.activation, options.precision)
         try:
             scores = self._scores(query, key, weight, code, options.negative_slope, options.scale)
         except RuntimeError as error:

@@ -16,7 +16,7 @@ from ..functional import arguments, checks
 from ..functional.autocast import follows_autocast
 from ..functional.checks import NO_WINDOW
 from ..functional.results import Result, results
-from ..ops.codes import KEY, VALUE, ActivationName
+from ..ops.codes import KEY, VALUE, ActivationName, PrecisionName
 from ..ops.seed import draw_seed
 from ..ops.signature import Options
 from . import ring
@@ -41,6 +41,7 @@ def context_parallel_attention(
     activation: ActivationName = "tanh",
     negative_slope: float = 0.2,
     scale: float = 1.0,
+    precision: PrecisionName = "exact",
     return_weights: bool = False,
     return_lse: bool = False,
     backend: str | None = None,
@@ -69,7 +70,7 @@ def context_parallel_attention(
             sequence. Ranks that see nothing of a piece do not get it.
         dropout_p: as in `additive_attention`. The mask is that of one process whose generator is
             that of the first rank; the generators of all ranks advance.
-        activation, negative_slope, scale, return_weights, return_lse, backend: as in
+        activation, negative_slope, scale, precision, return_weights, return_lse, backend: as in
             `additive_attention`. The weights are those of this rank's queries, (*L, n, M).
         balanced: True if each rank holds a part from the front of the sequence and one from its
             back, as `split_sequence` cuts with ``balanced=True``. In a causal call all ranks then
@@ -101,6 +102,7 @@ def context_parallel_attention(
         negative_slope=negative_slope,
         scale=scale,
         return_weights=return_weights,
+        precision=precision,
     )
 
     def of_rank() -> Options:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import native
+from ..ops.codes import PrecisionName
 from .attention import additive_attention
 from .results import Pair
 
@@ -46,6 +47,7 @@ class Scoring(NamedTuple):
     key_lengths: Tensor | None
     attn_mask: Tensor | None
     scale: float
+    precision: PrecisionName
     backend: str | None
 
 
@@ -61,6 +63,7 @@ def attended(inputs: Inputs, scoring: Scoring) -> Pair:
         attn_mask=scoring.attn_mask,
         key_lengths=scoring.key_lengths,
         scale=scoring.scale,
+        precision=scoring.precision,
         backend=scoring.backend,
         return_weights=True,
     )

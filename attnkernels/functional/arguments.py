@@ -11,20 +11,15 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from ..backends.base import Problem
+from ..ops.codes import PrecisionName
 from ..ops.shapes import leading_shape
 from ..ops.signature import EdgeOptions, Options
 from . import checks
 from .edges import Edges
+from .kinds import plain, plain_step, same_kind
 
-_STRIDED = torch.strided
-_PLAIN = {Tensor, Parameter}
-_FLOATING = checks.FLOATING
-_ON_CPU, _ON_CUDA = (
-    {dtype: Problem(device, dtype) for dtype in _FLOATING} for device in ("cpu", "cuda")
-)
 Given = TypeVar("Given", Options, EdgeOptions)
 Leads = dict[str, tuple[int, ...]]  # leading shapes by the name of the argument
 
@@ -34,10 +29,10 @@ def attention(
 ) -> tuple[Problem, Options]:
     """Check the arguments of `additive_attention`; return the options with Python's numbers."""
     (attn_mask, key_lengths, _, _, _, _, _, dropout_p, _, _, activation, slope, scale,
-     return_weights) = options  # fmt: skip
-    problem = _plain(query, key, value, weight)
+     return_weights, precision) = options  # fmt: skip
+    problem = plain(query, key, value, weight)
     if problem is None:
-        problem = _same_kind({"query": query, "key": key, "value": value, "weight": weight})
+        problem = same_kind({"query": query, "key": key, "value": value, "weight": weight})
         leads = _pairs(query, key, weight)
         leads["value"] = _values(value, key.shape)
         _leading(_masks(leads, attn_mask, key_lengths, query, key))
@@ -48,27 +43,28 @@ def attention(
             checks.flags(return_weights=return_weights, return_lse=return_lse)
     if type(dropout_p) is not float or not 0 <= dropout_p <= 1:
         options = options._replace(dropout_p=checks.number("dropout_p", dropout_p, 0, 1))
-    if not (activation == "tanh" and slope == 0.2 and type(scale) is float and -inf < scale < inf):
-        options = _scored(options)  # of any but the defaults
+    usual = activation == "tanh" and slope == 0.2 and precision == "exact"
+    if not (usual and type(scale) is float and -inf < scale < inf):
+        options = _scored(options, precision)  # of any but the defaults
     return problem, options
 
 
 def scores(query: Tensor, key: Tensor, weight: Tensor, options: Options) -> tuple[Problem, Options]:
     """Check the arguments of `additive_scores`; return the options as `attention` does."""
-    problem = _plain(query, key, key, weight)  # the key stands in for a value
+    problem = plain(query, key, key, weight)  # the key stands in for a value
     if problem is None:
-        problem = _same_kind({"query": query, "key": key, "weight": weight})
+        problem = same_kind({"query": query, "key": key, "weight": weight})
         _leading(_pairs(query, key, weight))
-    return problem, _scored(options)
+    return problem, _scored(options, options.precision)
 
 
 def varlen(
     query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options, return_lse: bool
 ) -> tuple[Problem, Options]:
     """Check the arguments of `additive_attention_varlen`; return the options as `attention`."""
-    problem = _plain(query, key, value, weight)
+    problem = plain(query, key, value, weight)
     if problem is None:
-        problem = _same_kind({"query": query, "key": key, "value": value, "weight": weight})
+        problem = same_kind({"query": query, "key": key, "value": value, "weight": weight})
         leads = _pairs(query, key, weight)
         leads["value"] = _values(value, key.shape)
         _leading(leads)
@@ -80,7 +76,7 @@ def varlen(
             f"{sequences_q} and {sequences_k}"
         )
     checks.flags(return_lse=return_lse)
-    return problem, _dropping(_scored(options))
+    return problem, _dropping(_scored(options, options.precision))
 
 
 def sparse(
@@ -99,7 +95,7 @@ def sparse(
     given = {"query": query, "key": key, "value": value, "weight": weight}
     of_edges = {"edge_key": options.edge_key, "edge_bias": options.edge_bias}
     given |= {name: x for name, x in of_edges.items() if x is not None}
-    problem = _same_kind(given)
+    problem = same_kind(given)
     leads = _pairs(query, key, weight)
     leads["value"] = _values(value, key.shape)
     checks.same_device("edges", edges.source, query)
@@ -131,13 +127,13 @@ def prepared(
     key: Tensor, value: Tensor, weight: Tensor, options: Options
 ) -> tuple[Problem, tuple[int, ...]]:
     """Check the arguments of `prepare_keys`; return their leading shape as well."""
-    checks.scoring(options.activation, options.negative_slope, options.scale)
+    checks.scoring(options.activation, options.negative_slope, options.scale, options.precision)
     key_lengths = options.key_lengths
     if key_lengths is None:
-        problem = _plain(key, key, value, weight)  # the key stands in for a query
+        problem = plain(key, key, value, weight)  # the key stands in for a query
         if problem is not None:
             return problem, tuple(key.shape[:-2])
-    problem = _same_kind({"key": key, "value": value, "weight": weight})
+    problem = same_kind({"key": key, "value": value, "weight": weight})
     k = key.shape
     leads = {"key": _rows("key", k), "value": _values(value, k), "weight": _width(weight, k)}
     if key_lengths is not None:
@@ -160,8 +156,8 @@ def step(
     """
     attn_mask, return_weights = options.attn_mask, options.return_weights
     part = start is not None or stop is not None
-    if attn_mask is not None or part or not _plain_step(query, key, lead):
-        _same_kind({"the prepared key": key, "query": query})
+    if attn_mask is not None or part or not plain_step(query, key, lead):
+        same_kind({"the prepared key": key, "query": query})
         q, (m, d) = query.shape, key.shape[-2:]
         leads = {"query": _rows("query", q), "the prepared keys": lead}
         if q[-1] != d:
@@ -179,9 +175,10 @@ def step(
     return _dropping(options)
 
 
-def _scored(options: Given) -> Given:
+def _scored(options: Given, precision: PrecisionName = "exact") -> Given:
     """Return the options with the numbers of a score as Python's, or raise."""
-    slope, scale = checks.scoring(options.activation, options.negative_slope, options.scale)
+    numbers = options.negative_slope, options.scale
+    slope, scale = checks.scoring(options.activation, *numbers, precision)
     if slope is options.negative_slope and scale is options.scale:
         return options
     return options._replace(negative_slope=slope, scale=scale)
@@ -211,62 +208,6 @@ def selection(dim: int, index: Tensor, lead: tuple[int, ...], key: Tensor) -> in
     if lead[dim] != 1:  # size 1 broadcasts, so every entry exists
         checks.within("index", index, 0, lead[dim] - 1, f"the size {lead[dim]} of dim {dim}")
     return dim
-
-
-def _plain(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Problem | None:
-    """Return the problem of a usual call in half the time, or None if it needs a closer look."""
-    if type(query) not in _PLAIN:
-        return None
-    cpu = query.is_cpu
-    for x in (query, key, value, weight):
-        usual = type(x) in _PLAIN and x.layout is _STRIDED
-        if not (usual and (x.is_cpu if cpu else _is_beside(x, query))):
-            return None
-    dtype = query.dtype
-    problem = (_ON_CPU if cpu else _ON_CUDA).get(dtype)
-    if problem is None or not dtype is key.dtype is value.dtype is weight.dtype:
-        return None
-    q, k, u, w = query.shape, key.shape, value.shape, weight.shape
-    if not (len(q) == len(k) == len(u) > 1 == len(w)):
-        return None
-    *of_q, _, d = q  # in half the time of slices
-    *of_k, m, of_key = k
-    *of_u, of_value, _ = u
-    if not (d == of_key == w[0] > 0 and m == of_value and of_q == of_k == of_u):
-        return None
-    return problem
-
-
-def _is_beside(x: Tensor, query: Tensor) -> bool:
-    """Return True if both are on the same CUDA device."""
-    return x.is_cuda and query.is_cuda and x.get_device() == query.get_device()
-
-
-def _plain_step(query: Tensor, key: Tensor, lead: tuple[int, ...]) -> bool:
-    """Return True for a usual step, in half the time, or False if it needs a closer look."""
-    if not (type(query) in _PLAIN and query.layout is _STRIDED and query.dtype is key.dtype):
-        return False
-    if not (key.is_cpu if query.is_cpu else _is_beside(key, query)):
-        return False
-    q = query.shape
-    if len(q) != len(lead) + 2:  # first: see `leading_shape`
-        return False
-    *of_q, _, d = q
-    return d == key.shape[-1] and tuple(of_q) == lead
-
-
-def _same_kind(tensors: dict[str, Tensor]) -> Problem:
-    """Check for dense tensors of one supported dtype, on one device."""
-    (first_name, first), *_ = tensors.items()
-    checks.tensor(first_name, first, dtype=_FLOATING)
-    dtype, on_cpu = first.dtype, first.is_cpu
-    for name, x in tensors.items():
-        if not (type(x) in _PLAIN and x.layout is _STRIDED):
-            checks.tensor(name, x)
-        if x.dtype is not dtype:
-            raise TypeError(f"{name} must have the dtype of {first_name}, {dtype}, got {x.dtype}")
-        checks.same_device(name, x, first)
-    return Problem("cpu" if on_cpu else first.device.type, dtype)
 
 
 def _rows(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, overload
 from torch import Tensor
 
 from ..backends import select
-from ..ops.codes import ActivationName
+from ..ops.codes import ActivationName, PrecisionName
 from ..ops.seed import draw_seed
 from ..ops.signature import Options, scoring_options
 from . import arguments, checks, sharded
@@ -70,6 +70,7 @@ def additive_attention(
     activation: ActivationName = "tanh",
     negative_slope: float = 0.2,
     scale: float = 1.0,
+    precision: PrecisionName = "exact",
     return_weights: bool = False,
     return_lse: bool = False,
     backend: str | None = None,
@@ -106,6 +107,11 @@ def additive_attention(
             as "leaky_relu" (GATv2).
         negative_slope: in [0, 1], the slope of "leaky_relu" below 0.
         scale: a finite factor of the scores.
+        precision: "exact", or "fast" to allow f with an error of at most 3e-4, and f' with one of
+            1.5e-3, from inputs rounded to 11 bits: less than what rounding inputs of unit size to
+            bfloat16 costs. It is for "tanh" and "sigmoid". What is faster exactly stays exact: the
+            other activations, the "native" backend, up to four queries, windows in the backward,
+            and tiles with a sum q + k beyond 12 (24 for "sigmoid"). See docs/howto/precision.md.
         return_weights: also return the weights a, after dropout.
         return_lse: also return lse of (E2), before dropout.
         backend: "native" (CPU and NVIDIA GPUs), "triton" (GPUs) or "reference"; None takes the
@@ -141,7 +147,7 @@ def additive_attention(
         left, right = checks.window(is_causal, window_size)
     options = tuple.__new__(Options, (  # in half the time of Options(...)
         attn_mask, key_lengths, None, None, None, None, None, dropout_p, left, right, activation,
-        negative_slope, scale, return_weights,
+        negative_slope, scale, return_weights, precision,
     ))  # fmt: skip
     if type(query) is not Tensor and sharded.is_dtensor(query):
         checks.flags(return_weights=return_weights, return_lse=return_lse)
@@ -178,6 +184,7 @@ def additive_scores(
     activation: ActivationName = "tanh",
     negative_slope: float = 0.2,
     scale: float = 1.0,
+    precision: PrecisionName = "exact",
     backend: str | None = None,
 ) -> Tensor:
     """Return the raw scores of (E1), as pointer networks use them (Vinyals et al., 1506.03134).
@@ -186,8 +193,8 @@ def additive_scores(
         query: (..., n, d).
         key: (..., m, d).
         weight: (d,) or (..., d).
-        activation, negative_slope, scale, backend: as in `additive_attention`, and so are
-            broadcasting, autocast and gradients.
+        activation, negative_slope, scale, precision, backend: as in `additive_attention`, and so
+            are broadcasting, autocast and gradients.
 
     Returns:
         scores (*L, n, m) in query's dtype.
@@ -195,7 +202,7 @@ def additive_scores(
     Raises:
         TypeError, ValueError: as `additive_attention`.
     """
-    options = scoring_options(activation, negative_slope, scale)
+    options = scoring_options(activation, negative_slope, scale, precision=precision)
     problem, options = arguments.scores(query, key, weight, options)
     chosen = select(problem, backend, (query, key, weight))
     return ranged("additive_scores", chosen.NAME, chosen.scores)(query, key, weight, options)
@@ -246,6 +253,7 @@ def additive_attention_varlen(
     activation: ActivationName = "tanh",
     negative_slope: float = 0.2,
     scale: float = 1.0,
+    precision: PrecisionName = "exact",
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Result:
@@ -264,7 +272,7 @@ def additive_attention_varlen(
         cu_seqlens_k: the same for key and value.
         is_causal: j <= i, both counted from the start of their sequence.
         window_size: i - left <= j <= i + right, counted likewise; see `additive_attention`.
-        dropout_p, activation, negative_slope, scale, return_lse, backend: as in
+        dropout_p, activation, negative_slope, scale, precision, return_lse, backend: as in
             `additive_attention`.
 
     Returns:
@@ -276,7 +284,7 @@ def additive_attention_varlen(
     """
     window = checks.window(is_causal, window_size)
     packed = (None, None, None, cu_seqlens_q, cu_seqlens_k, None, None, dropout_p, *window)
-    options = Options(*packed, activation, negative_slope, scale)
+    options = Options(*packed, activation, negative_slope, scale, precision=precision)
     problem, options = arguments.varlen(query, key, value, weight, options, return_lse)
     # Only the device knows the number of queries per sequence.
     chosen = select(problem, backend, (query, key, value, weight), step=False)

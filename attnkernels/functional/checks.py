@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from math import inf
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ..ops.codes import ACTIVATIONS
+from ..ops.codes import ACTIVATIONS, PrecisionName
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int32, torch.int64)
+PRECISIONS = get_args(PrecisionName)
 _ACTIVATIONS = tuple(ACTIVATIONS)
 _NUMBERS = (float, int, torch.SymFloat, torch.SymInt)
 
@@ -253,17 +254,21 @@ def same_device(name: str, x: Tensor, other: Tensor) -> None:
         )
 
 
-def scoring(activation: object, negative_slope: Any, scale: Any) -> tuple[Any, Any]:
+def scoring(
+    activation: object, negative_slope: Any, scale: Any, precision: object = "exact"
+) -> tuple[Any, Any]:
     """Return the slope and the scale, NumPy's as Python's, if these are options of a score, (E1).
 
     Raises:
         TypeError: a number has the wrong type.
-        ValueError: the activation is unknown, or a number is out of range.
+        ValueError: the activation or the precision is unknown, or a number is out of range.
     """
     if type(activation) is str and type(negative_slope) is float and type(scale) is float:
-        if activation in ACTIVATIONS and 0 <= negative_slope <= 1 and -inf < scale < inf:
+        known = activation in ACTIVATIONS and (precision == "exact" or precision == "fast")
+        if known and 0 <= negative_slope <= 1 and -inf < scale < inf:
             return negative_slope, scale  # in a third of the time
     choice("activation", activation, _ACTIVATIONS)
+    choice("precision", precision, PRECISIONS)
     return number("negative_slope", negative_slope, 0, 1), number("scale", scale)
 
 

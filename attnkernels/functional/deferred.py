@@ -153,6 +153,7 @@ class _Keys(torch.autograd.Function):
             "activation": memory.activation,
             "negative_slope": memory.negative_slope,
             "scale": memory.scale,
+            "precision": memory.precision,
             "backend": memory.backend,
             "return_weights": return_weights,
         }

@@ -12,7 +12,7 @@ from torch.compiler import is_dynamo_compiling
 
 from ..backends import select
 from ..backends.base import Backend
-from ..ops.codes import ActivationName
+from ..ops.codes import ActivationName, PrecisionName
 from ..ops.seed import draw_seed
 from ..ops.signature import Options, scoring_options
 from . import arguments, checks
@@ -36,6 +36,7 @@ def prepare_keys(
     activation: ActivationName = "tanh",
     negative_slope: float = 0.2,
     scale: float = 1.0,
+    precision: PrecisionName = "exact",
     backend: str | None = None,
 ) -> AdditiveMemory:
     """Prepare keys for `AdditiveMemory.attend`: compute what a decoder's steps share (E7).
@@ -44,7 +45,7 @@ def prepare_keys(
         key: (..., m, d), value (..., m, dv), weight (d,) or (..., d), key_lengths: as in
             `additive_attention`. They are kept, not copied: a memory whose tensors were changed in
             place since then, as by an optimizer, refuses to attend.
-        activation, negative_slope, scale, backend: as in `additive_attention`.
+        activation, negative_slope, scale, precision, backend: as in `additive_attention`.
 
     Returns:
         An `AdditiveMemory`; under autocast, in autocast's dtype.
@@ -52,7 +53,7 @@ def prepare_keys(
     Raises:
         TypeError, ValueError: as `additive_attention`.
     """
-    options = scoring_options(activation, negative_slope, scale, key_lengths)
+    options = scoring_options(activation, negative_slope, scale, key_lengths, precision=precision)
     problem, lead = arguments.prepared(key, value, weight, options)
     if not type(negative_slope) is type(scale) is float:  # kept, so not as NumPy's
         negative_slope, scale = checks.scoring(activation, negative_slope, scale)
@@ -60,7 +61,8 @@ def prepare_keys(
     with torch.no_grad():  # gradients reach the key itself
         pack_keys = ranged("prepare_keys", chosen.NAME, chosen.pack_keys)
         packed_key = pack_keys(key, activation=activation)
-    options = scoring_options(activation, negative_slope, scale, key_lengths, packed_key)
+    kept = activation, negative_slope, scale, key_lengths, packed_key, precision
+    options = scoring_options(*kept)
     versions = _versions(key, value, weight, key_lengths)
     return AdditiveMemory(key, value, weight, options, backend, lead, chosen, versions)
 
@@ -74,11 +76,11 @@ class AdditiveMemory:
 
     Attributes:
         key: (..., m, d); value (..., m, dv); weight (..., d): as they were given.
-        key_lengths, activation, negative_slope, scale: as they were given.
+        key_lengths, activation, negative_slope, scale, precision: as they were given.
         packed_key: the keys in the backend's layout, (*lead of key, three more dimensions), or
             None. They are specific to this machine, so pickles and copies leave them out and
             rebuild them.
-        options: the five attributes before this one.
+        options: the six attributes before this one.
         backend: as it was given.
         lead: the leading shape that these tensors broadcast to.
         chosen: the backend that computes.
@@ -116,6 +118,10 @@ class AdditiveMemory:
     @property
     def scale(self) -> float:
         return self.options.scale
+
+    @property
+    def precision(self) -> PrecisionName:
+        return self.options.precision
 
     @property
     def packed_key(self) -> Tensor | None:
@@ -176,7 +182,7 @@ class AdditiveMemory:
                 self.refuse_stale()
         options = tuple.__new__(Options, (  # in half the time of Options(...)
             attn_mask, lengths, None, None, None, kept.packed_key, None, dropout_p, None, None,
-            kept.activation, kept.negative_slope, kept.scale, return_weights,
+            kept.activation, kept.negative_slope, kept.scale, return_weights, kept.precision,
         ))  # fmt: skip
         options = arguments.step(query, key, self.lead, options, return_lse, start, stop)
         if dropout_p:
@@ -246,15 +252,16 @@ class AdditiveMemory:
 
     def __reduce__(self) -> tuple[Callable[..., AdditiveMemory], tuple[Any, ...]]:
         kept = self.key_lengths, self.activation, self.negative_slope, self.scale, self.backend
-        return restore_memory, (self.key, self.value, self.weight, *kept)
+        return restore_memory, (self.key, self.value, self.weight, *kept, self.precision)
 
     def __repr__(self) -> str:
         lengths = self.key_lengths
         given = {"key": self.key, "value": self.value, "weight": self.weight}
         given |= {} if lengths is None else {"key_lengths": lengths}
+        fast = "" if self.precision == "exact" else f"precision={self.precision!r}, "
         return (
             f"AdditiveMemory({described(given)}, activation={self.activation!r}, "
-            f"scale={self.scale}, backend={self.backend!r}, lead={tuple(self.lead)})"
+            f"scale={self.scale}, {fast}backend={self.backend!r}, lead={tuple(self.lead)})"
         )
 
 
@@ -267,8 +274,12 @@ def restore_memory(
     negative_slope: float,
     scale: float,
     backend: str | None,
+    precision: PrecisionName = "exact",
 ) -> AdditiveMemory:
-    """Prepare the keys of a saved memory; arguments as in `prepare_keys`."""
+    """Prepare the keys of a saved memory; arguments as in `prepare_keys`.
+
+    Memories saved before there was a precision have none.
+    """
     return prepare_keys(
         key,
         value,
@@ -277,6 +288,7 @@ def restore_memory(
         activation=activation,
         negative_slope=negative_slope,
         scale=scale,
+        precision=precision,
         backend=backend,
     )
 

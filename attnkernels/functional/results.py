@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 from torch import Tensor
 
-from ..ops.codes import ActivationName
+from ..ops.codes import ActivationName, PrecisionName
 
 if TYPE_CHECKING:
     from typing_extensions import Required
@@ -78,6 +78,7 @@ class VarlenOptions(TypedDict, total=False):
     activation: ActivationName
     negative_slope: float
     scale: float
+    precision: PrecisionName
     backend: str | None
 
 

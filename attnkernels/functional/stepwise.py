@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
+from ..ops.codes import PrecisionName
 from .aligned import Inputs, Scoring, add_gradients, differentiate, step
 from .autocast import follows_autocast
 from .deferred import Gradients, hooks_save_tensors, in_plain_autograd, refuse_tangents
@@ -33,7 +34,7 @@ class StepwiseMemory:
 
     Args:
         key, value, weight, filter: as in `aligned.Inputs`, m at least 1.
-        key_lengths, scale, backend: as in `additive_attention`.
+        key_lengths, scale, precision, backend: as in `additive_attention`.
         steps: the largest number of calls of `attend`.
     """
 
@@ -46,10 +47,11 @@ class StepwiseMemory:
         *,
         key_lengths: Tensor | None,
         scale: float,
+        precision: PrecisionName,
         backend: str | None,
         steps: int,
     ) -> None:
-        self._scoring = Scoring(key_lengths, None, scale, backend)
+        self._scoring = Scoring(key_lengths, None, scale, precision, backend)
         # Copies: FSDP2 may have freed a parameter by the time of a step's backward.
         weight, filter = (x.clone(memory_format=torch.contiguous_format) for x in (weight, filter))
         self._shared = _cast(key.contiguous(), value, weight, filter)

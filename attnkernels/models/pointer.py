@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..functional import checks
 from ..nn import Decoded, PointerHead, beam_search, greedy_search, inputs
+from ..ops.codes import PrecisionName
 from .common import lengths_on_cpu, read, tokens
 
 SYMBOL = 0  # begins an input sequence and ends an output sequence; positions count from 1
@@ -78,11 +79,12 @@ class PointerNetwork(nn.Module):
         distinct: never point twice at a position, in training and in searches. The paper does so
             for tours only, in the search (section 4.4): set this attribute after training. The
             symbol is always free.
-        backend: as in `attnkernels.additive_scores`.
+        precision, backend: as in `attnkernels.additive_scores`.
 
     Raises:
         TypeError: ``distinct`` is not a bool.
-        ValueError: a size is not a positive int, or ``backend`` is not the name of a backend.
+        ValueError: a size is not a positive int, or ``precision`` or ``backend`` is not a name of
+            one.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class PointerNetwork(nn.Module):
         *,
         hidden_dim: int = 256,
         distinct: bool = False,
+        precision: PrecisionName = "exact",
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -99,7 +102,8 @@ class PointerNetwork(nn.Module):
         self.features, self.distinct = features, distinct
         self.encoder = nn.LSTM(features, hidden_dim, batch_first=True)
         self.decoder = nn.LSTM(features, hidden_dim, batch_first=True)
-        self.head = PointerHead(hidden_dim, hidden_dim, hidden_dim, backend=backend)
+        sizes = hidden_dim, hidden_dim, hidden_dim
+        self.head = PointerHead(*sizes, precision=precision, backend=backend)
         self.begin = nn.Parameter(torch.empty(features).uniform_(-0.08, 0.08))  # section 4.1
         self.end = nn.Parameter(torch.empty(hidden_dim).uniform_(-0.08, 0.08))
 

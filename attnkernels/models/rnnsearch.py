@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..functional import checks
 from ..functional.results import Pair
 from ..nn import AdditiveAttention, AttentionRNN, inputs
+from ..ops.codes import PrecisionName
 from .common import Translator, lengths_on_cpu, read, tokens
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class RNNsearch(Translator):
         dropout: in [0, 1), of the embeddings and of the maxout units, in training.
         begin, end: the target token y_0, and the token that ends a sequence.
         defer_gradients: False allows second derivatives; see `AttentionRNN`.
-        backend: as in `attnkernels.additive_attention`.
+        precision, backend: as in `attnkernels.additive_attention`.
 
     Attributes:
         decoder: an `AttentionRNN`.
@@ -52,7 +53,7 @@ class RNNsearch(Translator):
         TypeError: ``dropout`` is not a number, begin or end is not an int, or ``defer_gradients``
             is not a bool.
         ValueError: a size is not a positive int, begin or end is not a target token other than
-            padding, or dropout is not in [0, 1).
+            padding, dropout is not in [0, 1), or ``precision`` or ``backend`` is unknown.
     """
 
     attends = True
@@ -71,6 +72,7 @@ class RNNsearch(Translator):
         begin: int = 1,
         end: int = 2,
         defer_gradients: bool = True,
+        precision: PrecisionName = "exact",
         backend: str | None = None,
     ) -> None:
         embedding_dim, encoder_dim, hidden_dim, align_dim, maxout_dim = inputs.sizes(
@@ -86,7 +88,9 @@ class RNNsearch(Translator):
         annotation_dim = 2 * encoder_dim
         self.decoder = AttentionRNN(
             nn.GRUCell(embedding_dim + annotation_dim, hidden_dim),
-            AdditiveAttention(hidden_dim, annotation_dim, align_dim, backend=backend),
+            AdditiveAttention(
+                hidden_dim, annotation_dim, align_dim, precision=precision, backend=backend
+            ),
             defer_gradients=defer_gradients,
         )
         self.readout = self._maxout(hidden_dim + annotation_dim, maxout_dim)

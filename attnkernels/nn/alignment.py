@@ -12,6 +12,7 @@ from ..functional import checks
 from ..functional.attention import additive_attention
 from ..functional.results import Pair
 from ..functional.stepwise import StepwiseMemory, recomputes
+from ..ops.codes import PrecisionName
 from . import inputs
 from .calls import Reading
 from .inputs import present
@@ -54,22 +55,30 @@ class StepwiseAttention(Projections):
     """
 
     def _set_options(
-        self, *, initial: Initial, cumulates: bool, scale: float, backend: str | None
+        self,
+        *,
+        initial: Initial,
+        cumulates: bool,
+        scale: float,
+        precision: PrecisionName,
+        backend: str | None,
     ) -> None:
         """Check and keep what a constructor takes besides the arguments of `Projections`.
 
         Args:
             initial: the weights before the first step, "zeros" or "uniform" (1 / length each).
             cumulates: keep the sum of the weights in the states.
-            scale, backend: as in `attnkernels.additive_attention`.
+            scale, precision, backend: as in `attnkernels.additive_attention`.
 
         Raises:
-            TypeError, ValueError: ``initial``, ``scale`` or ``backend`` is wrong.
+            TypeError, ValueError: ``initial``, ``scale``, ``precision`` or ``backend`` is wrong.
         """
         checks.choice("initial", initial, ("zeros", "uniform"))
         self.scale = checks.number("scale", scale)
+        inputs.precision_name(precision)
         inputs.backend_name(backend)
-        self.initial, self.cumulates, self.backend = initial, cumulates, backend
+        self.initial, self.cumulates = initial, cumulates
+        self.precision, self.backend = precision, backend
 
     def reset_parameters(self) -> None:
         """Reset all parameters, those of a subclass's layers by their own rules."""
@@ -108,6 +117,7 @@ class StepwiseAttention(Projections):
             filter,
             key_lengths=state.key_lengths,
             scale=self.scale,
+            precision=self.precision,
             backend=self.backend,
             steps=steps,
         )
@@ -281,6 +291,7 @@ class StepwiseAttention(Projections):
             attn_mask=attn_mask,
             key_lengths=key_lengths,
             scale=self.scale,
+            precision=self.precision,
             return_weights=True,
             backend=self.backend,
         )

@@ -14,7 +14,7 @@ from ..functional.attention import additive_attention
 from ..functional.checks import NO_WINDOW
 from ..functional.memory import AdditiveMemory, prepare_keys
 from ..functional.results import Pair, Triple
-from ..ops.codes import ActivationName
+from ..ops.codes import ActivationName, PrecisionName
 from . import inputs
 from .calls import Reading, is_sharded, watched
 from .projections import Projections, merge_heads, split_heads
@@ -88,7 +88,7 @@ class AdditiveAttention(Projections):
         negative_slope: in [0, 1], of "leaky_relu".
         dropout: in [0, 1], the probability that a weight is dropped; in training only.
         scale: finite, multiplies the scores.
-        backend: as in `additive_attention`.
+        precision, backend: as in `additive_attention`.
 
     Raises:
         TypeError: a number or flag has the wrong type.
@@ -109,6 +109,7 @@ class AdditiveAttention(Projections):
         negative_slope: float = 0.2,
         dropout: float = 0.0,
         scale: float = 1.0,
+        precision: PrecisionName = "exact",
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -124,9 +125,10 @@ class AdditiveAttention(Projections):
             dtype=dtype,
         )
         self.dropout = checks.number("dropout", dropout, 0, 1)
-        self.negative_slope, self.scale = checks.scoring(activation, negative_slope, scale)
+        numbers = negative_slope, scale
+        self.negative_slope, self.scale = checks.scoring(activation, *numbers, precision)
         inputs.backend_name(backend)
-        self.activation, self.backend = activation, backend
+        self.activation, self.precision, self.backend = activation, precision, backend
 
     @overload
     def forward(
@@ -345,6 +347,7 @@ class AdditiveAttention(Projections):
             "activation": self.activation,
             "negative_slope": self.negative_slope,
             "scale": self.scale,
+            "precision": self.precision,
             "backend": self.backend,
         }
 

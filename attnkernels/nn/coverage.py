@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ..functional import checks
+from ..ops.codes import PrecisionName
 from .alignment import Initial, StepwiseAttention
 from .calls import is_plain
 from .projected import AlignmentState, accumulated
@@ -21,7 +24,8 @@ class CoverageAttention(StepwiseAttention):
         initial: the weights before the first step, "zeros" (See et al.) or "uniform" (ESPnet;
             1 / length each); they count in the coverage.
         bias, normalize, device, dtype: as in `Projections`.
-        scale, backend: as in `attnkernels.additive_attention`.
+        scale, precision, backend: as in `attnkernels.additive_attention`. A step has one query,
+            which GPUs score exactly.
 
     Attributes:
         query_proj, key_proj, weight, gain, bias: W and b, V, w; as in `Projections`.
@@ -31,7 +35,8 @@ class CoverageAttention(StepwiseAttention):
     bool or of query's dtype, as in every module.
 
     Raises:
-        TypeError, ValueError: as `Projections`; or ``initial``, ``scale`` or ``backend`` is wrong.
+        TypeError, ValueError: as `Projections`; or ``initial``, ``scale``, ``precision`` or
+            ``backend`` is wrong.
     """
 
     def __init__(
@@ -44,13 +49,15 @@ class CoverageAttention(StepwiseAttention):
         bias: bool = True,
         normalize: bool = False,
         scale: float = 1.0,
+        precision: PrecisionName = "exact",
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         sizes = query_dim, key_dim, hidden_dim
         super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
-        self._set_options(initial=initial, cumulates=True, scale=scale, backend=backend)
+        scoring: dict[str, Any] = {"scale": scale, "precision": precision, "backend": backend}
+        self._set_options(initial=initial, cumulates=True, **scoring)
         self.coverage_proj = nn.Linear(1, self.hidden_dim, bias=False, device=device, dtype=dtype)
 
     def added_keys(self, state: AlignmentState) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..functional import checks
 from ..functional.attention import additive_scores
+from ..ops.codes import PrecisionName
 from ..ops.seed import saved
 from . import inputs
 from .calls import Reading
@@ -58,11 +59,11 @@ class HardAttention(Projections):
         evaluation: in `eval` mode, "argmax" takes the likeliest position and its value, "expected"
             the likeliest position with the expected value as context (soft attention).
         bias, normalize, device, dtype: as in `Projections`.
-        scale, backend: as in `attnkernels.additive_scores`.
+        scale, precision, backend: as in `attnkernels.additive_scores`.
 
     Raises:
-        TypeError, ValueError: as `Projections`; or ``evaluation``, ``scale`` or ``backend`` is
-            wrong.
+        TypeError, ValueError: as `Projections`; or ``evaluation``, ``scale``, ``precision`` or
+            ``backend`` is wrong.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class HardAttention(Projections):
         bias: bool = True,
         normalize: bool = False,
         scale: float = 1.0,
+        precision: PrecisionName = "exact",
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -83,8 +85,9 @@ class HardAttention(Projections):
         super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
         checks.choice("evaluation", evaluation, ("argmax", "expected"))
         self.scale = checks.number("scale", scale)
+        inputs.precision_name(precision)
         inputs.backend_name(backend)
-        self.evaluation, self.backend = evaluation, backend
+        self.evaluation, self.precision, self.backend = evaluation, precision, backend
 
     def prepare(
         self, memory: Tensor, key_lengths: Tensor | None = None, value: Tensor | None = None
@@ -196,6 +199,7 @@ class HardAttention(Projections):
             prepared.keys,
             prepared.weight,
             scale=self.scale,
+            precision=self.precision,
             backend=self.backend,
         )
         scores = masked_scores(scores, prepared.key_lengths, attn_mask)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..backends import BACKENDS
 from ..functional import checks
+from ..ops.codes import PrecisionName
 
 _STRIDED = torch.strided
 
@@ -42,6 +43,16 @@ def backend_name(name: str | None) -> None:
     """Raise ValueError unless `name` is None or the name of a backend."""
     if name is not None:
         checks.choice("backend", name, (None, *(backend.NAME for backend in BACKENDS)))
+
+
+def precision_name(name: object) -> None:
+    """Raise ValueError unless `name` is a precision of `additive_attention`."""
+    checks.choice("precision", name, checks.PRECISIONS)
+
+
+def shown_precision(name: PrecisionName) -> str:
+    """Return what the `repr` of a module ends with: nothing for the default."""
+    return "" if name == "exact" else f", precision={name!r}"
 
 
 def features(name: str, x: Tensor, symbols: str, size: int) -> None:

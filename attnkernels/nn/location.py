@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import checks
+from ..ops.codes import PrecisionName
 from . import inputs
 from .alignment import Initial, StepwiseAttention
 from .calls import is_plain
@@ -33,7 +34,8 @@ class LocationSensitiveAttention(StepwiseAttention):
             al., ESPnet; 1 / length each).
         detach_weights: cut the gradient through the earlier weights (SpeechBrain).
         bias, normalize, device, dtype: as in `Projections`.
-        scale, backend: as in `attnkernels.additive_attention`.
+        scale, precision, backend: as in `attnkernels.additive_attention`. A step has one query,
+            which GPUs score exactly.
 
     Attributes:
         query_proj, key_proj, weight, gain, bias: W and b, V, w; as in `Projections`.
@@ -59,6 +61,7 @@ class LocationSensitiveAttention(StepwiseAttention):
         bias: bool = True,
         normalize: bool = False,
         scale: float = 1.0,
+        precision: PrecisionName = "exact",
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -72,7 +75,8 @@ class LocationSensitiveAttention(StepwiseAttention):
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         sizes = query_dim, key_dim, hidden_dim
         super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
-        self._set_options(initial=initial, cumulates=bool(cumulative), scale=scale, backend=backend)
+        scoring: dict[str, Any] = {"scale": scale, "precision": precision, "backend": backend}
+        self._set_options(initial=initial, cumulates=bool(cumulative), **scoring)
         self.cumulative, self.detach_weights = cumulative, detach_weights
         layer: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
         seen = 2 if cumulative == "both" else 1

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..functional import checks
 from ..functional.attention import additive_scores
 from ..functional.results import Pair
+from ..ops.codes import PrecisionName
 from ..ops.seed import saved
 from . import inputs
 from .calls import Reading
@@ -56,15 +57,15 @@ class MonotonicAttention(Projections):
         evaluation: in `eval` mode, "hard", or "expected" as in training but without noise.
         normalize: False for the plain score of Bahdanau et al. plus r.
         bias, device, dtype: as in `Projections`.
-        backend: as in `attnkernels.additive_scores`.
+        precision, backend: as in `attnkernels.additive_scores`.
 
     Attributes:
         query_proj, key_proj, weight, gain, bias: W and b, V, w, g; as in `Projections`.
         score_bias: r, (1,).
 
     Raises:
-        TypeError, ValueError: as `Projections`; or ``score_bias``, ``noise``, ``evaluation`` or
-            ``backend`` is wrong.
+        TypeError, ValueError: as `Projections`; or ``score_bias``, ``noise``, ``evaluation``,
+            ``precision`` or ``backend`` is wrong.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class MonotonicAttention(Projections):
         evaluation: Literal["hard", "expected"] = "hard",
         bias: bool = False,
         normalize: bool = True,
+        precision: PrecisionName = "exact",
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -85,11 +87,12 @@ class MonotonicAttention(Projections):
         checks.choice("evaluation", evaluation, ("hard", "expected"))
         score_bias = checks.number("score_bias", score_bias)
         noise = checks.number("noise", noise, 0)
+        inputs.precision_name(precision)
         inputs.backend_name(backend)
         sizes = query_dim, key_dim, hidden_dim
         super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
         self.initial_score_bias, self.noise = score_bias, noise
-        self.evaluation, self.backend = evaluation, backend
+        self.evaluation, self.precision, self.backend = evaluation, precision, backend
         self.score_bias = nn.Parameter(torch.full((1,), score_bias, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
@@ -239,7 +242,11 @@ class MonotonicAttention(Projections):
     def _energy(self, query: Tensor, state: AlignmentState) -> Tensor:
         """Return e_ij without the noise, (B, n, m) in the dtype of sums."""
         scores = additive_scores(
-            self._queries(query), state.keys, state.weight, backend=self.backend
+            self._queries(query),
+            state.keys,
+            state.weight,
+            precision=self.precision,
+            backend=self.backend,
         )
         return scores.to(accumulated(scores.dtype)) + self.score_bias
 

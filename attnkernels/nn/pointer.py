@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..functional import checks
 from ..functional.attention import additive_scores
+from ..ops.codes import PrecisionName
 from . import inputs
 from .projections import Projections
 
@@ -21,10 +22,11 @@ class PointerHead(Projections):
     Args:
         query_dim, key_dim, hidden_dim, bias, normalize, device, dtype: as in `Projections`.
         scale: finite, multiplies the scores.
-        backend: as in `attnkernels.additive_scores`.
+        precision, backend: as in `attnkernels.additive_scores`.
 
     Raises:
-        TypeError, ValueError: as `Projections`; or ``scale`` or ``backend`` is wrong.
+        TypeError, ValueError: as `Projections`; or ``scale``, ``precision`` or ``backend`` is
+            wrong.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class PointerHead(Projections):
         bias: bool = True,
         normalize: bool = False,
         scale: float = 1.0,
+        precision: PrecisionName = "exact",
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -43,8 +46,9 @@ class PointerHead(Projections):
         sizes = query_dim, key_dim, hidden_dim
         super().__init__(*sizes, bias=bias, normalize=normalize, device=device, dtype=dtype)
         self.scale = checks.number("scale", scale)
+        inputs.precision_name(precision)
         inputs.backend_name(backend)
-        self.backend = backend
+        self.precision, self.backend = precision, backend
 
     def forward(
         self,
@@ -84,6 +88,7 @@ class PointerHead(Projections):
             self._keys(key),
             self.score_weight(),
             scale=self.scale,
+            precision=self.precision,
             backend=self.backend,
         )
         allowed = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..functional import checks
 from ..functional.attention import additive_attention
 from ..functional.results import Pair
+from ..ops.codes import PrecisionName
 from . import inputs
 from .attention import contexts_and_weights
 from .projections import split_heads
@@ -37,13 +38,16 @@ class AttentionPooling(nn.Module):
         hidden_dim: features of the score over all heads, a multiple of ``num_heads``.
         num_heads: heads of the score.
         dropout: in [0, 1], the probability that a weight is dropped; in training only.
-        backend: as in `additive_attention`.
+        precision, backend: as in `additive_attention`. A sequence has one query, which GPUs score
+            exactly.
         device, dtype: device and dtype of the parameters.
 
     Raises:
         TypeError: ``dropout`` is not a number.
-        ValueError: a size, ``dropout`` or ``backend`` is out of range.
+        ValueError: a size, ``dropout``, ``precision`` or ``backend`` is out of range.
     """
+
+    precision: PrecisionName = "exact"  # of modules that were saved before there was one
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class AttentionPooling(nn.Module):
         *,
         num_heads: int = 1,
         dropout: float = 0.0,
+        precision: PrecisionName = "exact",
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -63,9 +68,10 @@ class AttentionPooling(nn.Module):
         checks.multiple("key_dim", key_dim, "num_heads", num_heads)
         checks.multiple("hidden_dim", hidden_dim, "num_heads", num_heads)
         self.dropout = checks.number("dropout", dropout, 0, 1)
+        inputs.precision_name(precision)
         inputs.backend_name(backend)
         self.key_dim, self.num_heads = key_dim, num_heads
-        self.backend = backend
+        self.precision, self.backend = precision, backend
         self.key_proj = nn.Linear(key_dim, hidden_dim, bias=False, device=device, dtype=dtype)
         self.query = nn.Parameter(torch.empty(hidden_dim, device=device, dtype=dtype))
         shape = (hidden_dim,) if num_heads == 1 else (num_heads, hidden_dim // num_heads)
@@ -115,6 +121,7 @@ class AttentionPooling(nn.Module):
             key_lengths=lengths,
             dropout_p=self.dropout if self.training else 0.0,
             return_weights=return_weights,
+            precision=self.precision,
             backend=self.backend,
         )
         context, weights = contexts_and_weights(result)
@@ -122,7 +129,8 @@ class AttentionPooling(nn.Module):
         return pooled if weights is None else (pooled, weights.squeeze(-2))
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, dropout={self.dropout}"
+        shown = inputs.shown_precision(self.precision)
+        return f"num_heads={self.num_heads}, dropout={self.dropout}{shown}"
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import checks
+from ..ops.codes import PrecisionName
 from . import inputs
 
 
@@ -37,6 +38,9 @@ class Projections(nn.Module):
         TypeError: ``bias`` or ``normalize`` is not a bool.
         ValueError: a size is not a positive int, or ``num_heads`` does not divide ``hidden_dim``.
     """
+
+    # Of the classes that compute scores; those saved before there was a precision have this one.
+    precision: PrecisionName = "exact"
 
     def __init__(
         self,
@@ -131,7 +135,8 @@ class Projections(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **options)
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.num_heads}, normalize={self.normalize}"
+        shown = inputs.shown_precision(self.precision)
+        return f"num_heads={self.num_heads}, normalize={self.normalize}{shown}"
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:

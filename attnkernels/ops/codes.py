@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, TypeAlias
 
 ActivationName: TypeAlias = Literal["tanh", "sigmoid", "relu", "leaky_relu"]
+PrecisionName: TypeAlias = Literal["exact", "fast"]
 
 
 class Activation(NamedTuple):
@@ -38,16 +39,29 @@ ACTIVATIONS: dict[str, Activation] = {f.name: f for f in _TABLE}
 BY_CODE: dict[int, Activation] = {f.code: f for f in _TABLE}
 
 
+# Added to the code of a logistic activation, it allows the kernels of Python to take f as a sum of
+# sines, (E14), as precision="fast" asks for.
+FAST = 16
+
+
 def find_activation(code: int) -> Activation:
-    """Return the activation of `code`.
+    """Return the activation of `code`, whether or not `FAST` was added to it.
 
     Raises:
         RuntimeError: the code is not in the table; compiled kernels raise the same.
     """
-    if code not in BY_CODE:
+    found = BY_CODE.get(code & ~FAST)
+    if found is None or (code & FAST and found.family != "logistic"):
         known = ", ".join(f"{f.code} ({f.name})" for f in _TABLE)
         raise RuntimeError(f"activation must be one of {known}, got {code}")
-    return BY_CODE[code]
+    return found
+
+
+def activation_code(name: ActivationName, precision: PrecisionName) -> int:
+    """Return the code of an activation, with `FAST` where that is allowed and there are sines."""
+    found = ACTIVATIONS[name]
+    fast = precision == "fast" and found.family == "logistic"
+    return found.code + FAST if fast else found.code
 
 
 # Bits of the operators' argument `wanted`: the gradients to compute, and whether to sum in a fixed

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import sines
 from .dropout import keep_mask
 from .key_blocks import in_blocks
 from .shapes import accumulate_dtype, attention_lead, combine_masks, present_keys
@@ -107,6 +108,10 @@ def _packed(
 
 
 def _scores(q: Tensor, k: Tensor, w: Tensor, options: Options) -> Tensor:
+    if options.precision == "fast":
+        found = sines.scores(q, k, w, options.activation)
+        if found is not None:
+            return options.scale * found
     return options.scale * in_blocks(partial(_unscaled, options=options), q, k, w)
 
 

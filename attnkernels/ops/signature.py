@@ -21,7 +21,8 @@ Values: TypeAlias = tuple[Any, ...]  # the arguments of an operator, in order
 class Options(NamedTuple):
     """All arguments of a call besides query, key, value and weight.
 
-    Its order is that of the arguments of `FORWARD`, where the activation is a code.
+    Its order is that of the arguments of `FORWARD`, where the activation is a code, and the
+    precision a bit of it.
 
     Attributes:
         attn_mask, key_lengths: see `attnkernels.additive_attention`.
@@ -35,7 +36,7 @@ class Options(NamedTuple):
             many after it: those of window_size and is_causal; None is no limit. In a block of a
             larger problem one of them may be negative, if n + window_right and m + window_left are
             positive.
-        dropout_p, activation, negative_slope, scale, return_weights: see
+        dropout_p, activation, negative_slope, scale, return_weights, precision: see
             `attnkernels.additive_attention`.
     """
 
@@ -53,6 +54,7 @@ class Options(NamedTuple):
     negative_slope: float = 0.2
     scale: float = 1.0
     return_weights: bool = False
+    precision: codes.PrecisionName = "exact"
 
     def seeded(self, seed: Tensor) -> Options:
         """Return these options with `seed`, in a third of the time that _replace takes."""
@@ -92,10 +94,11 @@ def scoring_options(
     scale: float,
     key_lengths: Tensor | None = None,
     packed_key: Tensor | None = None,
+    precision: codes.PrecisionName = "exact",
 ) -> Options:
     """Return the options of scores, or of prepared keys, in half the time of Options(...)."""
     before = (None, key_lengths, None, None, None, packed_key, None, 0.0, None, None)
-    return tuple.__new__(Options, (*before, activation, negative_slope, scale, False))
+    return tuple.__new__(Options, (*before, activation, negative_slope, scale, False, precision))
 
 
 class Argument(NamedTuple):

@@ -1,7 +1,8 @@
 """Profile additive attention of every character of a real text to every other.
 
     python -m attnkernels.profile [--device cuda] [--text FILE] [--lengths 64,128,...] [--dim 256]
-                                  [--window W] [--backward] [--compile] [--json FILE] [--plot FILE]
+                                  [--window W] [--precision fast] [--backward] [--compile]
+                                  [--json FILE] [--plot FILE]
     torchrun --nproc-per-node 2 -m attnkernels.profile --distributed
 
 A seeded embedding and bidirectional GRU (RNNsearch's encoder) encode the text once. Its first n
@@ -25,6 +26,7 @@ import torch
 from ..backends import select
 from ..backends.base import Problem
 from ..extras import needs
+from ..functional.checks import PRECISIONS
 from ..measure import files
 from ..measure.busy import Others, sentence
 from ..measure.device import KINDS, Device, find
@@ -102,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="W",
         help="also attend every character to the W before it and the W after it alone",
     )
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="exact",
+        help="of the fused operator; fast allows approximate activations (default: exact)",
+    )
     add("--backward", action="store_true", help="time forward and backward together")
     add("--compile", action="store_true", help="also torch.compile of the naive formula")
     add(
@@ -170,6 +178,8 @@ def _run(
     title = f"Additive attention over {text.source}, {passes}, width {options.dim}"
     if options.window is not None:
         title += f", window {options.window:,}"
+    if options.precision != "exact":
+        title += f", precision {options.precision}"
 
     head = _head(options, device, text, backend)
     rows: list[Row] = []
@@ -240,6 +250,7 @@ def _measure(
         naive_seconds=options.naive_seconds,
         fused_seconds=float("inf") if options.lengths else DEFAULT_SECONDS,
         window=options.window,
+        precision=options.precision,
     )
     names = [method.name for method in todo]
     progress = Progress(
@@ -281,6 +292,7 @@ def _head(options: argparse.Namespace, device: Device, text: Text, backend: str)
         "seed": options.seed,
         "dim": options.dim,
         "window": options.window,
+        "precision": options.precision,
         "dtype": "float32",
         "direction": "both" if options.backward else "forward",
         "backend": backend,

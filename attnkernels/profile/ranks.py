@@ -76,7 +76,10 @@ def _row(
     *whole, weight = (x.to(device.type) for x in encoded)
     query, key, value = (split_sequence(x[:, :length], group).contiguous() for x in whole)
     attention: Callable[..., Any] = partial(
-        context_parallel_attention, mesh_or_group=group, backend=backend
+        context_parallel_attention,
+        mesh_or_group=group,
+        precision=options.precision,
+        backend=backend,
     )
     if options.window is not None:
         attention = partial(attention, window_size=(options.window, options.window))
@@ -117,6 +120,8 @@ def _show(
     title = f"Additive attention over {text.source}, {passes}, width {options.dim}, {size} ranks"
     if options.window is not None:
         title += f", window {options.window:,}"
+    if options.precision != "exact":
+        title += f", precision {options.precision}"
     console.print(f"{device.name}, torch {torch.__version__}; backend {backend}", highlight=False)
     table = tables.Table("characters", title=title)
     for heading in ("time", "memory per rank", "waiting for others"):

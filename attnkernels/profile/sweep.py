@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import additive_attention
 from ..measure.device import Device
+from ..ops.codes import PrecisionName
 from .naive import naive_attention, naive_bytes
 from .text import Attended
 from .units import show_mib, show_ms
@@ -88,20 +89,22 @@ def methods(
     naive_seconds: float,
     fused_seconds: float,
     window: int | None = None,
+    precision: PrecisionName = "exact",
 ) -> list[Method]:
     """Return the naive formula, torch.compile of it if wanted, and the fused operator.
 
     Each comes with the most seconds that one call of it may take. With a window, the last is the
-    fused operator in that window to both sides.
+    fused operator in that window to both sides. The precision is that of the operator.
     """
+    attend = partial(additive_attention, precision=precision, backend=backend)
 
     def fused(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-        return additive_attention(query, key, value, weight, backend=backend)
+        return attend(query, key, value, weight)
 
     def windowed(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
         assert window is not None
         sides = (window, window)
-        return additive_attention(query, key, value, weight, window_size=sides, backend=backend)
+        return attend(query, key, value, weight, window_size=sides)
 
     def needed(length: int) -> float:
         return naive_bytes(length * length, dim, torch.float32.itemsize, backward)

@@ -34,6 +34,8 @@ OPS = (
         "dropout",
         "seed",
         "key_blocks",
+        "series",
+        "sines",
         "formula",
         "edge_formula",
         "plain",

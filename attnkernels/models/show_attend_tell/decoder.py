@@ -19,6 +19,7 @@ from ...nn import (
 )
 from ...nn.reading import Alignment
 from ...nn.rnn import Attend
+from ...ops.codes import PrecisionName
 
 
 class CaptionDecoder(AttentionRNN):
@@ -34,7 +35,7 @@ class CaptionDecoder(AttentionRNN):
             paper), of an annotation (D), of the LSTM (n) and of the score.
         hard: also create a `HardAttention`, which shares the parameters of the soft one.
         defer_gradients: as in `AttentionRNN`.
-        backend: backend of the attention.
+        precision, backend: of the attention.
     """
 
     def __init__(
@@ -46,10 +47,11 @@ class CaptionDecoder(AttentionRNN):
         *,
         hard: bool,
         defer_gradients: bool,
+        precision: PrecisionName,
         backend: str | None,
     ) -> None:
         sizes = hidden_dim, annotation_dim, attention_dim
-        soft = AdditiveAttention(*sizes, backend=backend)
+        soft = AdditiveAttention(*sizes, precision=precision, backend=backend)
         cell = nn.LSTMCell(embed_dim + annotation_dim, hidden_dim)
         super().__init__(cell, soft, defer_gradients=defer_gradients)
         self.gate = nn.Linear(hidden_dim, 1)  # f_beta
@@ -57,7 +59,7 @@ class CaptionDecoder(AttentionRNN):
         self.from_context = nn.Linear(annotation_dim, embed_dim, bias=False)  # L_z
         self.hard: HardAttention | None = None
         if hard:
-            self.hard = HardAttention(*sizes, backend=backend)
+            self.hard = HardAttention(*sizes, precision=precision, backend=backend)
             self.hard.query_proj, self.hard.key_proj = soft.query_proj, soft.key_proj
             self.hard.weight = soft.weight
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...functional import checks
 from ...nn import Decoded, HardChoice, beam_search, greedy_search, inputs
 from ...nn.calls import as_forward
+from ...ops.codes import PrecisionName
 from ...ops.seed import saved
 from ..common import lengths_on_cpu, token
 from .decoder import CaptionDecoder
@@ -47,7 +48,7 @@ class ShowAttendTell(nn.Module):
         expected_chance: probability that hard attention's training reads an image with expected
             contexts.
         defer_gradients: False allows second derivatives; see `AttentionRNN`.
-        backend: as in `attnkernels.additive_attention`.
+        precision, backend: as in `attnkernels.additive_attention`.
 
     Attributes:
         baseline: (), the moving average of a word's log p: the baseline of hard attention's reward.
@@ -56,7 +57,7 @@ class ShowAttendTell(nn.Module):
         TypeError: the encoder is not a module, a number or a token has the wrong type, or
             ``defer_gradients`` is not a bool.
         ValueError: a size is not a positive int, a number is out of range, a token is not in the
-            vocabulary, or ``attention`` is neither.
+            vocabulary, ``attention`` is neither, or ``precision`` or ``backend`` is unknown.
     """
 
     baseline: Tensor
@@ -78,6 +79,7 @@ class ShowAttendTell(nn.Module):
         entropy_weight: float = 0.002,
         expected_chance: float = 0.5,
         defer_gradients: bool = True,
+        precision: PrecisionName = "exact",
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -105,6 +107,7 @@ class ShowAttendTell(nn.Module):
             attention_dim,
             hard=attention == "hard",
             defer_gradients=defer_gradients,
+            precision=precision,
             backend=backend,
         )
         self.first = nn.Sequential(nn.Linear(annotation_dim, 2 * hidden_dim), nn.Tanh())

@@ -87,6 +87,7 @@ def forward_kernel(
     dv,
     splits,
     negative_slope,
+    sines,
     ACTIVATION: tl.constexpr,
     MASK: tl.constexpr,
     SHAPE: tl.constexpr,
@@ -137,7 +138,7 @@ def forward_kernel(
             x = score_tile(
                 query, query_at, query_panels, query_panel, i0, rows, key, key_at, key_panels,
                 key_panel + jt, jt * BJ, columns, weights_at, d, padded, negative_slope,
-                ACTIVATION, SHAPE, CHUNKS, TARGET,
+                sines, ACTIVATION, SHAPE, CHUNKS, TARGET,
             )  # fmt: skip
             takes, added = taking_part(i, j, rows, start, columns, mask, mask_at, band, MASK)
             x = tl.where(takes, x + added, -float("inf"))

@@ -44,6 +44,7 @@ def scores_kernel(
     d,
     padded,
     negative_slope,
+    sines,
     ACTIVATION: tl.constexpr,
     SHAPE: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -58,7 +59,8 @@ def scores_kernel(
     x = score_tile(
         query, matrix_of(b, sizes, query), query_panels, query_panel, it * BI, n,
         key, matrix_of(b, sizes, key), key_panels, key_panel, jt * BJ, m,
-        vector_of(b, sizes, weights), d, padded, negative_slope, ACTIVATION, SHAPE, CHUNKS, TARGET,
+        vector_of(b, sizes, weights), d, padded, negative_slope, sines, ACTIVATION, SHAPE, CHUNKS,
+        TARGET,
     )  # fmt: skip
     i, j = places(SHAPE)
     corner = scores + (wide(b) * n + it * BI) * m + jt * BJ
@@ -95,6 +97,7 @@ def gradient_kernel(
     width,
     window_tiles,
     negative_slope,
+    sines,
     ACTIVATION: tl.constexpr,
     MASK: tl.constexpr,
     SHAPE: tl.constexpr,
@@ -158,8 +161,8 @@ def gradient_kernel(
     key_at = matrix_of(b, sizes, key) + begin_k * key.row
     x = score_tile(
         query, query_at, query_panels, query_panel, i0, rows, key, key_at, key_panels, key_panel,
-        j0, columns, vector_of(b, sizes, weights), d, padded, negative_slope, ACTIVATION, SHAPE,
-        CHUNKS, TARGET,
+        j0, columns, vector_of(b, sizes, weights), d, padded, negative_slope, sines, ACTIVATION,
+        SHAPE, CHUNKS, TARGET,
     )  # fmt: skip
     takes, added = taking_part(i, j, rows, start, columns, mask, mask_at, band, MASK)
     row = wide(b) * n + begin_q + i0

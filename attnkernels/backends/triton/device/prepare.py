@@ -14,7 +14,18 @@ from .maths import exp, gain, is_logistic, span
 from .rows import ANY, end_of, extent, matrix_of, sequence_of, start_of, vector_of, wide
 
 CHUNK = tl.constexpr(64)  # hidden units of one program
+RANGES = tl.constexpr(3)  # numbers for each: the largest exponent, the largest size, the smallest
 WEIGHT_TAIL = tl.constexpr(4)  # behind the weights of a leading index: base, unit, centred, unused
+
+
+@triton.jit
+def row_ranges(ranges, panel, d, CHUNKS: tl.constexpr):
+    """Return (the largest exponents of each chunk, the largest absolute exponent) of a panel."""
+    chunks = tl.cdiv(d, CHUNK)
+    c = tl.arange(0, CHUNKS)
+    at = ranges + (panel * chunks + c) * RANGES
+    highest = tl.load(at, mask=c < chunks, other=-float("inf"))
+    return highest, tl.max(tl.load(at + 1, mask=c < chunks, other=0.0))
 
 
 @triton.jit
@@ -52,11 +63,12 @@ def _panel(
         panel = wide(b) * tiles + tile
         if is_logistic(ACTIVATION):
             y *= gain(ACTIVATION)
-            ranges = panels.ranges + (panel * chunks + chunk) * 2
+            ranges = panels.ranges + (panel * chunks + chunk) * RANGES
             tl.store(ranges, tl.max(y))
             # NaN counts as infinite: if queries share a reciprocal, it would reach its neighbour
             size = tl.where(y == y, tl.abs(y), float("inf"))
             tl.store(ranges + 1, tl.max(size))
+            tl.store(ranges + 2, tl.min(y))
             if EXPONENTIALS:
                 y = exp(y)
         pairs = tl.permute(tl.reshape(tl.trans(y), (CHUNK // 2, 2, BLOCK)), (0, 2, 1))

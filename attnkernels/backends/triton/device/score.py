@@ -20,8 +20,9 @@ from .maths import (
     reciprocal,
     two,
 )
-from .prepare import CHUNK
+from .prepare import row_ranges
 from .rows import wide
+from .sines import LAST, sine_scores, tile_reach
 
 
 @triton.jit
@@ -120,16 +121,6 @@ def as_tile(x, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def row_ranges(ranges, panel, d, CHUNKS: tl.constexpr):
-    """Return (the largest exponents of each chunk, the largest absolute exponent) of a panel."""
-    chunks = tl.cdiv(d, CHUNK)
-    c = tl.arange(0, CHUNKS)
-    at = ranges + (panel * chunks + c) * 2
-    highest = tl.load(at, mask=c < chunks, other=-float("inf"))
-    return highest, tl.max(tl.load(at + 1, mask=c < chunks, other=0.0))
-
-
-@triton.jit
 def score_tile(
     query,
     query_at,
@@ -147,6 +138,7 @@ def score_tile(
     d,
     padded,
     negative_slope,
+    sines,
     ACTIVATION: tl.constexpr,
     SHAPE: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -155,7 +147,8 @@ def score_tile(
     """Return float32 [RI, RJ, TI, TJ]: queries from i0 on against keys from j0 on.
 
     query_panel and key_panel are numbers of panels; query_at and key_at point to row 0 of the
-    sequence, for `_direct`; weights points to those of the leading index.
+    sequence, for `_direct`; weights points to those of the leading index. sines is the table of
+    (E14), or None for exact scores.
     """
     BI: tl.constexpr = SHAPE[0] * SHAPE[2]
     BJ: tl.constexpr = SHAPE[1] * SHAPE[3]
@@ -166,23 +159,36 @@ def score_tile(
     w = weights.to(word)
     s = tl.zeros(SHAPE, tl.float32)
     base = tl.load(weights + padded)
+    unit = tl.load(weights + padded + 1)
     if is_logistic(ACTIVATION):
-        query_high, query_size = row_ranges(query_panels.ranges, query_panel, d, CHUNKS)
-        key_high, key_size = row_ranges(key_panels.ranges, key_panel, d, CHUNKS)
-        if tl.maximum(query_size, key_size) <= FACTORED:
-            if tl.max(query_high + key_high) <= QUAD:
-                s = _quads(s, a, b, w, padded, BI, BJ, False, TARGET)
-            else:
-                s = _quads(s, a, b, w, padded, BI, BJ, True, TARGET)
-        else:
-            query_at += wide(i0) * query.row
-            key_at += wide(j0) * key.row
-            s = _direct(
-                s, query, query_at, i, n - i0, key, key_at, j, m - j0, weights, d, ACTIVATION,
-                TARGET,
+        query_at += wide(i0) * query.row
+        key_at += wide(j0) * key.row
+        reach = float("inf")
+        if sines is not None:
+            reach = tile_reach(query_panels, query_panel, key_panels, key_panel, unit, d, CHUNKS)
+        if reach <= LAST:
+            s = as_tile(
+                sine_scores(
+                    query, query_panels, query_panel, n - i0, query_at, key, key_panels, key_panel,
+                    m - j0, key_at, weights, d, sines, ACTIVATION, BI, BJ, TARGET,
+                ),
+                SHAPE,
             )  # fmt: skip
             base = tl.load(weights + padded + 2)
+        else:
+            query_high, query_size = row_ranges(query_panels.ranges, query_panel, d, CHUNKS)
+            key_high, key_size = row_ranges(key_panels.ranges, key_panel, d, CHUNKS)
+            if tl.maximum(query_size, key_size) <= FACTORED:
+                if tl.max(query_high + key_high) <= QUAD:
+                    s = _quads(s, a, b, w, padded, BI, BJ, False, TARGET)
+                else:
+                    s = _quads(s, a, b, w, padded, BI, BJ, True, TARGET)
+            else:
+                s = _direct(
+                    s, query, query_at, i, n - i0, key, key_at, j, m - j0, weights, d, ACTIVATION,
+                    TARGET,
+                )  # fmt: skip
+                base = tl.load(weights + padded + 2)
     else:
         s = _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION)
-    unit = tl.load(weights + padded + 1)
     return s * unit + base

@@ -23,6 +23,7 @@ from .maths import (
     two,
     weighted,
 )
+from .prepare import row_ranges
 from .rows import (
     ANY,
     SCALE,
@@ -34,7 +35,6 @@ from .rows import (
     vector_of,
     wide,
 )
-from .score import row_ranges
 
 
 @triton.jit

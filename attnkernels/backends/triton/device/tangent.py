@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 
 from .maths import FACTORED, is_logistic, logistic, pointwise_with_slope, reciprocal, two
+from .prepare import row_ranges
 from .rows import wide
-from .score import places, row_ranges
+from .score import places
 
 
 @triton.jit

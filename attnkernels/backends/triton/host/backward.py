@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ....ops.codes import BLOCK, KEY, MASK, QUERY, VALUE, WEIGHT
 from ..device.pairs import gradient_kernel, value_kernel
 from ..device.rows import Outer, Run
 from ..device.step import step_gradient_kernel
-from . import bands, configs, sweeps
+from . import bands, configs, sine_sweeps, sweeps
 from .call import Call, Prepared
 from .launch import launch, on
 
@@ -86,7 +87,7 @@ def scores_backward(
             ds.zero_()
             ds.view(*call.lead, -1, ds.shape[-1])[..., : call.m, : part.shape[-2]] = part.mT
 
-        return _wanted(sweeps.windowed(prepared, grad.sum((-2, -1)), fill), call, wanted)
+        return _wanted(_windowed(prepared, grad.sum((-2, -1)), fill), call, wanted)
 
 
 def _tiles(
@@ -120,7 +121,14 @@ def _tiles(
         if grad_mask.numel():
             _add_summed(grad_mask, pairs, first)
 
-    return sweeps.windowed(prepared, total, fill)
+    return _windowed(prepared, total, fill)
+
+
+def _windowed(
+    prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], None]
+) -> sweeps.Sums:
+    of = sweeps if prepared.arguments["sines"] is None else sine_sweeps
+    return of.windowed(prepared, total, fill)
 
 
 def _runs(

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....ops.codes import STEP_QUERIES
+from ....ops.codes import FAST, STEP_QUERIES
 from ....ops.shapes import leading_shape
 from ..device.mask import BOOL, FLOAT, NONE
-from ..device.prepare import CHUNK, WEIGHT_TAIL, prepare_kernel
+from ..device.prepare import CHUNK, RANGES, WEIGHT_TAIL, prepare_kernel
 from ..device.rows import SCALE, Band, Bounds, Dropout, Matrix, Panels, Vector
 from . import configs
 from .configs import Tile
 from .geometry import Ints, Owned, contiguous, lead_of, merged, scaled
 from .launch import launch, power_of_two, precision, target
 from .recorder import Memory, current
+from .sines import table
 
 
 class Call:
@@ -62,6 +63,7 @@ class Call:
         self.dv = 0 if value is None else value.shape[-1]
         self.left, self.right = window_left, window_right
         self.mask = _pairwise(attn_mask, self.n, self.m)
+        self.fast = bool(activation & FAST)
         self.target = target(query.device)
         self.arguments: dict[str, Any] = {
             "cu_seqlens_q": cu_seqlens_q,
@@ -75,13 +77,21 @@ class Call:
             "dv": self.dv,
             "scale": scale,
             "negative_slope": negative_slope,
-            "ACTIVATION": activation,
+            "ACTIVATION": activation & ~FAST,
+            "sines": None,
             "MASK": _kind(self.mask),
             "band": self._band(),
             "TARGET": self.target.name,
-            "PRECISION": precision(self.target),
+            "PRECISION": precision(self.target, self.fast),
             "BV": configs.VALUE_COLUMNS,
         }
+
+    def sines(self) -> Tensor:
+        """Return the table of (E14)."""
+        sines = table(self.query.device)
+        if (recorder := current()) is not None:
+            recorder.constants.append(sines)
+        return sines
 
     def _band(self) -> Band | None:
         if self.left is None and self.right is None:
@@ -157,6 +167,7 @@ class Call:
     def tile(self, tiles: tuple[Tile, ...]) -> Tile:
         """Return the cheapest of the tiles that give every processor four warps.
 
+        With `fast`, `configs.SINE_TILE` is one of them.
         If none does, return the last of `tiles`, the smallest.
         """
         n, m = (-(-rows // max(self.sequences, 1)) for rows in (self.n, self.m))
@@ -167,8 +178,11 @@ class Call:
 
         def cost(tile: Tile) -> float:
             loads = 1 + 8 / tile.BI  # a larger tile shares more of them
-            return programs(tile) * tile.BI * tile.BJ * loads
+            each = configs.SINE_COST if tile == configs.SINE_TILE else 1.0
+            return programs(tile) * tile.BI * tile.BJ * loads * each
 
+        if self.fast:
+            tiles = (configs.SINE_TILE, *tiles)
         filling = [t for t in tiles if programs(t) * t.warps >= 4 * self.target.processors]
         return min(filling, key=cost, default=tiles[-1])
 
@@ -206,13 +220,13 @@ class Prepared:
             **strides,
             "query_panels": Panels(
                 call.new(*query_lead, self.query_tiles, padded * tile.BI),
-                call.new(*query_lead, self.query_tiles, chunks * 2),
+                call.new(*query_lead, self.query_tiles, chunks * RANGES.value),
                 strides["query_panels"],
             ),
             "query_tiles": self.query_tiles,
             "key_panels": Panels(
                 call.new(*key_lead, self.key_tiles, padded * tile.BJ),
-                call.new(*key_lead, self.key_tiles, chunks * 2),
+                call.new(*key_lead, self.key_tiles, chunks * RANGES.value),
                 strides["key_panels"],
             ),
             "key_tiles": self.key_tiles,
@@ -223,6 +237,7 @@ class Prepared:
             "EXPONENTIALS": exponentials,
             "BI": tile.BI,
             "BJ": tile.BJ,
+            "sines": call.sines() if tile == configs.SINE_TILE else None,
         }
         # the inputs by their own leading dimensions
         query_sizes, query_strides = merged(query_lead, [lead_of(query, 2)])

@@ -52,6 +52,10 @@ SWEEP_BLOCK = 4 * SWEEP_ROWS
 WARPS = 8 if triton.__version__.startswith("3.8.") else 4
 TILES = parse(os.environ.get("ATTNKERNELS_TILES", f"64x64x16x{WARPS},32x32x8x2,16x16x8x1"))
 
+# A tile that is scored by sines, and the time of its elements in that of the others: the loop over
+# two values of p is 130 instructions for 512 elements on sm_90, where quads take 4 per element.
+SINE_TILE, SINE_COST = Tile(64, 128, 16, 8), 0.5
+
 VALUE_COLUMNS = 16  # of the context at a time: more would not leave the scores their registers
 STEP_KEYS, STEP_UNITS, STEP_WARPS = 32, 64, 4
 STEP_SWEEP_KEYS = 16

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....ops.codes import FAST
 from ..device.jvp import combine_jvp_kernel, jvp_kernel, scores_jvp_kernel, weights_jvp_kernel
 from ..device.rows import Tangents
 from . import configs
@@ -28,6 +29,7 @@ def forward_jvp(
     **arguments: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Implement the operator "forward_jvp" of ops/signature.py."""
+    arguments["activation"] &= ~FAST  # tangents are exact
     call = Call(**arguments)
     given = {"query": query_tangent, "key": key_tangent, "weight": weight_tangent}
     given |= {"value": value_tangent, "attn_mask": attn_mask_tangent}
@@ -50,6 +52,7 @@ def scores_jvp(
     **arguments: Any,
 ) -> tuple[Tensor, Tensor]:
     """Implement the operator "scores_jvp" of ops/signature.py."""
+    arguments["activation"] &= ~FAST  # tangents are exact
     call = Call(**arguments)
     given = {"query": query_tangent, "key": key_tangent, "weight": weight_tangent}
     shape = (*call.lead, call.n, call.m)

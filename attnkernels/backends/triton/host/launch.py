@@ -55,9 +55,9 @@ def launch(kernel: Any, programs: int, arguments: dict[str, Any], warps: int, **
             recorder.steps.append(Launch(compiled, programs, list(given.values())))
 
 
-def precision(where: Target) -> str:
-    """Return how tl.dot treats float32: in three tf32 parts, or one if torch allows it."""
-    if fp32_precision() == "tf32":
+def precision(where: Target, fast: bool = False) -> str:
+    """Return how tl.dot treats float32: in three tf32 parts; in one if torch or `fast` allows."""
+    if fp32_precision() == "tf32" or (fast and where.name == "cuda"):
         return "tf32"
     return "tf32x3" if where.name == "cuda" else "ieee"
 

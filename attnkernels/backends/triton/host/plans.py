@@ -89,6 +89,7 @@ def _launches(recorder: Recorder, given: Sequence[Tensor], results: Sequence[Ten
             if step.function not in (ALLOCATE, FILL):
                 raise Unrepeatable(f"{step.function} is more than a launch")
     names = {x.data_ptr(): f"a{place}" for place, x in enumerate(given)}
+    names |= {x.data_ptr(): str(x.data_ptr()) for x in recorder.constants}
     source = Source(lambda x: _known(names, x.data_ptr()))
     source.lines.append(f"({''.join(f'a{place}, ' for place in range(len(given)))}) = addresses")
     source.lines.append("new = tensors[0].new_empty")
@@ -125,6 +126,9 @@ def _everything(recorder: Recorder, given: Sequence[Tensor], results: Sequence[T
     source = Source(lambda x: _known(names, id(x)))
     addressed = Source(lambda x: f"{_known(names, id(x))}.data_ptr()")
     addressed.lines, addressed._known = source.lines, source._known
+    for place, constant in enumerate(recorder.constants):
+        names[id(constant)] = f"c{place}"
+        source._known[f"c{place}"] = constant
     source.lines.append(f"({''.join(f't{place}, ' for place in range(len(given)))}) = tensors")
     for step in recorder.steps:
         if isinstance(step, Launch):

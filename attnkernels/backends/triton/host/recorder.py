@@ -36,11 +36,12 @@ class Operation(NamedTuple):
 
 
 class Recorder(TorchDispatchMode):
-    """The new memory of one call; and its launches and operations, in order."""
+    """The new memory and the constants of one call; its launches and operations, in order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.memory: list[Memory] = []
+        self.constants: list[Tensor] = []  # tensors that stay where they are
         self.steps: list[Launch | Operation] = []
 
     def __torch_dispatch__(

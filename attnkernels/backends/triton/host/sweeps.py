@@ -27,7 +27,7 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
     """
     call, tile, lead = prepared.call, prepared.tile, prepared.call.lead
     key_rows = max(call.leads * prepared.key_tiles * tile.BJ, 1)
-    rows = _longest_query(call)
+    rows = longest_query(call)
     width = max(configs.SCRATCH // (4 * key_rows), 64)
     width = min(width, rows + 63) // 64 * 64
     query_parts, key_parts = _parts(prepared, width)
@@ -121,7 +121,7 @@ def _parts(prepared: Prepared, width: int) -> tuple[int, int]:
     return query_parts, min(-(-wanted // query_parts), max(tiles, 1))
 
 
-def _longest_query(call: Call) -> int:
+def longest_query(call: Call) -> int:
     """Return the rows of the longest sequence, read back unless a CUDA graph is being captured."""
     if not call.varlen or call.n == 0:
         return call.n
