@@ -13,9 +13,9 @@ ARM ?=
 FILES = $(addprefix tests/$(1)/test_,$(addsuffix .py,$(2)))
 OLDEST ?= keras==3.6.0 torch_geometric==2.3.1
 INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation \
-	saturated sparse) $(call FILES,backends,triton_edges) $(call FILES,distributed,blocks)
+	saturated sparse fast) $(call FILES,backends,triton_edges) $(call FILES,distributed,blocks)
 EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation \
-	saturated memory_object func forward_mode hypothesis sparse) $(call FILES,backends,cuda_edges cuda_sliced) \
+	saturated memory_object func forward_mode hypothesis sparse) $(call FILES,backends,cuda_edges cuda_sliced cuda_sines) \
 	$(call FILES,distributed,blocks)
 
 BIN := $(VENV)/bin

@@ -1,7 +1,8 @@
 """Fit the sines of precision="fast", (E14), and measure what they are worth.
 
-    python -m tools.sines            print the table of attnkernels/ops/series.py with its errors
-    python -m tools.sines --write    fit anew, and write that file
+    python -m tools.sines            print the table of attnkernels/ops/series.py with its errors;
+                                     fail if that of csrc/common/series.h is another
+    python -m tools.sines --write    fit anew, and write both files
 
 A fit minimises the larger of the errors of tanh and, divided by `SLOPE`, of its derivative, over
 |y| <= reach: a linear programme for a given step h, whose best value a search finds.
@@ -10,6 +11,8 @@ A fit minimises the larger of the errors of tanh and, divided by `SLOPE`, of its
 from __future__ import annotations
 
 import argparse
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,18 @@ from scipy.optimize import linprog, minimize_scalar
 from attnkernels.ops import series
 from attnkernels.ops.series import SERIES, Series
 
-REACHES = range(2, 13, 2)
+REACHES = range(2, 21, 2)
 SLOPE = 5.0  # how much larger the error of the derivative may be
 POINTS = 600  # of a fit
 SCAN = 200_001  # of a measurement: errors between neighbours differ by less than a thousandth
 STEPS = np.arange(0.5, 1.5, 0.05)  # pi / (h reach) to search through
 FILE = Path(series.__file__)
+HEADER = FILE.parents[2] / "csrc" / "common" / "series.h"
+WIDTH = 100  # of a line of C++
+TAIL = """// clang-format on
+
+}  // namespace attnkernels
+"""
 
 
 def terms(reach: float) -> int:
@@ -89,19 +98,41 @@ def written(table: list[Series]) -> str:
     return f"{head}SERIES = (\n{''.join(lines)})\n"
 
 
-def main() -> None:
-    """Print the table, or fit and write it."""
+def header(table: list[Series]) -> str:
+    """Return the text of csrc/common/series.h with another table."""
+    head = HEADER.read_text().split("constexpr Series kSeries[] = {")[0]
+    rows = []
+    for each in table:
+        numbers = [f"{x!r}f" for x in each[:-1]]
+        sines = ", ".join(f"{c!r}f" for c in each.sines)
+        row = f"    {{{', '.join(numbers)}, {{{sines}}}}},"
+        if len(row) > WIDTH:
+            sines = textwrap.fill(
+                f"{{{sines}}}}},", WIDTH, subsequent_indent=" " * 6, initial_indent=" " * 5
+            )
+            row = "    {" + ",\n     ".join(numbers) + f",\n{sines}"
+        rows.append(f"{row}\n")
+    return f"{head}constexpr Series kSeries[] = {{\n{''.join(rows)}}};\n{TAIL}"
+
+
+def main() -> int:
+    """Print the table, or fit and write it. Return 1 if the two files differ."""
     parser = argparse.ArgumentParser(description="Fit the sines of precision='fast'.")
     parser.add_argument("--write", action="store_true", help="fit anew, and write the table")
     table = list(SERIES)
     if parser.parse_args().write:
         table = [fit(reach, terms(reach)) for reach in REACHES]
         FILE.write_text(written(table))
+        HEADER.write_text(header(table))
     print(f"{'reach':>5} {'sines':>5} {'tanh':>8} {'derivative':>10}")
     for each in table:
         value, slope = errors(each)
         print(f"{each.reach:5g} {len(each.sines):5} {value:8.1e} {slope:10.1e}")
+    if HEADER.read_text() == header(table):
+        return 0
+    print(f"{HEADER} has another table: --write makes both anew")
+    return 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

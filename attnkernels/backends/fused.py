@@ -16,12 +16,15 @@ from ..ops.signature import EdgeOptions, Options
 class Fused:
     """attention and scores of `Backend`, made from the operators of `ops.schema.define`."""
 
-    def __init__(self, ops: SimpleNamespace, fast: bool = False) -> None:
-        """Take the operators; `fast` if they are faster where precision="fast" allows it."""
+    def __init__(self, ops: SimpleNamespace, fast: bool = False, fast_on_cpu: bool = True) -> None:
+        """Take the operators; `fast` if they are faster where precision="fast" allows it.
+
+        Without `fast_on_cpu` those for CPU tensors are not.
+        """
         self._forward, self._scores = differentiable(ops)
         sparse = hasattr(ops, "sparse_forward")
         self._over_edges = differentiable_over_edges(ops) if sparse else None
-        self._fast = fast
+        self._fast, self._fast_on_cpu = fast, fast_on_cpu
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
@@ -33,7 +36,7 @@ class Fused:
             return_weights, precision,
         ) = options  # fmt: skip
         code = ACTIVATIONS[activation].code
-        if precision == "fast" and self._fast:
+        if precision == "fast" and self._may_be_fast(query):
             code = activation_code(activation, precision)
         try:
             context, lse, weights = self._forward(
@@ -50,13 +53,16 @@ class Fused:
     def scores(self, query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
         """Return (E1); see `Backend.scores`."""
         code = ACTIVATIONS[options.activation].code
-        if self._fast:
+        if options.precision == "fast" and self._may_be_fast(query):
             code = activation_code(options.activation, options.precision)
         try:
             scores = self._scores(query, key, weight, code, options.negative_slope, options.scale)
         except RuntimeError as error:
             explain(error)
         return _rounded(scores, query)
+
+    def _may_be_fast(self, query: Tensor) -> bool:
+        return self._fast and (self._fast_on_cpu or not query.is_cpu)
 
     def attention_over_edges(
         self,

@@ -38,7 +38,9 @@ def _load() -> str | None:
 
 _missing = _load()
 ops = define(NAME, *SIGNATURES)  # after the library, which defines them too
-_fused = Fused(ops)
+# The tests run the CUDA kernels on CPU tensors.
+_emulated = _missing is None and torch.ops.attnkernels.native_isa() == "emulated CUDA"
+_fused = Fused(ops, fast=True, fast_on_cpu=_emulated)
 attention, scores = _fused.attention, _fused.scores
 attention_over_edges = _fused.attention_over_edges
 
@@ -61,8 +63,6 @@ def _why_not_cuda() -> str | None:
 
 # Asked once, after the library was loaded: these calls take microseconds.
 _no_cuda = _why_not_cuda()
-# The tests run the CUDA kernels on CPU tensors.
-_emulated = _missing is None and torch.ops.attnkernels.native_isa() == "emulated CUDA"
 
 
 def _watch_signals() -> None:

@@ -107,11 +107,11 @@ def additive_attention(
             as "leaky_relu" (GATv2).
         negative_slope: in [0, 1], the slope of "leaky_relu" below 0.
         scale: a finite factor of the scores.
-        precision: "exact", or "fast" to allow f with an error of at most 3e-4, and f' with one of
-            1.5e-3, from inputs rounded to 11 bits: less than what rounding inputs of unit size to
-            bfloat16 costs. It is for "tanh" and "sigmoid". What is faster exactly stays exact: the
-            other activations, the "native" backend, up to four queries, windows in the backward,
-            and tiles with a sum q + k beyond 12 (24 for "sigmoid"). See docs/howto/precision.md.
+        precision: "exact", or "fast" to allow an approximation of "tanh" and "sigmoid" that tensor
+            cores compute: f within 1.7e-3 and f' within 2.4e-3 per hidden unit, in sums less than
+            what rounding inputs of unit size to bfloat16 costs. What is not faster stays exact:
+            other activations, kernels for CPUs, up to four queries, and hidden units with a sum
+            q + k beyond 20 (40 for "sigmoid"). See docs/howto/precision.md.
         return_weights: also return the weights a, after dropout.
         return_lse: also return lse of (E2), before dropout.
         backend: "native" (CPU and NVIDIA GPUs), "triton" (GPUs) or "reference"; None takes the

@@ -39,8 +39,8 @@ ACTIVATIONS: dict[str, Activation] = {f.name: f for f in _TABLE}
 BY_CODE: dict[int, Activation] = {f.code: f for f in _TABLE}
 
 
-# Added to the code of a logistic activation, it allows the kernels of Python to take f as a sum of
-# sines, (E14), as precision="fast" asks for.
+# Added to the code of a logistic activation, it allows kernels to take f as a sum of sines, (E14),
+# as precision="fast" asks for. Those that have no such form compute f itself.
 FAST = 16
 
 

@@ -109,7 +109,8 @@ def _packed(
 
 def _scores(q: Tensor, k: Tensor, w: Tensor, options: Options) -> Tensor:
     if options.precision == "fast":
-        found = sines.scores(q, k, w, options.activation)
+        exact = partial(_unscaled, options=options)
+        found = sines.scores(q, k, w, options.activation, exact)
         if found is not None:
             return options.scale * found
     return options.scale * in_blocks(partial(_unscaled, options=options), q, k, w)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 DIRECTIONS = ("forward", "both")
 GRAPH = "graph"  # the forward replayed from a CUDA graph: the kernels of a step without its Python
-EVERYONE = frozenset({"eager", "compile", "keras", "keops", "triton", "native"})
+FAST = frozenset({"reference-fast", "triton-fast", "native-fast"})  # with precision="fast"
+EVERYONE = frozenset({"eager", "compile", "keras", "keops", "triton", "native"}) | FAST
 
 
 class Case(NamedTuple):
@@ -32,7 +33,7 @@ def _case(name: str, batch: int, n: int, m: int, d: int, **options: Any) -> Case
     return Case(name, (batch, n, m, d, d), **options)
 
 
-_OURS = frozenset({"triton", "native"})
+_OURS = frozenset({"triton", "native"}) | FAST
 _LONG: dict[str, Any] = {"group": "long", "providers": _OURS}
 _SMALL: dict[str, Any] = {"group": "small", "providers": _OURS | {"eager", "compile"}}
 _STEP: dict[str, Any] = {"directions": (*DIRECTIONS, GRAPH)}

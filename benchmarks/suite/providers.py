@@ -16,6 +16,7 @@ from attnkernels import additive_attention, prepare_keys
 from attnkernels.backends import BACKENDS
 from attnkernels.backends.base import Backend, Problem
 from attnkernels.functional.checks import NO_WINDOW
+from attnkernels.ops.codes import PrecisionName
 from attnkernels.profile.naive import naive_attention
 from attnkernels.profile.units import show_mib
 from benchmarks.suite.banded import BLOCK, banded_attention
@@ -39,6 +40,7 @@ class Provider:
     generates: True if it generates code for every shape and direction, which takes seconds.
     follows_stream: True if its kernels run in PyTorch's current stream, so that a CUDA graph can
         capture them.
+    by_request: True if it runs only where it is named.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Provider:
     tensors: tuple[int, int] = (0, 0)
     generates: bool = False
     follows_stream: bool = True
+    by_request: bool = False
 
 
 def why_not(
@@ -191,19 +194,19 @@ def _keops(case: Case, given: Inputs) -> Built:
     return context, leaves
 
 
-def _ours(backend: Backend) -> Provider:
-    name = backend.NAME
+def _ours(backend: Backend, precision: PrecisionName = "exact") -> Provider:
+    name, fast = backend.NAME, precision == "fast"
 
     def build(case: Case, given: Inputs) -> Built:
         leaves = query, key, value, weight = given[:4]
         if case.prepared:
-            memory = prepare_keys(key, value, weight, backend=name)
+            memory = prepare_keys(key, value, weight, precision=precision, backend=name)
             return lambda: memory.attend(query), leaves
         window = NO_WINDOW if case.window is None else (case.window, case.window)
-        options: dict[str, Any] = {"window_size": window, "backend": name}
+        options: dict[str, Any] = {"window_size": window, "precision": precision, "backend": name}
         return lambda: additive_attention(query, key, value, weight, **options), leaves
 
-    return Provider(name, backend.why_not, build)
+    return Provider(f"{name}-fast" if fast else name, backend.why_not, build, by_request=fast)
 
 
 # In the order of rounds, tables and plots.
@@ -213,12 +216,17 @@ PROVIDERS = (
     Provider("keras", _needs("keras"), _keras, (2, 3)),
     Provider("keops", _keops_why_not, _keops, generates=True, follows_stream=False),
     *(_ours(backend) for backend in BACKENDS if backend.NAME != "reference"),
+    *(_ours(backend, "fast") for backend in BACKENDS),
 )
 
 
 def choose(wanted: str | None) -> list[Provider]:
-    """Return the providers of a comma-separated list, or all; raise ValueError for unknown ones."""
-    names = [provider.name for provider in PROVIDERS] if wanted is None else wanted.split(",")
+    """Return the providers of a comma-separated list; raise ValueError for unknown ones.
+
+    None stands for all but those that run by request.
+    """
+    usual = [provider.name for provider in PROVIDERS if not provider.by_request]
+    names = usual if wanted is None else wanted.split(",")
     known = {provider.name: provider for provider in PROVIDERS}
     unknown = [name for name in names if name not in known]
     if unknown:

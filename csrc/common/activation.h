@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "common/contract.h"
+
 namespace attnkernels {
 
 enum class Activation : int64_t { tanh = 0, sigmoid = 1, relu = 2, leaky_relu = 3 };
@@ -26,10 +28,14 @@ constexpr ActivationInfo kActivations[] = {
     {Activation::leaky_relu, "leaky_relu", Family::pointwise, 1, 1},
 };
 
-// Return the entry of a code, or null for a code that is not in the table.
+constexpr bool is_fast(int64_t code) { return code & kFast; }
+
+// Return the entry of a code, whether or not kFast was added to it, or null for a code that is not
+// in the table.
 constexpr const ActivationInfo* find_activation(int64_t code) {
   for (const ActivationInfo& f : kActivations)
-    if (static_cast<int64_t>(f.code) == code) return &f;
+    if (static_cast<int64_t>(f.code) == (code & ~kFast))
+      return is_fast(code) && f.family != Family::logistic ? nullptr : &f;
   return nullptr;
 }
 

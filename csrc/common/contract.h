@@ -19,6 +19,10 @@ enum Wanted : int64_t {
   kIsBlock = 256
 };
 
+// Added to the code of a logistic activation, it allows kernels to take f as a sum of sines, (E14):
+// those that have no such form compute f itself.
+constexpr int64_t kFast = 16;
+
 // A call with at most this many queries is a decoder step.
 constexpr int64_t kStepQueries = 4;
 

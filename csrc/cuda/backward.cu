@@ -15,6 +15,7 @@
 
 #include "cuda/delta.h"
 #include "cuda/outer.h"
+#include "cuda/sine_sweep.h"
 #include "cuda/sliced.h"
 #include "cuda/sweep_tile.h"
 
@@ -52,6 +53,7 @@ struct Job {
 };
 
 // Add used^T dc to dvalue, 32 keys and 32 columns per warp at a time.
+template <class Act>
 __device__ __forceinline__ void add_value_gradient(const Shared& shared, const Problem& p,
                                                    const float* dc, float* grad, int rows,
                                                    int columns) {
@@ -59,7 +61,7 @@ __device__ __forceinline__ void add_value_gradient(const Shared& shared, const P
   const int items = kTile / kRows * static_cast<int>(ceil_div(p.dv, kColumns));
   for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
     const int row0 = item % (kTile / kRows) * kRows, col0 = item / (kTile / kRows) * kColumns;
-    Piece<kRows / 16, kColumns / 8> piece;
+    Piece<kRows / 16, kColumns / 8, kHasSines<Act>> piece;
     value_products(piece, p, shared.used, dc, rows, row0, col0);
     piece.each([&](float x, int j, int c) {
       j += row0;
@@ -82,7 +84,7 @@ __device__ __forceinline__ bool make_gradients(Shared& shared, const Problem& p,
   __syncthreads();  // the stages have been read, and G is there
   float total = 0;
   bool found = false;
-  each_pair(it, jt, x, [&](int i, int j, float s) {
+  each_pair<kHasSines<Act>>(it, jt, x, [&](int i, int j, float s) {
     float& cell = shared.ds[j % kTile * kPitch + i % kTile];
     float added, ds = 0, used = 0;
     if (takes_part(p, at.mask_at, at.queries, at.keys, i, j, added)) {
@@ -132,12 +134,13 @@ __device__ __forceinline__ void centre_pairs(Shared& shared, const Problem& p, c
 }
 
 // Take the gradients of raw scores as ds of a tile.
+template <class Act>
 __device__ __forceinline__ void take_gradients(Shared& shared, const Problem& p, const Job& job,
                                                int it, int jt) {
   const Place& at = shared.at;
   float total = 0;
   Scores none;
-  each_pair(it, jt, none, [&](int i, int j, float) {
+  each_pair<kHasSines<Act>>(it, jt, none, [&](int i, int j, float) {
     const bool there = i < at.queries && j < at.keys.end;
     const float ds = there ? job.f.grad_scores[(at.query_row + i) * p.m + j] : 0.f;
     shared.ds[j % kTile * kPitch + i % kTile] = ds;
@@ -172,9 +175,19 @@ __device__ __forceinline__ void find_part(Shared& shared, const Problem& p, cons
   __syncthreads();
 }
 
+// Blocks of a processor, which limit the registers of each. For sm_100 the compiler spills one of
+// the 168 that three would leave a kernel with sines.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 1000
+template <class Act>
+constexpr int kBlocks = kHasSines<Act> ? 2 : 3;
+#else
+template <class Act>
+constexpr int kBlocks = 3;
+#endif
+
 // Block (b, sequence, part of its tiles of queries, part of its tiles of keys).
 template <class Act>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kBlocks<Act>)
     backward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Job job,
                     const __grid_constant__ Act act) {
   DYNAMIC_SHARED(Shared, shared_);
@@ -185,34 +198,50 @@ __global__ void __launch_bounds__(kThreads, 3)
   find_part(shared, p, job);
   shared.totals[threadIdx.x] = 0;
 
-  for (int it = part.query_tile; it < part.query_end; it++) {
-    const Reach seen = reach(p.window, it * kTile, (it + 1) * kTile, at.queries, at.keys);
-    for (int jt = max(part.key_tile, seen.first); jt < min(part.key_end, seen.end); jt++) {
+  for (int tile = part.query_tile; tile < part.query_end; tile++) {
+    const Reach seen = reach(p.window, tile * kTile, (tile + 1) * kTile, at.queries, at.keys);
+    auto end = [&] {  // where registers are scarce, again for every tile
+      if constexpr (kHasSines<Act>)
+        return reach(p.window, tile * kTile, (tile + 1) * kTile, at.queries, at.keys).end;
+      else
+        return seen.end;
+    };
+    for (int jt = max(part.key_tile, seen.first); jt < min(part.key_end, end()); jt++) {
+      unsigned again = tile;
+      if constexpr (kHasSines<Act>) forget(again);
+      const int it = again;
       if (!any_takes_part(p, at, it, jt)) continue;
       if (f.grad_scores) {
-        take_gradients(shared, p, job, it, jt);
+        take_gradients<Act>(shared, p, job, it, jt);
         __syncthreads();
       } else {
         const int rows = at.queries - it * kTile, columns = at.keys.end - jt * kTile;
         const float* const dc =
             f.grad_context ? f.grad_context + (at.query_row + it * kTile) * p.dv : nullptr;
         if (dc)
-          outer_products(p, at, dc, rows, columns, jt, 0, p.dv,
-                         [&](float x, int i, int j) { shared.ds[j * kPitch + i] = x; });
+          outer_products<kHasSines<Act>>(
+              p, at, dc, rows, columns, jt, 0, p.dv,
+              [&](float x, int i, int j) { shared.ds[j * kPitch + i] = x; });
         if (__syncthreads_or(make_gradients(shared, p, job, act, dc, it, jt))) {
           centre_pairs(shared, p, job, it, jt);
           __syncthreads();
         }
         float* const grad_value = job.sums.value.row(part.key_copy, at.key_row + jt * kTile);
-        if (grad_value && dc) add_value_gradient(shared, p, dc, grad_value, rows, columns);
+        if (grad_value && dc) add_value_gradient<Act>(shared, p, dc, grad_value, rows, columns);
       }
-      sweep_tile(shared.ds, p, act, at, it, jt, 0, p.d, [&](int half) {
+      auto gradients = [&](int half) {
         return Gradients{
             job.sums.query.row(part.query_copy, at.query_row + it * kTile + half * kSweep),
             job.sums.key.row(part.key_copy * kHalves + half, at.key_row + jt * kTile),
             job.sums.weight.row(part.whole * kHalves + half, at.b),
         };
-      });
+      };
+      bool swept = false;
+      if constexpr (kHasSines<Act>) {
+        static_assert(sizeof(shared.used) >= kSweepBytes);
+        swept = sine_sweep(shared.ds, shared.used, p, act, at, it, jt, gradients(0));
+      }
+      if (!swept) sweep_tile(shared.ds, p, act, at, it, jt, 0, p.d, gradients);
       __syncthreads();  // ds and the weights have been read
     }
   }
@@ -288,7 +317,7 @@ void backward(Problem p, const Owners& own, const Backward& f, const Host& host)
               sum_for(f.grad_weight, weight_copies, p.batch.count, p.d + 1)};
   clear(job.sums.allocate(host), host);
   job.delta = make_delta(p, f, host);
-  by_activation(p, [&](auto act) {
+  by_scored(p, [&](auto act) {
     launch("backward", backward_kernel<decltype(act)>, items * job.query_parts * job.key_parts,
            kThreads, sizeof(Shared), host.stream, p, job, act);
   });

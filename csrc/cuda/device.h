@@ -56,6 +56,27 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], con
         "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
 }
 
+// The same for a 16 x 16 and b 16 x 8 of float16, mma.m16n8k16, two numbers of neighbouring columns
+// of a, or rows of b, in each: a = {(g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8)}, b = {(2t,
+// g), (2t + 8, g)}.
+__device__ __forceinline__ void mma_f16(float (&c)[4], const unsigned (&a)[4], unsigned b0,
+                                        unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Load four 8 x 8 matrices of 16-bit numbers from shared memory and transpose them: lane 8 k + i
+// has the address of row i of matrix k, 16 bytes, and lane l gets (2t, g) and (2t + 1, g) of each.
+__device__ __forceinline__ void load_transposed(unsigned (&x)[4], const void* row) {
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(from)
+               : "memory");
+}
+
 // The unit for special functions: 2^x within 2 units in the last place and 1 / x within 1.
 // Subnormal numbers count as 0.
 __device__ __forceinline__ float exp2_approx(float x) {
@@ -66,6 +87,24 @@ __device__ __forceinline__ float exp2_approx(float x) {
 __device__ __forceinline__ float reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The logarithm within 2^-22 of its size, or of 1 for x in [1/2, 2]; sine and cosine within 2^-20
+// for |x| up to pi, beyond by 2^-24 of |x| as well.
+__device__ __forceinline__ float log2_approx(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float sin_approx(float x) {
+  float y;
+  asm("sin.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float cos_approx(float x) {
+  float y;
+  asm("cos.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -83,6 +122,7 @@ __device__ __forceinline__ float min_nan(float x, float y) {
 
 // Make the compiler compute again what it has computed from x, rather than keep it in registers.
 __device__ __forceinline__ void forget(float& x) { asm volatile("" : "+f"(x)); }
+__device__ __forceinline__ void forget(unsigned& x) { asm volatile("" : "+r"(x)); }
 
 __device__ __forceinline__ float from_half(uint16_t bits) {
   float y;
@@ -92,6 +132,11 @@ __device__ __forceinline__ float from_half(uint16_t bits) {
 __device__ __forceinline__ uint16_t to_half(float x) {
   uint16_t y;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ unsigned to_halves(float low, float high) {
+  unsigned y;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
   return y;
 }
 

@@ -61,7 +61,8 @@ __device__ __forceinline__ void soften(Shared& shared, const Problem& p, int jt)
 
 // Columns of the context that a warp takes at a time, with all of its rows: a value is loaded once.
 constexpr int kColumns = 16;
-using ContextPiece = Piece<kTile / 16, kColumns / 8>;
+template <class Act>
+using ContextPiece = Piece<kTile / 16, kColumns / 8, kHasSines<Act>>;
 
 template <class F>
 __device__ __forceinline__ void each_item(int dv, const F& f) {
@@ -69,6 +70,7 @@ __device__ __forceinline__ void each_item(int dv, const F& f) {
 }
 
 // Set context to alpha context + P value, or to P value until `started`.
+template <class Act>
 __device__ __forceinline__ void add_values(const Shared& shared, float* context, bool started,
                                            const Problem& p, int jt) {
   const Keys keys{shared.at.keys.first - jt * kTile, shared.at.keys.end - jt * kTile};
@@ -80,7 +82,7 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
     using T = decltype(dtype);
     const void* const value = from<T>(p.value.data, at);
     each_item(p.dv, [&](int col0) {
-      ContextPiece piece;
+      ContextPiece<Act> piece;
       piece.template set<T::kShort>(
           depth, [&](int row, int k) { return shared.p[row * kPitch + k]; },
           [&](int k, int col) {
@@ -92,7 +94,7 @@ __device__ __forceinline__ void add_values(const Shared& shared, float* context,
       auto at = [&](int row, int col) { return static_cast<int64_t>(row) * p.dv + col0 + col; };
       auto inside = [&](int row, int col) { return row < rows && col0 + col < p.dv; };
       if (started) {
-        ContextPiece old;  // all of it, so that no load waits for a store
+        ContextPiece<Act> old;  // all of it, so that no load waits for a store
         old.fill([&](int row, int col) { return inside(row, col) ? context[at(row, col)] : 0.f; });
         piece.add(old, [&](int row) { return shared.alpha[row]; });
       }
@@ -160,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     __syncthreads();
     soften(shared, p, jt);
     __syncthreads();
-    add_values(shared, out.context + part.row * p.dv, started, p, jt);
+    add_values<Act>(shared, out.context + part.row * p.dv, started, p, jt);
     started = true;
     __syncthreads();  // P and alpha have been read
   }
@@ -236,7 +238,7 @@ void forward(Problem p, const Owners& own, Forward f, const Host& host) {
   else if (sliced)
     sliced_forward(p, f, host);
   else
-    by_activation(p, [&](auto act) {
+    by_scored(p, [&](auto act) {
       launch("forward", forward_kernel<decltype(act)>, blocks * part.splits, kThreads,
              sizeof(Shared), host.stream, p, part, act);
     });

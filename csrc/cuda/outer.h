@@ -8,18 +8,20 @@ namespace attnkernels::cuda {
 
 // Call f(G, i, j) for the pairs of this thread, numbered within the tile, with the sum over columns
 // c0 to c1 of the values. dc: the rows of the tile's queries.
-template <class F>
+template <bool kLean = false, class F>
 __device__ __forceinline__ void outer_products(const Problem& p, const Place& at, const float* dc,
                                                int rows, int columns, int jt, int c0, int c1,
                                                const F& f) {
   static_assert(kThreads / 32 * 16 == kTile);
-  const int row0 = threadIdx.x / 32 * 16;
+  unsigned thread = threadIdx.x;
+  if constexpr (kLean) forget(thread);
+  const int row0 = thread / 32 * 16;
   const int64_t value_at = at.value_at + int64_t{jt} * kTile * p.value.row;
   const int value_row = static_cast<int>(p.value.row), value_col = static_cast<int>(p.value.col);
   by_dtype(p.value.dtype, [&](auto dtype) {
     using T = decltype(dtype);
     const void* const value = from<T>(p.value.data, value_at);
-    Piece<1, kTile / 8> piece;
+    Piece<1, kTile / 8, kLean> piece;
     piece.template set<T::kShort>(
         round_up(c1 - c0, 8),
         [&](int i, int k) {
@@ -37,8 +39,8 @@ __device__ __forceinline__ void outer_products(const Problem& p, const Place& at
 
 // Set `piece` to used^T dc: keys from row0 on, and columns from col0. used: shared memory, by key,
 // then query, kPitch apart. dc: the rows of the tile's queries.
-template <int M, int N>
-__device__ __forceinline__ void value_products(Piece<M, N>& piece, const Problem& p,
+template <int M, int N, bool kLean>
+__device__ __forceinline__ void value_products(Piece<M, N, kLean>& piece, const Problem& p,
                                                const float* used, const float* dc, int rows,
                                                int row0, int col0) {
   piece.template set<false>(

@@ -10,7 +10,7 @@
 //
 // A block of 128 threads makes 64 hidden units of one panel: each thread reads 8 quads, all under
 // way together, a warp 128 or 64 bytes per row, and writes them 64 bytes at a time. It is bound by
-// memory. Shared memory: 8 floats.
+// memory. Shared memory: 12 floats.
 #include "cuda/fours.h"
 #include "cuda/rows.h"
 
@@ -56,7 +56,7 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel, in
   constexpr int kRows = kThreads / 8, kEach = kTile / kRows, kCount = kEach * kChunk / 32;
   auto row_of = [&](int k) { return 4 * warp + lane / 8 + kRows * (k % kEach); };
   auto quad_of = [&](int k) { return chunk * kChunk / 4 + lane % 8 + 8 * (k / kEach); };
-  float high = -kInfinity, size = 0;
+  float high = -kInfinity, size = 0, low = kInfinity;
   auto put = [&](int k, const float4& four) {
     const int quad = quad_of(k), row = row_of(k);
     if (quad >= quads) return;
@@ -66,6 +66,7 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel, in
     for (int e = 0; e < 4; e++) {
       y[e] = there ? p.gain * y[e] : 0.f;
       high = fmaxf(high, y[e]);
+      low = fminf(low, y[e]);
       // NaN counts as infinite: a shared reciprocal would carry it to a neighbour
       size = fmaxf(size, y[e] == y[e] ? fabsf(y[e]) : kInfinity);
       if (p.exponentials) y[e] = exp_exact(y[e]);
@@ -90,19 +91,23 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel, in
     for (int k = 0; k < kCount; k++) put(k, make_float4(0, 0, 0, 0));
   SHARED_ARRAY(float, highs, kThreads / 32);
   SHARED_ARRAY(float, sizes, kThreads / 32);
+  SHARED_ARRAY(float, lows, kThreads / 32);
   high = warp_max(high);
   size = warp_max(size);
+  low = -warp_max(-low);
   if (lane == 0) {
     highs[warp] = high;
     sizes[warp] = size;
+    lows[warp] = low;
   }
   __syncthreads();
   if (threadIdx.x == 0) {
     for (int w = 1; w < kThreads / 32; w++) {
       high = fmaxf(high, highs[w]);
       size = fmaxf(size, sizes[w]);
+      low = fminf(low, lows[w]);
     }
-    side.panels.ranges[panel * chunks_of(p.d) + chunk] = {high, size};
+    side.panels.ranges[panel * chunks_of(p.d) + chunk] = {high, size, low};
   }
 }
 

@@ -30,7 +30,7 @@ struct Matrix : attnkernels::Matrix {
 
 // Tiles of rows as prepare.cu leaves them. Strides count tiles.
 struct Range {
-  float high, size;  // the largest exponent, and the largest absolute one
+  float high, size, low;  // the largest exponent, the largest absolute one, the smallest
 };
 struct Panels {
   float* data = nullptr;    // (tiles, padded / 4, kTile, 4)
@@ -61,6 +61,7 @@ struct Problem {
   float scale;
   Window window;
   const int64_t* seed = nullptr;  // null: no dropout
+  bool fast = false;              // the activation may be a sum of sines, (E14)
   bool of_block = false;          // the places of the first query and key follow the seed
   uint64_t threshold = 0;         // bits below this threshold, of 2^32, drop a pair
   float keep_scale = 1;

@@ -20,14 +20,16 @@ __device__ __forceinline__ float high_part(float x) {
   return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u);
 }
 
-template <int M, int N>
+// kLean: what follows from the index of the thread is computed again where it is used, in kernels
+// whose registers are needed elsewhere.
+template <int M, int N, bool kLean = false>
 struct Piece {
   float c[M][N][4];
 
   // Call f(value, row, column) for the values of this lane.
   template <class F>
   __device__ __forceinline__ void each(const F& f) {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int lane = this_lane(), g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -45,7 +47,7 @@ struct Piece {
   // Add scale(row) times y.
   template <class F>
   __device__ __forceinline__ void add(const Piece& y, const F& scale) {
-    const int g = threadIdx.x % 32 / 4;
+    const int g = this_lane() / 4;
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -58,7 +60,7 @@ struct Piece {
   // Set to sum_k a(row, k) b(k, column) for k < depth, a multiple of 8. kShort: tf32 holds every b.
   template <bool kShort, class A, class B>
   __device__ __forceinline__ void set(int depth, const A& a, const B& b) {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const int lane = this_lane(), g = lane / 4, t = lane % 4;
     fill([](int, int) { return 0.f; });
 #pragma unroll 1
     for (int k = 0; k < depth; k += 8) {
@@ -95,6 +97,12 @@ struct Piece {
   }
 
  private:
+  static __device__ __forceinline__ unsigned this_lane() {
+    unsigned thread = threadIdx.x;
+    if constexpr (kLean) forget(thread);
+    return thread % 32;
+  }
+
   // Sum the values that came out as NaN without splitting numbers: an infinite one has a rest of
   // NaN, and so has one that tf32 rounds to infinity.
   template <class A, class B>

@@ -14,6 +14,7 @@
 // unit for special functions. That is 34 elements per clock and processor of an H100, out of 36.
 #pragma once
 #include "cuda/mask.h"
+#include "cuda/sines.h"
 
 namespace attnkernels::cuda {
 
@@ -155,9 +156,28 @@ __device__ __forceinline__ void add_inputs(Scores& s, const Problem& p, const Lo
   }
 }
 
+// The same by sines; other activations have none.
+template <class Act>
+__device__ __forceinline__ void add_sines(Scores& s, Stage* stages, const Problem& p,
+                                          const Act& act, const Place& at, int it, int jt,
+                                          int begin, int end) {
+  if constexpr (kHasSines<Act>) {
+    static_assert(sizeof(Stage[2]) >= kSineBytes);
+    float* const scores = reinterpret_cast<float*>(stages);
+    sine_scores(scores, act, p, at, it, jt, begin, end);
+    unsigned thread = threadIdx.x;
+    forget(thread);
+    const int ti = thread / kTJ, tj = thread % kTJ;
+#pragma unroll
+    for (int r = 0; r < kRI; r++)
+#pragma unroll
+      for (int c = 0; c < kRJ; c++) s[r][c] = scores[sine_place(ti + r * kTI, tj + c * kTJ)];
+  }
+}
+
 // The ranges of two panels together, which decide the form: docs/math.md, "Ranges".
 struct Ranges {
-  float sum = -kInfinity, size = 0;
+  float sum = -kInfinity, size = 0, lowest = kInfinity;
 
   __device__ __forceinline__ Ranges(const Problem& p, int64_t query_panel, int64_t key_panel) {
     const int chunks = chunks_of(p.d);
@@ -166,7 +186,12 @@ struct Ranges {
       const Range k = p.keys.ranges[key_panel * chunks + c];
       sum = fmaxf(sum, q.high + k.high);
       size = fmaxf(size, fmaxf(q.size, k.size));
+      lowest = fminf(lowest, q.low + k.low);
     }
+  }
+  // Whether the sines of (E14) hold for all pairs.
+  __device__ __forceinline__ bool within_sines() const {
+    return size <= Limit::factored && fmaxf(sum, -lowest) <= 2 * kLastReach;
   }
 };
 
@@ -185,7 +210,12 @@ __device__ __forceinline__ void score_quads(Scores& s, Stage* stages, const Prob
   float base = at.weights[p.padded];
   if constexpr (Act::kLogistic) {
     const Ranges ranges(p, at.query_panel + it, at.key_panel + jt);
-    if (!(ranges.size <= Limit::factored)) {
+    bool by_sines = false;
+    if constexpr (kHasSines<Act>) by_sines = ranges.within_sines() && unit < kInfinity;
+    if (by_sines) {
+      base = at.weights[p.padded + 2];
+      add_sines(s, stages, p, act, at, it, jt, begin, end);
+    } else if (!(ranges.size <= Limit::factored)) {
       base = at.weights[p.padded + 2];
       add_inputs(s, p, act, at, it, jt, begin, end);
     } else if (ranges.sum <= Limit::quad) {
@@ -209,10 +239,12 @@ __device__ __forceinline__ void score_tile(Scores& s, Stage* stages, const Probl
   score_quads(s, stages, p, act, at, it, jt, 0, p.padded / 4);
 }
 
-// Call f(i, j, x[r][c]) for the pairs of this thread.
-template <class F>
+// Call f(i, j, x[r][c]) for the pairs of this thread. kLean: see Piece.
+template <bool kLean = false, class F>
 __device__ __forceinline__ void each_pair(int it, int jt, Scores& x, const F& f) {
-  const int i0 = it * kTile + threadIdx.x / kTJ, j0 = jt * kTile + threadIdx.x % kTJ;
+  unsigned thread = threadIdx.x;
+  if constexpr (kLean) forget(thread);
+  const int i0 = it * kTile + thread / kTJ, j0 = jt * kTile + thread % kTJ;
 #pragma unroll
   for (int r = 0; r < kRI; r++)
 #pragma unroll

@@ -38,7 +38,7 @@ void scores(Problem p, const Owners& own, float* out, const Host& host) {
     sliced_scores(p, out, host);
     return;
   }
-  by_activation(p, [&](auto act) {
+  by_scored(p, [&](auto act) {
     launch("scores", scores_kernel<decltype(act)>, p.batch.count * p.queries.tiles * p.keys.tiles,
            kThreads, sizeof(Shared), host.stream, p, out, act);
   });

@@ -181,7 +181,7 @@ SliceJob slice(const Problem& p, const float* grad_context, float* cleared, int6
     job.products = cut(p, static_cast<int>(ceil_div(p.dv, 8)), host);
     job.products.each *= 8;
   }
-  by_activation(p, [&](auto act) {
+  by_scored(p, [&](auto act) {
     launch("slices", slice_kernel<decltype(act)>,
            pairs_of_tiles(p) * (job.scores.count + job.products.count), kThreads,
            sizeof(SliceShared), host.stream, p, job, act);

@@ -14,7 +14,9 @@ template <class Act, class To>
 __device__ __forceinline__ void sweep_tile(const float* ds, const Problem& p, const Act& act,
                                            const Place& at, int it, int jt, int begin, int end,
                                            const To& gradients) {
-  const int items = kHalves * static_cast<int>(ceil_div(end - begin, 32)), lane = threadIdx.x % 32;
+  unsigned thread = threadIdx.x;
+  if constexpr (kHasSines<Act>) forget(thread);  // there this is the exception
+  const int items = kHalves * static_cast<int>(ceil_div(end - begin, 32)), lane = thread % 32;
   float half_sum =
       0;  // in lane e of each half: half the sum of the ds of its queries e, e + 4, ...
   if (Act::kLogistic && lane < 4 * kHalves)
@@ -22,7 +24,7 @@ __device__ __forceinline__ void sweep_tile(const float* ds, const Problem& p, co
                             kPitch) /
                2;
   auto sweep = [&]<Sweep way>(std::integral_constant<Sweep, way>) {
-    for (int item = threadIdx.x / 32; item < items; item += kThreads / 32) {
+    for (int item = thread / 32; item < items; item += kThreads / 32) {
       const int half = item % kHalves, t = begin + item / kHalves * 32 + lane;
       const int first = half * kSweep;
       float halves[4];

@@ -80,6 +80,7 @@ class CudaCall {
 
   explicit CudaCall(const Arguments& in) : in_(in) {
     problem.activation = in.activation;
+    problem.fast = in.fast;
     problem.negative_slope = static_cast<float>(in.negative_slope);
     problem.scale = static_cast<float>(in.scale);
     problem.n = size(in.query, 2, "query");

@@ -19,6 +19,7 @@ namespace attnkernels {
 struct Arguments {
   const Tensor &query, &key, &weight;
   Activation activation;
+  bool fast;  // it may be a sum of sines
   double negative_slope, scale;
   const Tensor *value = nullptr, *attn_mask = nullptr, *key_lengths = nullptr,
                *key_starts = nullptr, *cu_seqlens_q = nullptr, *cu_seqlens_k = nullptr,
@@ -79,11 +80,12 @@ struct Operators {
                           const MaybeInt& window_right, int64_t activation, double negative_slope,
                           double scale, bool return_weights) {
     return naming_memory([&] {
-      return Device::forward({query, key, weight, activation_of(activation), negative_slope, scale,
-                              &value, given(attn_mask), given(key_lengths), given(key_starts),
-                              given(cu_seqlens_q), given(cu_seqlens_k), given(packed_key),
-                              given(seed), dropout_p, window_of(window_left, window_right)},
-                             return_weights);
+      return Device::forward(
+          {query, key, weight, activation_of(activation), is_fast(activation), negative_slope,
+           scale, &value, given(attn_mask), given(key_lengths), given(key_starts),
+           given(cu_seqlens_q), given(cu_seqlens_k), given(packed_key), given(seed), dropout_p,
+           window_of(window_left, window_right)},
+          return_weights);
     });
   }
 
@@ -91,7 +93,7 @@ struct Operators {
                            const Tensor& weight, const Maybe& packed_key, const Maybe& seed,
                            double dropout_p) {
     return naming_memory([&] {
-      Arguments in{query, key, weight, Activation::tanh, 0, 1, &value};
+      Arguments in{query, key, weight, Activation::tanh, false, 0, 1, &value};
       in.packed_key = given(packed_key);
       in.seed = given(seed);
       in.dropout_p = dropout_p;
@@ -110,10 +112,10 @@ struct Operators {
                            double scale, int64_t wanted) {
     auto whole = [](const Maybe& t) { return t ? Maybe(dense(*t)) : t; };
     return naming_memory([&] {
-      return Device::backward({query, key, weight, activation_of(activation), negative_slope, scale,
-                               &value, given(attn_mask), given(key_lengths), given(key_starts),
-                               given(cu_seqlens_q), given(cu_seqlens_k), nullptr, given(seed),
-                               dropout_p, window_of(window_left, window_right)},
+      return Device::backward({query, key, weight, activation_of(activation), is_fast(activation),
+                               negative_slope, scale, &value, given(attn_mask), given(key_lengths),
+                               given(key_starts), given(cu_seqlens_q), given(cu_seqlens_k), nullptr,
+                               given(seed), dropout_p, window_of(window_left, window_right)},
                               {whole(grad_context), whole(grad_lse), whole(grad_weights),
                                dense(context), dense(lse), dense(weights)},
                               wanted);
@@ -123,7 +125,8 @@ struct Operators {
   static Tensor scores(const Tensor& query, const Tensor& key, const Tensor& weight,
                        int64_t activation, double negative_slope, double scale) {
     return naming_memory([&] {
-      return Device::scores({query, key, weight, activation_of(activation), negative_slope, scale});
+      return Device::scores({query, key, weight, activation_of(activation), is_fast(activation),
+                             negative_slope, scale});
     });
   }
 
@@ -131,9 +134,9 @@ struct Operators {
                                   const Tensor& weight, int64_t activation, double negative_slope,
                                   double scale, int64_t wanted) {
     return naming_memory([&] {
-      return Device::scores_backward(
-          {query, key, weight, activation_of(activation), negative_slope, scale}, dense(grad),
-          wanted);
+      return Device::scores_backward({query, key, weight, activation_of(activation),
+                                      is_fast(activation), negative_slope, scale},
+                                     dense(grad), wanted);
     });
   }
 
@@ -158,9 +161,9 @@ struct Operators {
     }
     return naming_memory([&] {
       return Device::forward_jvp(
-          {query, key, weight, activation_of(activation), negative_slope, scale, &value,
-           given(attn_mask), given(key_lengths), given(key_starts), given(cu_seqlens_q),
-           given(cu_seqlens_k), nullptr, given(seed), dropout_p,
+          {query, key, weight, activation_of(activation), is_fast(activation), negative_slope,
+           scale, &value, given(attn_mask), given(key_lengths), given(key_starts),
+           given(cu_seqlens_q), given(cu_seqlens_k), nullptr, given(seed), dropout_p,
            window_of(window_left, window_right)},
           {given(query_tangent), given(key_tangent), given(weight_tangent), given(value_tangent),
            given(attn_mask_tangent)},
@@ -176,9 +179,9 @@ struct Operators {
     check_tangent(key_tangent, key, "key_tangent");
     check_tangent(weight_tangent, weight, "weight_tangent");
     return naming_memory([&] {
-      return Device::scores_jvp(
-          {query, key, weight, activation_of(activation), negative_slope, scale},
-          {given(query_tangent), given(key_tangent), given(weight_tangent)});
+      return Device::scores_jvp({query, key, weight, activation_of(activation), is_fast(activation),
+                                 negative_slope, scale},
+                                {given(query_tangent), given(key_tangent), given(weight_tangent)});
     });
   }
 

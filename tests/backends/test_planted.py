@@ -22,6 +22,7 @@ CHECKS = """
 import torch
 from helpers.edges import check_sparse, graph, operands
 from helpers.inputs import make
+from attnkernels import additive_scores
 from attnkernels.testing import check_attention
 torch.use_deterministic_algorithms(True)
 torch.utils.deterministic.fill_uninitialized_memory = True  # with NaN
@@ -32,6 +33,11 @@ for edges in (graph(3, 9, 400), graph(9, 3, 400)):
     check_sparse(**operands(edges, (2,), 32, None, edge_bias=True), backend="native")
 torch.use_deterministic_algorithms(False)  # whose backward is not cut into slices
 check_attention(*make((1, 50, 100, 260, 40)), backend="native")
+query, key, _, weight = make((1, 70, 70, 40, 1), grad=False)
+fast, exact = (
+    additive_scores(query, key, weight, backend="native", precision=x) for x in ("fast", "exact")
+)
+assert 0 < (fast - exact).abs().max() < 3e-3
 """
 
 # (fault, kernel to compile again, file, text, replacement)
@@ -94,6 +100,13 @@ PLANTED = [
         "sliced_backward.cu",
         "load_tile(shared, p, job.ds, it, jt);\n  __syncthreads();",
         "load_tile(shared, p, job.ds, it, jt);",
+    ),
+    (
+        "no barrier before the sines of keys are read",
+        "scores.cu",
+        "sines.h",
+        "__syncthreads();\n        add_products",
+        "add_products",
     ),
     ("no wait for a copy", "forward.cu", "score.h", "async_wait<1>()", "async_wait<2>()"),
     (

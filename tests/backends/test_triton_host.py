@@ -17,8 +17,10 @@ from attnkernels.backends.base import Problem
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from attnkernels.backends.triton.host import call, configs, geometry
+from attnkernels.backends.triton.host import call, configs, geometry, sines
 from attnkernels.backends.triton.host.launch import Target
+from attnkernels.ops.codes import activation_code
+from attnkernels.ops.series import SERIES
 
 
 def test_neighbouring_dimensions_become_one() -> None:
@@ -54,6 +56,48 @@ def test_the_tile_follows_from_the_sizes(
     tiles = configs.parse("64x64x16x4,32x32x8x2,16x16x8x1")
     chosen = call.Call(*inputs, activation=0, negative_slope=0.2, scale=1.0).tile(tiles)
     assert (chosen.BI, chosen.BJ) == tile
+
+
+@pytest.mark.parametrize(
+    "capability, shape, forward, backward",
+    [
+        (9, (8, 1024, 1024), configs.LARGE_SINE_TILE, configs.SINE_TILE),
+        (10, (8, 1024, 1024), configs.SINE_TILE, configs.SINE_TILE),
+        (8, (8, 1024, 1024), None, None),
+        (9, (8, 50, 50), None, None),  # few tiles: small ones are exact
+        (9, (4096, 32, 32), None, None),  # large ones would be padding
+        (9, (140, 60, 128), configs.SINE_TILE, configs.SINE_TILE),
+    ],
+)
+def test_where_sines_pay(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: int,
+    shape: tuple[int, int, int],
+    forward: configs.Tile | None,
+    backward: configs.Tile | None,
+) -> None:
+    monkeypatch.setattr(call, "target", lambda device: Target("cuda", 32, 132, capability))
+    batch, n, m = shape
+    with torch.device("meta"):
+        inputs = torch.empty(batch, n, 256), torch.empty(batch, m, 256), torch.empty(256)
+    for precision in ("exact", "fast"):
+        code = activation_code("tanh", precision)
+        made = call.Call(*inputs, activation=code, negative_slope=0.2, scale=1.0)
+        found = made.tile(configs.TILES, forward=True), made.tile(configs.backward_tiles())
+        for tile, by_sines in zip(found, (forward, backward), strict=True):
+            if precision == "fast" and by_sines is not None:
+                assert tile == by_sines
+            else:
+                assert tile in configs.TILES
+
+
+def test_the_table_of_sines() -> None:
+    rows = sines.table(torch.device("cpu"))
+    assert rows is sines.table(torch.device("cpu")) and rows.dtype == torch.float32
+    for row, each in zip(rows.tolist(), SERIES, strict=True):
+        head = [each.step, each.linear, *each.sines]
+        assert row[: len(head)] == pytest.approx(head, rel=1e-6)
+        assert not any(row[len(head) :]) and len(row) >= 2 + 24  # in groups of four
 
 
 def test_rows_that_are_far_apart_are_copied() -> None:

@@ -18,7 +18,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from attnkernels import additive_attention
-from attnkernels.ops.codes import ACTIVATIONS, KEY, MASK, QUERY, VALUE, WEIGHT
+from attnkernels.ops.codes import (
+    ACTIVATIONS,
+    KEY,
+    MASK,
+    QUERY,
+    VALUE,
+    WEIGHT,
+    activation_code,
+)
 from attnkernels.ops.signature import SIGNATURES
 
 pytest.importorskip("triton", reason="the package triton is not installed")
@@ -86,6 +94,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(InterpretedFunction, "run", started)
     monkeypatch.setattr(replay, "driver", SimpleNamespace(active=active))
     monkeypatch.setattr(replay, "target", lambda device: Target("cuda", 32, 2))
+    monkeypatch.setattr(configs, "SINE_COSTS", dict.fromkeys(configs.SINE_COSTS, 0.0))
     return made
 
 
@@ -136,6 +145,7 @@ OPTIONS: dict[str, Any] = {
     "lengths": lambda shape: {"key_lengths": torch.randint(1, shape[2], shape[:1])},
     "dropout": lambda shape: {"seed": torch.randint(9, ()), "dropout_p": 0.4},
     "a window": lambda shape: {"window_left": 20, "scale": 0.5},
+    "sines": lambda shape: {"activation": activation_code("tanh", "fast")},
     "ReLU": lambda shape: {"activation": ACTIVATIONS["relu"].code},
 }
 

@@ -177,37 +177,6 @@ T shuffle(const char* name, Where where, unsigned mask, T value, int from) {
 inline int first_lane(int width) { return lane() & ~(width - 1); }
 inline int last_lane(int width) { return lane() | (width - 1); }
 
-// Tensor cores round toward zero (Fasi et al. 2021, "Numerical behavior of NVIDIA tensor cores"),
-// the sum of c and the products as a whole. A double holds it exactly unless all but 2^-25 of a
-// term cancels; hardware, which shifts terms to the largest, drops more than that.
-struct Product : Request {
-  float* c;
-  const float *a, *b;
-
-  static float tf32(float x) { return std::bit_cast<float>(std::bit_cast<unsigned>(x) & ~0x1fffu); }
-  static float toward_zero(double x) {
-    return static_cast<float>(
-        std::bit_cast<double>(std::bit_cast<uint64_t>(x) & ~((uint64_t{1} << 29) - 1)));
-  }
-  static void multiply(std::span<Request* const> lanes) {
-    double a[16][8], b[8][8];
-    for (size_t l = 0; l < kWarp; l++) {
-      const auto& from = static_cast<const Product&>(*lanes[l]);
-      const size_t g = l / 4, t = l % 4;
-      for (size_t e = 0; e < 4; e++) a[g + e % 2 * 8][t + e / 2 * 4] = tf32(from.a[e]);
-      for (size_t e = 0; e < 2; e++) b[t + e * 4][g] = tf32(from.b[e]);
-    }
-    for (size_t l = 0; l < kWarp; l++)
-      for (size_t e = 0; e < 4; e++) {
-        const size_t row = l / 4 + e / 2 * 8, column = l % 4 * 2 + e % 2;
-        float& c = static_cast<Product&>(*lanes[l]).c[e];
-        double sum = c;
-        for (size_t k = 0; k < 8; k++) sum += a[row][k] * b[k][column];
-        c = toward_zero(sum);
-      }
-  }
-};
-
 inline bool subnormal(float x) { return fabsf(x) < std::numeric_limits<float>::min(); }
 inline float flush(float x) { return subnormal(x) ? copysignf(0, x) : x; }
 
@@ -335,13 +304,10 @@ void async_wait() {
   emulator::await(N);
 }
 
-inline void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2], ATTNKERNELS_HERE) {
-  using emulator::Product;
-  Product mine{{"mma_tf32", here, false, emulator::kEveryLane, Product::multiply}, c, a, b};
-  emulator::wait(mine);
-}
-
 inline float exp2_approx(float x) { return emulator::flush(exp2f(emulator::flush(x))); }
+inline float log2_approx(float x) { return log2f(emulator::flush(x)); }
+inline float sin_approx(float x) { return sinf(emulator::flush(x)); }
+inline float cos_approx(float x) { return cosf(emulator::flush(x)); }
 inline float reciprocal(float x) {
   return emulator::subnormal(x) ? copysignf(INFINITY, x) : emulator::flush(1 / x);
 }
@@ -353,6 +319,7 @@ inline float max_nan(float x, float y) {
 inline float min_nan(float x, float y) { return -max_nan(-x, -y); }
 
 inline void forget(float&) {}  // a matter of registers
+inline void forget(unsigned&) {}
 
 inline float from_half(uint16_t bits) {
   const unsigned sign = (bits & 0x8000u) << 16, size = bits & 0x7fffu;
@@ -371,6 +338,10 @@ inline uint16_t to_half(float x) {
     return static_cast<uint16_t>(sign | (__float_as_uint(__uint_as_float(size) + 0.5f) & 0xfff));
   const unsigned rounded = size + 0xfff + (size >> 13 & 1);
   return static_cast<uint16_t>(sign | ((rounded - (112u << 23)) >> 13));
+}
+
+inline unsigned to_halves(float low, float high) {
+  return to_half(low) | static_cast<unsigned>(to_half(high)) << 16;
 }
 
 inline void zero(void* data, int64_t bytes, Stream /* stream */) {
@@ -403,3 +374,5 @@ void launch(const char* name, void (*kernel)(P...), int64_t blocks, int threads,
 }
 
 }  // namespace attnkernels::cuda
+
+#include "tensor_cores.h"

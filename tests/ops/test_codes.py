@@ -30,6 +30,7 @@ CONTRACT = {
     "BLOCK": "kIsBlock",
     "EDGE_KEY": "kEdgeKey",
     "EDGE_BIAS": "kEdgeBias",
+    "FAST": "kFast",
     "STEP_QUERIES": "kStepQueries",
     "PANEL": "kPanel",
     "LANE": "kLane",

@@ -12,7 +12,7 @@ from attnkernels import prepare_edges
 from attnkernels.ops.codes import ACTIVATIONS, find_activation
 from attnkernels.ops.signature import SIGNATURES
 
-UNKNOWN = 17
+UNKNOWN = 7
 # A backend may take keys as they are, and leave forward mode to the formula.
 OPTIONAL = ("pack_keys", "forward_jvp", "scores_jvp")
 ACTIVATED = [name for name, each in SIGNATURES.items() if "activation" in each.names]

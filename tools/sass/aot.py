@@ -21,6 +21,7 @@ from triton.runtime.jit import JITFunction
 from attnkernels.backends.triton.host import (
     backward,
     call,
+    configs,
     edge_backward,
     edge_forward,
     forward,
@@ -28,7 +29,6 @@ from attnkernels.backends.triton.host import (
 )
 from attnkernels.backends.triton.host.launch import Target
 from attnkernels.ops.codes import (
-    ACTIVATIONS,
     EDGE_BIAS,
     EDGE_KEY,
     KEY,
@@ -36,6 +36,9 @@ from attnkernels.ops.codes import (
     QUERY,
     VALUE,
     WEIGHT,
+    ActivationName,
+    PrecisionName,
+    activation_code,
 )
 
 TARGETS = {
@@ -53,6 +56,7 @@ MIDDLE: Shape = (4096, 32, 32, 256, 256)  # a larger tile would be mostly paddin
 SMALL: Shape = (8, 50, 50, 1000, 1000)
 STEP: Shape = (64, 1, 4096, 512, 512)
 GRAPH = 169_343, 1_166_243  # nodes, edges
+FAST = "8x1024x1024x256x256 bfloat16 fast"  # the call that tools/sass/sines.py counts
 EDGES = "graph 8x32 float32"  # the call that tools/sass/edges.py has limits for
 
 
@@ -82,6 +86,13 @@ class _Driver:
         return 0
 
 
+def _target(name: str) -> Target:
+    """Return what the backend knows of a target."""
+    of = TARGETS[name]
+    capability = of.arch // 10 if of.backend == "cuda" else 0
+    return Target(of.backend, of.warp_size, PROCESSORS, capability)
+
+
 @contextmanager
 def compiling_for(name: str) -> Iterator[list[Launch]]:
     """Yield the list to which launches are added."""
@@ -95,7 +106,7 @@ def compiling_for(name: str) -> Iterator[list[Launch]]:
         compiled = run(kernel, *args, grid=grid, warmup=True, **kwargs)
         launches.append(Launch(kernel.__name__, kwargs, compiled))
 
-    here = Target(target.backend, target.warp_size, PROCESSORS)
+    here = _target(name)
     with (
         mock.patch.object(driver, "_active", _Driver(target)),
         mock.patch.object(JITFunction, "run", record),
@@ -106,7 +117,8 @@ def compiling_for(name: str) -> Iterator[list[Launch]]:
 
 def attention(
     *tensors: Tensor,
-    activation: str = "tanh",
+    activation: ActivationName = "tanh",
+    precision: PrecisionName = "exact",
     return_weights: bool = False,
     of_context: bool = True,
     **options: Any,
@@ -115,13 +127,13 @@ def attention(
 
     Args:
         tensors: query, key, value and weight.
-        activation: its name.
+        activation, precision: their names.
         return_weights: also compute the weights, and go back from them.
         of_context: go back from the context.
         options: further arguments of the operator "forward" (ops/signature.py).
     """
     inputs = dict(zip(("query", "key", "value", "weight"), tensors, strict=True))
-    inputs |= options | _scoring(activation)
+    inputs |= options | _scoring(activation, precision)
     context, lse, weights = forward.forward(
         **inputs, packed_key=None, return_weights=return_weights
     )
@@ -142,7 +154,10 @@ def attention(
 
 
 def tangents(
-    *tensors: Tensor, activation: str = "tanh", return_weights: bool = False, **options: Any
+    *tensors: Tensor,
+    activation: ActivationName = "tanh",
+    return_weights: bool = False,
+    **options: Any,
 ) -> None:
     """Compile the kernels of a call with tangents of all its inputs; see `attention`."""
     inputs = dict(zip(("query", "key", "value", "weight"), tensors, strict=True))
@@ -158,7 +173,7 @@ def tangents(
     )
 
 
-def scores(query: Tensor, key: Tensor, weight: Tensor, activation: str = "tanh") -> None:
+def scores(query: Tensor, key: Tensor, weight: Tensor, activation: ActivationName = "tanh") -> None:
     """Compile the kernels of raw scores, of their gradients and of their tangents."""
     tangents = {"query_tangent": query, "key_tangent": key, "weight_tangent": weight}
     inputs = {"query": query, "key": key, "weight": weight, **_scoring(activation)}
@@ -176,7 +191,7 @@ def over_edges(
     edges: int,
     *,
     return_weights: bool = False,
-    activation: str = "leaky_relu",
+    activation: ActivationName = "leaky_relu",
     **options: Any,
 ) -> None:
     """Compile the kernels over `edges` edges of a call and of its backward; see `attention`.
@@ -206,8 +221,9 @@ def over_edges(
     )
 
 
-def _scoring(activation: str) -> dict[str, Any]:
-    return {"activation": ACTIVATIONS[activation].code, "negative_slope": 0.2, "scale": 1.0}
+def _scoring(activation: ActivationName, precision: PrecisionName = "exact") -> dict[str, Any]:
+    code = activation_code(activation, precision)
+    return {"activation": code, "negative_slope": 0.2, "scale": 1.0}
 
 
 def shipped() -> Iterator[tuple[str, Callable[[], None]]]:
@@ -217,6 +233,8 @@ def shipped() -> Iterator[tuple[str, Callable[[], None]]]:
         query, key, _, weight = _inputs(shape)
         yield f"{'x'.join(map(str, shape[:4]))} scores", partial(scores, query, key, weight)
         yield f"{'x'.join(map(str, shape))} tangents", partial(tangents, *_inputs(shape))
+    yield FAST, partial(fast, torch.bfloat16)
+    yield f"{_named(LARGE)[0]} fast", partial(fast, torch.float32)
     yield _named(SMALL, return_weights=True)
     yield "weights and tangents", partial(tangents, *_inputs(SMALL), return_weights=True)
     yield _named(STEP)
@@ -225,6 +243,17 @@ def shipped() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "graph 8x32 bfloat16", partial(_graph, 8, 32, dtype=torch.bfloat16)
     yield "graph 8x32 all options", partial(_graph, 8, 32, options=True)
     yield "graph 1x2048 float32", partial(_graph, 1, 2048, activation="tanh")
+
+
+def by_sines(target: str) -> bool:
+    """Return True if the backend scores by sines on this target."""
+    where = _target(target)
+    return bool(configs.sine_tiles(where.name, where.capability, forward=True))
+
+
+def fast(dtype: torch.dtype) -> None:
+    """Compile the kernels that score by sines, where a target has them."""
+    attention(*_inputs(LARGE, dtype), precision="fast")
 
 
 def _inputs(shape: Shape, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -238,7 +267,7 @@ def _graph(
     d: int,
     dtype: torch.dtype = torch.float32,
     options: bool = False,
-    activation: str = "leaky_relu",
+    activation: ActivationName = "leaky_relu",
 ) -> None:
     """Compile a call as GATv2 makes it, or one with everything else an edge can have."""
 

@@ -34,12 +34,13 @@ from tools.sass import aot
 from tools.sass import edges as sass_edges
 from tools.sass import native as sass_native
 from tools.sass import report as sass_report
+from tools.sass import sines as sass_sines
 from tools.sass.aot import TARGETS, Launch
 from tools.sass.cubin import Function, functions
 from tools.sass.loops import ISSUED, MUFU, Inner, classify
 from tools.sass.report import Check, print_checks, spilled
 
-META = ("BI", "BJ", "BH", "BE", "BD", "BV", "RI", "SHAPE", "LANES", "WHOLE")
+META = ("BI", "BJ", "BH", "BE", "BD", "BV", "RI", "SHAPE", "LANES", "WHOLE", "OWN", "OTHER")
 TILED = {  # the kernels that work on tiles of scores, and their tiles
     "forward_kernel": configs.TILES,
     "scores_kernel": configs.TILES,
@@ -78,6 +79,7 @@ class Row:
     memory: int  # bytes of shared memory
     spills: dict[str, int]  # by name, without zeros
     loops: list[Inner]
+    sines: sass_sines.Cost | None = None
 
     @property
     def block(self) -> tuple[int | None, int | None]:
@@ -129,15 +131,20 @@ def _row(target: str, call: str, launch: Launch) -> Row:
     compiled, warps = launch.compiled, launch.arguments["num_warps"]
     meta = {name: launch.arguments[name] for name in META if name in launch.arguments}
     loops: list[Inner | None] = []
+    cost = None
     if "cubin" in compiled.asm:
         function = _nvidia(compiled.asm["cubin"])
         registers, spills = function.registers, function.spills
         threads, inner = warps * TARGETS[target].warp_size, function.code.innermost
-        if sass_edges.is_over_edges(launch.name, meta):
+        if launch.arguments.get("sines") is not None:
+            loops = [*sass_sines.inner_loops(launch.name, meta, threads, function.code)]
+        elif sass_edges.is_over_edges(launch.name, meta):
             loops = [sass_edges.classify(meta, threads, loop) for loop in inner]
         else:
             pairs = _pairs(meta, threads)
             loops = [classify(launch.name, pairs, loop) for loop in inner]
+        if call == aot.FAST and aot.by_sines(target) and launch.name in sass_sines.KERNELS:
+            cost = sass_sines.cost(launch.name, meta, warps, function, compiled.metadata.shared)
     else:
         registers, spills = _amd(compiled.asm["amdgcn"])
     return Row(
@@ -150,6 +157,7 @@ def _row(target: str, call: str, launch: Launch) -> Row:
         memory=compiled.metadata.shared,
         spills={name: amount for name, amount in spills.items() if amount},
         loops=[loop for loop in loops if loop],
+        sines=cost,
     )
 
 
@@ -196,7 +204,7 @@ def _stores(row: Row) -> int:
 def checks(target: str, found: list[Row]) -> list[Check]:
     """Return the assertions about the rows of a target."""
     made = {
-        "every kernel and every tile is there": _absent(found),
+        "every kernel and every tile is there": _absent(target, found),
         "no spills": [
             f"{row}: {spilled(row.spills)}"
             for row in found
@@ -208,10 +216,12 @@ def checks(target: str, found: list[Row]) -> list[Check]:
             f"{row}: no loop is {variant}"
             for row in found
             for variant in VARIANTS.get(row.kernel, ())
-            if variant not in {loop.variant for loop in row.loops} and not _takes_weights(row)
+            if variant not in {loop.variant for loop in row.loops}
+            and not (_takes_weights(row) or sass_sines.occur(row.loops))
         ]
     if target == "sm_90":
         made |= _costs(found) | sass_edges.checks(found, aot.EDGES)
+        made |= sass_sines.checks([(row.kernel, row.sines) for row in found])
     return [Check(target, sentence, failures) for sentence, failures in made.items()]
 
 
@@ -220,11 +230,13 @@ def _takes_weights(row: Row) -> bool:
     return row.kernel == "gradient_kernel" and row.call.endswith("return_weights")
 
 
-def _absent(found: list[Row]) -> list[str]:
+def _absent(target: str, found: list[Row]) -> list[str]:
     modules = [
         import_module(f"{kernels.__name__}.{m.name}") for m in iter_modules(kernels.__path__)
     ]
     names = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+    if not aot.by_sines(target):
+        names -= {"sine_sweep_kernel"}
     taken = {(row.kernel, row.block, row.warps) for row in found}
     return sorted(names - {row.kernel for row in found}) + [
         f"{name} {tile}"
@@ -236,7 +248,8 @@ def _absent(found: list[Row]) -> list[str]:
 
 def _costs(found: list[Row]) -> dict[str, list[str]]:
     """Return the limits of the inner loops, with the loops that exceed them."""
-    loops = [(row, loop) for row in found if row.kernel in VARIANTS for loop in row.loops]
+    exact = [row for row in found if not sass_sines.occur(row.loops)]
+    loops = [(row, loop) for row in exact if row.kernel in VARIANTS for loop in row.loops]
     largest = [(row, loop) for row, loop in loops if row.block == LARGEST]
 
     def issued(kernel: str, variant: str) -> float:
@@ -312,6 +325,8 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     for target in of_triton:
         console.print(table(target, found[target]), "")
+        for line in sass_sines.lines([(row.kernel, row.sines) for row in found[target]]):
+            console.print(line, "")
     for target in native:
         console.print(sass_native.table(target, native[target]), "")
     compilers = {"triton": __version__, "nvcc": sass_native.release(toolkit) if there else None}

@@ -4,7 +4,7 @@ A panel is a transposed tile of BLOCK rows: for every two hidden units, BLOCK pa
 thread reads two hidden units of a row with one 64-bit load, always the same distance on. A panel
 holds exp(gain * x), (E7). Where float32 cannot hold that, the range beside the panel says so and
 scores are computed from the inputs. For a pointwise activation, and for tangents, it holds
-gain * x.
+gain * x. Sines, (E14), need the ranges alone: then there are no panels.
 """
 
 import triton
@@ -71,10 +71,11 @@ def _panel(
             tl.store(ranges + 2, tl.min(y))
             if EXPONENTIALS:
                 y = exp(y)
-        pairs = tl.permute(tl.reshape(tl.trans(y), (CHUNK // 2, 2, BLOCK)), (0, 2, 1))
-        at = chunk * CHUNK * BLOCK + tl.arange(0, CHUNK * BLOCK)
-        data = panels.data + panel * padded * BLOCK
-        tl.store(data + at, tl.reshape(pairs, (CHUNK * BLOCK,)), mask=at < padded * BLOCK)
+        if panels.data is not None:
+            pairs = tl.permute(tl.reshape(tl.trans(y), (CHUNK // 2, 2, BLOCK)), (0, 2, 1))
+            at = chunk * CHUNK * BLOCK + tl.arange(0, CHUNK * BLOCK)
+            data = panels.data + panel * padded * BLOCK
+            tl.store(data + at, tl.reshape(pairs, (CHUNK * BLOCK,)), mask=at < padded * BLOCK)
 
 
 @triton.jit

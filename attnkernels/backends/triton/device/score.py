@@ -22,7 +22,7 @@ from .maths import (
 )
 from .prepare import row_ranges
 from .rows import wide
-from .sines import LAST, sine_scores, tile_reach
+from .sines import LAST, UNITS, sine_scores, tile_reach
 
 
 @triton.jit
@@ -63,7 +63,8 @@ def _direct(
     j,
     m,
     w,
-    d,
+    first,
+    end,
     ACTIVATION: tl.constexpr,
     TARGET: tl.constexpr,
 ):
@@ -73,7 +74,9 @@ def _direct(
     """
     i = tl.minimum(i, n - 1)  # beyond the end any row will do
     j = tl.minimum(j, m - 1)
-    for t in range(0, d):
+    query_at += wide(first) * query.unit
+    key_at += wide(first) * key.unit
+    for t in range(first, end):
         q = tl.load(query_at + i * query.row).to(tl.float32)
         k = tl.load(key_at + j * key.row).to(tl.float32)
         s += tl.load(w + t) * (reciprocal(1.0 + exp_sum(q + k, ACTIVATION), TARGET) - 0.5)
@@ -153,29 +156,32 @@ def score_tile(
     BI: tl.constexpr = SHAPE[0] * SHAPE[2]
     BJ: tl.constexpr = SHAPE[1] * SHAPE[3]
     i, j = places(SHAPE)
-    word = tl.pointer_type(tl.int64)
-    a = (query_panels.data + query_panel * padded * BI).to(word) + i
-    b = (key_panels.data + key_panel * padded * BJ).to(word) + j
-    w = weights.to(word)
     s = tl.zeros(SHAPE, tl.float32)
     base = tl.load(weights + padded)
     unit = tl.load(weights + padded + 1)
-    if is_logistic(ACTIVATION):
-        query_at += wide(i0) * query.row
-        key_at += wide(j0) * key.row
-        reach = float("inf")
-        if sines is not None:
-            reach = tile_reach(query_panels, query_panel, key_panels, key_panel, unit, d, CHUNKS)
-        if reach <= LAST:
-            s = as_tile(
-                sine_scores(
-                    query, query_panels, query_panel, n - i0, query_at, key, key_panels, key_panel,
-                    m - j0, key_at, weights, d, sines, ACTIVATION, BI, BJ, TARGET,
-                ),
-                SHAPE,
-            )  # fmt: skip
-            base = tl.load(weights + padded + 2)
-        else:
+    query_at += wide(i0) * query.row
+    key_at += wide(j0) * key.row
+    if sines is not None:
+        base = tl.load(weights + padded + 2)
+        by_sines, beyond = sine_scores(
+            query, query_panels, query_panel, n - i0, query_at, key, key_panels, key_panel, m - j0,
+            key_at, weights, unit, d, sines, ACTIVATION, BI, BJ, TARGET,
+        )  # fmt: skip
+        s = as_tile(by_sines, SHAPE)
+        if beyond > 0:
+            for t0 in range(0, d, UNITS):
+                reach = tile_reach(query_panels, query_panel, key_panels, key_panel, unit, t0, d)
+                if reach > LAST:
+                    s = _direct(
+                        s, query, query_at, i, n - i0, key, key_at, j, m - j0, weights, t0,
+                        tl.minimum(t0 + UNITS, d), ACTIVATION, TARGET,
+                    )  # fmt: skip
+    else:
+        word = tl.pointer_type(tl.int64)
+        a = (query_panels.data + query_panel * padded * BI).to(word) + i
+        b = (key_panels.data + key_panel * padded * BJ).to(word) + j
+        w = weights.to(word)
+        if is_logistic(ACTIVATION):
             query_high, query_size = row_ranges(query_panels.ranges, query_panel, d, CHUNKS)
             key_high, key_size = row_ranges(key_panels.ranges, key_panel, d, CHUNKS)
             if tl.maximum(query_size, key_size) <= FACTORED:
@@ -185,10 +191,10 @@ def score_tile(
                     s = _quads(s, a, b, w, padded, BI, BJ, True, TARGET)
             else:
                 s = _direct(
-                    s, query, query_at, i, n - i0, key, key_at, j, m - j0, weights, d, ACTIVATION,
-                    TARGET,
+                    s, query, query_at, i, n - i0, key, key_at, j, m - j0, weights, 0, d,
+                    ACTIVATION, TARGET,
                 )  # fmt: skip
                 base = tl.load(weights + padded + 2)
-    else:
-        s = _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION)
+        else:
+            s = _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION)
     return s * unit + base

@@ -14,8 +14,7 @@ import triton
 import triton.language as tl
 
 from .mask import end_key, first_key, seeing_queries
-from .maths import FACTORED, gain, logistic, weighted
-from .prepare import CHUNK, RANGES
+from .maths import gain, logistic, weighted
 from .rows import (
     ANY,
     end_of,
@@ -28,16 +27,9 @@ from .rows import (
     vector_of,
     wide,
 )
-from .sines import HEAD, LAST, UNITS, half_rows, series_of, sine_cosine
+from .sines import HEAD, LAST, UNITS, half_rows, range_of, reach_of, series_of, sine_cosine
 
 GROUP = tl.constexpr(4)  # values of p at a time
-
-
-@triton.jit
-def _range_of(panels, panel, t, d):
-    """Return (highest, size, lowest) exponent of a panel in the chunk of t."""
-    at = panels.ranges + (panel * tl.cdiv(d, CHUNK) + t // CHUNK) * RANGES
-    return tl.load(at), tl.load(at + 1), tl.load(at + 2)
 
 
 @triton.jit
@@ -93,6 +85,15 @@ def _add_group(grad, along, sums, a, step, p0, series, TARGET: tl.constexpr):
 
 
 @triton.jit
+def first_tile_of(cu_seqlens, s, ROWS: tl.constexpr):
+    """Return the number of the first tile of ROWS rows of sequence s; see rows.sequence_of."""
+    if cu_seqlens is None:
+        return 0
+    else:
+        return (tl.load(cu_seqlens + s).to(tl.int64) // ROWS).to(tl.int32) + s
+
+
+@triton.jit
 def _block(halves, width, own, other, OF_QUERY: tl.constexpr):
     """Return [own, other] of a matrix that has a row of `width` queries per key."""
     if OF_QUERY:
@@ -133,6 +134,8 @@ def sine_sweep_kernel(
     first_tile,
     own_tiles,
     OF_QUERY: tl.constexpr,
+    OWN: tl.constexpr,
+    OTHER: tl.constexpr,
     ACTIVATION: tl.constexpr,
     BI: tl.constexpr,
     BJ: tl.constexpr,
@@ -140,13 +143,13 @@ def sine_sweep_kernel(
 ):
     """Add the sums of a window of queries to grad, float32 [leads, n or m, d].
 
-    With OF_QUERY rows are queries, and `along` [leads, own_tiles, d] gets the sums with tanh;
-    otherwise rows are keys. ds is as in sweep.py; halves are those numbers over the largest of
-    their row, in 16 bits, and 0 where there is no pair. largest and totals, of the rows, are
-    [leads, width] or [leads, key_tiles * BJ].
+    Rows are OWN queries with OF_QUERY, whose sums with tanh `along` [leads, own_tiles, d] gets, and
+    otherwise the keys of a panel, of which there are as many. OTHER rows of the other side are
+    taken at a time; a window begins and ends at multiples of it. ds is as in sweep.py; halves are
+    those numbers over the largest of their row, in 16 bits, and 0 where there is no pair. largest
+    and totals, of the rows, are [leads, width] or [leads, key_tiles * BJ].
     """
-    OWN: tl.constexpr = BI if OF_QUERY else BJ
-    OTHER: tl.constexpr = BJ if OF_QUERY else BI
+    PANEL: tl.constexpr = BJ if OF_QUERY else BI  # rows of the other side
     columns = tl.cdiv(d, UNITS)
     chunk, tile, b = program_index(columns, own_tiles)
     t0 = chunk * UNITS
@@ -162,23 +165,23 @@ def sine_sweep_kernel(
     start, keys = start_of(b, sizes, bounds), end_of(b, sizes, bounds, count)
     last_row = window + tl.minimum(rows - window, width)
     if OF_QUERY:
-        own0 = (tile - first_q) * BI
+        own0 = (tile - first_tile_of(cu_seqlens_q, s, OWN)) * OWN
         own_end = last_row
         if (own0 < window) | (own0 >= last_row):
             return
-        begin = tl.maximum(first_key(band, own0), start) // BJ * BJ
-        end = end_key(band, tl.minimum(own0 + BI, rows) - 1, keys)
+        begin = tl.maximum(first_key(band, own0), start) // OTHER * OTHER
+        end = end_key(band, tl.minimum(own0 + OWN, rows) - 1, keys)
         other_end = keys
     else:
-        own0 = (tile - first_k) * BJ
+        own0 = (tile - first_k) * OWN
         own_end = keys
-        if (own0 >= keys) | (own0 + BJ <= start):
+        if (own0 >= keys) | (own0 + OWN <= start):
             return
         begin = window
         end = last_row
         if band is not None:
             seen, seen_end = seeing_queries(band, tile - first_k, keys, rows, BJ)
-            begin = tl.maximum(seen // BI * BI, window)
+            begin = tl.maximum(seen // OTHER * OTHER, window)
             end = tl.minimum(seen_end, last_row)
         begin = tl.multiple_of(begin, 16)
         other_end = end
@@ -192,13 +195,18 @@ def sine_sweep_kernel(
     corner = first_row * width - window
     i = own0 + tl.arange(0, OWN)
     if OF_QUERY:
-        high, size, low = _range_of(query_panels, query_panel + own0 // BI, t0, d)
+        high, size, low = range_of(query_panels, query_panel + own0 // BI, t0, d)
+        for more in range(own0 + BI, tl.minimum(own0 + OWN, rows), BI):
+            top, most, bottom = range_of(query_panels, query_panel + more // BI, t0, d)
+            high = tl.maximum(high, top)
+            size = tl.maximum(size, most)
+            low = tl.minimum(low, bottom)
         row_at = wide(b) * width + i - window
         at = query_at + wide(own0) * query.row
         a = half_rows(at, i - own0, query.row, own_end - own0, t, query.unit, d, ACTIVATION)
         out = grad + (wide(b) * n + begin_q + i)[:, None] * d + t[None, :]
     else:
-        high, size, low = _range_of(key_panels, key_panel + own0 // BJ, t0, d)
+        high, size, low = range_of(key_panels, key_panel + own0 // BJ, t0, d)
         row_at = first_row + i
         at = key_at + wide(own0) * key.row
         a = half_rows(at, i - own0, key.row, own_end - own0, t, key.unit, d, ACTIVATION)
@@ -208,22 +216,27 @@ def sine_sweep_kernel(
 
     other_high = -float("inf")
     other_low = float("inf")
-    for other0 in range(begin, end, OTHER):
+    for other0 in range(begin, end, PANEL):
         if OF_QUERY:
-            top, most, bottom = _range_of(key_panels, key_panel + other0 // BJ, t0, d)
+            other_top, other_size, other_bottom = range_of(
+                key_panels, key_panel + other0 // BJ, t0, d
+            )
         else:
-            top, most, bottom = _range_of(query_panels, query_panel + other0 // BI, t0, d)
-        other_high = tl.maximum(other_high, top)
-        other_low = tl.minimum(other_low, bottom)
-        size = tl.maximum(size, most)
-    reach = 0.5 * tl.maximum(high + other_high, -(low + other_low))
+            other_top, other_size, other_bottom = range_of(
+                query_panels, query_panel + other0 // BI, t0, d
+            )
+        other_high = tl.maximum(other_high, other_top)
+        other_low = tl.minimum(other_low, other_bottom)
+        size = tl.maximum(size, other_size)
+    reach = reach_of(high + other_high, low + other_low, size)
     of_tanh = tl.zeros((OWN, UNITS), tl.float32)  # sums with tanh'(y), and with tanh(y)
     with_tanh = tl.zeros((OWN, UNITS), tl.float32)
-    if (reach <= LAST) & (size <= FACTORED):
+    if reach <= LAST:
         series, terms = series_of(reach, sines)
         step = tl.load(series)
         linear = tl.load(series + 1)
-        middle = 0.25 * (high + low)  # so that b + middle is as small as y
+        # so that b + middle is as small as y, and 0 where all of them are
+        middle = tl.sum(a, 0)[None, :] / tl.minimum(own_end - own0, OWN)
         along_b = tl.zeros((OWN, UNITS), tl.float32)
         for p0 in range(0, terms, GROUP):
             sums = tl.zeros((OWN, 2 * GROUP * UNITS), tl.float32)

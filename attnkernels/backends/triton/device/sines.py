@@ -12,12 +12,12 @@ import triton
 import triton.language as tl
 
 from .maths import FACTORED, gain
-from .prepare import CHUNK, RANGES, row_ranges
+from .prepare import CHUNK, RANGES
 
 UNITS = tl.constexpr(16)  # hidden units of a product
 HEAD = tl.constexpr(2)  # numbers before the sines of a series: the step, and the line
-WIDTH = tl.constexpr(20)  # numbers of a series, zeros behind its sines
-LAST = tl.constexpr(12.0)  # the reaches of the table are 2, 4, ..., LAST
+WIDTH = tl.constexpr(28)  # numbers of a series, zeros behind its sines
+LAST = tl.constexpr(20.0)  # the reaches of the table are 2, 4, ..., LAST
 FEWEST = tl.constexpr(4)  # sines of the first one; each has two more than the last
 
 
@@ -37,24 +37,6 @@ def sine_cosine(x, TARGET: tl.constexpr):
 
 
 @triton.jit
-def tile_reach(
-    query_panels, query_panel, key_panels, key_panel, unit, d, CHUNKS: tl.constexpr
-):  # fmt: skip
-    """Return the largest |y| of (E14) in a tile, infinite where the sines must not be used."""
-    query_high, query_size = row_ranges(query_panels.ranges, query_panel, d, CHUNKS)
-    key_high, key_size = row_ranges(key_panels.ranges, key_panel, d, CHUNKS)
-    chunks = tl.cdiv(d, CHUNK)
-    c = tl.arange(0, CHUNKS)
-    low_at = query_panels.ranges + (query_panel * chunks + c) * RANGES + 2
-    query_low = tl.load(low_at, mask=c < chunks, other=float("inf"))
-    low_at = key_panels.ranges + (key_panel * chunks + c) * RANGES + 2
-    key_low = tl.load(low_at, mask=c < chunks, other=float("inf"))
-    reach = 0.5 * tl.max(tl.maximum(query_high + key_high, -(query_low + key_low)))
-    usable = (tl.maximum(query_size, key_size) <= FACTORED) & (unit < float("inf"))
-    return tl.where(usable, reach, float("inf"))
-
-
-@triton.jit
 def series_of(reach, sines):
     """Return (pointer to the shortest series for a reach up to LAST, its number of sines)."""
     row = tl.maximum(tl.ceil(reach * 0.5) - 1.0, 0.0).to(tl.int32)
@@ -62,14 +44,16 @@ def series_of(reach, sines):
 
 
 @triton.jit
-def chunk_reach(query_panels, query_panel, key_panels, key_panel, t, d):
-    """Return the largest |y| of the hidden units of the chunk of t."""
-    chunks = tl.cdiv(d, CHUNK)
-    of_query = query_panels.ranges + (query_panel * chunks + t // CHUNK) * RANGES
-    of_key = key_panels.ranges + (key_panel * chunks + t // CHUNK) * RANGES
-    high = tl.load(of_query) + tl.load(of_key)
-    low = tl.load(of_query + 2) + tl.load(of_key + 2)
-    return 0.5 * tl.maximum(high, -low)
+def range_of(panels, panel, t, d):
+    """Return (highest, size, lowest) exponent of a panel in the chunk of t."""
+    at = panels.ranges + (panel * tl.cdiv(d, CHUNK) + t // CHUNK) * RANGES
+    return tl.load(at), tl.load(at + 1), tl.load(at + 2)
+
+
+@triton.jit
+def reach_of(high, low, size):
+    """Return the largest |y| by the sums of exponents, infinite where sines must not be used."""
+    return tl.where(size <= FACTORED, 0.5 * tl.maximum(high, -low), float("inf"))
 
 
 @triton.jit
@@ -88,55 +72,83 @@ def side_by_side(a, b, c, d):
 
 
 @triton.jit
+def _by_sines(
+    product, of_query, of_key, query_at, query, i, n, key_at, key, j, m, weights, t0, d, reach,
+    sines, ACTIVATION: tl.constexpr, TARGET: tl.constexpr,
+):  # fmt: skip
+    """Add the terms of UNITS hidden units to the product and to the sums of one row or key."""
+    series, count = series_of(reach, sines)
+    step = tl.load(series)
+    linear = tl.load(series + 1)
+    t = t0 + tl.arange(0, UNITS)
+    w = tl.load(weights + t, mask=t < d, other=0.0)[None, :] * -0.5
+    q = half_rows(query_at, i, query.row, n, t, query.unit, d, ACTIVATION)
+    k = half_rows(key_at, j, key.row, m, t, key.unit, d, ACTIVATION)
+    of_query += linear * tl.sum(q * w, 1)
+    of_key += linear * tl.sum(k * w, 1)
+    query_sine, query_cosine = sine_cosine(q * step, TARGET)
+    key_sine, key_cosine = sine_cosine(k * step, TARGET)
+    query_twice = 2.0 * query_cosine
+    key_twice = 2.0 * key_cosine
+    # two values of p at a time, so that the recurrence moves nothing
+    query_sine *= w
+    query_cosine *= w
+    query_sine_0 = tl.zeros_like(q)
+    query_cosine_0 = tl.broadcast_to(w, q.shape)
+    key_sine_0 = tl.zeros_like(k)
+    key_cosine_0 = tl.full(k.shape, 1.0, tl.float32)
+    for p in range(0, count, 2):
+        query_sine_0 = query_twice * query_sine - query_sine_0
+        query_cosine_0 = query_twice * query_cosine - query_cosine_0
+        key_sine_0 = key_twice * key_sine - key_sine_0
+        key_cosine_0 = key_twice * key_cosine - key_cosine_0
+        c = tl.load(series + HEAD + p)
+        c_0 = tl.load(series + HEAD + p + 1)
+        left = side_by_side(
+            query_sine * c, query_cosine * c, query_sine_0 * c_0, query_cosine_0 * c_0
+        )
+        right = side_by_side(key_cosine, key_sine, key_cosine_0, key_sine_0)
+        product = tl.dot(left, tl.trans(right), product)
+        query_sine = query_twice * query_sine_0 - query_sine
+        query_cosine = query_twice * query_cosine_0 - query_cosine
+        key_sine = key_twice * key_sine_0 - key_sine
+        key_cosine = key_twice * key_cosine_0 - key_cosine
+    return product, of_query, of_key
+
+
+@triton.jit
+def tile_reach(query_panels, query_panel, key_panels, key_panel, unit, t, d):
+    """Return the largest |y| of the hidden units of the chunk of t in a tile."""
+    query_high, query_size, query_low = range_of(query_panels, query_panel, t, d)
+    key_high, key_size, key_low = range_of(key_panels, key_panel, t, d)
+    size = tl.where(unit < float("inf"), tl.maximum(query_size, key_size), float("inf"))
+    return reach_of(query_high + key_high, query_low + key_low, size)
+
+
+@triton.jit
 def sine_scores(
     query, query_panels, query_panel, n, query_at, key, key_panels, key_panel, m, key_at, weights,
-    d, sines, ACTIVATION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, TARGET: tl.constexpr,
+    unit, d, sines, ACTIVATION: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr,
+    TARGET: tl.constexpr,
 ):  # fmt: skip
-    """Return float32 [BI, BJ], sum_t w'_t (r_t - 1/2), for tiles from query_at and key_at on.
+    """Return (float32 [BI, BJ], sum_t w'_t (r_t - 1/2), the number of products left out).
 
-    r - 1/2 is -1/2 tanh(y); w' are the weights of prepare.py, at most 1.
+    r - 1/2 is -1/2 tanh(y); w' are the weights of prepare.py, at most 1. Hidden units with sums
+    beyond the table are left out.
     """
     i = tl.arange(0, BI)
     j = tl.arange(0, BJ)
     product = tl.zeros((BI, BJ), tl.float32)
     of_query = tl.zeros((BI,), tl.float32)
     of_key = tl.zeros((BJ,), tl.float32)
+    beyond = 0
     for t0 in range(0, d, UNITS):
-        reach = chunk_reach(query_panels, query_panel, key_panels, key_panel, t0, d)
-        series, count = series_of(reach, sines)
-        step = tl.load(series)
-        linear = tl.load(series + 1)
-        t = t0 + tl.arange(0, UNITS)
-        w = tl.load(weights + t, mask=t < d, other=0.0)[None, :] * -0.5
-        q = half_rows(query_at, i, query.row, n, t, query.unit, d, ACTIVATION)
-        k = half_rows(key_at, j, key.row, m, t, key.unit, d, ACTIVATION)
-        of_query += linear * tl.sum(q * w, 1)
-        of_key += linear * tl.sum(k * w, 1)
-        query_sine, query_cosine = sine_cosine(q * step, TARGET)
-        key_sine, key_cosine = sine_cosine(k * step, TARGET)
-        query_twice = 2.0 * query_cosine
-        key_twice = 2.0 * key_cosine
-        # two values of p at a time, so that the recurrence moves nothing
-        query_sine *= w
-        query_cosine *= w
-        query_sine_0 = tl.zeros_like(q)
-        query_cosine_0 = tl.broadcast_to(w, q.shape)
-        key_sine_0 = tl.zeros_like(k)
-        key_cosine_0 = tl.full(k.shape, 1.0, tl.float32)
-        for p in range(0, count, 2):
-            query_sine_0 = query_twice * query_sine - query_sine_0
-            query_cosine_0 = query_twice * query_cosine - query_cosine_0
-            key_sine_0 = key_twice * key_sine - key_sine_0
-            key_cosine_0 = key_twice * key_cosine - key_cosine_0
-            c = tl.load(series + HEAD + p)
-            c_0 = tl.load(series + HEAD + p + 1)
-            left = side_by_side(
-                query_sine * c, query_cosine * c, query_sine_0 * c_0, query_cosine_0 * c_0
-            )
-            right = side_by_side(key_cosine, key_sine, key_cosine_0, key_sine_0)
-            product = tl.dot(left, tl.trans(right), product)
-            query_sine = query_twice * query_sine_0 - query_sine
-            query_cosine = query_twice * query_cosine_0 - query_cosine
-            key_sine = key_twice * key_sine_0 - key_sine
-            key_cosine = key_twice * key_cosine_0 - key_cosine
-    return product + of_query[:, None] + of_key[None, :]
+        reach = tile_reach(query_panels, query_panel, key_panels, key_panel, unit, t0, d)
+        if reach <= LAST:
+            product, of_query, of_key = _by_sines(
+                product, of_query, of_key, query_at, query, i, n, key_at, key, j, m, weights, t0, d,
+                reach, sines, ACTIVATION, TARGET,
+            )  # fmt: skip
+        else:
+            beyond += 1
+    return product + of_query[:, None] + of_key[None, :], beyond

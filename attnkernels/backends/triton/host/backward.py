@@ -154,7 +154,7 @@ def _add_values(prepared: Prepared, arguments: dict[str, Any], grad_value: Tenso
     if grad_value is None:
         return
     call, tile = prepared.call, prepared.tile
-    programs = call.leads * prepared.key_tiles * -(-call.dv // configs.VALUE_COLUMNS)
+    programs = call.leads * prepared.key_tiles * -(-call.dv // prepared.arguments["BV"])
     more = {"grad_value": grad_value, "BI": 32, "TILE": tile.BI}
     launch(value_kernel, programs, arguments, tile.warps, **more)
 

@@ -83,7 +83,6 @@ class Call:
             "band": self._band(),
             "TARGET": self.target.name,
             "PRECISION": precision(self.target, self.fast),
-            "BV": configs.VALUE_COLUMNS,
         }
 
     def sines(self) -> Tensor:
@@ -164,10 +163,10 @@ class Call:
         """Return the number of tiles per leading index; see rows.sequence_of for varlen."""
         return rows // block + self.sequences if self.varlen else -(-rows // block)
 
-    def tile(self, tiles: tuple[Tile, ...]) -> Tile:
-        """Return the cheapest of the tiles that give every processor four warps.
+    def tile(self, tiles: tuple[Tile, ...], forward: bool = False) -> Tile:
+        """Return the cheapest of the tiles that give every processor a program and four warps.
 
-        With `fast`, `configs.SINE_TILE` is one of them.
+        Tiles by sines are among them if the call allows it.
         If none does, return the last of `tiles`, the smallest.
         """
         n, m = (-(-rows // max(self.sequences, 1)) for rows in (self.n, self.m))
@@ -178,12 +177,14 @@ class Call:
 
         def cost(tile: Tile) -> float:
             loads = 1 + 8 / tile.BI  # a larger tile shares more of them
-            each = configs.SINE_COST if tile == configs.SINE_TILE else 1.0
+            each = configs.SINE_COSTS.get(tile, 1.0)
             return programs(tile) * tile.BI * tile.BJ * loads * each
 
         if self.fast:
-            tiles = (configs.SINE_TILE, *tiles)
-        filling = [t for t in tiles if programs(t) * t.warps >= 4 * self.target.processors]
+            where = self.target
+            tiles = (*configs.sine_tiles(where.name, where.capability, forward), *tiles)
+        wanted = 4 * self.target.processors
+        filling = [t for t in tiles if programs(t) * min(t.warps, 4) >= wanted]
         return min(filling, key=cost, default=tiles[-1])
 
     def parts(self, programs: int, warps: int, most: int) -> int:
@@ -215,17 +216,19 @@ class Prepared:
             key_panels=contiguous(key_lead, self.key_tiles),
             weights=contiguous(weight_lead, row),
         )
+        by_sines = tile in configs.SINE_COSTS
+        new = _nothing if by_sines else call.new
         self.arguments: dict[str, Any] = {
             **call.arguments,
             **strides,
             "query_panels": Panels(
-                call.new(*query_lead, self.query_tiles, padded * tile.BI),
+                new(*query_lead, self.query_tiles, padded * tile.BI),
                 call.new(*query_lead, self.query_tiles, chunks * RANGES.value),
                 strides["query_panels"],
             ),
             "query_tiles": self.query_tiles,
             "key_panels": Panels(
-                call.new(*key_lead, self.key_tiles, padded * tile.BJ),
+                new(*key_lead, self.key_tiles, padded * tile.BJ),
                 call.new(*key_lead, self.key_tiles, chunks * RANGES.value),
                 strides["key_panels"],
             ),
@@ -237,7 +240,8 @@ class Prepared:
             "EXPONENTIALS": exponentials,
             "BI": tile.BI,
             "BJ": tile.BJ,
-            "sines": call.sines() if tile == configs.SINE_TILE else None,
+            "sines": call.sines() if by_sines else None,
+            "BV": configs.SINE_VALUE_COLUMNS if by_sines else configs.VALUE_COLUMNS,
         }
         # the inputs by their own leading dimensions
         query_sizes, query_strides = merged(query_lead, [lead_of(query, 2)])
@@ -260,6 +264,10 @@ class Prepared:
             weight_sizes=scaled(weight_sizes),
             bounds=call.bounds(*bound_strides),
         )
+
+
+def _nothing(*shape: int) -> None:
+    """Return None, for panels that no kernel reads."""
 
 
 def matrix(x: Tensor | None, strides: Ints) -> Matrix | None:

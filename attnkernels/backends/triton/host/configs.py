@@ -52,11 +52,16 @@ SWEEP_BLOCK = 4 * SWEEP_ROWS
 WARPS = 8 if triton.__version__.startswith("3.8.") else 4
 TILES = parse(os.environ.get("ATTNKERNELS_TILES", f"64x64x16x{WARPS},32x32x8x2,16x16x8x1"))
 
-# A tile that is scored by sines, and the time of its elements in that of the others: the loop over
-# two values of p is 130 instructions for 512 elements on sm_90, where quads take 4 per element.
-SINE_TILE, SINE_COST = Tile(64, 128, 16, 8), 0.5
+# Tiles that are scored by sines, with the time of their elements in that of the others: on sm_90
+# they take 1.5 and 2.3 instructions per element for |y| <= 8, where quads take 4. Before sm_90 they
+# take as many, and so they do on sm_120: operands of their products pass through registers. Those
+# of sm_100, and of a gradient, do not hold the larger tile.
+LARGE_SINE_TILE, SINE_TILE = Tile(128, 128, 16, 8), Tile(64, 128, 16, 8)
+SINE_COSTS = {LARGE_SINE_TILE: 0.35, SINE_TILE: 0.5}
+SINE_CAPABILITIES, LARGE_SINE_CAPABILITY = (9, 10), 9
 
-VALUE_COLUMNS = 16  # of the context at a time: more would not leave the scores their registers
+# of the context at a time: more would not leave the scores their registers
+VALUE_COLUMNS, SINE_VALUE_COLUMNS = 16, 32
 STEP_KEYS, STEP_UNITS, STEP_WARPS = 32, 64, 4
 STEP_SWEEP_KEYS = 16
 WARPS_A_PROCESSOR = 10  # about as many as the registers allow
@@ -71,6 +76,14 @@ SCRATCH = 64 << 20  # bytes that the gradients of a window's scores may take
 def backward_tiles() -> tuple[Tile, ...]:
     """The tiles that hold whole blocks of the sweep."""
     return tuple(tile for tile in TILES if tile.BI % SWEEP_BLOCK == 0)
+
+
+def sine_tiles(name: str, capability: int, forward: bool) -> tuple[Tile, ...]:
+    """The tiles by sines for a target of this name and compute capability, if there are any."""
+    if name and capability not in SINE_CAPABILITIES:
+        return ()
+    large = forward and capability == LARGE_SINE_CAPABILITY
+    return (LARGE_SINE_TILE, SINE_TILE) if large else (SINE_TILE,)
 
 
 def tangent_tiles() -> tuple[Tile, ...]:

@@ -44,7 +44,7 @@ def _attend(
         tiles = call.seen_tiles(1, configs.STEP_KEYS, -(-call.m // configs.STEP_KEYS))
         programs = rows
     else:
-        tile = call.tile(configs.TILES)
+        tile = call.tile(configs.TILES, forward=True)
         kernel, warps = forward_kernel, tile.warps
         prepared = Prepared(call, tile)
         arguments = prepared.arguments
@@ -88,7 +88,7 @@ def scores(**arguments: Any) -> Tensor:
     result = call.new(*call.lead, call.n, call.m)
     if result.numel():
         with on(call.query):
-            tile = call.tile(configs.TILES)
+            tile = call.tile(configs.TILES, forward=True)
             prepared = Prepared(call, tile)
             programs = call.leads * prepared.query_tiles * prepared.key_tiles
             launch(scores_kernel, programs, prepared.arguments, warps=tile.warps, scores=result)

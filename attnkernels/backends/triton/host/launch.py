@@ -17,11 +17,15 @@ _get_fp32_precision = torch._C._get_fp32_precision_getter
 
 
 class Target(NamedTuple):
-    """A name, "cuda", "hip" or "" for the interpreter; lanes per warp; processors (SM, CU)."""
+    """A name, "cuda", "hip" or "" for the interpreter; lanes per warp; processors (SM, CU).
+
+    capability: of CUDA, the major number.
+    """
 
     name: str
     lanes: int
     processors: int
+    capability: int = 0
 
     def room(self, warps: int) -> int:
         """Return how many programs of `warps` warps run at the same time."""
@@ -35,7 +39,8 @@ def target(device: torch.device) -> Target:
         return Target("", 32, 2)
     properties = torch.cuda.get_device_properties(device)
     name = "hip" if torch.version.hip else "cuda"
-    return Target(name, properties.warp_size, properties.multi_processor_count)
+    size = properties.warp_size, properties.multi_processor_count
+    return Target(name, *size, properties.major)
 
 
 def on(tensor: Tensor) -> AbstractContextManager[Any]:

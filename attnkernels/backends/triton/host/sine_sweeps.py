@@ -16,17 +16,18 @@ from .call import Call, Prepared
 from .launch import launch
 from .sweeps import Sums, longest_query
 
-PAIRS = 1024  # of a tile per warp
+ROWS, WARPS = 128, 8  # of either side in a program, and its warps
 
 
 def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], None]) -> Sums:
     """Do what `sweeps.windowed` does, for a call that has a table of sines."""
     call, tile, lead = prepared.call, prepared.tile, prepared.call.lead
+    assert tile.BJ == ROWS  # a program of keys has one panel of them
     key_rows = max(call.leads * prepared.key_tiles * tile.BJ, 1)
     rows = longest_query(call)
-    width = max(configs.SCRATCH // (4 * key_rows), 64)
-    width = min(width, rows + 63) // 64 * 64
-    query_tiles = prepared.query_tiles if call.varlen else -(-width // tile.BI)
+    width = max(configs.SCRATCH // (4 * key_rows), ROWS)
+    width = min(width, rows + ROWS - 1) // ROWS * ROWS
+    query_tiles = call.tiles(call.n, ROWS) if call.varlen else width // ROWS
     grad_query = call.new(*lead, call.n, call.d).zero_()
     grad_key = call.new(*lead, call.m, call.d).zero_()
     along = call.new(*lead, query_tiles, call.d).zero_()
@@ -51,7 +52,7 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
                 sine_sweep_kernel,
                 call.leads * tiles * columns,
                 prepared.arguments,
-                warps=max(tile.BI * tile.BJ // PAIRS, 1),
+                warps=WARPS,
                 ds=ds,
                 halves=halves,
                 largest=largest.contiguous(),
@@ -60,9 +61,11 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
                 along=along,
                 window=first,
                 width=width,
-                first_tile=first // tile.BI if of_query and not call.varlen else 0,
+                first_tile=first // ROWS if of_query and not call.varlen else 0,
                 own_tiles=tiles,
                 OF_QUERY=of_query,
+                OWN=ROWS,
+                OTHER=ROWS,
             )
     return grad_query, grad_key, _of_weight(call, along.sum(-2), total)
 
