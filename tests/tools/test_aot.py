@@ -19,6 +19,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     reason = "TRITON_INTERPRET=1 interprets kernels: there is nothing to compile"
     pytest.skip(reason, allow_module_level=True)
 
+from attnkernels.backends.triton.host import configs
 from tools.sass import aot
 from tools.sass import run as sass
 
@@ -100,6 +101,25 @@ def test_packed_sequences_compile(target: str) -> None:
         aot.attention(query, key, value, weight, **packed)
         aot.tangents(query, key, value, weight, **packed)
     assert {*TILED, "jvp_kernel"} <= {launch.name for launch in launches}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+def test_sines_compile(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every mask, or packed, for a GPU that has them. Multiply-adds are one instruction."""
+    monkeypatch.setattr(configs, "SINE_COSTS", dict.fromkeys(configs.SINE_COSTS, 0.0))
+    monkeypatch.setattr(aot, "PROCESSORS", 1)
+    inputs, options = bool_mask(133)
+    if packed:
+        inputs = tuple(x.squeeze(0) for x in make((1, 70, 70, 30, 7), BF16, grad=False))
+        ends = cumulative([33, 0, 37])
+        options = {"cu_seqlens_q": ends, "cu_seqlens_k": ends, "window_right": 0, **seeded()}
+    with aot.compiling_for("sm_90") as launches:
+        aot.attention(*inputs, precision="fast", **options)
+    names = {launch.name for launch in launches}
+    assert {"forward_kernel", "gradient_kernel", "sine_sweep_kernel", "value_kernel"} <= names
+    assert "sweep_kernel" not in names
+    assert all(launch.compiled.metadata.enable_fp_fusion for launch in launches)
 
 
 @pytest.mark.slow
