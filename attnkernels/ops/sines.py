@@ -87,7 +87,7 @@ def _reaches(q: Tensor, k: Tensor, w: Tensor, gain: float) -> list[float] | None
 
     It is infinite where sines must not be used.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     with torch.no_grad():
         highest = q.amax(-2) + k.amax(-2)

@@ -252,6 +252,30 @@ def test_beyond_the_table_is_exact(name: str) -> None:
     check_scores(query, key, weight, backend=fast)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("how", ["trace", "export", "vmap"])
+def test_a_trace_is_not_bound_to_a_series(name: str, how: str) -> None:
+    """Other inputs may be larger than those that were traced."""
+    if name != "reference":
+        pytest.skip("the kernels choose on the device")
+
+    class Scores(torch.nn.Module):
+        def forward(self, query: Tensor, key: Tensor, weight: Tensor) -> Tensor:
+            return additive_scores(query, key, weight, precision="fast", backend="reference")
+
+    query, key, weight = torch.randn(2, 4, 8), torch.randn(2, 5, 8), torch.randn(8)
+    small = query / 9, key / 9, weight
+    if how == "trace":
+        traced = torch.jit.trace(Scores(), small, check_trace=False)
+    elif how == "export":
+        traced = torch.export.export(Scores(), small).module()
+    else:
+        traced = torch.vmap(Scores(), in_dims=(0, 0, None))
+    for times in (1, 9):
+        given = query * times, key * times, weight
+        check_scores(*given, backend=lambda *args, **_: traced(*args))
+
+
 def test_which_units_the_reference_takes_by_sines(name: str) -> None:
     """Those whose sums are in the table; the others are left to the formula, all at once."""
     if name != "reference":
