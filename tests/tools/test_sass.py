@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tools.sass import edges
+from tools.sass import edges, sines
 from tools.sass.loops import Inner, classify, count, parse
 
 NESTED = """
@@ -139,11 +139,48 @@ def test_what_holds_a_loop_up() -> None:
     assert Inner("edges", 512.0, 0.0, 0, 0).elements_a_clock == 0.25
 
 
+def test_the_loops_over_sines() -> None:
+    """The loop over two values of p, and the share of the loop over hidden units around it."""
+
+    def lines(**instructions: int) -> list[str]:
+        return [name for name, times in instructions.items() for _ in range(times)]
+
+    begin, again = lines(FMUL=30, MUFU_SIN=6), lines(FFMA=64, F2FP=32, HGMMA=4, BAR=2)
+    names = [".L_x_0:", *begin, ".L_x_1:", *again, "BRA `(.L_x_1)", "BRA `(.L_x_0)"]
+    text = "\n".join(
+        name
+        if name.startswith(".")
+        else f"        /*0000*/  {name.replace('_', '.', 1)} ;"
+        if not name.startswith("BRA")
+        else f"        /*0000*/  {name} ;"
+        for name in names
+    )
+    parsed = parse(text)
+    meta = {"SHAPE": (4, 8, 16, 16)}  # 64 x 128 pairs by 256 threads: 512 elements each
+    two, around = sines.inner_loops("forward_kernel", meta, 256, parsed)
+    assert (two.variant, two.issued, two.barriers) == ("two sines", 103 / 512, 2)
+    assert (around.issued, around.mufu) == (37 / 512, 6 / 512)
+    assert sines.occur([two]) and not sines.occur([Inner("quad", 4.0, 0.25, 0, 0)])
+    # the same rows in a sweep, whose tile is square
+    (four, _) = sines.inner_loops("sine_sweep_kernel", {"OWN": 128, "OTHER": 128}, 256, parsed)
+    assert (four.variant, four.issued) == ("four sines", 103 / 1024)
+
+
 @pytest.fixture
 def sass() -> Any:
     """Return the module, which imports triton."""
     pytest.importorskip("triton", reason="the package triton is not installed")
     return import_module("tools.sass.run")
+
+
+# Kernels that score by sines, or go with them, and their instructions per element.
+BY_SINES = (
+    ("forward_kernel", 1.5),
+    ("gradient_kernel", 2.3),
+    ("sine_sweep_kernel", 1.4),
+    ("sine_sweep_kernel", 1.0),
+    ("value_kernel", 0.1),
+)
 
 
 def good(sass: Any) -> list[Any]:
@@ -169,12 +206,24 @@ def good(sass: Any) -> list[Any]:
         for kernel in sass.sass_edges.ISSUED
     ]
     sweep = row("sweep_kernel", {"BI": rows, "BJ": columns, "RI": 8, "LANES": 32}, 1)
-    return [*tiled, sweep, *edges, *(row(f"{name}_kernel", {"BJ": 32}) for name in others)]
+    two = [Inner("two sines", 0.2, 0.0, 0, 2)]
+    by_sines = [
+        sass.Row("sm_90", kernel, sass.aot.FAST, 8, {}, 255, 0, {}, two, sines.Cost(each, 0.5, 2.0))
+        for kernel, each in BY_SINES
+    ]
+    rest = [row(f"{name}_kernel", {"BJ": 32}) for name in others]
+    return [*tiled, sweep, *edges, *by_sines, *rest]
 
 
-def change(rows: list[Any], kernel: str, variant: str = "", **changes: Any) -> list[Any]:
+def change(
+    rows: list[Any], kernel: str, variant: str = "", by_sines: bool = False, **changes: Any
+) -> list[Any]:
     """Return the rows with changes in the first of a kernel, or in its loop of a variant."""
-    (place, old), *_ = [each for each in enumerate(rows) if each[1].kernel == kernel]
+    (place, old), *_ = [
+        each
+        for each in enumerate(rows)
+        if each[1].kernel == kernel and (each[1].sines is not None) == by_sines
+    ]
     if variant:
         loops = [replace(x, **changes) if x.variant == variant else x for x in old.loops]
         changes = {"loops": loops}
@@ -193,6 +242,12 @@ WRONG: dict[str, Callable[[list[Any]], list[Any]]] = {
     ),
     "at most 600, 910, 600 instructions": lambda rows: change(
         rows, "edge_forward_kernel", "edges", issued=601.0
+    ),
+    "forward: at least 60": lambda rows: change(
+        rows, "forward_kernel", by_sines=True, sines=sines.Cost(1.7, 0.5, 2.0)
+    ),
+    "backward: at least 20": lambda rows: change(
+        rows, "sine_sweep_kernel", by_sines=True, sines=sines.Cost(1.6, 0.5, 2.0)
     ),
     "at most 12 instructions": lambda rows: change(rows, "sweep_kernel", "shared", issued=9.1),
 }
