@@ -157,18 +157,17 @@ def score_tile(
     BJ: tl.constexpr = SHAPE[1] * SHAPE[3]
     i, j = places(SHAPE)
     s = tl.zeros(SHAPE, tl.float32)
-    base = tl.load(weights + padded)
-    unit = tl.load(weights + padded + 1)
-    query_at += wide(i0) * query.row
-    key_at += wide(j0) * key.row
     if sines is not None:
         base = tl.load(weights + padded + 2)
+        query_at += wide(i0) * query.row
+        key_at += wide(j0) * key.row
         by_sines, beyond = sine_scores(
             query, query_panels, query_panel, n - i0, query_at, key, key_panels, key_panel, m - j0,
-            key_at, weights, unit, d, sines, ACTIVATION, BI, BJ, TARGET,
+            key_at, weights, tl.load(weights + padded + 1), d, sines, ACTIVATION, BI, BJ, TARGET,
         )  # fmt: skip
         s = as_tile(by_sines, SHAPE)
         if beyond > 0:
+            unit = tl.load(weights + padded + 1)
             for t0 in range(0, d, UNITS):
                 reach = tile_reach(query_panels, query_panel, key_panels, key_panel, unit, t0, d)
                 if reach > LAST:
@@ -181,6 +180,7 @@ def score_tile(
         a = (query_panels.data + query_panel * padded * BI).to(word) + i
         b = (key_panels.data + key_panel * padded * BJ).to(word) + j
         w = weights.to(word)
+        base = tl.load(weights + padded)
         if is_logistic(ACTIVATION):
             query_high, query_size = row_ranges(query_panels.ranges, query_panel, d, CHUNKS)
             key_high, key_size = row_ranges(key_panels.ranges, key_panel, d, CHUNKS)
@@ -190,6 +190,8 @@ def score_tile(
                 else:
                     s = _quads(s, a, b, w, padded, BI, BJ, True, TARGET)
             else:
+                query_at += wide(i0) * query.row
+                key_at += wide(j0) * key.row
                 s = _direct(
                     s, query, query_at, i, n - i0, key, key_at, j, m - j0, weights, 0, d,
                     ACTIVATION, TARGET,
@@ -197,4 +199,5 @@ def score_tile(
                 base = tl.load(weights + padded + 2)
         else:
             s = _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION)
+    unit = tl.load(weights + padded + 1)
     return s * unit + base
