@@ -195,6 +195,7 @@ SPILLS = UNUSED | {
     ("sm_100", "jvp_kernel"): 6,
     ("sm_120", "jvp_kernel"): 20,
     ("sm_120", "sweep_kernel"): 3,
+    ("sm_120", "gradient_kernel"): 2,
 }
 
 
