@@ -193,7 +193,7 @@ SPILLS = UNUSED | {
     ("sm_90", "jvp_kernel"): 6,
     ("sm_90", "sine_sweep_kernel"): 1,
     ("sm_100", "jvp_kernel"): 6,
-    ("sm_120", "jvp_kernel"): 20,
+    ("sm_120", "jvp_kernel"): 21,
     ("sm_120", "sweep_kernel"): 3,
     ("sm_120", "gradient_kernel"): 2,
 }
