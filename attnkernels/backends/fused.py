@@ -16,15 +16,12 @@ from ..ops.signature import EdgeOptions, Options
 class Fused:
     """attention and scores of `Backend`, made from the operators of `ops.schema.define`."""
 
-    def __init__(self, ops: SimpleNamespace, fast: bool = False, fast_on_cpu: bool = True) -> None:
-        """Take the operators; `fast` if they are faster where precision="fast" allows it.
-
-        Without `fast_on_cpu` those for CPU tensors are not.
-        """
+    def __init__(self, ops: SimpleNamespace, fast_on_cpu: bool = True) -> None:
+        """Take the operators; fast_on_cpu: whether precision="fast" changes those for the CPU."""
         self._forward, self._scores = differentiable(ops)
         sparse = hasattr(ops, "sparse_forward")
         self._over_edges = differentiable_over_edges(ops) if sparse else None
-        self._fast, self._fast_on_cpu = fast, fast_on_cpu
+        self._fast_on_cpu = fast_on_cpu
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
@@ -35,9 +32,8 @@ class Fused:
             dropout_p, window_left, window_right, activation, negative_slope, scale,
             return_weights, precision,
         ) = options  # fmt: skip
-        code = ACTIVATIONS[activation].code
-        if precision == "fast" and self._may_be_fast(query):
-            code = activation_code(activation, precision)
+        exact = precision == "exact"  # at once: a call counts microseconds
+        code = ACTIVATIONS[activation].code if exact else self._code(query, options)
         try:
             context, lse, weights = self._forward(
                 query, key, value, weight, attn_mask, key_lengths, key_starts, cu_seqlens_q,
@@ -52,17 +48,17 @@ class Fused:
 
     def scores(self, query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
         """Return (E1); see `Backend.scores`."""
-        code = ACTIVATIONS[options.activation].code
-        if options.precision == "fast" and self._may_be_fast(query):
-            code = activation_code(options.activation, options.precision)
+        code = self._code(query, options)
         try:
             scores = self._scores(query, key, weight, code, options.negative_slope, options.scale)
         except RuntimeError as error:
             explain(error)
         return _rounded(scores, query)
 
-    def _may_be_fast(self, query: Tensor) -> bool:
-        return self._fast and (self._fast_on_cpu or not query.is_cpu)
+    def _code(self, query: Tensor, options: Options) -> int:
+        """Return the code of the activation and the precision for the device of the query."""
+        may_be_fast = self._fast_on_cpu or not query.is_cpu
+        return activation_code(options.activation, options.precision if may_be_fast else "exact")
 
     def attention_over_edges(
         self,

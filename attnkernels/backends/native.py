@@ -40,7 +40,7 @@ _missing = _load()
 ops = define(NAME, *SIGNATURES)  # after the library, which defines them too
 # The tests run the CUDA kernels on CPU tensors.
 _emulated = _missing is None and torch.ops.attnkernels.native_isa() == "emulated CUDA"
-_fused = Fused(ops, fast=True, fast_on_cpu=_emulated)
+_fused = Fused(ops, fast_on_cpu=_emulated)
 attention, scores = _fused.attention, _fused.scores
 attention_over_edges = _fused.attention_over_edges
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.fast import assert_as_good_as_bfloat16
 from helpers.inputs import BF16, F16, cumulative, make, normal, transposed
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from attnkernels import additive_attention, additive_attention_varlen, additive_
 from attnkernels.backends import native
 from attnkernels.ops.codes import FAST
 from attnkernels.ops.series import SERIES, VALUE_ERROR
+from attnkernels.testing import assert_within_budget
 
 EMULATED = native.build_info().get("instruction set") == "emulated CUDA"
 
@@ -90,11 +92,15 @@ def test_errors_are_below_those_of_inputs_in_bfloat16(
 @pytest.mark.parametrize("activation", LOGISTIC)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_shapes(backend: str, shape: Any, activation: str) -> None:
-    query, key, value, weight = make(shape, grad=False)
-    options = {"backend": backend, "activation": activation, "scale": 1.7}
-    assert close(*both(additive_scores, query, key, weight, **options), 1.7 * weight)
-    fast, exact = both(additive_attention, query, key, value, weight, **options)
-    torch.testing.assert_close(fast, exact, atol=0.02, rtol=0)
+    inputs = make(shape, grad=False)
+    query, key, _, weight = inputs
+    options: Any = {"activation": activation, "scale": 1.7}
+    scores = both(additive_scores, query, key, weight, backend=backend, **options)
+    assert close(*scores, 1.7 * weight)
+    # a sigmoid feels a rounding half as much as tanh does
+    assert_as_good_as_bfloat16(
+        additive_attention, list(inputs), backend, LOGISTIC[activation], **options
+    )
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
@@ -196,22 +202,21 @@ def test_masks_and_dropout_are_those_of_exact_calls(
         given["attn_mask"] = mask
     elif given.get("attn_mask") == "float":
         given["attn_mask"] = torch.where(mask, torch.randn(70, 70), -torch.inf)
+
+    def call(*inputs: Tensor, **more: Any) -> Any:
+        mask = given.get("attn_mask")
+        if mask is not None and mask.is_floating_point():
+            more["attn_mask"] = mask.to(inputs[0].dtype)
+        return additive_attention(*inputs, return_weights=True, **(given | more))
+
     found = []
     for precision in ("fast", "exact"):
         torch.manual_seed(5)
-        leaves = [x.clone().requires_grad_() for x in (query, key, value, weight)]
-        context, weights = additive_attention(
-            *leaves, return_weights=True, backend=backend, precision=precision, **given
-        )
-        grads = torch.autograd.grad(context.square().sum() + weights.square().sum(), leaves)
-        found.append((context.detach(), weights.detach(), grads))
-    (context, weights, grads), (exact_context, exact_weights, exact_grads) = found
+        found.append(call(query, key, value, weight, backend=backend, precision=precision)[1])
+    weights, exact_weights = found
     assert torch.equal(weights == 0, exact_weights == 0)
     assert (weights != exact_weights).any() or given.get("key_lengths") is not None
-    torch.testing.assert_close(weights, exact_weights, atol=5e-3, rtol=0.02)
-    torch.testing.assert_close(context, exact_context, atol=0.03, rtol=0)
-    for grad, exact in zip(grads, exact_grads, strict=True):
-        assert (grad - exact).norm() <= 0.01 * exact.norm()
+    assert_as_good_as_bfloat16(call, [query, key, value, weight], backend)
 
 
 def test_what_is_masked_may_be_nan(backend: str) -> None:
@@ -223,7 +228,7 @@ def test_what_is_masked_may_be_nan(backend: str) -> None:
     cut = additive_attention(
         query, key[:, :60], value[:, :60], weight, backend=backend, precision="fast"
     )
-    torch.testing.assert_close(context, cut, atol=1e-6, rtol=1e-6)
+    assert_within_budget(context, cut, cut.double())
 
 
 def test_broadcasts(backend: str) -> None:
@@ -241,11 +246,14 @@ def test_broadcasts(backend: str) -> None:
 def test_packed_sequences(backend: str) -> None:
     query, key, value, weight = make((1, 70, 150, 40, 12), grad=False)
     ends = cumulative([5, 0, 65]), cumulative([80, 3, 67])
-    fast, exact = both(
-        additive_attention_varlen, query[0], key[0], value[0], weight, *ends, backend=backend
-    )
+    inputs = [query[0], key[0], value[0], weight]
+
+    def call(*inputs: Tensor, **options: Any) -> Any:
+        return additive_attention_varlen(*inputs, *ends, **options)
+
+    fast, exact = both(call, *inputs, backend=backend)
     assert (fast != exact).any()
-    torch.testing.assert_close(fast, exact, atol=0.02, rtol=0)
+    assert_as_good_as_bfloat16(call, inputs, backend)
 
 
 def gradients(inputs: tuple[Tensor, ...], through: Any = None, **options: Any) -> Any:
@@ -282,7 +290,7 @@ def test_one_gradient_at_a_time(backend: str) -> None:
     every = gradients(inputs, **options)
     for k, wanted in enumerate(every):
         alone = tuple(x.detach().requires_grad_(k == i) for i, x in enumerate(inputs))
-        torch.testing.assert_close(gradients(alone, **options)[0], wanted, atol=1e-6, rtol=1e-5)
+        assert torch.equal(gradients(alone, **options)[0], wanted)
 
 
 def test_gradients_of_tiles_within_reach_and_beyond(backend: str) -> None:
@@ -310,7 +318,7 @@ def test_small_gradients(backend: str) -> None:
     for size in (2.0**-66, 2.0**66):
         found, wanted = (gradients(inputs, x, **options) for x in (through * size, through))
         for x, y in zip(found, wanted, strict=True):
-            torch.testing.assert_close(x / size, y, atol=1e-7, rtol=1e-6)
+            assert torch.equal(x / size, y)
 
 
 def test_a_unit_of_zeros_adds_nothing_to_its_weight(backend: str) -> None:

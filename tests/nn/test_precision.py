@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from helpers.inputs import normal
+from helpers.watched import watch_options
 from torch import nn
 
-from attnkernels.backends import BACKENDS
 from attnkernels.models import ConvEncoder, PointerNetwork, RNNsearch, ShowAttendTell
 from attnkernels.nn import (
     AdditiveAttention,
@@ -26,8 +26,8 @@ from attnkernels.nn import (
     MonotonicAttention,
     PointerHead,
 )
+from attnkernels.ops.signature import Options
 
-REFERENCE = next(each for each in BACKENDS if each.NAME == "reference")
 SIZES = 6, 5, 8  # query_dim, key_dim, hidden_dim
 QUERY, KEY = normal(2, 3, 6, grad=False), normal(2, 4, 5, grad=False)
 KINDS: tuple[Any, ...] = (
@@ -48,35 +48,25 @@ def use(module: nn.Module) -> Any:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the precisions of all calls of the backend "reference" so far."""
-    found: list[str] = []
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+    return watch_options(monkeypatch)
 
-    def watch(name: str) -> None:
-        function = getattr(REFERENCE, name)
 
-        def watched(*args: Any) -> Any:
-            found.append(args[-1].precision)
-            return function(*args)
-
-        monkeypatch.setattr(REFERENCE, name, watched)
-
-    watch("attention")
-    watch("scores")
-    return found
+def precisions(seen: list[Options]) -> list[str]:
+    return [options.precision for options in seen]
 
 
 @modules
-def test_modules_hand_it_on(make: Callable[..., Any], seen: list[str]) -> None:
+def test_modules_hand_it_on(make: Callable[..., Any], seen: list[Options]) -> None:
     for options in ({}, {"precision": "exact"}, {"precision": "fast"}):
         seen.clear()
         module = make(backend="reference", **options)
         use(module)
-        assert set(seen) == {options.get("precision", "exact")} == {module.precision}
+        assert set(precisions(seen)) == {options.get("precision", "exact")} == {module.precision}
     module.precision = "exact"
     seen.clear()
     use(module)
-    assert set(seen) == {"exact"}
+    assert set(precisions(seen)) == {"exact"}
 
 
 @modules
@@ -109,24 +99,24 @@ def test_graphs_have_none() -> None:
         GraphAttention(4, 4, **arguments)
 
 
-def test_a_prepared_memory_keeps_it(seen: list[str]) -> None:
+def test_a_prepared_memory_keeps_it(seen: list[Options]) -> None:
     attention = AdditiveAttention(6, 6, 8, num_heads=2, precision="fast", backend="reference")
     prepared = attention.prepare(normal(2, 4, 6, grad=False), torch.tensor([2, 4]))
     attention.precision = "exact"  # of what is prepared from now on
     attention.step(QUERY, prepared.index_select(torch.tensor([1, 0])))
-    assert prepared.memory.precision == "fast" and seen == ["fast"]
+    assert prepared.memory.precision == "fast" and precisions(seen) == ["fast"]
 
 
 @pytest.mark.parametrize("make", [AdditiveAttention, LocationSensitiveAttention])
-def test_a_decoder_uses_that_of_its_attention(make: Any, seen: list[str]) -> None:
+def test_a_decoder_uses_that_of_its_attention(make: Any, seen: list[Options]) -> None:
     """Check the steps, and the gradients of the keys that are computed after them."""
     attention = make(*SIZES, precision="fast", backend="reference")
     rnn = AttentionRNN(nn.GRUCell(3 + 5, 6), attention)
     outputs, *_ = rnn(normal(2, 4, 3), KEY)
-    assert set(seen) == {"fast"}
+    assert set(precisions(seen)) == {"fast"}
     seen.clear()
     outputs.sum().backward()
-    assert set(seen) <= {"fast"} and (seen or make is not AdditiveAttention)
+    assert set(precisions(seen)) <= {"fast"} and (seen or make is not AdditiveAttention)
 
 
 def test_steps_that_are_computed_again_keep_it() -> None:

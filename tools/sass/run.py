@@ -191,7 +191,6 @@ SPILLS = UNUSED | {
     ("sm_80", "gradient_kernel"): 17,
     ("sm_80", "jvp_kernel"): 6,
     ("sm_90", "jvp_kernel"): 6,
-    ("sm_90", "sine_sweep_kernel"): 1,
     ("sm_100", "jvp_kernel"): 6,
     ("sm_120", "jvp_kernel"): 21,
     ("sm_120", "sweep_kernel"): 3,

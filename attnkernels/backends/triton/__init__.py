@@ -75,7 +75,7 @@ ops = define(NAME, *_MODULES)
 for _name in _REPEATED:
     _direct = undispatched(getattr(ops, _name), _implementation(_name), _tensors(_name))
     setattr(ops, f"undispatched_{_name}", _direct)
-_fused = Fused(ops, fast=True)
+_fused = Fused(ops)
 attention, scores = _fused.attention, _fused.scores
 attention_over_edges = _fused.attention_over_edges
 

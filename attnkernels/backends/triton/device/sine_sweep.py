@@ -33,6 +33,13 @@ GROUP = tl.constexpr(4)  # values of p at a time
 
 
 @triton.jit
+def _widened(high, size, low, panels, panel, t, d):
+    """Return the ranges that also hold those of a panel in the chunk of t."""
+    top, most, bottom = range_of(panels, panel, t, d)
+    return tl.maximum(high, top), tl.maximum(size, most), tl.minimum(low, bottom)
+
+
+@triton.jit
 def _turned(sine, cosine, by_sine, by_cosine):
     """Return sine and cosine of the sum of two angles, from those of each."""
     return sine * by_cosine + cosine * by_sine, cosine * by_cosine - sine * by_sine
@@ -149,7 +156,8 @@ def sine_sweep_kernel(
     those numbers over the largest of their row, in 16 bits, and 0 where there is no pair. largest
     and totals, of the rows, are [leads, width] or [leads, key_tiles * BJ].
     """
-    PANEL: tl.constexpr = BJ if OF_QUERY else BI  # rows of the other side
+    OWN_PANEL: tl.constexpr = BI if OF_QUERY else BJ
+    PANEL: tl.constexpr = BJ if OF_QUERY else BI  # of the other side
     columns = tl.cdiv(d, UNITS)
     chunk, tile, b = program_index(columns, own_tiles)
     t0 = chunk * UNITS
@@ -167,6 +175,7 @@ def sine_sweep_kernel(
     if OF_QUERY:
         own0 = (tile - first_tile_of(cu_seqlens_q, s, OWN)) * OWN
         own_end = last_row
+        own_rows = rows
         if (own0 < window) | (own0 >= last_row):
             return
         begin = tl.maximum(first_key(band, own0), start) // OTHER * OTHER
@@ -175,6 +184,7 @@ def sine_sweep_kernel(
     else:
         own0 = (tile - first_k) * OWN
         own_end = keys
+        own_rows = keys
         if (own0 >= keys) | (own0 + OWN <= start):
             return
         begin = window
@@ -195,39 +205,33 @@ def sine_sweep_kernel(
     corner = first_row * width - window
     i = own0 + tl.arange(0, OWN)
     if OF_QUERY:
-        high, size, low = range_of(query_panels, query_panel + own0 // BI, t0, d)
-        for more in range(own0 + BI, tl.minimum(own0 + OWN, rows), BI):
-            top, most, bottom = range_of(query_panels, query_panel + more // BI, t0, d)
-            high = tl.maximum(high, top)
-            size = tl.maximum(size, most)
-            low = tl.minimum(low, bottom)
+        own, own_at, own_panels, own_panel = query, query_at, query_panels, query_panel
+        other, other_at, other_panels, other_panel = key, key_at, key_panels, key_panel
         row_at = wide(b) * width + i - window
-        at = query_at + wide(own0) * query.row
-        a = half_rows(at, i - own0, query.row, own_end - own0, t, query.unit, d, ACTIVATION)
         out = grad + (wide(b) * n + begin_q + i)[:, None] * d + t[None, :]
     else:
-        high, size, low = range_of(key_panels, key_panel + own0 // BJ, t0, d)
+        own, own_at, own_panels, own_panel = key, key_at, key_panels, key_panel
+        other, other_at, other_panels, other_panel = query, query_at, query_panels, query_panel
         row_at = first_row + i
-        at = key_at + wide(own0) * key.row
-        a = half_rows(at, i - own0, key.row, own_end - own0, t, key.unit, d, ACTIVATION)
         out = grad + (wide(b) * m + begin_k + i)[:, None] * d + t[None, :]
+    own_at += wide(own0) * own.row
+    a = half_rows(own_at, i - own0, own.row, own_end - own0, t, own.unit, d, ACTIVATION)
     scale = tl.load(largest + row_at, mask=i < own_end, other=0.0)
     total = tl.load(totals + row_at, mask=i < own_end, other=0.0)
 
+    high = -float("inf")
+    size = 0.0
+    low = float("inf")
+    for row0 in range(own0, tl.minimum(own0 + OWN, own_rows), OWN_PANEL):
+        high, size, low = _widened(
+            high, size, low, own_panels, own_panel + row0 // OWN_PANEL, t0, d
+        )
     other_high = -float("inf")
     other_low = float("inf")
-    for other0 in range(begin, end, PANEL):
-        if OF_QUERY:
-            other_top, other_size, other_bottom = range_of(
-                key_panels, key_panel + other0 // BJ, t0, d
-            )
-        else:
-            other_top, other_size, other_bottom = range_of(
-                query_panels, query_panel + other0 // BI, t0, d
-            )
-        other_high = tl.maximum(other_high, other_top)
-        other_low = tl.minimum(other_low, other_bottom)
-        size = tl.maximum(size, other_size)
+    for row0 in range(begin, end, PANEL):
+        other_high, size, other_low = _widened(
+            other_high, size, other_low, other_panels, other_panel + row0 // PANEL, t0, d
+        )
     reach = reach_of(high + other_high, low + other_low, size)
     of_tanh = tl.zeros((OWN, UNITS), tl.float32)  # sums with tanh'(y), and with tanh(y)
     with_tanh = tl.zeros((OWN, UNITS), tl.float32)
@@ -242,15 +246,10 @@ def sine_sweep_kernel(
             sums = tl.zeros((OWN, 2 * GROUP * UNITS), tl.float32)
             for other0 in range(begin, end, OTHER):
                 j = other0 + tl.arange(0, OTHER)
-                rest = other_end - other0
-                if OF_QUERY:
-                    at = key_at + wide(other0) * key.row
-                    b_rows = half_rows(at, j - other0, key.row, rest, t, key.unit, d, ACTIVATION)
-                else:
-                    at = query_at + wide(other0) * query.row
-                    b_rows = half_rows(
-                        at, j - other0, query.row, rest, t, query.unit, d, ACTIVATION
-                    )
+                at = other_at + wide(other0) * other.row
+                b_rows = half_rows(
+                    at, j - other0, other.row, other_end - other0, t, other.unit, d, ACTIVATION
+                )
                 block = _block(halves + corner, width, i, j, OF_QUERY)
                 sums = tl.dot(block, _features(b_rows, step, p0, TARGET), sums)
                 if OF_QUERY:
@@ -265,13 +264,12 @@ def sine_sweep_kernel(
         for k in range(first, end):
             if OF_QUERY:
                 pair_at = ds + corner + wide(k) * width + i
-                other_at = key_at + wide(k) * key.row + t * key.unit
             else:
                 pair_at = ds + corner + i.to(tl.int64) * width + k
-                other_at = query_at + wide(k) * query.row + t * query.unit
             pair = tl.load(pair_at, mask=i < own_end, other=0.0)[:, None]
-            other = tl.load(other_at, mask=t < d, other=0.0).to(tl.float32)
-            y = a + (other * (gain(ACTIVATION) * 0.5))[None, :]
+            b_row_at = other_at + wide(k) * other.row + t * other.unit
+            b_row = tl.load(b_row_at, mask=t < d, other=0.0).to(tl.float32)
+            y = a + (b_row * (gain(ACTIVATION) * 0.5))[None, :]
             y = tl.where(pair == 0, 0.0, y)  # 0 adds 0 even to NaN
             r, slope = logistic(y * (2.0 / gain(ACTIVATION)), ACTIVATION, TARGET)
             of_tanh += pair * (4.0 * slope)

@@ -11,22 +11,18 @@ from torch.nn.functional import pad
 from ..device.maths import span
 from ..device.sine_sweep import sine_sweep_kernel
 from ..device.sines import UNITS
-from . import configs
 from .call import Call, Prepared
 from .launch import launch
-from .sweeps import Sums, longest_query
+from .sweeps import Sums, window
 
 ROWS, WARPS = 128, 8  # of either side in a program, and its warps
 
 
 def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], None]) -> Sums:
     """Do what `sweeps.windowed` does, for a call that has a table of sines."""
-    call, tile, lead = prepared.call, prepared.tile, prepared.call.lead
-    assert tile.BJ == ROWS  # a program of keys has one panel of them
-    key_rows = max(call.leads * prepared.key_tiles * tile.BJ, 1)
-    rows = longest_query(call)
-    width = max(configs.SCRATCH // (4 * key_rows), ROWS)
-    width = min(width, rows + ROWS - 1) // ROWS * ROWS
+    call, lead = prepared.call, prepared.call.lead
+    assert prepared.tile.BJ == ROWS  # a program of keys has one panel of them
+    key_rows, rows, width = window(prepared, ROWS)
     query_tiles = call.tiles(call.n, ROWS) if call.varlen else width // ROWS
     grad_query = call.new(*lead, call.n, call.d).zero_()
     grad_key = call.new(*lead, call.m, call.d).zero_()

@@ -25,11 +25,8 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
     fill(ds, first) writes the gradients of the queries from `first` on as gradient_kernel does;
     total (*L) is the sum over all pairs.
     """
-    call, tile, lead = prepared.call, prepared.tile, prepared.call.lead
-    key_rows = max(call.leads * prepared.key_tiles * tile.BJ, 1)
-    rows = longest_query(call)
-    width = max(configs.SCRATCH // (4 * key_rows), 64)
-    width = min(width, rows + 63) // 64 * 64
+    call, lead = prepared.call, prepared.call.lead
+    key_rows, rows, width = window(prepared, 64)
     query_parts, key_parts = _parts(prepared, width)
     whole = call.varlen or width >= call.n  # all queries in one buffer
     key_sums = call.new(query_parts, *lead, call.m, call.d).zero_()
@@ -64,6 +61,15 @@ def windowed(prepared: Prepared, total: Tensor, fill: Callable[[Tensor, int], No
     if grad_query is None:
         grad_query = summed(query_sums)
     return grad_query, summed(key_sums), of_weight(call, weight_sums, total)
+
+
+def window(prepared: Prepared, multiple: int) -> tuple[int, int, int]:
+    """Return (the keys of all tiles, the queries, those of a window): a multiple of a number."""
+    call = prepared.call
+    key_rows = max(call.leads * prepared.key_tiles * prepared.tile.BJ, 1)
+    rows = _longest_query(call)
+    width = max(configs.SCRATCH // (4 * key_rows), multiple)
+    return key_rows, rows, min(width, rows + multiple - 1) // multiple * multiple
 
 
 def rows_apart(prepared: Prepared) -> dict[str, Any]:
@@ -121,7 +127,7 @@ def _parts(prepared: Prepared, width: int) -> tuple[int, int]:
     return query_parts, min(-(-wanted // query_parts), max(tiles, 1))
 
 
-def longest_query(call: Call) -> int:
+def _longest_query(call: Call) -> int:
     """Return the rows of the longest sequence, read back unless a CUDA graph is being captured."""
     if not call.varlen or call.n == 0:
         return call.n
