@@ -39,7 +39,9 @@ class Machine(NamedTuple):
     latency: float
 
 
-def cost(n: int, m: int, d: int, ranks: int, of: Machine, itemsize: int = 4) -> dict[str, float]:
+def cost(
+    n: int, m: int, d: int, ranks: int, of: Machine, itemsize: int = 4, cut: ring.Cut = ring.ON_GPU
+) -> dict[str, float]:
     """Return the seconds of both passes over `ranks` ranks, and the share that is communication.
 
     dv is d. Each of the ranks - 1 steps moves one shard of keys and values in pieces, and in the
@@ -47,7 +49,7 @@ def cost(n: int, m: int, d: int, ranks: int, of: Machine, itemsize: int = 4) -> 
     takes longer than that is seen.
     """
     rows, keys = n / ranks, m / ranks
-    pieces = max(1, min(ring.KEY_PIECES, int(keys) // ring.LEAST_KEYS))
+    pieces = max(1, min(cut.keys, int(keys) // cut.least_keys))
     work, moved = rows * keys * d / pieces, 2 * keys * d / pieces
     passes = (work / of.forward, itemsize), (work / of.backward, itemsize + 4)
     total = seen = 0.0
@@ -65,7 +67,8 @@ def predicted(run: Run, ranks: int, one: float) -> float:
     Half of the pairs of a causal call take part. Loopback is taken to move 1 GB/s.
     """
     rate = run.length**2 * run.dim / (2 * one) * 2  # per thread, each pass taking half of the time
-    return cost(*[run.length] * 2, run.dim, ranks, Machine(rate, rate, 1e9, run.delay))["seconds"]
+    machine = Machine(rate, rate, 1e9, run.delay)
+    return cost(*[run.length] * 2, run.dim, ranks, machine, cut=ring.ON_CPU)["seconds"]
 
 
 class Run(NamedTuple):
@@ -129,15 +132,12 @@ def _rank(rank: int, size: int, folder: str, runs: list[Run], turn: Any) -> None
         call = partial(_both, attention, own)
         _both(attention, [*(x[:, :WARM_UP] for x in own[:3]), weight])
         dist.barrier()
-        peak = measure(call).peak_bytes
         for _ in range(run.repeats):
             turn.wait()  # the others' turn
             dist.barrier()
             waits.clear()
-            begun = time.perf_counter()
-            call()
-            taken = time.perf_counter() - begun
-            found.append((run, taken, peak, sum(waits) / taken))
+            seconds, peak = measure(call)
+            found.append((seconds, peak, sum(waits) / seconds))
             turn.wait()
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -155,11 +155,8 @@ def compare(size: int, runs: list[Run]) -> list[dict[str, Any]]:
             attention, inputs = partial(additive_attention, is_causal=run.causal), _inputs(run)
             call = partial(_both, attention, inputs)
             _both(attention, [*(x[:, :WARM_UP] for x in inputs[:3]), inputs[3]])
-            peak = measure(call).peak_bytes
             for _ in range(run.repeats):
-                begun = time.perf_counter()
-                call()
-                alone.append((time.perf_counter() - begun, peak))
+                alone.append(measure(call))
                 turn.wait()
                 turn.wait()
         while not ranks.join():
@@ -170,17 +167,18 @@ def compare(size: int, runs: list[Run]) -> list[dict[str, Any]]:
     found = []
     for at, run in enumerate(runs):
         span = slice(at * run.repeats, (at + 1) * run.repeats)
-        many = [[taken for _, taken, _, _ in each[span]] for each in every]
-        ratios = [max(each[k] for each in many) / one for k, (one, _) in enumerate(alone[span])]
+        whole, parts = alone[span], list(zip(*(each[span] for each in every), strict=True))
+        seconds = [max(seconds for seconds, _, _ in ranks) for ranks in parts]
+        peaks = [max(peak for _, peak, _ in ranks) for ranks in parts]
         found.append(
             {
                 "run": run,
-                "one": median(taken for taken, _ in alone[span]),
-                "ranks": median(max(each[k] for each in many) for k in range(run.repeats)),
-                "ratio": median(ratios),
-                "waiting": max(each[at * run.repeats][3] for each in every),
-                "memory": max(each[span][0][2] for each in every) / alone[span][0][1],
-                "mib": alone[span][0][1] / 2**20,
+                "one": median(each.seconds for each in whole),
+                "ranks": median(seconds),
+                "ratio": median(x / y.seconds for x, y in zip(seconds, whole, strict=True)),
+                "waiting": median(max(waiting for *_, waiting in ranks) for ranks in parts),
+                "memory": median(peaks) / median(each.peak_bytes for each in whole),
+                "mib": median(each.peak_bytes for each in whole) / 2**20,
             }
         )
     return found

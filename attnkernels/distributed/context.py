@@ -128,8 +128,11 @@ def context_parallel_attention(
         of_masks()
     plan = ring.Plan(
         group,
-        ring.query_pieces(shards([size.queries for size in sizes], balanced)),
-        ring.key_pieces(shards([size.keys for size in sizes], balanced)),
+        *ring.pieces(
+            shards([size.queries for size in sizes], balanced),
+            shards([size.keys for size in sizes], balanced),
+            query.device,
+        ),
         window,
         select(Problem(query.device.type, query.dtype), backend, inputs),
         options._replace(key_lengths=key_lengths, seed=seed),

@@ -20,11 +20,25 @@ from ..ops.codes import BLOCK, DETERMINISTIC, KEY, QUERY, VALUE, WEIGHT
 from ..ops.shapes import accumulate_dtype, attention_lead
 from ..ops.signature import Options
 from .blocks import BITS, Block, Inputs, Outer, as_softmax, part_of
+from .buffers import Buffers
 from .shards import Rows, Window, cut
 from .transfer import Group, Transfer
 
-# Pieces are few enough to keep the cores busy, and so many that those under way take little memory.
-KEY_PIECES, QUERY_PIECES, LEAST_KEYS, LEAST_QUERIES = 16, 4, 512, 2048
+
+class Cut(NamedTuple):
+    """The number of pieces of a rank's keys and queries, and the least rows of one.
+
+    They are few enough to keep the cores busy, and so many that those under way take little memory.
+    """
+
+    keys: int
+    queries: int
+    least_keys: int
+    least_queries: int
+
+
+ON_GPU = Cut(16, 4, 512, 2048)  # whose many cores want more tiles at a time
+ON_CPU = Cut(32, 8, 256, 1024)
 
 
 class Round(NamedTuple):
@@ -75,6 +89,12 @@ class Plan:
                 found.append(Round(owner, incoming, reader, outgoing))
         return found
 
+    @property
+    def most_moved(self) -> int:
+        """The keys of the longest piece that goes to another rank."""
+        lengths = [piece.length for pieces in self.keys for piece in pieces]
+        return max(lengths, default=0) if self.group.size > 1 else 0
+
     def _piece(self, owner: int, reader: int, place: int) -> Rows | None:
         """Return piece number `place` of the owner's keys if a query of the reader sees it."""
         if place >= len(self.keys[owner]):
@@ -97,6 +117,8 @@ class Ring:
     def __init__(self, plan: Plan, key: Tensor, value: Tensor) -> None:
         self.plan, self.own = plan, (key, value)
         self.rounds = plan.rounds()
+        # one that is computed with, and one that is coming
+        self.buffers = [Buffers(x, plan.most_moved, x.dtype, 2) for x in self.own]
 
     def __iter__(self) -> Iterator[tuple[Round | None, Rows, Tensor, Tensor]]:
         """Yield (round, piece, keys, values); the round is None for the rank's own pieces.
@@ -124,7 +146,7 @@ class Ring:
             for x in self.own:
                 sends.append((x[..., turn.outgoing.here, :].contiguous(), turn.reader))
         if turn.incoming is not None:
-            key, value = (_rows_like(x, turn.incoming.length, x.dtype) for x in self.own)
+            key, value = (each.take(turn.incoming.length) for each in self.buffers)
             receives = [(key, turn.owner), (value, turn.owner)]
         return self.plan.group.start(sends, receives), key, value
 
@@ -240,6 +262,11 @@ class _Backward:
             else None
             for x, bit in zip(given, BITS, strict=True)
         ]
+        moved = [x for x, bit in ((given.key, KEY), (given.value, VALUE)) if plan.moved & bit]
+        # of others' pieces, a share that is computed and one that is going; of own ones, one coming
+        self.going, self.coming = (
+            [Buffers(x, plan.most_moved, acc, number) for x in moved] for number in (2, 1)
+        )
         # sum_j a_ij da_ij of (E4) over the keys of all blocks
         self.of_weights = None
         if self.grad_weights is not None:
@@ -250,27 +277,21 @@ class _Backward:
         ring = Ring(self.plan, self.given.key, self.given.value)
         going: tuple[Transfer, Rows | None, list[Tensor]] = (Transfer([], []), None, [])
         for turn, piece, key, value in ring:
-            shares = self._piece(piece, key, value)
             if turn is None:
-                self._add(piece, shares)
+                self._piece(piece, key, value, self._own(piece))
                 continue
+            shares = [each.take(piece.length).zero_() for each in self.going]
+            self._piece(piece, key, value, shares)
             self._arrived(*going)
             going = self._return(turn, shares)
-            del shares
         self._arrived(*going)
         return [
             x.to(of.dtype) if want and x is not None and of is not None else None
             for x, of, want in zip(self.sums, self.given, self.wants, strict=True)
         ]
 
-    def _piece(self, piece: Rows, key: Tensor, value: Tensor) -> list[Tensor]:
-        """Return the shares in the moved gradients of a piece, key's first; add the others."""
-        acc = accumulate_dtype(key.dtype)
-        shares = [
-            _rows_like(x, piece.length, acc).zero_()
-            for x, bit in ((key, KEY), (value, VALUE))
-            if self.plan.moved & bit
-        ]
+    def _piece(self, piece: Rows, key: Tensor, value: Tensor, shares: list[Tensor]) -> None:
+        """Add the gradients of a piece to `shares`, those that are moved, and to the sums."""
         given = self.given._replace(key=key, value=value)
         for queries, block in self.plan.blocks(given, piece):
             found = block.backward(self.plan.backend, self._outer(queries, piece), self.wanted)
@@ -289,7 +310,6 @@ class _Backward:
                 else:
                     part_of(total, queries, piece).add_(grad)
             del found, grad  # before the next block takes memory
-        return shares
 
     def _outer(self, queries: Rows, piece: Rows) -> Outer:
         rows, lse = queries.here, self.grad_lse
@@ -317,40 +337,29 @@ class _Backward:
         if turn.incoming is not None:
             sends = [(x, turn.owner) for x in shares]
         if turn.outgoing is not None:
-            count = turn.outgoing.length
-            expected = [
-                _rows_like(x, count, accumulate_dtype(x.dtype))
-                for x, bit in ((self.given.key, KEY), (self.given.value, VALUE))
-                if self.plan.moved & bit
-            ]
-            receives = [(x, turn.reader) for x in expected]
+            receives = [(each.take(turn.outgoing.length), turn.reader) for each in self.coming]
         transfer = self.plan.group.start(sends, receives)
         return transfer, turn.outgoing, [x for x, _ in receives]
 
     def _arrived(self, transfer: Transfer, piece: Rows | None, shares: list[Tensor]) -> None:
+        """Add shares to the gradients of an own piece."""
         transfer.wait()
         if piece is not None:
-            self._add(piece, shares)
+            for total, share in zip(self._own(piece), shares, strict=True):
+                total += share
 
-    def _add(self, piece: Rows, shares: list[Tensor]) -> None:
-        """Add shares to the gradients of an own piece."""
-        moved = (
-            x for x, bit in zip(self.sums[1:3], (KEY, VALUE), strict=True) if self.plan.moved & bit
-        )
-        for total, share in zip(moved, shares, strict=True):
-            assert total is not None
-            total[..., piece.here, :] += share
+    def _own(self, piece: Rows) -> list[Tensor]:
+        """Return the gradients of an own piece that are moved, key's first."""
+        sums = zip(self.sums[1:3], (KEY, VALUE), strict=True)
+        return [x[..., piece.here, :] for x, bit in sums if x is not None and self.plan.moved & bit]
 
 
-def query_pieces(held: list[list[Rows]]) -> list[list[Rows]]:
-    """Return the queries of every rank in pieces."""
-    return [cut(rows, QUERY_PIECES, LEAST_QUERIES) for rows in held]
-
-
-def key_pieces(held: list[list[Rows]]) -> list[list[Rows]]:
-    """Return the keys of every rank in pieces."""
-    return [cut(rows, KEY_PIECES, LEAST_KEYS) for rows in held]
-
-
-def _rows_like(x: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    return x.new_empty((*x.shape[:-2], count, x.shape[-1]), dtype=dtype)
+def pieces(
+    queries: list[list[Rows]], keys: list[list[Rows]], device: torch.device
+) -> tuple[list[list[Rows]], list[list[Rows]]]:
+    """Return the queries and the keys of every rank in pieces."""
+    by = ON_CPU if device.type == "cpu" else ON_GPU
+    return (
+        [cut(rows, by.queries, by.least_queries) for rows in queries],
+        [cut(rows, by.keys, by.least_keys) for rows in keys],
+    )

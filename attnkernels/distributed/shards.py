@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import NamedTuple
 
 
@@ -59,15 +59,20 @@ def even_sizes(count: int, ranks: int) -> list[int]:
 def cut(held: Sequence[Rows], parts: int, least: int) -> list[Rows]:
     """Return the rows of a rank in about `parts` pieces, none of them empty.
 
-    A piece has at least `least` rows where there are as many together, a multiple of 64.
+    A piece has at least `least` rows where there are as many together, a multiple of 64. Those of a
+    front and of a back part alternate: of causal queries, some see either, others the front twice
+    as much and the back not at all, and ranks that wait for each other should work alike.
     """
     share = max(-(-sum(rows.length for rows in held) // parts), least)
     step = -(-share // 64) * 64
-    return [
-        Rows(rows.start + at, rows.first + at, min(step, rows.length - at))
+    each = [
+        [
+            Rows(rows.start + at, rows.first + at, min(step, rows.length - at))
+            for at in range(0, rows.length, step)
+        ]
         for rows in held
-        for at in range(0, rows.length, step)
     ]
+    return [piece for some in zip_longest(*each) for piece in some if piece is not None]
 
 
 class Window(NamedTuple):
