@@ -53,8 +53,6 @@ with needs("examples"):
 LENGTHS = {"all": (0, 99), "3-5": (3, 5), "6-9": (6, 9), "10+": (10, 99)}  # words of a source
 # The part of --epochs that takes each model as long as the first, on a processor.
 EQUAL_TIME = {"fixed vector": 1.0, "reversed": 1.0, "doubled": 0.83, "RNNsearch": 0.73}
-# Epochs of Japanese for one of the others: it has fewer pairs, and learns more slowly.
-LONGER = {"ja": 1.36}
 MAX_LENGTH = 60  # pieces of a translation, including the end
 FILE = "pairs"  # the language of --pairs
 
@@ -68,7 +66,7 @@ class Size:
     test: int | None = None
     pieces: int = 4000
     batch: int = 64
-    epochs: int = 22  # of the fixed vector; see EQUAL_TIME and LONGER
+    epochs: int = 22  # of the fixed vector; see EQUAL_TIME
     rate: float = 2e-3  # the maximum; it rises over a tenth of the steps, then decays as a cosine
     embedding_dim: int = 192
     hidden_dim: int = 384  # of the decoder and of the unidirectional encoder
@@ -121,8 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     add(
         "--epochs",
         type=int,
-        help="of the fixed vector in every language; the others train as long (default: that of the"
-        " size, and of the language)",
+        help="of the fixed vector; the others train as long (default: that of the size)",
     )
     add("--float32", action="store_true", help="train without autocast to bfloat16")
     add("--pairs", type=Path, help="a file of pairs instead: source, tab, translation")
@@ -130,10 +127,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = options.parse_args(arguments)
     asked = dict(vars(given))
     size = FULL if given.full else TINY if given.tiny else Size()
+    given.epochs = size.epochs if given.epochs is None else given.epochs
     for name in ("seeds", "epochs"):
-        count = getattr(given, name)
-        if count is not None and count < 1:
-            options.error(f"--{name} is {count}; it must be at least 1")
+        if getattr(given, name) < 1:
+            options.error(f"--{name} is {getattr(given, name)}; it must be at least 1")
     if given.pairs is None:
         data.fetch(given.packages)
     else:
@@ -173,8 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows=rows,
         figures=figures,
         record={
-            "size": asdict(size)
-            | {"epochs": {language: _epochs(language, size, given) for language in tasks}},
+            "size": asdict(size) | {"epochs": given.epochs},
             "packages": data.PACKAGES if given.pairs is None else {},
             "pairs": {
                 language: {part: len(pairs) for part, pairs in vars(each.corpus).items()}
@@ -220,7 +216,7 @@ def fit(
         checkpoint.stem,
         model,
         batches,
-        max(1, round(_epochs(language, size, given) * EQUAL_TIME[name] * batches.number)),
+        max(1, round(given.epochs * EQUAL_TIME[name] * batches.number)),
         size,
         narrow=not given.float32,
         checkpoint=checkpoint,
@@ -305,10 +301,6 @@ def pictures(model: Any, name: str, each: Task, size: Size, seed: int) -> dict[s
     groups = [f"{len(text.split()) // 5 * 5}+ words" for text in chosen]
     figure = plot_embeddings(vectors, chosen, method="tsne", groups=groups, seed=seed)
     return {f"map_{each.language}": figure}
-
-
-def _epochs(language: str, size: Size, given: Any) -> int:
-    return given.epochs or round(size.epochs * LONGER.get(language, 1))
 
 
 def _checkpoint(given: Any, language: str, name: str, seed: int) -> Path:
