@@ -93,7 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser("g2p", "Spelling to pronunciation: a fixed vector against attention.")
     options.add_argument("--epochs", type=int, help="of every model (default: that of the size)")
     options.add_argument(
-        "--float32", action="store_true", help="train without autocast to bfloat16"
+        "--float32",
+        action="store_true",
+        help="train without autocast to bfloat16, which a processor needs instructions for",
     )
     options.add_argument(
         "--precision",

@@ -121,7 +121,11 @@ def main(arguments: list[str] | None = None) -> int:
         type=int,
         help="of the fixed vector; the others train as long (default: that of the size)",
     )
-    add("--float32", action="store_true", help="train without autocast to bfloat16")
+    add(
+        "--float32",
+        action="store_true",
+        help="train without autocast to bfloat16, which a processor needs instructions for",
+    )
     add("--pairs", type=Path, help="a file of pairs instead: source, tab, translation")
     add("--packages", type=Path, default=data.FOLDER, help="default: %(default)s")
     given = options.parse_args(arguments)

@@ -157,8 +157,11 @@ class Sums:
     def __init__(self, like: Tensor, lead: tuple[int, ...], n: int, dv: int) -> None:
         acc = accumulate_dtype(like.dtype)
         self.context = like.new_zeros((*lead, n, dv), dtype=acc)
-        self.high = like.new_full((*lead, n), -torch.inf, dtype=acc)
-        self.total = like.new_zeros((*lead, n), dtype=acc)
+        # all that stays, before blocks take memory, so that none of it keeps theirs from the system
+        self.row_lse = like.new_empty((*lead, n), dtype=acc)
+        self.softmax = like.new_zeros((*lead, 2 * n), dtype=acc)  # as the operators take it
+        self.high, self.total = self.softmax.unflatten(-1, (n, 2)).unbind(-1)
+        self.high.fill_(-torch.inf)
 
     def add(self, rows: slice, context: Tensor, softmax: Tensor) -> None:
         """Merge what a block of these rows gave."""
@@ -180,12 +183,8 @@ class Sums:
     def lse(self) -> Tensor:
         """Return the log-sum-exp of every row, -inf for one without keys."""
         empty = self.total == 0
-        log = torch.where(empty, 1.0, self.total).log()
-        return torch.where(empty, -torch.inf, self.high + log)
-
-    def softmax(self) -> Tensor:
-        """Return the maxima and sums as the operators take them, (*L, 2 n)."""
-        return torch.stack([self.high, self.total], -1).flatten(-2)
+        torch.log(torch.where(empty, 1.0, self.total), out=self.row_lse)
+        return self.row_lse.add_(self.high).masked_fill_(empty, -torch.inf)
 
 
 class RingAttention(torch.autograd.Function):
@@ -214,7 +213,7 @@ class RingAttention(torch.autograd.Function):
             assert whole is not None
             share = torch.where(part == -torch.inf, 0.0, torch.exp(part - lse[..., rows]))
             whole[..., rows, columns] *= share.unsqueeze(-1)
-        softmax = sums.softmax() if whole is None else whole
+        softmax = sums.softmax if whole is None else whole
         ctx.save_for_backward(*given, sums.context, lse, softmax)
         ctx.plan = plan
         ctx.set_materialize_grads(False)

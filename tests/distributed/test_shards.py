@@ -47,9 +47,9 @@ def test_pieces() -> None:
     found = cut(held, parts=3, least=1)
     assert found == [
         Rows(100, 0, 128),
+        Rows(1000, 300, 70),
         Rows(228, 128, 128),
         Rows(356, 256, 44),
-        Rows(1000, 300, 70),
     ]
     assert cut(held, parts=3, least=1000) == [held[0], held[2]]
 
