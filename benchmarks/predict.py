@@ -1,6 +1,7 @@
 """Predict the time of the CUDA kernels on an H100, from the launches that the host would make.
 
-    python -m benchmarks.predict [--cases NAME,...] [--dtype float32] [--json FILE]
+    python -m benchmarks.predict [--cases NAME,...] [--dtype float32] [--precision exact|fast]
+                                 [--json FILE]
     python -m benchmarks.predict --update      # what benchmarks.gpu prints beside its times
 
 No GPU is needed: the library is built with launches that return at once, and tells what they would
@@ -11,7 +12,8 @@ have been. A launch takes as long as its busiest processor, or as its bytes take
 
 The issue rate grows with the warps that a processor holds: 4 w / (w + 0.6) instructions per clock
 for w warps per scheduler. Instructions per element are those that `python -m tools.sass` counts.
-"whole" is the same problem without the slices of csrc/cuda/sliced.h. All of it is an estimate until
+With `--precision fast` scores are series of ten sines, which inputs of unit size need. "whole" is
+the same problem without the slices of csrc/cuda/sliced.h. All of it is an estimate until
 `python -m benchmarks.gpu` measures it.
 """
 
@@ -48,6 +50,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Instructions: per element of a score, of the sweep of a gradient, and of a step; per multiply-add
 # of a product; per pair of a softmax.
 SCORE, SWEEP, STEP, STEP_BACKWARD, PRODUCT, SOFTMAX = 4.0, 7.5, 9.0, 24.0, 0.7, 25.0
+SINES = 10  # the first two, by sines: csrc/cuda/sines.h and sine_sweep.h
+FAST_SCORE, FAST_SWEEP = 0.2 * SINES + 0.55, 0.44 * SINES + 1.7
 Launch = tuple[str, int, int, int]  # the kernel, its blocks, threads, bytes of shared memory
 
 
@@ -98,21 +102,32 @@ def _sums(s: Size) -> float:
     return 4 * s.batch * ((s.n + s.m) * s.d + s.m * s.dv)
 
 
-COSTS = {
+def _scored(score: float, sweep: float, resident: int) -> dict[str, Cost]:
+    """Return the costs of the kernels that have a form by sines; resident: of the backward."""
+    return {
+        "forward": Cost(
+            4,
+            lambda s: s.covered * (score * s.d + PRODUCT * s.dv + SOFTMAX),
+            lambda s: _panels(s) + s.inputs,
+        ),
+        "slices": Cost(
+            4,
+            lambda s: s.covered * (score * s.d + s.both * PRODUCT * s.dv),
+            lambda s: _panels(s) + 4 * s.pairs * s.slices,
+        ),
+        "backward": Cost(
+            resident,
+            lambda s: s.covered * ((score + sweep) * s.d + 2 * PRODUCT * s.dv + 2 * SOFTMAX),
+            lambda s: 2 * _panels(s) + _sums(s) + s.inputs,
+        ),
+    }
+
+
+COSTS = _scored(SCORE, SWEEP, 3) | {
     "clear": Cost(16, lambda s: 0, _sums),
     "prepare": Cost(8, lambda s: 5 * _panels(s), lambda s: s.inputs + _panels(s)),
     "delta": Cost(16, lambda s: 4 * s.batch * s.n * s.dv, lambda s: 8 * s.batch * s.n * s.dv),
-    "forward": Cost(
-        4,
-        lambda s: s.covered * (SCORE * s.d + PRODUCT * s.dv + SOFTMAX),
-        lambda s: _panels(s) + s.inputs,
-    ),
     "combine": Cost(16, lambda s: 30 * s.batch * s.n * s.dv, lambda s: 8 * s.batch * s.n * s.dv),
-    "slices": Cost(
-        4,
-        lambda s: s.covered * (SCORE * s.d + s.both * PRODUCT * s.dv),
-        lambda s: _panels(s) + 4 * s.pairs * s.slices,
-    ),
     "rows": Cost(
         16,
         lambda s: s.pairs * (2 * SOFTMAX + 4 * s.slices),
@@ -129,11 +144,6 @@ COSTS = {
         lambda s: s.covered * (SWEEP * s.d + PRODUCT * s.dv),
         lambda s: _panels(s) + _sums(s) + 8 * s.pairs,
     ),
-    "backward": Cost(
-        3,
-        lambda s: s.covered * ((SCORE + SWEEP) * s.d + 2 * PRODUCT * s.dv + 2 * SOFTMAX),
-        lambda s: 2 * _panels(s) + _sums(s) + s.inputs,
-    ),
     "finish": Cost(16, lambda s: 5 * _sums(s), lambda s: 2 * _sums(s)),
     "step": Cost(
         2, lambda s: s.pairs * (STEP * s.d + 2 * s.dv), lambda s: s.inputs
@@ -142,6 +152,7 @@ COSTS = {
         2, lambda s: s.pairs * (STEP_BACKWARD * s.d + 6 * s.dv), lambda s: 3 * s.inputs
     ),
 }  # fmt: skip
+FAST = COSTS | _scored(FAST_SCORE, FAST_SWEEP, 2)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,6 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--cases", metavar="NAME,...", help="names and groups (default: all)")
     add("--dtype", choices=DTYPES, default="float32", help="default: %(default)s")
+    add("--precision", choices=("exact", "fast"), default="exact", help="default: %(default)s")
     add("--json", type=files.output, metavar="FILE", help="where to write the predictions")
     add("--update", action="store_true", help="write what benchmarks.gpu prints beside its times")
     add("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -161,12 +173,13 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(f"--cases: {error}")
     if options.worker:
-        print(json.dumps({_title(*each): launches(*each, options.dtype) for each in _each(chosen)}))
+        given = options.dtype, options.precision
+        print(json.dumps({_title(*each): launches(*each, *given) for each in _each(chosen)}))
         return 0
     if options.update:
         files.write(predicted.FILE, json.dumps(predictions(), indent=1) + "\n")
         return 0
-    found = rows(chosen, options.dtype)
+    found = rows(chosen, options.dtype, options.precision)
     table = tables.Table("predicted on an H100", "launches", "blocks", "fill", "time", "whole", "")
     for row in found:
         numbers = (str(row["launches"]), str(row["blocks"]), f"{row['fill']:.0%}")
@@ -176,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     tables.console().print(table)
     print("blocks: of the longest launch. fill: the share of the processors that it gives work.")
     if options.json:
-        figures.write(options.json, found, dtype=options.dtype)
+        figures.write(options.json, found, dtype=options.dtype, precision=options.precision)
     return 0
 
 
@@ -197,11 +210,11 @@ def predictions() -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
-def rows(chosen: list[Case], dtype: str) -> list[dict[str, Any]]:
+def rows(chosen: list[Case], dtype: str, precision: str = "exact") -> list[dict[str, Any]]:
     """Return the prediction of each case and direction."""
-    whole = timed(chosen, dtype, "-DATTNKERNELS_UNSLICED")
+    whole = timed(chosen, dtype, precision, "-DATTNKERNELS_UNSLICED")
     found = []
-    for title, (made, each) in timed(chosen, dtype).items():
+    for title, (made, each) in timed(chosen, dtype, precision).items():
         _, blocks, *_ = made[each.index(max(each))]
         found.append(
             {
@@ -219,21 +232,24 @@ def rows(chosen: list[Case], dtype: str) -> list[dict[str, Any]]:
 Timed = tuple[list[Launch], list[float]]
 
 
-def timed(chosen: list[Case], dtype: str, *flags: str) -> dict[str, Timed]:
+def timed(
+    chosen: list[Case], dtype: str, precision: str = "exact", *flags: str
+) -> dict[str, Timed]:
     """Return the launches and their seconds, by title, of a library built with `flags`."""
-    made = _apart(chosen, dtype, *flags)
+    made = _apart(chosen, dtype, precision, *flags)
+    costs = FAST if precision == "fast" else COSTS
     found = {}
     for case, direction in _each(chosen):
         title = _title(case, direction)
         of = size(case, direction, made[title], DTYPES[dtype].itemsize)
-        found[title] = made[title], [seconds(launch, of) for launch in made[title]]
+        found[title] = made[title], [seconds(launch, of, costs) for launch in made[title]]
     return found
 
 
-def seconds(launch: Launch, of: Size) -> float:
+def seconds(launch: Launch, of: Size, costs: dict[str, Cost] = COSTS) -> float:
     """Return the seconds of a launch."""
     name, blocks, threads, _ = launch
-    cost = COSTS[name]
+    cost = costs[name]
     each = ceil(blocks / PROCESSORS)
     warps = min(each, cost.resident) * threads / 32 / SCHEDULERS
     rate = SCHEDULERS * warps / (warps + 0.6)
@@ -263,33 +279,35 @@ def _title(case: Case, direction: str) -> str:
     return f"{case.name}, {direction}"
 
 
-def _apart(chosen: list[Case], dtype: str, *flags: str) -> dict[str, list[Launch]]:
+def _apart(chosen: list[Case], dtype: str, precision: str, *flags: str) -> dict[str, list[Launch]]:
     """Return the launches by title, in a process whose library was built with `flags`."""
     build = runpy.run_path(str(ROOT / "tests/emulator/library.py"))["build_unlaunched"]
     environ = os.environ | {"ATTNKERNELS_LIBRARY": str(build(*flags))}
     command = [sys.executable, "-m", "benchmarks.predict", "--worker", "--dtype", dtype]
+    command += ["--precision", precision]
     command += ["--cases", ",".join(case.name for case in chosen)]
     ran = subprocess.run(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, check=True)
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def launches(case: Case, direction: str, dtype: str) -> list[Launch]:
+def launches(case: Case, direction: str, dtype: str, precision: str) -> list[Launch]:
     """Return the launches of a call, by the library that launches nothing."""
     read = ctypes.CDLL(os.environ["ATTNKERNELS_LIBRARY"]).attnkernels_launches
     read.restype = ctypes.c_char_p
     both = direction == "backward"
     query, key, value, weight, arriving = cases.inputs(case, DTYPES[dtype], both)
+    options: dict[str, Any] = {"backend": "native", "precision": precision}
     if case.prepared:
-        memory = prepare_keys(key, value, weight, backend="native")
+        memory = prepare_keys(key, value, weight, **options)
 
         def call() -> torch.Tensor:
             return memory.attend(query)
     else:
         window = None if case.window is None else (case.window, case.window)
-        options: dict[str, Any] = {} if window is None else {"window_size": window}
+        options |= {} if window is None else {"window_size": window}
 
         def call() -> torch.Tensor:
-            return additive_attention(query, key, value, weight, backend="native", **options)
+            return additive_attention(query, key, value, weight, **options)
 
     read()
     context = call()

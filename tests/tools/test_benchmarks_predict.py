@@ -41,6 +41,18 @@ def test_small_cases_fill_the_device(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_sines_take_no_longer() -> None:
+    """But for steps and the gradients of small problems, which are exact."""
+    chosen = cases.choose("rnnsearch,gnmt,gpu-square,decoder-step-prepared")
+    exact, fast = (predict.timed(chosen, "bfloat16", each) for each in ("exact", "fast"))
+    assert all(sum(fast[title][1]) <= sum(exact[title][1]) for title in exact)
+    of = {title: sum(fast[title][1]) / sum(exact[title][1]) for title in exact}
+    assert of["decoder-step-prepared, forward"] == 1
+    assert max(of["gpu-square, forward"], of["gpu-square, backward"], of["gnmt, forward"]) < 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_what_was_written_is_what_is_predicted_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
