@@ -157,7 +157,7 @@ class Sums:
     def __init__(self, like: Tensor, lead: tuple[int, ...], n: int, dv: int) -> None:
         acc = accumulate_dtype(like.dtype)
         self.context = like.new_zeros((*lead, n, dv), dtype=acc)
-        # all that stays, before blocks take memory, so that none of it keeps theirs from the system
+        # all that stays is made before blocks take memory
         self.row_lse = like.new_empty((*lead, n), dtype=acc)
         self.softmax = like.new_zeros((*lead, 2 * n), dtype=acc)  # as the operators take it
         self.high, self.total = self.softmax.unflatten(-1, (n, 2)).unbind(-1)

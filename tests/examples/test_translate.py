@@ -21,6 +21,7 @@ import polib
 from examples import translate
 from examples import translate_data as data
 from examples.batches import END, Batches
+from examples.translators import multiplies_bfloat16
 
 WORDS = (
     "file key memory window graph query value weight token sentence open close read write copy "
@@ -159,6 +160,15 @@ def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
         translate.main(["--tiny", "--seeds", "0"])
     assert stopped.value.code == 2
     assert "--seeds is 0; it must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("known", [{}, {"avx2": True}, {"avx2": True, "avx512_bf16": True}])
+def test_bfloat16_is_for_processors_that_multiply_it(
+    known: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert multiplies_bfloat16("cpu") == ("avx512_bf16" in known)
+    assert multiplies_bfloat16("cuda")
 
 
 def test_batches_of_tokens_keep_their_pairs() -> None:
