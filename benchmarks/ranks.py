@@ -64,9 +64,11 @@ def cost(
 def predicted(run: Run, ranks: int, one: float) -> float:
     """Return the model's seconds of a run, from those of one process with two threads.
 
-    Half of the pairs of a causal call take part. Loopback is taken to move 1 GB/s.
+    Half of the pairs of a causal call take part. Loopback is taken to move 1 GB/s. More ranks share
+    the two cores.
     """
-    rate = run.length**2 * run.dim / (2 * one) * 2  # per thread, each pass taking half of the time
+    rate = run.length**2 * run.dim / one  # of a core, each pass taking half of the time
+    rate *= min(1.0, 2 / ranks)
     machine = Machine(rate, rate, 1e9, run.delay)
     return cost(*[run.length] * 2, run.dim, ranks, machine, cut=ring.ON_CPU)["seconds"]
 
