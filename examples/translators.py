@@ -110,7 +110,7 @@ def fit(
 def multiplies_bfloat16(kind: str) -> bool:
     """Return True for a GPU, and for a processor with instructions for products in bfloat16.
 
-    They halve the time of a training; without them, bfloat16 takes up to twenty times as long.
+    They halve the time of a training; without them, bfloat16 takes ten times as long.
     """
     known = getattr(torch.cpu, "get_capabilities", dict)()
     return kind != "cpu" or any(known.get(x) for x in ("avx512_bf16", "amx_bf16", "bf16"))

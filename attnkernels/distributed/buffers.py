@@ -19,10 +19,12 @@ class Buffers:
     def __init__(self, like: Tensor, rows: int, dtype: torch.dtype, number: int) -> None:
         """Take the greatest number of rows of a piece of `like`, (*L, rows, features)."""
         self.lead, self.features = like.shape[:-2], like.shape[-1]
-        size = prod(self.lead) * rows * self.features
+        size = self._size(rows)
         self.turns = cycle([like.new_empty(size, dtype=dtype) for _ in range(number)])
 
     def take(self, rows: int) -> Tensor:
         """Return a piece, whose memory is that of the piece taken `number` times before."""
-        size = prod(self.lead) * rows * self.features
-        return next(self.turns)[:size].view(*self.lead, rows, self.features)
+        return next(self.turns)[: self._size(rows)].view(*self.lead, rows, self.features)
+
+    def _size(self, rows: int) -> int:
+        return prod(self.lead) * rows * self.features

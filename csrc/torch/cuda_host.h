@@ -68,7 +68,10 @@ class CudaHost {
     auto& me = *static_cast<CudaHost*>(self);
     bytes = (bytes + kAligned - 1) / kAligned * kAligned;
     if (2 * bytes > kScratch) return me.take(bytes);
-    if (bytes > me.left_) me.chunk_ = me.take(me.left_ = kScratch);
+    if (bytes > me.left_) {
+      me.chunk_ = me.take(kScratch);
+      me.left_ = kScratch;
+    }
     me.left_ -= bytes;
     return me.chunk_ + me.left_;
   }
