@@ -115,6 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
     add = options.add_argument
     names = list(data.LANGUAGES)
     add("--languages", nargs="+", choices=names, default=["fr", "ja"], help="default: fr ja")
+    models = list(MODELS)
+    add("--models", nargs="+", choices=models, default=models, help="default: all of %(choices)s")
     add("--seeds", type=int, default=1, help="trainings of each model, from --seed on (default: 1)")
     add(
         "--epochs",
@@ -141,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
         given.languages = [FILE]
     tasks = {language: task(language, size, given) for language in given.languages}
     seeds = range(given.seed, given.seed + given.seeds)
-    runs = [(language, name, seed) for language in tasks for name in MODELS for seed in seeds]
+    runs = [(language, name, seed) for language in tasks for name in given.models for seed in seeds]
     if not given.resume:
         for run in runs:  # so that a later --resume does not mistake them for this run's
             _checkpoint(given, *run).unlink(missing_ok=True)
@@ -164,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         record[f"{language} {name} {seed}"] = found
         if seed == given.seed:
             figures |= pictures(model, name, tasks[language], size, seed)
-    rows = [_row(language, name, record, seeds) for language in tasks for name in MODELS]
+    rows = [_row(language, name, record, seeds) for language in tasks for name in given.models]
     spans = [f"chrF {span}" for span in LENGTHS]
     write(
         given.out,

@@ -154,6 +154,10 @@ def test_interrupted_and_resumed_ends_as_uninterrupted(
     assert translate.main([*command, str(parts), "--resume"]) == 0
     assert record(parts)["models"] == wanted["models"]
 
+    one = names[-1]
+    assert translate.main([*command, str(parts), "--resume", "--models", "RNNsearch"]) == 0
+    assert record(parts)["models"] == {one: wanted["models"][one]}
+
 
 def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
