@@ -87,18 +87,31 @@ class LocationSensitiveAttention(StepwiseAttention):
 
     def added_keys(self, state: AlignmentState) -> Tensor:
         """Return U f of every position, (B, m, hidden_dim)."""
-        return self.location_proj(self.location_conv(self.seen(state)).mT)
+        return self.location_proj(self.location_conv(self._alpha(state)).mT)
 
     def seen(self, state: AlignmentState) -> Tensor:
-        """Return alpha, (B, 1 or 2, m)."""
+        """Return alpha, (B, 1 or 2, m), or f, (B, channels, m): what `filter` takes."""
+        alpha = self._alpha(state)
+        return alpha if self._sees_weights() else self.location_conv(alpha)
+
+    def filter(self) -> Tensor | None:
+        """Return U F, (1 or 2, kernel_size, hidden_dim), or U, (channels, 1, hidden_dim)."""
+        conv, proj = self.location_conv, self.location_proj
+        if not is_plain(proj, nn.Linear):
+            return None
+        if self._sees_weights():
+            return torch.einsum("hf,fct->cth", proj.weight, conv.weight)
+        return proj.weight.mT.unsqueeze(1)
+
+    def _sees_weights(self) -> bool:
+        """Return True if U F, which is linear, takes no more products for a position than U."""
+        conv = self.location_conv
+        if not is_plain(conv, nn.Conv1d):
+            return False
+        return conv.in_channels * conv.kernel_size[0] <= conv.out_channels
+
+    def _alpha(self, state: AlignmentState) -> Tensor:
         seen = [] if self.cumulative is True else [state.previous]
         seen += [] if state.cumulative is None else [state.cumulative]
         alpha = torch.stack([x.to(self.location_conv.weight.dtype) for x in seen], 1)
         return alpha.detach() if self.detach_weights else alpha
-
-    def filter(self) -> Tensor | None:
-        """Return U F, (1 or 2, kernel_size, hidden_dim): both are linear."""
-        conv, proj = self.location_conv, self.location_proj
-        if not is_plain(conv, nn.Conv1d) or not is_plain(proj, nn.Linear):
-            return None
-        return torch.einsum("hf,fct->cth", proj.weight, conv.weight)

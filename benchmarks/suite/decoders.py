@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,10 @@ BATCH, KEYS, FEATURES, STEPS = 32, 200, 256, 200
 ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
     "additive": AdditiveAttention,
     "location": LocationSensitiveAttention,
+    # a wide filter with few channels, the default of ESPnet
+    "location-wide": partial(
+        LocationSensitiveAttention, channels=10, kernel_size=201, cumulative=False
+    ),
     "coverage": CoverageAttention,
 }
 BACKENDS: dict[str, str | None] = {"plain": "reference", "fused": None}

@@ -12,7 +12,7 @@ static_assert(kAlignedRows % kWindowRows == 0 && kAlignedRows % kTileKeys == 0);
 template <class T>
 struct AlignedChunk {
   AlignedOperands<T> at;
-  const int64_t columns = padded(at.p.channels * at.taps);
+  const int64_t rows = at.groups * at.taps, columns = padded(rows);  // of the filter
   static constexpr int64_t kGroup = kTileVectors * kLanes<T>;
   T* transposed;                      // (width, columns), the filter
   T* windows;                         // (kAlignedRows, columns): gradients of what each key sees
@@ -23,17 +23,16 @@ struct AlignedChunk {
       : at(p, parts), transposed(parts.take(at.width * columns)),
         windows(parts.take(kAlignedRows * columns)), keys(parts.take(kAlignedRows * kGroup)),
         query(parts.take(at.width)), weight(parts.take(at.width)),
-        filter(parts.take(p.channels * at.taps * at.width)),
-        seen(parts.take(p.channels * at.length)) {}
+        filter(parts.take(rows * at.width)), seen(parts.take(p.channels * at.length)) {}
 
   void begin() {
     const AlignedScores<T>& p = at.p;
     at.begin();
     std::fill_n(transposed, at.width * columns, T(0));
-    for (int64_t e = 0; e < p.channels * at.taps; e++)
+    for (int64_t e = 0; e < rows; e++)
       for (int64_t t = 0; t < p.d; t++) transposed[t * columns + e] = at.filter[e * at.width + t];
     std::fill_n(weight, at.width, T(0));
-    std::fill_n(filter, p.channels * at.taps * at.width, T(0));
+    std::fill_n(filter, rows * at.width, T(0));
   }
 
   void run(const AlignedBackward<T>& p, int64_t b) {
@@ -114,22 +113,23 @@ struct AlignedChunk {
   // filter += what the keys first .. first + count see, transposed, times their gradients
   template <int C>
   C10_ALWAYS_INLINE void add_filter(int64_t first, int64_t count, int64_t t) {
-    for (int64_t c = 0; c < at.p.channels; c++)
+    for (int64_t g = 0; g < at.groups; g++)
       for (int64_t e = 0; e < at.taps; e += 4) {
+        const T* of_rows = at.seen + g * at.length + e * at.next + first;
         Vec<T> acc[4][C];
         clear(acc);
-        multiply(acc, at.seen + c * at.length + first + e, 1, 1, keys, kGroup, count);
-        add_tile(acc, filter + (c * at.taps + e) * at.width + t, at.width);
+        multiply(acc, of_rows, at.next, 1, keys, kGroup, count);
+        add_tile(acc, filter + (g * at.taps + e) * at.width + t, at.width);
       }
   }
 
   // The gradients of what each key sees, added up where the windows of keys overlap.
   void add_seen(int64_t first, int64_t count) {
     for (int64_t i = 0; i < count; i++)
-      for (int64_t c = 0; c < at.p.channels; c++) {
-        T* out = seen + c * at.length + first + i;
-        const T* window = windows + i * columns + c * at.taps;
-        for (int64_t e = 0; e < at.taps; e++) out[e] += window[e];
+      for (int64_t g = 0; g < at.groups; g++) {
+        T* out = seen + g * at.length + first + i;
+        const T* window = windows + i * columns + g * at.taps;
+        for (int64_t e = 0; e < at.given; e++) out[e * at.next] += window[e];
       }
   }
 };
@@ -159,11 +159,11 @@ void aligned_backward(const AlignedBackward<T>& p, const Host& host) {
     if (p.grad_weight)
       for (int64_t t = 0; t < p.d; t++) p.grad_weight[t] += T(-2) * p.scale * chunk.weight[t];
     if (p.grad_filter)
-      for (int64_t c = 0; c < p.channels; c++)
-        for (int64_t e = 0; e < p.taps; e++)
+      for (int64_t g = 0; g < chunk.at.groups; g++)
+        for (int64_t e = 0; e < chunk.at.given; e++)
           for (int64_t t = 0; t < p.d; t++)
-            p.grad_filter[(c * p.taps + e) * p.d + t] +=
-                chunk.filter[(c * chunk.at.taps + e) * chunk.at.width + t];
+            p.grad_filter[(g * chunk.at.given + e) * p.d + t] +=
+                chunk.filter[(g * chunk.at.taps + e) * chunk.at.width + t];
   }
 }
 

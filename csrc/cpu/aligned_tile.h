@@ -75,31 +75,37 @@ C10_ALWAYS_INLINE void for_rows(int64_t count, const F& f) {
 }
 
 // Copies of the operands of one worker, padded with zeros.
+//
+// The rows of the filter are summed over in groups of `taps`, of which the first `given` are there:
+// the taps of each channel, or all channels if each has one tap. Row e of group g sees
+// seen[g * length + e * next + j] of key j.
 template <class T>
 struct AlignedOperands {
   const AlignedScores<T>& p;
-  const int64_t width = padded(p.d), taps = (p.taps + 3) / 4 * 4;
-  const int64_t length = p.m + taps;  // of a channel of `seen`
-  T *weight, *query, *filter,
-      *seen;  // (width), (width), (channels, taps, width), (channels, length)
+  const int64_t groups = p.taps == 1 ? 1 : p.channels;
+  const int64_t given = p.taps == 1 ? p.channels : p.taps, taps = (given + 3) / 4 * 4;
+  const int64_t width = padded(p.d), length = p.m + taps;  // of a channel of `seen`
+  const int64_t next = p.taps == 1 ? length : 1, channels = p.taps == 1 ? taps : p.channels;
+  T *weight, *query, *filter, *seen;  // (width), (width), (groups, taps, width), (channels, length)
 
   AlignedOperands(const AlignedScores<T>& p, Parts<T>& parts)
       : p(p), weight(parts.take(width)), query(parts.take(width)),
-        filter(parts.take(p.channels * taps * width)), seen(parts.take(p.channels * length)) {}
+        filter(parts.take(groups * taps * width)), seen(parts.take(channels * length)) {}
 
   void begin() {
     copy(p.weight, p.d, weight, width);
-    for (int64_t c = 0; c < p.channels; c++)
+    for (int64_t g = 0; g < groups; g++)
       for (int64_t e = 0; e < taps; e++)
-        copy(p.filter + (c * p.taps + e) * p.d, e < p.taps ? p.d : 0, filter_row(c, e), width);
+        copy(p.filter + (g * given + e) * p.d, e < given ? p.d : 0, filter_row(g, e), width);
+    std::fill(seen + p.channels * length, seen + channels * length, T(0));
   }
   void begin(int64_t b) {
     copy(p.query + b * p.d, p.d, query, width);
-    const int64_t given = p.m + p.taps - 1;
+    const int64_t count = p.m + p.taps - 1;
     for (int64_t c = 0; c < p.channels; c++)
-      copy(p.seen + (b * p.channels + c) * given, given, seen + c * length, length);
+      copy(p.seen + (b * p.channels + c) * count, count, seen + c * length, length);
   }
-  T* filter_row(int64_t c, int64_t e) const { return filter + (c * taps + e) * width; }
+  T* filter_row(int64_t g, int64_t e) const { return filter + (g * taps + e) * width; }
 
   // Prefetch the rows that follow `count` rows from j on, some columns of them.
   template <int C>
@@ -121,8 +127,8 @@ struct AlignedOperands {
         const T* key = p.key + (b * p.m + j + r) * p.d + t + c * kLanes<T>;
         acc[r][c] = load(query + t + c * kLanes<T>) + load_as<T>(key, count);
       }
-    for (int64_t c = 0; c < p.channels; c++)
-      multiply(acc, seen + c * length + j, 1, 1, filter_row(c, 0) + t, width, p.taps);
+    for (int64_t g = 0; g < groups; g++)
+      multiply(acc, seen + g * length + j, 1, next, filter_row(g, 0) + t, width, given);
     const Direct<T> direct(T(2), Limits<T>::pair);
     const Vec<T> zero(T(0));
 #pragma GCC unroll 8

@@ -28,38 +28,48 @@ FLAGS = [
 
 
 def sources() -> list[Path]:
-    """Return the sources of the library."""
-    kernels = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-    return [*kernels, *SETUP["CUDA_BINDINGS"], FOLDER / "emulator.cpp"]
+    """Return the sources of the library, the kernels first."""
+    return [*kernels(), *SETUP["CUDA_BINDINGS"], FOLDER / "emulator.cpp"]
+
+
+def kernels() -> list[Path]:
+    """Return the sources of the kernels, which need no torch."""
+    return sorted((ROOT / "csrc/cuda").glob("*.cu"))
 
 
 def build_unlaunched(*more: str) -> Path:
     """Return a library that does all that the host does, without a check, and starts no kernel.
 
     Args:
-        more: flags of the compiler, besides.
+        more: flags of the compiler, besides, for `sliced.cu`.
     """
-    folder = SETUP["OBJECTS"] / "-".join(["unlaunched", *(flag.strip("-") for flag in more)])
-    flags = [*SETUP["STABLE_ABI"], "-DATTNKERNELS_EMULATED", "-DATTNKERNELS_UNLAUNCHED", *more]
+    folder = SETUP["OBJECTS"] / "unlaunched"
+    other = folder / "-".join(flag.strip("-") for flag in more)
+    flags = [*SETUP["STABLE_ABI"], "-DATTNKERNELS_EMULATED", "-DATTNKERNELS_UNLAUNCHED"]
     flags += ["-Wno-unknown-pragmas", f"-I{FOLDER}", "-x", "c++"]
     steps = []
     for source in sources():
         quick = ["-O0"] if source.suffix == ".cu" else []  # of these, only launches are called
-        into = folder / f"{source.name}.o"
-        steps.append(SETUP["compile_step"](source, into, [*flags, *quick]))
-    return _linked(steps, folder / "_C.abi3.so")
+        into, added = (other, more) if source.name == "sliced.cu" else (folder, ())
+        made = into / f"{source.name}.o"
+        steps.append(SETUP["compile_step"](source, made, [*flags, *quick, *added]))
+    return _linked(steps, other / "_C.abi3.so")
 
 
 def build(changed: Path | None = None, folder: Path = BUILT, *flags: str) -> Path:
     """Return the library, with `changed` in place of the source of that name, built in `folder`."""
-    steps = []
-    for source in sources():
-        flagged = [*SETUP["STABLE_ABI"], *FLAGS, "-x", "c++"]
-        into = BUILT
-        if changed is not None and changed.name == source.name:
-            source, into, flagged = changed, folder, [*flagged, *flags]
-        steps.append(SETUP["compile_step"](source, into / f"{source.name}.o", flagged))
+    replaced = {} if changed is None else {changed.name: changed}
+    steps = [
+        step(replaced[source.name], folder, *flags) if source.name in replaced else step(source)
+        for source in sources()
+    ]
     return _linked(steps, folder / "_C.abi3.so")
+
+
+def step(source: Path, folder: Path = BUILT, *flags: str) -> Any:
+    """Return the step that compiles a source for the emulator."""
+    every = [*SETUP["STABLE_ABI"], *FLAGS, "-x", "c++", *flags]
+    return SETUP["compile_step"](source, folder / f"{source.name}.o", every)
 
 
 def _linked(steps: list[Any], library: Path) -> Path:

@@ -113,6 +113,9 @@ CASES = {
         lambda: LocationSensitiveAttention(*SIZES, normalize=True, channels=2, kernel_size=3),
         _pairs,
     ),
+    "many channels": Case(
+        lambda: LocationSensitiveAttention(*SIZES, channels=4, kernel_size=3), _pairs
+    ),
     "moving": Case(lambda: MonotonicAttention(*SIZES, evaluation="expected"), _pairs),
     "hard": Case(lambda: HardAttention(*SIZES, evaluation="expected", normalize=True), _pairs),
     "pointer": Case(lambda: PointerHead(*SIZES, normalize=True), _pairs),

@@ -28,6 +28,9 @@ ATTENTIONS: dict[str, Callable[[], nn.Module]] = {
     "detached": lambda: LocationSensitiveAttention(
         *SIZES, channels=2, kernel_size=3, detach_weights=True, normalize=True
     ),
+    "many channels": lambda: LocationSensitiveAttention(
+        *SIZES, channels=9, kernel_size=3, cumulative="both"
+    ),
     "coverage": lambda: CoverageAttention(*SIZES),
 }
 every_attention = pytest.mark.parametrize("kind", ATTENTIONS)
@@ -165,11 +168,12 @@ def test_a_call_with_all_queries_recomputes_too(kind: str) -> None:
         close(*found)
 
 
-def test_keys_of_steps_are_not_kept(way: str) -> None:
+@every_attention
+def test_keys_of_steps_are_not_kept(kind: str, way: str) -> None:
     inputs, memory = tensors()
     kept = [
         {x.data_ptr() for x in saved(results(rnn, inputs, memory)[1].grad_fn, B * M * SIZES[2])}
-        for rnn in pair("location")
+        for rnn in pair(kind)
     ]
     assert len(kept[0]) == 1 and len(kept[1]) >= T  # the keys of the memory alone
 
@@ -189,9 +193,18 @@ def saved(node: Any, elements: int) -> list[Tensor]:
     return found
 
 
+@pytest.mark.parametrize("kind", ["location", "many channels"])
+def test_a_step_takes_as_few_products_as_it_can(kind: str) -> None:
+    attention = ATTENTIONS[kind]()
+    conv, filter = attention.location_conv, attention.filter()
+    channels, taps, _ = filter.shape
+    assert channels * taps == min(conv.in_channels * conv.kernel_size[0], conv.out_channels)
+
+
+@pytest.mark.parametrize("kind", ["location", "many channels"])
 @pytest.mark.parametrize("layer", ["location_conv", "location_proj"])
-def test_hooks_of_layers_see_every_step(layer: str) -> None:
-    rnn, calls = make("location"), []
+def test_hooks_of_layers_see_every_step(kind: str, layer: str) -> None:
+    rnn, calls = make(kind), []
     getattr(rnn.attention, layer).register_forward_hook(lambda *_: calls.append(1))
     rnn(*tensors(), LENGTHS)
     assert len(calls) == T

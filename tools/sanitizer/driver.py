@@ -16,8 +16,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(__file__).with_name("driver.cu")
 FLAGS = ["-c", "-O3", "-lineinfo", "-std=c++20", f"-I{ROOT / 'csrc'}"]
-EMULATOR = ROOT / "tests" / "emulator"
-EMULATED = ["-DATTNKERNELS_EMULATED", "-Wno-unknown-pragmas", "-O1", f"-I{EMULATOR}", "-x", "c++"]
 
 
 def build(architecture: str | None) -> Path:
@@ -29,13 +27,12 @@ def build(architecture: str | None) -> Path:
     """
     setup: dict[str, Any] = runpy.run_path(str(ROOT / "setup.py"))
     folder = program(architecture).parent
-    sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), SOURCE]
     if architecture is None:
-        sources.append(EMULATOR / "emulator.cpp")
+        library = runpy.run_path(str(ROOT / "tests/emulator/library.py"))
         linker = setup["compiler"]()
-        steps = [
-            setup["compile_step"](each, folder / f"{each.name}.o", EMULATED) for each in sources
-        ]
+        steps = [library["step"](SOURCE, folder)]  # of the others, the library has the objects
+        emulator = library["FOLDER"] / "emulator.cpp"
+        steps += [library["step"](each) for each in (*library["kernels"](), emulator)]
     else:
         toolkit = setup["find_toolkit"](setup["compiler"]() or [])
         if isinstance(toolkit, str):
@@ -43,7 +40,7 @@ def build(architecture: str | None) -> Path:
         linker = toolkit.command
         flags = [*FLAGS, *setup["gencode"](architecture)]
         steps = []
-        for each in sources:
+        for each in [*sorted((ROOT / "csrc/cuda").glob("*.cu")), SOURCE]:
             output = folder / f"{each.name}.o"
             command = [*linker, *flags, "-MD", "-MF", f"{output}.d", str(each)]
             steps.append(setup["Step"](output, [*command, "-o", str(output)], [each]))
