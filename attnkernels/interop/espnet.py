@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..nn import AdditiveAttention, CoverageAttention, LocationSensitiveAttention
 from .core.attend import attend, attend_again, beyond, project
 from .core.convention import CONV2D, HEADS, PLAIN, Convention, Entry, linears, location
 from .core.live import LENGTHS, Draw, Fused, Live, M, Results
+from .core.located import attend_located
 
 Lengths = Tensor | Sequence[int]
 
@@ -116,7 +117,7 @@ class Location(Fused):
             att_prev = _uniform(self.mask, dec_z)
         batch, frames = self.mask.shape
         seen = self.loc_conv(att_prev.view(batch, 1, 1, frames)).squeeze(2).transpose(1, 2)
-        return _attend(self, dec_z, self.mlp_att(seen), scaling)
+        return _attend(self, dec_z, seen, self.mlp_att, scaling)
 
 
 class Coverage(Fused):
@@ -136,8 +137,7 @@ class Coverage(Fused):
         if att_prev_list is None:
             att_prev_list = [_uniform(self.mask, dec_z)]
         total: Any = sum(att_prev_list)
-        covered = self.wvec(total.unsqueeze(-1))
-        context, weights = _attend(self, dec_z, covered, scaling)
+        context, weights = _attend(self, dec_z, total.unsqueeze(-1), self.wvec, scaling)
         att_prev_list += [weights]
         return context, att_prev_list
 
@@ -193,13 +193,18 @@ def _query(module: Any, enc_hs_pad: Tensor, enc_hs_len: Lengths, dec_z: Tensor |
     return dec_z.view(batch, module.dunits)
 
 
-def _attend(module: Any, dec_z: Tensor, added: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    return attend(
+def _attend(
+    module: Any, dec_z: Tensor, features: Tensor, projection: nn.Module, scaling: float
+) -> tuple[Tensor, Tensor]:
+    return attend_located(
         module.mlp_dec(dec_z),
-        module.pre_compute_enc_h + added,
+        module.pre_compute_enc_h,
         module.enc_h,
         module.gvec,
+        features=features,
+        projection=projection,
         taking_part=~module.mask,
+        lengths=lambda: (~module.mask).sum(1),
         scale=scaling,
         summed=True,
     )

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..nn import AdditiveAttention, LocationSensitiveAttention
-from .core.attend import attend, attend_again, beyond, project
+from .core.attend import attend_again, beyond, project
 from .core.convention import ANY_SCALE, Convention, Entry, linears, location
 from .core.live import LENGTHS, Draw, Fused, Live, M, Results
+from .core.located import attend_located
 
 _LINEARS = linears("mlp_dec", "mlp_enc", "mlp_attn", query_bias=True, key_bias=True)
 _LEFT = {"mlp_out.": "projects the context, after attention"}
@@ -71,13 +72,15 @@ class Location(Fused):
         if _prepare(self, enc_states, enc_len):
             share = torch.where(enc_len > 0, 1 / enc_len.float(), 0.0)  # SpeechBrain's has 0 / 0
             self.prev_attn = self.mask * share.unsqueeze(1)
-        location = self.mlp_loc(self.conv_loc(self.prev_attn.unsqueeze(1)).transpose(1, 2))
-        context, weights = attend(
+        context, weights = attend_located(
             self.mlp_dec(dec_states),
-            self.precomputed_enc_h + location,
+            self.precomputed_enc_h,
             enc_states,
             self.mlp_attn,
+            features=self.conv_loc(self.prev_attn.unsqueeze(1)).transpose(1, 2),
+            projection=self.mlp_loc,
             taking_part=self.mask != 0,
+            lengths=lambda: (self.mask != 0).sum(1),
             scale=self.scaling,
         )
         self.prev_attn = weights.detach()

@@ -45,7 +45,17 @@ OPS = (
 )
 # Every module of backends that is not named here is a backend, and stands at the dots.
 BACKENDS = ("base", "fused", "...", "select", "__init__")
-INTEROP = ("__init__", "convention", "live", "attend", "libraries", "load", "trial", "replace")
+INTEROP = (
+    "__init__",
+    "convention",
+    "live",
+    "attend",
+    "located",
+    "libraries",
+    "load",
+    "trial",
+    "replace",
+)
 
 
 def modules() -> list[str]:
