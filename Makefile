@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
-SANITIZE_TESTS ?= tests/backends/test_native.py tests/ops/test_sparse.py
+SANITIZE_TESTS ?= tests/backends/test_native.py tests/backends/test_native_aligned.py tests/ops/test_sparse.py
 PLANTED = tests/backends/test_planted.py
 COMPILED = tests/tools/test_aot.py tests/backends/test_without_python.py
 PYTEST_FLAGS ?=
