@@ -72,7 +72,8 @@ class CoverageAttention(StepwiseAttention):
     def filter(self) -> Tensor | None:
         """Return w_c, (1, 1, hidden_dim)."""
         proj = self.coverage_proj
-        return proj.weight.mT.unsqueeze(0) if is_plain(proj, nn.Linear) else None
+        linear = is_plain(proj, nn.Linear) and proj.bias is None
+        return proj.weight.mT.unsqueeze(0) if linear else None
 
 
 def coverage_loss(weights: Tensor, coverage: Tensor | None = None) -> Tensor:

@@ -97,7 +97,7 @@ class LocationSensitiveAttention(StepwiseAttention):
     def filter(self) -> Tensor | None:
         """Return U F, (1 or 2, kernel_size, hidden_dim), or U, (channels, 1, hidden_dim)."""
         conv, proj = self.location_conv, self.location_proj
-        if not is_plain(proj, nn.Linear):
+        if not is_plain(proj, nn.Linear) or proj.bias is not None:
             return None
         if self._sees_weights():
             return torch.einsum("hf,fct->cth", proj.weight, conv.weight)
@@ -106,7 +106,10 @@ class LocationSensitiveAttention(StepwiseAttention):
     def _sees_weights(self) -> bool:
         """Return True if U F, which is linear, takes no more products for a position than U."""
         conv = self.location_conv
-        if not is_plain(conv, nn.Conv1d):
+        if not is_plain(conv, nn.Conv1d) or conv.bias is not None or conv.padding_mode != "zeros":
+            return False
+        made = conv.stride, conv.dilation, conv.padding, conv.groups
+        if made != ((1,), (1,), (conv.kernel_size[0] // 2,), 1):
             return False
         return conv.in_channels * conv.kernel_size[0] <= conv.out_channels
 

@@ -201,6 +201,30 @@ def test_a_step_takes_as_few_products_as_it_can(kind: str) -> None:
     assert channels * taps == min(conv.in_channels * conv.kernel_size[0], conv.out_channels)
 
 
+REPLACED: dict[str, tuple[str, Callable[[], nn.Module]]] = {
+    "biased": ("location_conv", lambda: nn.Conv1d(2, 9, 3, padding=1)),
+    "dilated": ("location_conv", lambda: nn.Conv1d(2, 9, 3, padding=2, dilation=2, bias=False)),
+    "circular": (
+        "location_conv",
+        lambda: nn.Conv1d(2, 9, 3, padding=1, padding_mode="circular", bias=False),
+    ),
+    "biased projection": ("location_proj", lambda: nn.Linear(9, SIZES[2])),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_other_layers_in_their_place_are_called(name: str) -> None:
+    layer, replacement = REPLACED[name]
+    rnn = make("many channels")
+    setattr(rnn.attention, layer, replacement().to(F64))
+    plain = copy.deepcopy(rnn)
+    plain.defer_gradients = False
+    inputs, memory = tensors()
+    found, wanted = (results(each, inputs, memory) for each in (rnn, plain))
+    leaves = [[inputs, memory, *each.parameters()] for each in (rnn, plain)]
+    close([*found, *gradients(found, leaves[0])], [*wanted, *gradients(wanted, leaves[1])])
+
+
 @pytest.mark.parametrize("kind", ["location", "many channels"])
 @pytest.mark.parametrize("layer", ["location_conv", "location_proj"])
 def test_hooks_of_layers_see_every_step(kind: str, layer: str) -> None:

@@ -39,7 +39,7 @@ def attend_located(
         lengths: a function that returns their number (B,).
         scale, summed: as in `attend`.
     """
-    if not _has_kernel(query, keys, value, weight, features, projection):
+    if not _has_kernel(projection, query, keys, value, features, *weight.parameters()):
         sums = keys + projection(features)
         return attend(
             query, sums, value, weight, taking_part=taking_part, scale=scale, summed=summed
@@ -61,17 +61,10 @@ def attend_located(
     return context.squeeze(1), weights.squeeze(1)
 
 
-def _has_kernel(
-    query: Tensor,
-    keys: Tensor,
-    value: Tensor,
-    weight: nn.Linear,
-    features: Tensor,
-    projection: nn.Module,
-) -> bool:
+def _has_kernel(projection: nn.Module, query: Tensor, keys: Tensor, *others: Tensor) -> bool:
     if adds_something(projection) or not native.aligns(keys) or not keys.numel():
         return False
     if torch.is_autocast_enabled("cpu") or once(keys, query) is not keys:
         return False
-    tensors = query, keys, value, features, *weight.parameters(), *projection.parameters()
+    tensors = query, keys, *others, *projection.parameters()
     return recomputes(*tensors) and all(x.dtype is keys.dtype for x in tensors)
