@@ -315,24 +315,13 @@ class AdditiveAttention(Projections):
         and wrappers see every step.
         """
 
-        if watched(self):
-
-            def watching(query: Tensor) -> tuple[Tensor, Tensor | None, None]:
-                return *self._merged(attend(self._rows(query)), True), None
-
-            return lambda query: read_as_forward(self, query, watching)[:2]
-
-        # a module takes longer to give an attribute than a step to add the bias
-        proj, bias, heads = self.query_proj, self.bias, self.num_heads
-
         def attended(query: Tensor) -> tuple[Tensor, Tensor | None]:
-            rows = proj(query.unsqueeze(-2))
-            rows = split_heads(rows if bias is None else rows + bias, heads)
-            context, weights = contexts_and_weights(attend(rows))
-            weights = None if weights is None else weights.squeeze(-2)
-            return merge_heads(context, heads).squeeze(-2), weights
+            return self._merged(attend(self._rows(query)), True)
 
-        return attended
+        def seen(query: Tensor) -> tuple[Tensor, Tensor | None]:
+            return read_as_forward(self, query, lambda query: (*attended(query), None))[:2]
+
+        return seen if watched(self) else attended
 
     def _rows(self, query: Tensor) -> Tensor:
         """Return the projected query (B, [H,] n, d), with n = 1 if it has none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from helpers.interop_swap import batches, drive, swapped, tensors
@@ -21,9 +23,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list to which each call of the kernels for scores is added."""
     found, kernel = [], native.aligned_scores
 
-    def counted(*arguments: object) -> torch.Tensor:
+    def counted(*arguments: Any) -> torch.Tensor:
         found.append("scores")
-        return kernel(*arguments)  # type: ignore[arg-type]
+        return kernel(*arguments)
 
     monkeypatch.setattr(native, "aligned_scores", counted)
     return found
