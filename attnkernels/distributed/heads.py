@@ -86,11 +86,11 @@ class _HeadsOfRank(AdditiveAttention):
         weight = _local(super().score_weight())
         return weight if self.num_heads > 1 else weight[0]
 
-    def _queries(self, query: Tensor) -> Tensor:
+    def _queries(self, query: Tensor, one: bool = False) -> Tensor:
         projected = self.query_proj(query)
         if self.bias is not None:
             projected = projected + _local(self.bias)
-        return split_heads(projected, self.num_heads)
+        return split_heads(projected.unsqueeze(-2) if one else projected, self.num_heads)
 
     def _part(self, x: Tensor, dim: int) -> Tensor:
         """Return the part of the rank of what all ranks have."""

@@ -157,7 +157,7 @@ class StepwiseAttention(Projections):
             TypeError, ValueError: an argument does not fit; the message names it.
         """
         attn_mask = mask_of_step(self, query, state, attn_mask)
-        return self._attend(self._queries(query.unsqueeze(1)), state, attn_mask)
+        return self._attend(self._queries(query, True), state, attn_mask)
 
     def read(
         self,
@@ -182,7 +182,7 @@ class StepwiseAttention(Projections):
         mask = None if bounds is None else within(bounds, m).unsqueeze(1)
 
         def attend(query: Tensor) -> tuple[Tensor, Tensor, Alignment]:
-            found = self._attend(self._queries(query.unsqueeze(1)), state, mask)
+            found = self._attend(self._queries(query, True), state, mask)
             context, weights, after = found
             return context, weights, Alignment(after.previous, after.cumulative)
 

@@ -316,7 +316,7 @@ class AdditiveAttention(Projections):
         """
 
         def attended(query: Tensor) -> tuple[Tensor, Tensor | None]:
-            return self._merged(attend(self._rows(query)), True)
+            return self._merged(attend(self._queries(query, True)), True)
 
         def seen(query: Tensor) -> tuple[Tensor, Tensor | None]:
             return read_as_forward(self, query, lambda query: (*attended(query), None))[:2]
@@ -325,7 +325,7 @@ class AdditiveAttention(Projections):
 
     def _rows(self, query: Tensor) -> Tensor:
         """Return the projected query (B, [H,] n, d), with n = 1 if it has none."""
-        return self._queries(query.unsqueeze(-2) if query.ndim == 2 else query)
+        return self._queries(query, query.ndim == 2)
 
     def _merged(self, result: Attended, one: bool) -> tuple[Tensor, Tensor | None]:
         """Return the operator's result with its heads merged, without n for one query."""

@@ -84,7 +84,7 @@ class PointerHead(Projections):
         one = not steps
         mask = inputs.mask(attn_mask, query, B=batch, **steps, m=m)
         scores = additive_scores(
-            self._queries(query.unsqueeze(-2) if one else query),
+            self._queries(query, one),
             self._keys(key),
             self.score_weight(),
             scale=self.scale,

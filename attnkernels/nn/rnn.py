@@ -276,7 +276,7 @@ class AttentionRNN(nn.Module):
         rows_per_sequence("inputs", inputs, "e", prepared.batch)
         takes_features(self.cell, "inputs", inputs, prepared.value_dim)
         attend = self._attend(prepared, None, return_weights, state.alignment)
-        return _results(*self._step(inputs, attend, state))
+        return _results(*self._step(self.cell, inputs, attend, state))
 
     def initial_state(self, prepared: Prepared, state: Any = None) -> DecoderState:
         """Return the state before the first step.
@@ -326,8 +326,9 @@ class AttentionRNN(nn.Module):
         outputs: list[Tensor] = []
         contexts: list[Tensor] = []
         weights: list[Any] = []
+        cell = self.cell  # once: a module takes a microsecond to find another
         for t in range(steps):
-            output, context, a, now = self._step(inputs, attend, now, checked=t > 0)
+            output, context, a, now = self._step(cell, inputs, attend, now, checked=t > 0)
             outputs.append(output)
             contexts.append(context)
             if a is not None:
@@ -338,32 +339,31 @@ class AttentionRNN(nn.Module):
         return _results(torch.stack(outputs, 1), torch.stack(contexts, 1), alphas, now)
 
     def _step(
-        self, inputs: Tensor, attend: Attend, state: DecoderState, checked: bool = False
+        self, cell: Any, inputs: Tensor, attend: Attend, last: DecoderState, checked: bool = False
     ) -> tuple[Tensor, Tensor, Any, DecoderState]:
-        """Run one step; `checked`: an output of this cell has been found to fit."""
-        cell = self.cell(torch.cat([inputs, state.context], -1), state.cell)
-        rows = inputs.shape[0]
-        output = cell_output(cell) if checked else self._output("the cell's output", cell, rows)
+        """Run one step of `cell`; `checked`: an output of it has been found to fit."""
+        now = cell(torch.cat([inputs, last.context], -1), last.cell)
+        output = self._output("the cell's output", now, None if checked else inputs.shape[0])
         context, weights = attend(output)
-        return output, context, weights, DecoderState(cell, context, alignment_of(attend))
+        return output, context, weights, DecoderState(now, context, alignment_of(attend))
 
     def _initial(self, prepared: Prepared, attend: Attend, state: Any) -> DecoderState:
         if isinstance(state, DecoderState):
             return state
         if state is not None:
             output = self._output("the output in state", state, prepared.batch)
-            context, _ = attend(output)
-            return DecoderState(state, context, alignment_of(attend))
-        zeros = prepared.value.new_zeros(prepared.batch, prepared.value_dim)
-        return DecoderState(None, zeros)
+            return DecoderState(state, attend(output)[0], alignment_of(attend))
+        return DecoderState(None, prepared.value.new_zeros(prepared.batch, prepared.value_dim))
 
-    def _output(self, name: str, state: Any, rows: int) -> Tensor:
-        """Return the output of a cell, which is the query of its attention."""
+    def _output(self, name: str, state: Any, rows: int | None) -> Tensor:
+        """Return the output of a cell, the query of its attention; without `rows` unchecked."""
         output = cell_output(state)
-        if isinstance(self.attention, Projections):
-            arguments.query(self.attention, output, rows, "", name)
+        if rows is None:
+            return output
+        if isinstance(attention := self.attention, Projections):
+            arguments.query(attention, output, rows, "", name)
         else:
-            checks.tensor(name, output, "(B, query_dim)", (rows, self.attention.query_dim))
+            checks.tensor(name, output, "(B, query_dim)", (rows, attention.query_dim))
         return output
 
     def _attend(

@@ -21,8 +21,8 @@ C10_ALWAYS_INLINE void add_scores(const AlignedOperands<T>& at, int64_t b, int64
     }
   }
   if constexpr (R == 4) {
-    T four[kLanes<T>];
-    sums(total[0], total[1], total[2], total[3]).store(four);
+    T four[4];
+    store_sums(total[0], total[1], total[2], total[3], four);
     for (int r = 0; r < R; r++) scores[r] += four[r];
   } else {
     scores[0] += sum(total[0]);

@@ -137,12 +137,14 @@ inline void row_block(const Form& form, const T* a, int64_t lda, const S* b, int
   static_assert(R * C == 1 || R * C == 4);
   if constexpr (R * C == 1) {
     const V zero(T(0));  // in the order of the other blocks: equal keys have equal scores
-    sums(acc[0][0], zero, zero, zero).store(out, 1);
+    T four[4];
+    store_sums(acc[0][0], zero, zero, zero, four);
+    out[0] = four[0];
   } else if constexpr (C == 4) {
-    sums(acc[0][0], acc[0][1], acc[0][2], acc[0][3]).store(out, 4);
+    store_sums(acc[0][0], acc[0][1], acc[0][2], acc[0][3], out);
   } else {
     T four[4];
-    sums(acc[0][0], acc[1][0], acc[2][0], acc[3][0]).store(four, 4);
+    store_sums(acc[0][0], acc[1][0], acc[2][0], acc[3][0], four);
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) out[r * ldo] = four[r];
   }

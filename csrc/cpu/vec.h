@@ -55,16 +55,21 @@ template <class T>
 inline T sum(Vec<T> x) {
   return at::vec::vec_reduce_all<T>([](Vec<T>& a, Vec<T>& b) { return a + b; }, x);
 }
-// The sums of four vectors, in the first lanes: each step adds neighbours, and halves a vector.
+// Store the sums of four vectors: each step adds neighbours, and halves a vector.
 template <class T>
-inline Vec<T> sums(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d) {
+inline void store_sums(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, T* out) {
   auto add = [](Vec<T> x, Vec<T> y) {
     const auto [even, odd] = at::vec::deinterleave2(x, y);
     return even + odd;
   };
-  Vec<T> all = add(add(a, b), add(c, d));
-  for (int64_t n = kLanes<T>; n > 4; n /= 2) all = add(all, all);
-  return all;
+  if constexpr (kLanes<T> == 2) {  // of doubles, on 64-bit ARM
+    add(a, b).store(out);
+    add(c, d).store(out + 2);
+  } else {
+    Vec<T> all = add(add(a, b), add(c, d));
+    for (int64_t n = kLanes<T>; n > 4; n /= 2) all = add(all, all);
+    all.store(out, 4);
+  }
 }
 template <class T>
 inline T max(Vec<T> x) {

@@ -111,13 +111,13 @@ __device__ void make_panel(const Side& side, const Prepare& p, int64_t panel, in
   }
 }
 
-// Store w' and (base, unit, centred) such that a score is base + unit * sum_t w'_t g_t, where g is
-// r = 1 / x of (E7) or the activation itself, or centred + unit * sum_t w'_t (r_t - 1/2). The unit
-// is the largest |w'|, so that products with w' overflow no sooner than products without. Every
-// warp of the block reduces all of the weights.
+// Store w' and (base, unit) such that a score is base + unit * sum_t w'_t g_t, where g is r - 1/2,
+// with r = 1 / x of (E7), or the activation itself. The unit is the largest |w'|, so that products
+// with w' overflow no sooner than products without. Every warp of the block reduces all of the
+// weights. Half the sum of w' of each stage follows.
 __device__ void make_weights(const Prepare& p, int64_t b) {
   const int64_t at = offset(p.own.batch, b, p.own.lead);
-  float* const out = p.weights + b * (p.padded + 4);
+  float* const out = p.weights + b * weights_size(p.padded);
   const float factor = p.logistic ? -p.span * p.scale : p.scale;
   const int given = p.weight.data ? p.d : 0;
   auto weight = [&](int t) {
@@ -133,9 +133,14 @@ __device__ void make_weights(const Prepare& p, int64_t b) {
   const float unit = largest == 0 ? 1.f : largest;
   for (int t = threadIdx.x; t < p.padded; t += kThreads) out[t] = weight(t) * factor / unit;
   if (threadIdx.x == 0) {
-    out[p.padded] = p.logistic ? sum : 0.f;
+    out[p.padded] = p.logistic ? sum * (1.f - p.span / 2.f) : 0.f;
     out[p.padded + 1] = unit;
-    out[p.padded + 2] = sum * (1.f - p.span / 2.f);
+  }
+  __syncthreads();
+  for (int stage = threadIdx.x; stage < stages_of(p.padded); stage += kThreads) {
+    float half = 0;
+    for (int t = stage * kStage; t < min((stage + 1) * kStage, p.padded); t++) half += out[t] / 2;
+    out[p.padded + 2 + stage] = half;
   }
 }
 
@@ -172,7 +177,7 @@ void prepare(Problem& p, const Owners& own, const Host& host, bool tangents) {
               {p.key, p.starts, p.lengths, own.key, p.key_ends, {}, p.m},
               p.weight,
               own.weight,
-              host.allocate<float>(own.weight.batch.count * (p.padded + 4)),
+              host.allocate<float>(own.weight.batch.count * weights_size(p.padded)),
               p.sequences,
               p.d,
               p.padded,
@@ -189,7 +194,7 @@ void prepare(Problem& p, const Owners& own, const Host& host, bool tangents) {
   p.keys = job.key.panels;
   p.weights = job.weights;
   for (int k = 0; k < kRank; k++)
-    p.weights_lead.along[k] = own.weight.index.along[k] * (p.padded + 4);
+    p.weights_lead.along[k] = own.weight.index.along[k] * weights_size(p.padded);
   const int64_t panels =
       own.query.batch.count * p.queries.tiles + own.key.batch.count * p.keys.tiles;
   const int64_t blocks = panels * chunks_of(p.d) + own.weight.batch.count;

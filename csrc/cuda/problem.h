@@ -68,7 +68,7 @@ struct Problem {
   // set by prepare(), in stages.h
   int padded = 0;  // d rounded up to whole quads
   Panels queries, keys;
-  const float* weights = nullptr;  // (padded + 4) per leading index of weight itself
+  const float* weights = nullptr;  // weights_size(padded) per leading index of weight itself
   Strides weights_lead;
 };
 

@@ -19,7 +19,7 @@
 namespace attnkernels::cuda {
 
 constexpr int kRI = 4, kRJ = 8, kTI = kTile / kRI, kTJ = kTile / kRJ;
-constexpr int kStageQuads = 4;
+constexpr int kStageQuads = kStage / 4;
 static_assert(kTI * kTJ == kThreads);
 
 using Scores = float[kRI][kRJ];
@@ -35,10 +35,10 @@ template <Form form, class Act>
 __device__ __forceinline__ float add_quad(float s, const float4& a, const float4& b,
                                           const float4& w, const Act& act) {
   if constexpr (form == Form::pointwise) {
-    s = fmaf(w.x, act.value(a.x + b.x), s);
-    s = fmaf(w.y, act.value(a.y + b.y), s);
-    s = fmaf(w.z, act.value(a.z + b.z), s);
-    return fmaf(w.w, act.value(a.w + b.w), s);
+    float four = w.x * act.value(a.x + b.x);
+    four = fmaf(w.y, act.value(a.y + b.y), four);
+    four = fmaf(w.z, act.value(a.z + b.z), four);
+    return s + fmaf(w.w, act.value(a.w + b.w), four);
   } else {
     float x0 = fmaf(a.x, b.x, 1.f), x1 = fmaf(a.y, b.y, 1.f);
     float x2 = fmaf(a.z, b.z, 1.f), x3 = fmaf(a.w, b.w, 1.f);
@@ -54,8 +54,11 @@ __device__ __forceinline__ float add_quad(float s, const float4& a, const float4
   }
 }
 
+// Add the quads of a stage, and take away `half`, which is half of the sum of their weights: sums
+// of r would round by as much as w is large, and so in one direction where hidden units are alike.
 template <Form form, class Act>
-__device__ __forceinline__ void add_stage(Scores& s, const Stage& from, int quads, const Act& act) {
+__device__ __forceinline__ void add_stage(Scores& s, const Stage& from, int quads, float half,
+                                          const Act& act) {
   const int ti = threadIdx.x / kTJ, tj = threadIdx.x % kTJ;
 #pragma unroll 1
   for (int quad = 0; quad < quads; quad++) {
@@ -70,6 +73,11 @@ __device__ __forceinline__ void add_stage(Scores& s, const Stage& from, int quad
       for (int c = 0; c < kRJ; c++) s[r][c] = add_quad<form>(s[r][c], a, b[c], w, act);
     }
   }
+  if constexpr (form != Form::pointwise)
+#pragma unroll
+    for (int r = 0; r < kRI; r++)
+#pragma unroll
+      for (int c = 0; c < kRJ; c++) s[r][c] -= half;
 }
 
 __device__ __forceinline__ void copy_stage(Stage& to, const float4* a, const float4* b,
@@ -96,9 +104,9 @@ struct Operands {
   }
 };
 
-// Call copy(stage, first quad, quads), 0 or 1 being the stage, and use(stage, quads) once the
-// copies are there, while the next ones are under way. On return all threads are past their last
-// use.
+// Call copy(stage, first quad, quads), 0 or 1 being the stage, and use(stage, first quad, quads)
+// once the copies are there, while the next ones are under way. On return all threads are past
+// their last use.
 template <class Copy, class Use>
 __device__ __forceinline__ void each_stage(int quads, const Copy& copy, const Use& use) {
   auto start = [&](int first) {
@@ -113,13 +121,13 @@ __device__ __forceinline__ void each_stage(int quads, const Copy& copy, const Us
     async_wait<1>();
     __syncthreads();
     const int left = quads - first;
-    use(first / kStageQuads % 2, left < kStageQuads ? left : kStageQuads);
+    use(first / kStageQuads % 2, first, left < kStageQuads ? left : kStageQuads);
     __syncthreads();
   }
   async_wait<0>();
 }
 
-// Quads `begin` to `end` of hidden units.
+// Quads `begin` to `end` of hidden units, whole stages up to the last.
 template <Form form, class Act>
 __device__ __forceinline__ void add_panels(Scores& s, Stage* stages, const Problem& p,
                                            const Act& act, const Place& at, int it, int jt,
@@ -128,7 +136,10 @@ __device__ __forceinline__ void add_panels(Scores& s, Stage* stages, const Probl
   each_stage(
       end - begin,
       [&](int stage, int first, int quads) { from.copy(stages[stage], begin + first, quads); },
-      [&](int stage, int quads) { add_stage<form>(s, stages[stage], quads, act); });
+      [&](int stage, int first, int quads) {
+        const float half = at.weights[p.padded + 2 + (begin + first) / kStageQuads];
+        add_stage<form>(s, stages[stage], quads, half, act);
+      });
 }
 
 // The same from the inputs, right for any of them: x = 1 + exp(gain (q + k)) may be infinite. The
@@ -207,16 +218,14 @@ __device__ __forceinline__ void score_quads(Scores& s, Stage* stages, const Prob
 #pragma unroll
     for (int c = 0; c < kRJ; c++) s[r][c] = 0;
   const float unit = at.weights[p.padded + 1];
-  float base = at.weights[p.padded];
+  const float base = begin ? 0.f : at.weights[p.padded];
   if constexpr (Act::kLogistic) {
     const Ranges ranges(p, at.query_panel + it, at.key_panel + jt);
     bool by_sines = false;
     if constexpr (kHasSines<Act>) by_sines = ranges.within_sines() && unit < kInfinity;
     if (by_sines) {
-      base = at.weights[p.padded + 2];
       add_sines(s, stages, p, act, at, it, jt, begin, end);
     } else if (!(ranges.size <= Limit::factored)) {
-      base = at.weights[p.padded + 2];
       add_inputs(s, p, act, at, it, jt, begin, end);
     } else if (ranges.sum <= Limit::quad) {
       add_panels<Form::factored>(s, stages, p, act, at, it, jt, begin, end);
@@ -226,7 +235,6 @@ __device__ __forceinline__ void score_quads(Scores& s, Stage* stages, const Prob
   } else {
     add_panels<Form::pointwise>(s, stages, p, act, at, it, jt, begin, end);
   }
-  if (begin) base = 0;
 #pragma unroll
   for (int r = 0; r < kRI; r++)
 #pragma unroll

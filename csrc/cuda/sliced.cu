@@ -8,16 +8,16 @@
 namespace attnkernels::cuda {
 namespace {
 
-constexpr int kLeast = 8;  // the fewest quads, or eights of columns, of a slice
+constexpr int kLeastStages = 2, kLeastEights = 8;  // of a slice: of hidden units, of columns
 
 int64_t pairs_of_tiles(const Problem& p) {
   return p.batch.count * tiles_of(p.query_ends, p.n, 1) * tiles_of(p.key_ends, p.m, 1);
 }
 
 // Cut `depth` into slices that put two blocks of every tile's on each processor.
-Slices cut(const Problem& p, int depth, const Host& host) {
+Slices cut(const Problem& p, int depth, int least, const Host& host) {
   const int64_t wanted = ceil_div(2 * host.processors, std::max<int64_t>(pairs_of_tiles(p), 1));
-  const int64_t count = std::clamp<int64_t>(wanted, 1, ceil_div(depth, kLeast));
+  const int64_t count = std::clamp<int64_t>(wanted, 1, ceil_div(depth, least));
   const int each = static_cast<int>(ceil_div(depth, count));
   Slices out{nullptr, static_cast<int>(ceil_div(depth, each)), each};
   out.data = host.allocate<float>(out.count * p.batch.count * p.n * p.m);
@@ -176,9 +176,10 @@ bool is_sliced(const Problem& p, const Host& host, int units) {
 
 SliceJob slice(const Problem& p, const float* grad_context, float* cleared, int64_t count,
                const Host& host) {
-  SliceJob job{cut(p, p.padded / 4, host), {}, grad_context, cleared, count};
+  SliceJob job{cut(p, stages_of(p.padded), kLeastStages, host), {}, grad_context, cleared, count};
+  job.scores.each *= kStage / 4;
   if (grad_context && p.dv > 0) {
-    job.products = cut(p, static_cast<int>(ceil_div(p.dv, 8)), host);
+    job.products = cut(p, static_cast<int>(ceil_div(p.dv, 8)), kLeastEights, host);
     job.products.each *= 8;
   }
   by_scored(p, [&](auto act) {

@@ -18,6 +18,16 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 
 __host__ __device__ constexpr int chunks_of(int d) { return (d + kChunk - 1) / kChunk; }
 
+constexpr int kStage = 16;  // hidden units that scores are computed for at a time
+
+__host__ __device__ constexpr int stages_of(int padded) { return (padded + kStage - 1) / kStage; }
+
+// The weights of a leading index, as prepare.cu leaves them: `padded` of them, two numbers that
+// belong to all, and one per stage; whole vectors of 16 bytes.
+__host__ __device__ constexpr int weights_size(int padded) {
+  return padded + (2 + stages_of(padded) + 3) / 4 * 4;
+}
+
 inline bool is_step(const Problem& p) { return p.n <= kStep && !p.query_ends.ends; }
 
 // Return the tiles of all sequences of a leading index; see sequence_of() in rows.h.

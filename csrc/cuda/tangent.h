@@ -43,7 +43,7 @@ __device__ __forceinline__ void add_unit(Both& x, int c, const Act& act, const f
     float slope;
     if constexpr (kFromInputs<way>) {
       const float2 both = act.with_slope(f[r]);
-      f[r] = both.x;
+      f[r] = way == Sweep::direct ? both.x - 0.5f : both.x;  // as add_inputs()
       slope = way == Sweep::direct ? -both.y : both.y;
     } else {
       slope = fmaf(f[r], f[r], -f[r]);
@@ -62,9 +62,11 @@ struct Units {
         base(at.weights[p.padded]), base_tangent(tangent.weights[p.padded]) {}
 };
 
+// Add the quads of a stage, and take away halves of sums of weights as add_stage() does.
 template <Sweep way, class Act>
 __device__ __forceinline__ void add_both(Both& x, const Stage& from, const Stage& tangent,
-                                         const Units& units, int quads, const Act& act) {
+                                         const Units& units, int quads, float half,
+                                         float half_tangent, const Act& act) {
   const int ti = threadIdx.x / kTJ, tj = threadIdx.x % kTJ;
 #pragma unroll 1
   for (int quad = 0; quad < quads; quad++) {
@@ -97,6 +99,14 @@ __device__ __forceinline__ void add_both(Both& x, const Stage& from, const Stage
         add_unit<way>(x, c, act, q[t], q_tangent[t], k[t], w[t] * k_tangent[t], w[t], w_tangent[t]);
     }
   }
+  if constexpr (Act::kLogistic)
+#pragma unroll
+    for (int r = 0; r < kRI; r++)
+#pragma unroll
+      for (int c = 0; c < kRJ; c++) {
+        x.s[r][c] -= half;
+        x.tangent[r][c] -= half_tangent;
+      }
 }
 
 // The same from the inputs, right for any of them, with the tangents from their panels in memory.
@@ -158,8 +168,10 @@ __device__ __forceinline__ void tangent_tile(Both& x, BothStages& stages, const 
         from.copy(stages.primal[stage], first, quads);
         from_tangents.copy(stages.tangent[stage], first, quads);
       },
-      [&](int stage, int quads) {
-        add_both<way>(x, stages.primal[stage], stages.tangent[stage], units, quads, act);
+      [&](int stage, int first, int quads) {
+        const int half = p.padded + 2 + first / kStageQuads;
+        add_both<way>(x, stages.primal[stage], stages.tangent[stage], units, quads,
+                      at.weights[half] * units.w, tangent.weights[half] * units.w_tangent, act);
       });
 }
 

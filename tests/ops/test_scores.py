@@ -48,6 +48,24 @@ def test_activations(backend: str, activation: str) -> None:
     )
 
 
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "leaky_relu"])
+def test_equal_weights(backend: str, activation: str) -> None:
+    """Their products round alike, and so would sums of r of (E7), which is near 1/2."""
+    query, key, _, _ = make((1, 9, 20, 520, 1))
+    weight = torch.full((520,), 520**-0.5).requires_grad_()
+    check_scores(query, key, weight, activation=activation, backend=backend)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "leaky_relu"])
+@pytest.mark.parametrize("d", [15, 130, 520])
+def test_equal_hidden_units(backend: str, activation: str, d: int) -> None:
+    """Rounding errors of equal terms have one sign."""
+    query, key, _, _ = make((1, 9, 20, d, 1))
+    query = query.detach()[..., :1].expand(1, 9, d).requires_grad_()
+    weight = torch.full((d,), d**-0.5).requires_grad_()
+    check_scores(query, key, weight, activation=activation, negative_slope=0.3, backend=backend)
+
+
 @pytest.mark.parametrize("shape", [(2, 0, 3, 4, 1), (2, 3, 0, 4, 1), (0, 3, 4, 5, 1)], ids=str)
 def test_empty(backend: str, shape: Shape) -> None:
     query, key, _, weight = make(shape)

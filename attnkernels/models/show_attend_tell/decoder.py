@@ -70,14 +70,14 @@ class CaptionDecoder(AttentionRNN):
         return DecoderState(state, zeros)
 
     def _step(
-        self, inputs: Tensor, attend: Attend, state: DecoderState, checked: bool = False
+        self, cell: Any, inputs: Tensor, attend: Attend, last: DecoderState, checked: bool = False
     ) -> tuple[Tensor, Tensor, Any, DecoderState]:
-        before = state.cell[0]
+        before = last.cell[0]
         context, weights = attend(before)  # equations 4 to 6
         context = self.gate(before).sigmoid() * context
-        cell = self.cell(torch.cat([inputs, context], -1), state.cell)  # equations 1 to 3
-        output = inputs + self.from_hidden(cell[0]) + self.from_context(context)
-        return output, context, weights, DecoderState(cell, context)
+        now = cell(torch.cat([inputs, context], -1), last.cell)  # equations 1 to 3
+        output = inputs + self.from_hidden(now[0]) + self.from_context(context)
+        return output, context, weights, DecoderState(now, context)
 
     def _attend(
         self,
@@ -134,7 +134,7 @@ class CaptionDecoder(AttentionRNN):
         now = self._initial(prepared, attend, state)
         found = []
         for word in words.unbind(1):
-            output, _, weights, now = self._step(word, attend, now)
+            output, _, weights, now = self._step(self.cell, word, attend, now)
             found.append((output, weights))
         outputs, alphas = (torch.stack(x, 1) for x in zip(*found, strict=True))
         return outputs, alphas, HardChoice(*(torch.stack(x, 1) for x in zip(*choices, strict=True)))

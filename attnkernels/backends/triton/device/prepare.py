@@ -15,7 +15,7 @@ from .rows import ANY, end_of, extent, matrix_of, sequence_of, start_of, vector_
 
 CHUNK = tl.constexpr(64)  # hidden units of one program
 RANGES = tl.constexpr(3)  # numbers for each: the largest exponent, the largest size, the smallest
-WEIGHT_TAIL = tl.constexpr(4)  # behind the weights of a leading index: base, unit, centred, unused
+WEIGHT_TAIL = tl.constexpr(4)  # behind the weights of a leading index: base, unit, and two unused
 
 
 @triton.jit
@@ -80,11 +80,10 @@ def _panel(
 
 @triton.jit
 def _weights(b, x, sizes, weights, d, padded, scale, ACTIVATION: tl.constexpr):
-    """Store w' and (base, unit, centred) such that a score is base + unit * sum_t w'_t g_t.
+    """Store w' and (base, unit) such that a score is base + unit * sum_t w'_t g_t.
 
-    g is r = 1 / x of (E7) for a logistic activation, and f for a pointwise one; with r - 1/2 for r,
-    the score is centred + unit * sum_t w'_t g_t. The unit is the largest |w'|, so that products
-    with w' overflow no sooner than products without.
+    g is r - 1/2 for a logistic activation, with r = 1 / x of (E7), and f for a pointwise one. The
+    unit is the largest |w'|, so that products with w' overflow no sooner than products without.
     """
     x_at = vector_of(b, sizes, x)
     weights += wide(b) * (padded + WEIGHT_TAIL)
@@ -104,11 +103,10 @@ def _weights(b, x, sizes, weights, d, padded, scale, ACTIVATION: tl.constexpr):
         w = tl.load(x_at + t.to(tl.int64) * x.unit, mask=t < d, other=0.0).to(tl.float32)
         tl.store(weights + t, w * factor / unit, mask=t < padded)
     if is_logistic(ACTIVATION):
-        tl.store(weights + padded, base)
+        tl.store(weights + padded, base * (1.0 - span(ACTIVATION) / 2))
     else:
         tl.store(weights + padded, 0.0)
     tl.store(weights + padded + 1, unit)
-    tl.store(weights + padded + 2, base * (1.0 - span(ACTIVATION) / 2))
 
 
 @triton.jit(do_not_specialize=ANY)

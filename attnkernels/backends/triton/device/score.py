@@ -24,30 +24,40 @@ from .prepare import row_ranges
 from .rows import wide
 from .sines import LAST, UNITS, sine_scores, tile_reach
 
+STAGE = tl.constexpr(8)  # pairs of hidden units
+
 
 @triton.jit
 def _quads(s, a, b, w, padded, BI, BJ, BOUNDED: tl.constexpr, TARGET: tl.constexpr):
-    """Add sum_t w_t / (1 + a_t b_t) to s, with one reciprocal for four hidden units."""
-    for pair in range(0, padded // 2, 2):
-        a0, a1 = two(a + pair * BI)
-        a2, a3 = two(a + (pair + 1) * BI)
-        b0, b1 = two(b + pair * BJ)
-        b2, b3 = two(b + (pair + 1) * BJ)
-        w0, w1 = two(w + pair)
-        w2, w3 = two(w + pair + 1)
-        x0 = 1.0 + a0 * b0
-        x1 = 1.0 + a1 * b1
-        x2 = 1.0 + a2 * b2
-        x3 = 1.0 + a3 * b3
-        if BOUNDED:
-            x0 = at_most(x0, EXP_QUAD)
-            x1 = at_most(x1, EXP_QUAD)
-            x2 = at_most(x2, EXP_QUAD)
-            x3 = at_most(x3, EXP_QUAD)
-        d01 = x0 * x1
-        d23 = x2 * x3
-        numerator = (w0 * x1 + w1 * x0) * d23 + (w2 * x3 + w3 * x2) * d01
-        s += numerator * reciprocal(d01 * d23, TARGET)
+    """Add sum_t w_t (r_t - 1/2), r = 1 / (1 + a_t b_t), to s, with one reciprocal for four of them.
+
+    Halves are taken away every STAGE pairs: sums of r would round by as much as w is large, and so
+    in one direction where hidden units are alike.
+    """
+    for first in range(0, padded // 2, STAGE):
+        sum_w = 0.0
+        for pair in range(first, tl.minimum(first + STAGE, padded // 2), 2):
+            a0, a1 = two(a + pair * BI)
+            a2, a3 = two(a + (pair + 1) * BI)
+            b0, b1 = two(b + pair * BJ)
+            b2, b3 = two(b + (pair + 1) * BJ)
+            w0, w1 = two(w + pair)
+            w2, w3 = two(w + pair + 1)
+            sum_w += (w0 + w1) + (w2 + w3)
+            x0 = 1.0 + a0 * b0
+            x1 = 1.0 + a1 * b1
+            x2 = 1.0 + a2 * b2
+            x3 = 1.0 + a3 * b3
+            if BOUNDED:
+                x0 = at_most(x0, EXP_QUAD)
+                x1 = at_most(x1, EXP_QUAD)
+                x2 = at_most(x2, EXP_QUAD)
+                x3 = at_most(x3, EXP_QUAD)
+            d01 = x0 * x1
+            d23 = x2 * x3
+            numerator = (w0 * x1 + w1 * x0) * d23 + (w2 * x3 + w3 * x2) * d01
+            s += numerator * reciprocal(d01 * d23, TARGET)
+        s -= sum_w / 2
     return s
 
 
@@ -88,12 +98,17 @@ def _direct(
 @triton.jit
 def _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION: tl.constexpr):
     """Add sum_t w_t f(a_t + b_t) to s."""
-    for pair in range(0, padded // 2):
+    for pair in range(0, padded // 2, 2):  # sums of four: fewer that round like s
         a0, a1 = two(a + pair * BI)
+        a2, a3 = two(a + (pair + 1) * BI)
         b0, b1 = two(b + pair * BJ)
+        b2, b3 = two(b + (pair + 1) * BJ)
         w0, w1 = two(w + pair)
-        s += w0 * pointwise(a0 + b0, negative_slope, ACTIVATION)
-        s += w1 * pointwise(a1 + b1, negative_slope, ACTIVATION)
+        w2, w3 = two(w + pair + 1)
+        four = w0 * pointwise(a0 + b0, negative_slope, ACTIVATION)
+        four += w1 * pointwise(a1 + b1, negative_slope, ACTIVATION)
+        four += w2 * pointwise(a2 + b2, negative_slope, ACTIVATION)
+        s += four + w3 * pointwise(a3 + b3, negative_slope, ACTIVATION)
     return s
 
 
@@ -158,7 +173,6 @@ def score_tile(
     i, j = places(SHAPE)
     s = tl.zeros(SHAPE, tl.float32)
     if sines is not None:
-        base = tl.load(weights + padded + 2)
         query_at += wide(i0) * query.row
         key_at += wide(j0) * key.row
         by_sines, beyond = sine_scores(
@@ -180,7 +194,6 @@ def score_tile(
         a = (query_panels.data + query_panel * padded * BI).to(word) + i
         b = (key_panels.data + key_panel * padded * BJ).to(word) + j
         w = weights.to(word)
-        base = tl.load(weights + padded)
         if is_logistic(ACTIVATION):
             query_high, query_size = row_ranges(query_panels.ranges, query_panel, d, CHUNKS)
             key_high, key_size = row_ranges(key_panels.ranges, key_panel, d, CHUNKS)
@@ -196,8 +209,6 @@ def score_tile(
                     s, query, query_at, i, n - i0, key, key_at, j, m - j0, weights, 0, d,
                     ACTIVATION, TARGET,
                 )  # fmt: skip
-                base = tl.load(weights + padded + 2)
         else:
             s = _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION)
-    unit = tl.load(weights + padded + 1)
-    return s * unit + base
+    return s * tl.load(weights + padded + 1) + tl.load(weights + padded)

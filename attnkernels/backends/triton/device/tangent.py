@@ -3,10 +3,10 @@
     s  = base + sum_t w_t f_t
     s' = base' + sum_t w'_t f_t + (w_t df_t) (q'_t + k'_t)
 
-A dash is a tangent. For a logistic activation f is r of (E7), and dr = (r^2 - r) dy for its
-exponent y = gain (q + k). The panels of tangents (prepare.py) hold gain x'. An element takes 7
-instructions, one of them a reciprocal, which bounds it: (E9) does not give the single r that a
-tangent needs.
+A dash is a tangent. For a logistic activation f is r - 1/2 with r of (E7), and dr = (r^2 - r) dy
+for its exponent y = gain (q + k). The panels of tangents (prepare.py) hold gain x'. An element
+takes 7 instructions, one of them a reciprocal, which bounds it: (E9) does not give the single r
+that a tangent needs.
 """
 
 import triton
@@ -15,7 +15,7 @@ import triton.language as tl
 from .maths import FACTORED, is_logistic, logistic, pointwise_with_slope, reciprocal, two
 from .prepare import row_ranges
 from .rows import wide
-from .score import places
+from .score import STAGE, places
 
 
 @triton.jit
@@ -53,20 +53,30 @@ def _panels(
     ACTIVATION: tl.constexpr,
     TARGET: tl.constexpr,
 ):
-    """Add all hidden units from the panels."""
-    for pair in range(0, padded // 2):
-        a0, a1 = two(a + pair * BI)
-        b0, b1 = two(b + pair * BJ)
-        da0, da1 = two(a_tangent + pair * BI)
-        db0, db1 = two(b_tangent + pair * BJ)
-        w0, w1 = two(w + pair)
-        dw0, dw1 = two(w_tangent + pair)
-        w0 *= unit
-        w1 *= unit
-        f, slope = _value_with_slope(a0, b0, negative_slope, ACTIVATION, TARGET)
-        s, tangent = _add_unit(s, tangent, f, slope, da0 * w0 + db0 * w0, w0, dw0 * unit_tangent)
-        f, slope = _value_with_slope(a1, b1, negative_slope, ACTIVATION, TARGET)
-        s, tangent = _add_unit(s, tangent, f, slope, da1 * w1 + db1 * w1, w1, dw1 * unit_tangent)
+    """Add all hidden units from the panels; halves are taken away as by _quads()."""
+    for first in range(0, padded // 2, STAGE):
+        sum_w = 0.0
+        sum_dw = 0.0
+        for pair in range(first, tl.minimum(first + STAGE, padded // 2)):
+            a0, a1 = two(a + pair * BI)
+            b0, b1 = two(b + pair * BJ)
+            da0, da1 = two(a_tangent + pair * BI)
+            db0, db1 = two(b_tangent + pair * BJ)
+            w0, w1 = two(w + pair)
+            dw0, dw1 = two(w_tangent + pair)
+            w0 *= unit
+            w1 *= unit
+            dw0 *= unit_tangent
+            dw1 *= unit_tangent
+            sum_w += w0 + w1
+            sum_dw += dw0 + dw1
+            f, slope = _value_with_slope(a0, b0, negative_slope, ACTIVATION, TARGET)
+            s, tangent = _add_unit(s, tangent, f, slope, da0 * w0 + db0 * w0, w0, dw0)
+            f, slope = _value_with_slope(a1, b1, negative_slope, ACTIVATION, TARGET)
+            s, tangent = _add_unit(s, tangent, f, slope, da1 * w1 + db1 * w1, w1, dw1)
+        if is_logistic(ACTIVATION):
+            s -= sum_w / 2
+            tangent -= sum_dw / 2
     return s, tangent
 
 
@@ -105,7 +115,13 @@ def _direct(
         db = tl.load(b_tangent + (t // 2 * BJ + j) * 2 + t % 2)
         wt = tl.load(w + t) * unit
         s, tangent = _add_unit(
-            s, tangent, r, -slope, da * wt + db * wt, wt, tl.load(w_tangent + t) * unit_tangent
+            s,
+            tangent,
+            r - 0.5,
+            -slope,
+            da * wt + db * wt,
+            wt,
+            tl.load(w_tangent + t) * unit_tangent,
         )
         query_at += query.unit
         key_at += key.unit
