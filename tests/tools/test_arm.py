@@ -49,6 +49,20 @@ def test_a_missing_program_is_named(programs: Path, name: str) -> None:
     assert found is not None and found.startswith(f"make arm wants {name}, which is not on PATH")
 
 
+def test_the_tests_import_what_is_installed_for_them() -> None:
+    """Neither the tests nor the conftest.py beside them want what arm.MODULES leaves out."""
+    code = """if True:
+        import sys
+        import pytest
+        from tools import arm
+        sys.modules |= dict.fromkeys(["pybind11", "setuptools"])
+        raise SystemExit(pytest.main(["--collect-only", "-q", *arm.TESTS]))
+    """
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=arm.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
 def test_the_command_fails_with_the_sentence() -> None:
     command = [
         sys.executable,
