@@ -28,6 +28,14 @@ STAGE = tl.constexpr(8)  # pairs of hidden units
 
 
 @triton.jit
+def _four(x, apart):
+    """Return four hidden units from two words that lie `apart`."""
+    x0, x1 = two(x)
+    x2, x3 = two(x + apart)
+    return x0, x1, x2, x3
+
+
+@triton.jit
 def _quads(s, a, b, w, padded, BI, BJ, BOUNDED: tl.constexpr, TARGET: tl.constexpr):
     """Add sum_t w_t (r_t - 1/2), r = 1 / (1 + a_t b_t), to s, with one reciprocal for four of them.
 
@@ -37,12 +45,9 @@ def _quads(s, a, b, w, padded, BI, BJ, BOUNDED: tl.constexpr, TARGET: tl.constex
     for first in range(0, padded // 2, STAGE):
         sum_w = 0.0
         for pair in range(first, tl.minimum(first + STAGE, padded // 2), 2):
-            a0, a1 = two(a + pair * BI)
-            a2, a3 = two(a + (pair + 1) * BI)
-            b0, b1 = two(b + pair * BJ)
-            b2, b3 = two(b + (pair + 1) * BJ)
-            w0, w1 = two(w + pair)
-            w2, w3 = two(w + pair + 1)
+            a0, a1, a2, a3 = _four(a + pair * BI, BI)
+            b0, b1, b2, b3 = _four(b + pair * BJ, BJ)
+            w0, w1, w2, w3 = _four(w + pair, 1)
             sum_w += (w0 + w1) + (w2 + w3)
             x0 = 1.0 + a0 * b0
             x1 = 1.0 + a1 * b1
@@ -99,12 +104,9 @@ def _direct(
 def _pointwise(s, a, b, w, padded, negative_slope, BI, BJ, ACTIVATION: tl.constexpr):
     """Add sum_t w_t f(a_t + b_t) to s."""
     for pair in range(0, padded // 2, 2):  # sums of four: fewer that round like s
-        a0, a1 = two(a + pair * BI)
-        a2, a3 = two(a + (pair + 1) * BI)
-        b0, b1 = two(b + pair * BJ)
-        b2, b3 = two(b + (pair + 1) * BJ)
-        w0, w1 = two(w + pair)
-        w2, w3 = two(w + pair + 1)
+        a0, a1, a2, a3 = _four(a + pair * BI, BI)
+        b0, b1, b2, b3 = _four(b + pair * BJ, BJ)
+        w0, w1, w2, w3 = _four(w + pair, 1)
         four = w0 * pointwise(a0 + b0, negative_slope, ACTIVATION)
         four += w1 * pointwise(a1 + b1, negative_slope, ACTIVATION)
         four += w2 * pointwise(a2 + b2, negative_slope, ACTIVATION)
