@@ -10,10 +10,6 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// Keys of a tile for a query or two: its operands stay in the first-level cache.
-constexpr int64_t kNarrowTile = 16;
-static_assert(kNarrowTile <= kPanel && kNarrowTile % kLane == 0, "scratch is for tiles of panels");
-
 template <class T>
 struct BackwardScratch {
   T *scorer, *weight, *ds, *mask, *value, *value_panels, *grad_context, *sums;

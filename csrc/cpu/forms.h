@@ -28,6 +28,21 @@ struct Bounded {
   }
 };
 
+// a = exp(y_query), b = key: to the last bit what Bounded makes of exp(y_key), which is not stored.
+// Keys for which `holds` is false are beyond its range.
+template <class T>
+struct Passing {
+  Vec<T> gain, most;
+  explicit Passing(T gain) : gain(gain), most(Limits<T>::factored / gain) {}
+  C10_ALWAYS_INLINE Vec<T> operator()(Vec<T> a, Vec<T> b) const {
+    return Bounded{}(a, exp_in_range(b, gain));
+  }
+  C10_ALWAYS_INLINE Vec<T> holds(const Vec<T> (&b)[4]) const {
+    const Vec<T> b01 = at_least(b[0].abs(), b[1].abs()), b23 = at_least(b[2].abs(), b[3].abs());
+    return at_least(b01, b23) < most;
+  }
+};
+
 // The product alone, with the bound for reciprocals that two share.
 template <class T>
 struct BoundedProduct {
@@ -57,9 +72,10 @@ C10_ALWAYS_INLINE V half_sum(const V (&w)[4]) {
   return ((w[0] + w[1]) + (w[2] + w[3])) * V(0.5);
 }
 
-// sum_e w_e / x_e with one division, (E9), or sum_e w_e (1 / x_e - 1/2) if Centred. Then the terms
-// of small inputs are small, as f is, and so are the rounding errors of their sum; centre() in
-// weight.h adds up what that takes away. Sums over edges, which share no sum of w, are not.
+// sum_e w_e / x_e with one division, (E9), or NaN where that does not hold, or sum_e w_e (1 / x_e -
+// 1/2) if Centred. Then the terms of small inputs are small, as f is, and so are the rounding
+// errors of their sum; centre() in weight.h adds up what that takes away. Sums over edges, which
+// share no sum of w, are not.
 template <class X, bool Centred>
 struct SharedReciprocal {
   static constexpr int64_t kDepth = 32;
@@ -71,6 +87,8 @@ struct SharedReciprocal {
     const V n01 = fmadd(w[0], x1, w[1] * x0), n23 = fmadd(w[2], x3, w[3] * x2);
     const V all = d01 * d23, n = fmadd(n01, d23, n23 * d01);
     acc = fmadd(Centred ? at::vec::fnmadd(half_sum(w), all, n) : n, reciprocal(all), acc);
+    if constexpr (requires { x.holds(b); })
+      acc = V::blendv(V(std::numeric_limits<float>::quiet_NaN()), acc, x.holds(b));
   }
 };
 

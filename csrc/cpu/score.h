@@ -9,11 +9,14 @@ namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
 // The inner formula, chosen from the ranges of the queries and keys of a tile.
-enum class Variant { factored, bounded, direct, pointwise };
+enum class Variant { factored, bounded, passing, direct, pointwise };
 
-constexpr int64_t kNarrow = 2;     // up to this many queries, an exponential per element is as fast
+constexpr int64_t kNarrow = 2;     // up to this many queries, exponentials of keys are not stored
 constexpr int64_t kFew = 8;        // up to this many queries, transposing keys would not pay
 constexpr int64_t kTileRows = 32;  // queries of a tile
+// Keys of a tile of the backward for a query or two: its operands stay in the first-level cache.
+constexpr int64_t kNarrowTile = 16;
+static_assert(kNarrowTile <= kPanel && kNarrowTile % kLane == 0, "scratch is for tiles of panels");
 
 // A range of queries or keys.
 struct Span {
@@ -109,17 +112,18 @@ class Scorer {
     auto logistic = [&]<class X>(const X& x, const T* query) {
       const SharedReciprocal<X, true> form{x};
       panels(form, query, r0, rows, out, ldo, next);
-      lines(form, query, r0, rows, out, ldo, next);
+      lines(form, query, r0, rows, out, ldo, {panel_keys_, keys_}, next);
     };
     switch (variant_) {
       case Variant::factored: logistic(Factored{}, query_exp_); break;
       case Variant::bounded: logistic(Bounded{}, query_exp_); break;
+      case Variant::passing: passing(r0, rows, out, ldo, next); break;
       case Variant::direct: logistic(Direct<T>(gain()), query_raw_); break;
       case Variant::pointwise:
         with_activation([&]<class Pointwise>(const Pointwise& f) {
           const PointwiseSum<Pointwise> form{f};
           panels(form, query_raw_, r0, rows, out, ldo, next);
-          lines(form, query_raw_, r0, rows, out, ldo, next);
+          lines(form, query_raw_, r0, rows, out, ldo, {panel_keys_, keys_}, next);
         });
     }
   }
@@ -211,6 +215,9 @@ class Scorer {
         range.include(exponential_panel(panels_ + j * width_, lines_.at(j),
                                         std::min(kPanel, panels - j), d_, gain()));
       choose(range);
+    } else if (is_logistic(activation_)) {
+      exponential_queries();
+      if (gain() * query_range_.magnitude < Limits<T>::factored) variant_ = Variant::passing;
     }
     if (exponentials()) {
       lines_ = {key_exp_, ld_, 1, dtype_of<T>};
@@ -268,17 +275,32 @@ class Scorer {
     finish(rows, out, ldo, 0, panel_keys_, panel_offset_);
   }
 
+  // Lines alone. Scores that come out as NaN are computed anew, with those that share a tile of the
+  // backward, by which it chooses its form.
+  void passing(int64_t r0, int64_t rows, T* out, int64_t ldo, const Matrix& next) const {
+    const SharedReciprocal<Passing<T>, true> form{Passing<T>(gain())};
+    lines(form, query_exp_, r0, rows, out, ldo, {0, keys_}, next);
+    const SharedReciprocal<Direct<T>, true> direct{Direct<T>(gain())};
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t j = 0; j < keys_; j += kNarrowTile) {
+        const Span span{j, std::min(j + kNarrowTile, keys_)};
+        const T* row = out + r * ldo;
+        if (std::any_of(row + span.begin, row + span.end, [](T s) { return std::isnan(s); }))
+          lines(direct, query_raw_, r0 + r, 1, out + r * ldo, ldo, span);
+      }
+  }
+
   template <class Form>
   void lines(const Form& form, const T* query, int64_t r0, int64_t rows, T* out, int64_t ldo,
-             const Matrix& next) const {
-    for (int64_t j = panel_keys_, count; j < keys_; j += count) {
-      count = std::min(kPanel - j % kPanel, keys_ - j);
+             const Span& keys, const Matrix& next = {}) const {
+    for (int64_t j = keys.begin, count; j < keys.end; j += count) {
+      count = std::min(kPanel - j % kPanel, keys.end - j);
       typed<T>(line(j), [&](const auto* key) {
         row_sums(form, query + r0 * ld_, ld_, rows, key, lines_.row, w_, d_, out + j, ldo, count,
                  next.data ? next.at(j) : next);
       });
     }
-    finish(rows, out, ldo, panel_keys_, keys_, row_offset_);
+    finish(rows, out, ldo, keys.begin, keys.end, row_offset_);
   }
 
   const Item& item_;

@@ -325,6 +325,7 @@ void sweep(const Scorer<T>& scorer, const Tile<T>& tile, const Sums<T>& out, T* 
         scorer.finite() ? with(PointwiseGradient<Pointwise, true>{f})
                         : with(PointwiseGradient<Pointwise, false>{f});
       });
+    case Variant::passing: break;  // for scores alone
   }
 }
 

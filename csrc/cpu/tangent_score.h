@@ -110,6 +110,7 @@ class TangentScorer {
         return scorer_.with_activation([&]<class Pointwise>(const Pointwise& f) {
           sums(PointwiseTangent<Pointwise, Weight>{f}, r0, rows, out);
         });
+      case Variant::passing: break;  // for scores alone
     }
   }
 

@@ -117,17 +117,15 @@ inline Vec<float> exp(Vec<float> x) {
 }
 inline Vec<double> exp(Vec<double> x) { return x.exp(); }
 
-// exp(gain x) for gain x <= 87 and a gain that is a power of two, with fewer operations than exp:
-// 2^(k + r) = 2^k + 2^k r P(r). Below `low`, at least -87 / gain, the result is that of low. A
-// fused multiply-add makes the product in r = x gain log2(e) - k exact, and P is minimax (relative
-// error 2.0e-9). Besides rounding, the only error is that of the constant log2(e), 1.4e-8 of
-// itself, which acts as an equal relative change of the gain.
-C10_ALWAYS_INLINE Vec<float> exp_times(Vec<float> x, Vec<float> gain, Vec<float> low) {
+// exp(gain x) for |gain x| <= 87 and a gain that is a power of two, with fewer operations than exp:
+// 2^(k + r) = 2^k + 2^k r P(r). A fused multiply-add makes the product in r = x gain log2(e) - k
+// exact, and P is minimax (relative error 2.0e-9). Besides rounding, the only error is that of the
+// constant log2(e), 1.4e-8 of itself, which acts as an equal relative change of the gain.
+C10_ALWAYS_INLINE Vec<float> exp_in_range(Vec<float> x, Vec<float> gain) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   using V = Vec<float>;
   using I = Vec<int32_t>;
   const V magic(12582912.f), unit = gain * V(1.44269504f);
-  x = at_least(x, low);
   const V shifted = fmadd(x, unit, magic), r = fmadd(x, unit, magic - shifted);
   const I bits = at::vec::cast<int32_t, float>(shifted);
   const V power = at::vec::cast<float, int32_t>((bits << I(23)) + I(0x3f800000));
@@ -138,13 +136,17 @@ C10_ALWAYS_INLINE Vec<float> exp_times(Vec<float> x, Vec<float> gain, Vec<float>
   p = fmadd(p, r, V(0.693147203f));
   return fmadd(p, r * power, power);
 #else
-  return exp(at_least(x, low) * gain);
+  return exp(x * gain);
 #endif
 }
-C10_ALWAYS_INLINE Vec<double> exp_times(Vec<double> x, Vec<double> gain, Vec<double> low) {
-  return (at_least(x, low) * gain).exp();
+C10_ALWAYS_INLINE Vec<double> exp_in_range(Vec<double> x, Vec<double> gain) {
+  return (x * gain).exp();
 }
-// The same with the lowest `low`.
+// The same, and below `low`, at least -87 / gain, that of low; or with the lowest `low`.
+template <class T>
+C10_ALWAYS_INLINE Vec<T> exp_times(Vec<T> x, Vec<T> gain, Vec<T> low) {
+  return exp_in_range(at_least(x, low), gain);
+}
 template <class T>
 C10_ALWAYS_INLINE Vec<T> exp_times(Vec<T> x, Vec<T> gain) {
   return exp_times(x, gain, Vec<T>(T(sizeof(T) == 4 ? -87 : -708)) / gain);

@@ -217,6 +217,29 @@ def test_equal_keys_have_equal_scores(fused: str, activation: str, n: int) -> No
         assert (scores == scores[:, :1]).all()
 
 
+@pytest.mark.parametrize("shift", [0.0, 20.0, 50.0])
+@pytest.mark.parametrize(
+    "n, m, d", [(1, 3, 8), (1, 16, 33), (2, 13, 65), (2, 7, 200), (3, 7, 33), (9, 16, 8)]
+)
+def test_backward_has_the_weights_of_the_forward(
+    fused: str, n: int, m: int, d: int, shift: float
+) -> None:
+    """To the last bit, in the context of unit vectors and in their gradient."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        query, key = normal(2, n, d, grad=False), normal(2, m, d, grad=False)
+        key[0, 0] -= shift
+        key[1, -1] += shift
+        value = torch.eye(m).expand(2, m, m).contiguous().requires_grad_()
+        weight = normal(d, grad=False)
+        context = additive_attention(query, key, value, weight, backend=fused)
+        for i in range(n):
+            (grad,) = torch.autograd.grad(
+                context[:, i].sum(-1), value, torch.ones(2), retain_graph=True
+            )
+            assert torch.equal(grad[..., 0], context[:, i].detach())
+
+
 def test_padding_holds_anything(fused: str) -> None:
     def call(filler: float) -> tuple[Tensor, ...]:
         torch.manual_seed(0)
