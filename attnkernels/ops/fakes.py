@@ -120,10 +120,11 @@ def _sparse_forward(
     lead = _edge_lead(query, key, value, **others)
     n, dv = query.shape[-2], (key if value is None else value).shape[-1]
     acc, count = accumulate_dtype(query.dtype), source.shape[0]
+    weights = ((*lead, count), 1) if return_weights else ((*lead, n, 2), 2)  # as in _forward
     return (
         by_row(query, (*lead, n, dv), 2, acc),
         by_row(query, (*lead, n), 1, acc),
-        by_row(query, (*lead, count), 1, acc) if return_weights else _new(query, 0),
+        by_row(query, *weights, acc),
     )
 
 

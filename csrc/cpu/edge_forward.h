@@ -15,7 +15,10 @@ class EdgeForwardPass {
         groups_(head_groups(p, p.context.together)), width_(padded(p.d)), ld_(padded(p.dv)),
         scratch_size_(carve(nullptr).size),
         scratch_(host.allocate<T>(host.threads * scratch_size_)),
-        parts_(host.allocate<T>(tasks_.parts * p.head_count * (ld_ + 2))) {}
+        parts_(host.allocate<T>(tasks_.parts * p.head_count * (ld_ + 2))), softmax_(p.softmax) {
+    if (p.weights.data)
+      softmax_ = {host.allocate<T>(2 * p.n * p.head_count), p.n, 2, p.context.together};
+  }
 
   void run() {
     const int64_t groups = static_cast<int64_t>(groups_.size());
@@ -172,6 +175,7 @@ class EdgeForwardPass {
     for (int64_t c = 0; c < p_.dv; c++) out[c] = state[2 + c] * scale;
     *p_.lse.at(head, i) =
         total == 0 ? -std::numeric_limits<T>::infinity() : state[0] + std::log(total);
+    if (softmax_.data) std::copy(state, state + 2, softmax_.at(head, i));
   }
 
   void merge(const SplitNode& split, int64_t head) const {
@@ -188,19 +192,18 @@ class EdgeForwardPass {
     finish(split.node, head, whole.data());
   }
 
-  // Turn raw scores into weights in place: exp(s - lse), with dropout.
+  // Turn raw scores into weights in place, with dropout.
   void finish_weights(int64_t i, int64_t first, int64_t last, int64_t head) const {
-    const T lse = *p_.lse.at(head, i);
+    const T *state = softmax_.at(head, i), total = state[1];
+    const Weigh<T> weigh(state[0], total);
     for (int64_t b = first; b < last; b += kEdges) {
       const int64_t count = std::min(kEdges, last - b);
       const int64_t* edge = p_.by_target.edge + b;
       T s[kEdges] = {};
       for (int64_t e = 0; e < count; e++) s[e] = *p_.weights.at(head, edge[e]);
-      for (int64_t e = 0; e < kEdges; e += kLanes<T>)
-        exp_weight(load(s + e) - Vec<T>(lse)).store(s + e);
+      for (int64_t e = 0; e < kEdges; e += kLanes<T>) weigh(load(s + e)).store(s + e);
       if (p_.dropout.p > 0) drop_edges(p_.dropout, head, b, count, s);
-      for (int64_t e = 0; e < count; e++)
-        *p_.weights.at(head, edge[e]) = lse == -std::numeric_limits<T>::infinity() ? T(0) : s[e];
+      for (int64_t e = 0; e < count; e++) *p_.weights.at(head, edge[e]) = total == 0 ? T(0) : s[e];
     }
   }
 
@@ -212,6 +215,7 @@ class EdgeForwardPass {
   const std::vector<HeadGroup> groups_;
   const int64_t width_, ld_, scratch_size_;
   T *const scratch_, *const parts_;
+  HeadRows<T> softmax_;  // of every row, for its weights and the backward
 };
 
 template <class T>

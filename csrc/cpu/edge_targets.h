@@ -223,6 +223,12 @@ class EdgeTargets {
     T *s = mine.scores + h * kEdges, *da = mine.da + h * kEdges, *ds = mine.ds;
     const Matrix& bias = p_.heads[head].edge_bias;
     const T lse = *p_.lse.at(head, i);
+    const T* softmax = p_.softmax.data ? p_.softmax.at(head, i) : nullptr;
+    const Weigh<T> weigh(softmax ? softmax[0] : lse, softmax ? softmax[1] : T(1));
+    const bool given = p_.weights.data && p_.dropout.p == 0;
+    T weights[kEdges] = {};
+    for (int64_t e = 0; e < count && given; e++)
+      weights[e] = *p_.weights.at(head, edge_at(first + e));
     for (int64_t e = 0; e < kEdges; e += kLanes<T>)
       fmadd(load(s + e), V(weights_.factor[head]), V(weights_.offset[head])).store(s + e);
     if (bias.data) add_biases<T, S>(bias, p_.by_target.edge + first, count, s);
@@ -233,7 +239,7 @@ class EdgeTargets {
     const V d_i(mine.delta[h]), dlse(p_.grad_lse.data ? *p_.grad_lse.at(head, i) : T(0)),
         zero(T(0));
     for (int64_t e = 0; e < kEdges; e += kLanes<T>) {
-      const V x = load(s + e), a = lse == kNone ? zero : exp_weight(x - V(lse));
+      const V x = load(s + e), a = lse == kNone ? zero : given ? load(weights + e) : weigh(x);
       // an edge with all the weight of its row, up to rounding, moves nothing but lse
       const V moved = V::blendv(load(da + e) - d_i, zero, a >= V(kWhole));
       const V none = lse == kNone ? V(kNone) : x;

@@ -45,6 +45,7 @@ template <class T>
 struct EdgeForward : EdgeProblem {
   HeadRows<T> context, lse;  // of dv columns, of one
   HeadRows<T> weights;       // a row per edge in the caller's order; data null: not wanted
+  HeadRows<T> softmax;       // of two: the maximum and the sum of exp(s - maximum); or null
 };
 
 // A gradient in its own dtype; data null: not wanted.
@@ -55,7 +56,7 @@ struct HeadGradient {
 
 template <class T>
 struct EdgeBackward : EdgeProblem {
-  HeadRows<const T> context, lse, weights;                 // as the forward returned them
+  HeadRows<const T> context, lse, weights, softmax;        // as the forward returned them
   HeadRows<const T> grad_context, grad_lse, grad_weights;  // data null: zero
   HeadGradient grad_query, grad_key, grad_value, grad_edge_key;
   T* grad_weight;              // (heads, d), or null

@@ -197,7 +197,11 @@ __device__ __forceinline__ void forward_team(const EdgeProblem& p, const Job& jo
     if (now.ends() && !now.part()) {
       const int64_t row = team.row(p, p.n, now.node);
       rows.store(job.out.context, row, total == 0 ? 0.f : 1.f / total);
-      if (team.speaks() && team.lane == 0) job.out.lse[row] = highest + logf(total);
+      if (team.speaks() && team.lane == 0) {
+        job.out.lse[row] = highest + logf(total);
+        job.out.softmax[2 * row] = highest;
+        job.out.softmax[2 * row + 1] = total;
+      }
     } else if (now.ends()) {
       const int64_t row = team.slot(p, now);
       rows.store(job.parts.sums, row, 1);
@@ -228,8 +232,9 @@ __global__ void __launch_bounds__(kEdgeThreads, 2)
 
 }  // namespace
 
-void edge_forward(const EdgeProblem& given, const EdgeForward& out, const Host& host) {
+void edge_forward(const EdgeProblem& given, EdgeForward out, const Host& host) {
   const EdgeProblem p = with_values(given);
+  if (out.weights) out.softmax = host.allocate<float>(2 * p.batch.count * p.n);
   by_width(p, [&]<class T, int V>(Held<T, V> width) {
     Job job{out, shares_for(p, p.by_target, width.kColumns, host), {}};
     job.parts = states_for(p, job.shares, host);

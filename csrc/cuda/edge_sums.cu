@@ -98,7 +98,11 @@ __global__ void __launch_bounds__(kMerge, 2)
           return exp_fast(from.softmax[slot(k)].x - finite) * from.sums[slot(k) * p.dv + column];
         },
         [&](int column, float sum) { out.context[row * p.dv + column] = scale * sum; });
-    if (threadIdx.x == 0) out.lse[row] = high + logf(total);
+    if (threadIdx.x == 0) {
+      out.lse[row] = high + logf(total);
+      out.softmax[2 * row] = high;
+      out.softmax[2 * row + 1] = total;
+    }
   });
 }
 
@@ -137,8 +141,7 @@ __global__ void __launch_bounds__(kMerge)
   const int b = static_cast<int>(id - k * p.batch.count);
   const int64_t place = p.by_source.edge[k];
   float& x = out.weights[by_row(p, b, p.edges, p.by_target.edge[place])];
-  const float lse = out.lse[by_row(p, b, p.n, p.by_source.other[k])];
-  const float a = lse == -kInfinity ? 0.f : exp_fast(x - lse);
+  const float a = weigh(x, as_weights(out.softmax, by_row(p, b, p.n, p.by_source.other[k])));
   x = p.seed ? dropped(a, kept(p, b, 0, static_cast<int>(place))) : a;
 }
 
@@ -199,6 +202,7 @@ __global__ void __launch_bounds__(kEdgeThreads)
   if (!works || lane) return;
   if (delta.weights) delta.weights[row] = y;
   delta.total[row] = f.grad_lse ? x + y - f.grad_lse[row] : x + y;
+  delta.softmax[row] = f.softmax ? as_weights(f.softmax, row) : make_float2(f.lse[row], 1);
 }
 
 // A block per leading index and 32 columns: the sums of its warps, then those of its threads.
@@ -270,7 +274,7 @@ void finish_edge_weight(const EdgeProblem& p, const Shares& s, const float* sums
 
 EdgeDelta edge_delta(const EdgeProblem& p, const EdgeBackward& f, const Host& host) {
   const int64_t rows = p.batch.count * p.n;
-  EdgeDelta delta{host.allocate<float>(rows), nullptr};
+  EdgeDelta delta{host.allocate<float>(rows), nullptr, host.allocate<float2>(rows)};
   Shares shares;
   Products products{};
   if (f.grad_weights) {

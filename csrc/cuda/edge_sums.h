@@ -14,7 +14,7 @@ struct EdgeStates {
 EdgeStates states_for(const EdgeProblem&, const Shares&, const Host&);
 void merge_states(const EdgeProblem&, const Shares&, const EdgeStates&, const EdgeForward&,
                   const Host&);
-// Turn scores into weights: exp(s - lse), with dropout.
+// Turn scores into weights, with dropout.
 void finish_weights(const EdgeProblem&, const EdgeForward&, const Host&);
 
 // For rows of T in the registers of a team: V times 16 bytes of a lane. V 0: they stay in memory.
@@ -96,9 +96,11 @@ void merge_sums(const EdgeProblem&, const Adjacency&, const Shares&, const EdgeS
 void finish_edge_weight(const EdgeProblem&, const Shares&, const float* sums, float* out,
                         const Host&);
 
-// Delta of (E4) per target, by row; and the sum over the gradients of weights alone, or null.
+// Delta of (E4) per target, by row; the sum over the gradients of weights alone, or null; and what
+// turns scores into weights.
 struct EdgeDelta {
   float *total = nullptr, *weights = nullptr;
+  float2* softmax = nullptr;  // for weigh()
 };
 EdgeDelta edge_delta(const EdgeProblem&, const EdgeBackward&, const Host&);
 

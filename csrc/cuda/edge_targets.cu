@@ -14,16 +14,18 @@ __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Targets
   const Team team(p, job.shares, Rows::kChunked);
   Rows rows(p, job, team);
   Cursor cursor(p.by_target, job.shares, team, p.edges);
-  const bool own = p.edge_key.data || p.edge_bias.data || f.grad_weights;
+  const bool given = f.weights && !p.seed;  // the weights
+  const bool own = p.edge_key.data || p.edge_bias.data || f.grad_weights || given;
   const int64_t bias_at = offset(p.batch, team.b, p.edge_bias.lead);
   auto row_of = [&](const Edges& edges) { return team.row(p, p.n, edges.node); };
   // Numbers of a target, and of the edge of this lane.
   struct Numbers {
-    float lse = 0, delta = 0, bias = 0, grad_weight = 0;
+    float2 softmax = {};
+    float delta = 0, bias = 0, grad_weight = 0;
   };
   auto numbers = [&](Numbers& to, const Edges& edges, const Near& near) {
     if (edges.begins()) {
-      to.lse = f.lse[row_of(edges)];
+      to.softmax = job.delta.softmax[row_of(edges)];
       to.delta = job.delta.total[row_of(edges)];
     }
     to.bias = bias_of(p, bias_at, near);
@@ -46,7 +48,8 @@ __device__ __forceinline__ void targets_team(const EdgeProblem& p, const Targets
     const float sum = team_sum(x, team.lanes), product = team_sum(y, team.lanes);
     const int place = now.first + static_cast<int>(threadIdx.x) % kEdges;
     const bool there_is = here.other >= 0, lives = there_is && at.bias != -kInfinity;
-    const float a = lives ? exp_fast(fmaf(p.scale, sum, at.bias) - at.lse) : 0.f;
+    float a = lives ? weigh(fmaf(p.scale, sum, at.bias), at.softmax) : 0.f;
+    if (given && lives) a = f.weights[team.row(p, p.edges, here.edge)];
     const float keep = p.seed ? kept(p, team.b, 0, place) : 1.f;
     float ds = lives ? a * (dropped(product + at.grad_weight, keep) - at.delta) : 0.f;
     if (__any_sync(kWarp, a > kMost)) {

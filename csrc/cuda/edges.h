@@ -27,17 +27,19 @@ struct EdgeProblem : Problem {
 struct EdgeForward {
   float *context = nullptr, *lse = nullptr;
   float* weights = nullptr;  // a number per edge in the caller's order; null: not wanted
+  float* softmax = nullptr;  // the maximum and the sum of exp(s - maximum) of every row
 };
 
 struct EdgeBackward {
   const float *context = nullptr, *lse = nullptr, *weights = nullptr;  // as the forward gave them
+  const float* softmax = nullptr;                                      // null if it gave weights
   const float *grad_context = nullptr, *grad_lse = nullptr, *grad_weights = nullptr;  // null: zero
   Output grad_query, grad_key, grad_value, grad_edge_key;  // data null: not wanted
   float* grad_weight = nullptr;                            // (batch, d)
   float* grad_edge_bias = nullptr;
 };
 
-void edge_forward(const EdgeProblem&, const EdgeForward&, const Host&);
+void edge_forward(const EdgeProblem&, EdgeForward, const Host&);
 void edge_backward(const EdgeProblem&, const EdgeBackward&, const Host&);
 
 }  // namespace attnkernels::cuda

@@ -133,7 +133,7 @@ struct CpuEdges {
            lse = empty_by_row(in.query, s.leading.with({s.n}), 1, type, "lse"),
            weights = return_weights
                          ? empty_by_row(in.query, s.leading.with({s.edges}), 1, type, kWeights)
-                         : nothing(in.query);
+                         : s.softmax(in.query, type);
     TorchHost torch(in.query, call.work());
     call.check(torch.host, false);
     dispatch(in.query, [&](auto t, const auto& table) {
@@ -142,7 +142,10 @@ struct CpuEdges {
       call.describe(p);
       p.context = rows_of<T>(context, s, s.n, s.dv);
       p.lse = rows_of<T>(lse, s, s.n, 1);
-      p.weights = rows_of<T>(weights, s, s.edges, 1);
+      if (return_weights)
+        p.weights = rows_of<T>(weights, s, s.edges, 1);
+      else
+        p.softmax = rows_of<T>(weights, s, s.n, 2);
       table.forward(p, torch.host);
     });
     return {context, lse, weights};
@@ -167,8 +170,9 @@ struct CpuEdges {
     };
     const Maybe grad_context = optional(given.grad_context, 2),
                 grad_lse = optional(given.grad_lse, 1),
-                grad_weights = optional(given.grad_weights, 1),
-                weights = optional(given.weights, 1);
+                grad_weights = optional(given.grad_weights, 1);
+    const bool is_softmax = s.is_softmax(given);
+    const Maybe weights = optional(given.weights, is_softmax ? 2 : 1);
     TorchHost torch(in.query, call.work());
     call.check(torch.host, true);
     dispatch(in.query, [&](auto t, const auto& table) {
@@ -180,7 +184,10 @@ struct CpuEdges {
       };
       place(p.context, context, s.n, s.dv);
       place(p.lse, lse, s.n, 1);
-      place(p.weights, weights, s.edges, 1);
+      if (is_softmax)
+        place(p.softmax, weights, s.n, 2);
+      else
+        place(p.weights, weights, s.edges, 1);
       place(p.grad_context, grad_context, s.n, s.dv);
       place(p.grad_lse, grad_lse, s.n, 1);
       place(p.grad_weights, grad_weights, s.edges, 1);

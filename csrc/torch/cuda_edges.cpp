@@ -92,10 +92,11 @@ struct CudaEdges {
            lse = empty_by_row(in.query, s.leading.with({s.n}), 1, type, "lse"),
            weights = return_weights
                          ? empty_by_row(in.query, s.leading.with({s.edges}), 1, type, kWeights)
-                         : nothing(in.query);
+                         : s.softmax(in.query, type);
+    cuda::EdgeForward f{data<float>(context), data<float>(lse)};
+    (return_weights ? f.weights : f.softmax) = data<float>(weights);
     const CudaHost torch(in.query);
-    cuda::edge_forward(call.problem, {data<float>(context), data<float>(lse), data<float>(weights)},
-                       torch.host);
+    cuda::edge_forward(call.problem, f, torch.host);
     return {context, lse, weights};
   }
 
@@ -115,7 +116,8 @@ struct CudaEdges {
     cuda::EdgeBackward f;
     f.context = call.floats(given.context, 2);
     f.lse = call.floats(given.lse, 1);
-    f.weights = call.floats(given.weights, 1);
+    const bool is_softmax = s.is_softmax(given);
+    (is_softmax ? f.softmax : f.weights) = call.floats(given.weights, is_softmax ? 2 : 1);
     f.grad_context = call.floats(given.grad_context, 2);
     f.grad_lse = call.floats(given.grad_lse, 1);
     f.grad_weights = call.floats(given.grad_weights, 1);

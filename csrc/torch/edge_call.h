@@ -81,6 +81,11 @@ struct EdgeShapes {
   }
 
   Sizes rows(int64_t rows, int64_t cols) const { return leading.with({rows, cols}); }
+  // What the backward needs of a softmax, as softmax_of, but (leading, n, 2), by row.
+  Tensor softmax(const Tensor& on, ScalarType type) const {
+    return empty_by_row(on, rows(n, 2), 2, type, "the state of the softmax");
+  }
+  static bool is_softmax(const Outputs& given) { return given.weights.dim() > given.lse.dim(); }
   // How many heads lie together.
   int64_t together() const { return leading.sizes().empty() ? 1 : leading.sizes().back(); }
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.edges import graph
 from helpers.inputs import ACTIVATIONS, F32, F64, MANY
 from torch import Tensor
 
@@ -41,6 +42,13 @@ def results(backend: str, inputs: list[Tensor], activation: str, weights: bool) 
     return [*(x.detach() for x in outputs), *gradients]
 
 
+def assert_as_accurate(name: str, found: Tensor, eager: Tensor, exact: Tensor) -> None:
+    error, allowed = ((x - exact).norm().item() for x in (found, eager))
+    # a result that the formula has exactly may be rounded once
+    rounding = torch.finfo(F32).eps / 2 * exact.norm().item()
+    assert error <= 4 * max(allowed, rounding), f"{name}: {error:.3g} against {allowed:.3g}"
+
+
 @pytest.mark.parametrize("n, m", [(1, 2), (1, 33), (8, 3), (8, MANY + 10)])
 @pytest.mark.parametrize("size", [40.0, 1e3])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -61,10 +69,7 @@ def test_saturated_rows(backend: str, activation: str, size: float, n: int, m: i
     found = results(backend, inputs, activation, weights)
     names = NAMES if weights else (NAMES[0], *NAMES[2:])
     for name, x, y, z in zip(names, found, eager, exact, strict=True):
-        error, allowed = ((each - z).norm().item() for each in (x, y))
-        # a result that the formula has exactly may be rounded once
-        rounding = torch.finfo(F32).eps / 2 * z.norm().item()
-        assert error <= 4 * max(allowed, rounding), f"{name}: {error:.3g} against {allowed:.3g}"
+        assert_as_accurate(name, x, y, z)
 
 
 def saturated_units(activation: str, n: int) -> list[Tensor]:
@@ -105,6 +110,35 @@ def test_tangents_of_saturated_units(fused: str, activation: str, n: int) -> Non
         return torch.func.jvp(scores, (q, k), (dq, dk))[1]
 
     assert_close(["scores"], [tangent(fused, F32)], [tangent("reference", F64)])
+
+
+@pytest.mark.parametrize("weights, dropout_p", [(False, 0.0), (False, 0.3), (True, 0.0)])
+def test_large_scores_over_edges(backend: str, weights: bool, dropout_p: float) -> None:
+    """Scores are whole numbers about 800, which are formed without an error."""
+    edges = graph(30, 30, 400)
+    query, key = torch.randint(90, 110, (2, 30, 8)), torch.randint(2, (2, 30, 8))
+    value, weight = torch.randn(2, 30, 16), torch.ones(2, 8)
+    leaves = [x.float().requires_grad_() for x in (query, key, value, weight)]
+    directions = [torch.randn(2, 30, 16), torch.randn(2, edges.num_edges)]
+
+    def call(name: str, dtype: torch.dtype) -> list[Tensor]:
+        torch.manual_seed(0)  # of the dropout
+        inputs = [x.to(dtype) for x in leaves]
+        found = additive_attention_sparse(
+            *inputs,
+            edges=edges,
+            dropout_p=dropout_p,
+            return_weights=weights,
+            backend=name,
+        )
+        found = found if isinstance(found, tuple) else (found,)
+        grads = [x.to(dtype) for x, _ in zip(directions, found, strict=False)]
+        return [*found, *torch.autograd.grad(found, leaves, grads)]
+
+    exact, eager, found = call("reference", F64), call("reference", F32), call(backend, F32)
+    names = NAMES if weights else (NAMES[0], *NAMES[2:])
+    for name, x, y, z in zip(names, found, eager, exact, strict=True):
+        assert_as_accurate(name, x, y, z)
 
 
 @pytest.mark.parametrize("activation", LOGISTIC)

@@ -6,6 +6,7 @@ import triton.language as tl
 from .edge_dropout import kept_at
 from .edges import (
     ANY_EDGES,
+    as_weights,
     ends_from,
     heads_of,
     included,
@@ -18,10 +19,12 @@ from .edges import (
     put_numbers,
     put_part,
     put_row,
+    put_state,
     row_at,
     rows_at,
     rows_or,
     share_of,
+    state_at,
     sums_of,
     weights_at,
 )
@@ -50,11 +53,15 @@ def _together(highest, total, context):
 
 
 @triton.jit
-def _finish(context_at, context, lse_at, lse, i, heads, dv, c0, top, total, sums):
-    """Store the context and the lse of a node: 0 and -inf if no edge takes part."""
+def _finish(
+    context_at, context, lse_at, lse, softmax_at, softmax, i, heads, dv, c0, top, total, sums
+):  # fmt: skip
+    """Store the context, lse and softmax of a node: 0 and -inf if no edge takes part."""
     divisor = tl.where(total == 0.0, 1.0, total)
     put_row(context_at, context.row, i, heads, dv, c0, sums / divisor[:, None])
-    tl.store(lse_at + i * lse.unit, top + tl.log(total), mask=heads & (c0 == 0))
+    first = heads & (c0 == 0)
+    tl.store(lse_at + i * lse.unit, top + tl.log(total), mask=first)
+    put_state(softmax_at + i * softmax.row, top, total, first)
 
 
 @triton.jit(do_not_specialize=ANY_EDGES)
@@ -73,6 +80,7 @@ def edge_forward_kernel(
     order,
     context,
     lse,
+    softmax,
     scores,
     part_context,
     part_state,
@@ -108,6 +116,7 @@ def edge_forward_kernel(
     value_at = rows_or(b, sizes, value, key_at)
     context_at = matrix_of(b, sizes, context)
     lse_at = vector_of(b, sizes, lse)
+    softmax_at = matrix_of(b, sizes, softmax)
     bias_at = numbers_or(b, sizes, edge_bias, lse_at)
     scores_at = numbers_or(b, sizes, scores, lse_at)
     if WHOLE:
@@ -161,10 +170,12 @@ def edge_forward_kernel(
             place = 2 * wide(program) + tl.where(i == cut, 0, 1)
             put_part(part_context, place, b, leads, heads, dv, c0, sums_i)
             state = part_state + (place * leads + b) * 2
-            tl.store(state, top, mask=heads & (column == 0))
-            tl.store(state + 1, total_i, mask=heads & (column == 0))
+            put_state(state, top, total_i, heads & (column == 0))
         else:
-            _finish(context_at, context, lse_at, lse, i, heads, dv, c0, top, total_i, sums_i)
+            _finish(
+                context_at, context, lse_at, lse, softmax_at, softmax, i, heads, dv, c0, top,
+                total_i, sums_i,
+            )  # fmt: skip
         e = end
         i += 1
         last = following
@@ -177,6 +188,7 @@ def edge_merge_kernel(
     cuts,
     context,
     lse,
+    softmax,
     part_context,
     part_state,
     leads,
@@ -201,16 +213,17 @@ def edge_merge_kernel(
     for first in range(0, count, BE):
         _, there = places_from(first, count, heads, BE)
         place = parts_of(program, first, BE)
-        state = part_state + (place[None, :] * leads + b[:, None]) * 2
-        s = tl.load(state, mask=there, other=-float("inf"))
-        p = tl.load(state + 1, mask=there, other=0.0)
+        s, p = state_at(part_state + (place[None, :] * leads + b[:, None]) * 2, there)
         base = part_context + b * wide(dv)
         u = rows_at(base, wide(leads) * dv, place, there, dv, c0, BV)
         highest, total, sums = _taken_in(highest, total, sums, s, p, 1.0, u)
     top, total_i, sums_i = _together(highest, total, sums)
     context_at = matrix_of(b, sizes, context)
-    lse_at = vector_of(b, sizes, lse)
-    _finish(context_at, context, lse_at, lse, i, heads, dv, c0, top, total_i, sums_i)
+    lse_at, softmax_at = vector_of(b, sizes, lse), matrix_of(b, sizes, softmax)
+    _finish(
+        context_at, context, lse_at, lse, softmax_at, softmax, i, heads, dv, c0, top, total_i,
+        sums_i,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=ANY_EDGES)
@@ -220,7 +233,7 @@ def edge_weights_kernel(
     place,
     order,
     scores,
-    lse,
+    softmax,
     kept,
     edges,
     leads,
@@ -239,9 +252,9 @@ def edge_weights_kernel(
     by_target = tl.load(place + at, mask=at < edges, other=0)
     edge = tl.load(order + by_target, mask=at < edges, other=0)
     scores_at = vector_of(b, sizes, scores)
-    end = numbers_at(vector_of(b, sizes, lse), lse.unit, i, there, 0.0)
-    end = tl.where(end == -float("inf"), 0.0, end)
-    a = tl.exp(numbers_at(scores_at, scores.unit, edge, there, 0.0) - end)
+    state = matrix_of(b, sizes, softmax)[:, None] + (i * softmax.row)[None, :]
+    high, unit = as_weights(state, there)
+    a = tl.exp(numbers_at(scores_at, scores.unit, edge, there, 0.0) - high) * unit
     if kept is not None:
         keep = kept_at(kept, by_target, b, leads, there)
         a = tl.where(keep, a * kept.scale, 0.0)

@@ -9,6 +9,7 @@ from .edge_dropout import kept_at
 from .edges import (
     ANY_EDGES,
     SIGNS,
+    as_weights,
     ends_from,
     heads_of,
     included,
@@ -87,6 +88,8 @@ def edge_target_kernel(
     source,
     order,
     lse,
+    softmax,
+    given,
     delta,
     context,
     grad_context,
@@ -119,6 +122,7 @@ def edge_target_kernel(
 ):
     """Program (share of the targets, block of hidden units, block of heads).
 
+    given: the weights, if they need not be computed.
     pairs [edges by target, 2, leads]: ds and the weights after dropout, for the pass by source;
     signs [edges by target, leads, bytes]: those of q + k + g, if they are all it needs for f'.
     part_weight [shares, leads, d] is summed by the caller. What is None is not wanted.
@@ -134,7 +138,9 @@ def edge_target_kernel(
     value_at = rows_or(b, sizes, value, key_at)
     grad_at = rows_or(b, sizes, grad_context, key_at)
     context_at = rows_or(b, sizes, context, key_at)
+    softmax_at = rows_or(b, sizes, softmax, key_at)
     bias_at = numbers_or(b, sizes, edge_bias, lse_at)
+    given_at = numbers_or(b, sizes, given, lse_at)
     delta_at = numbers_or(b, sizes, delta, lse_at)
     grad_lse_at = numbers_or(b, sizes, grad_lse, lse_at)
     grad_weights_at = numbers_or(b, sizes, grad_weights, lse_at)
@@ -154,8 +160,11 @@ def edge_target_kernel(
         dc, delta_i = _of_target(
             grad_at, grad_context, context_at, context, i, heads, dv, WHOLE, BV
         )
-        lse_i = tl.load(lse_at + i * lse.unit, mask=heads, other=0.0)[:, None]
-        lse_i = tl.where(lse_i == -float("inf"), 0.0, lse_i)
+        if softmax is not None:
+            high, unit = as_weights((softmax_at + i * softmax.row)[:, None], heads[:, None])
+        else:
+            high = tl.load(lse_at + i * lse.unit, mask=heads, other=0.0)[:, None]
+            high, unit = tl.where(high == -float("inf"), 0.0, high), 1.0
         if delta is not None:
             delta_i += tl.load(delta_at + i * delta.unit, mask=heads, other=0.0)[:, None]
         dlse = 0.0
@@ -167,7 +176,12 @@ def edge_target_kernel(
             at, there = places_from(e0, end, heads, BE)
             ahead = ends_from(source, tl.minimum(e0 + BE, end), edges, BE)
             edge = at
-            if (edge_key is not None) or (edge_bias is not None) or (grad_weights is not None):
+            if (
+                (edge_key is not None)
+                or (edge_bias is not None)
+                or (grad_weights is not None)
+                or (given is not None)
+            ):
                 edge = tl.load(order + at, mask=at < end, other=0)
             live, bias = included(bias_at, edge_bias, edge, there)
             x, k = inside_at(
@@ -182,7 +196,10 @@ def edge_target_kernel(
                     weight, heads, live, edge_bias, d, negative_slope, ACTIVATION, BD, TARGET,
                 )  # fmt: skip
             s = tl.where(live, s * scale + bias, -float("inf"))
-            a = tl.exp(s - lse_i)
+            if given is not None:
+                a = tl.where(live, numbers_at(given_at, given.unit, edge, there, 0.0), 0.0)
+            else:
+                a = tl.exp(s - high) * unit
             da = tl.zeros((BH, BE), tl.float32)
             if grad_context is not None:
                 if value is None and WHOLE:

@@ -159,6 +159,30 @@ def put_part(part, place, b, leads, heads, columns, first, numbers):
 
 
 @triton.jit
+def put_state(at, high, total, there):
+    """Store the state of a softmax: the maximum, and the sum of exp(s - maximum)."""
+    tl.store(at, high, mask=there)
+    tl.store(at + 1, total, mask=there)
+
+
+@triton.jit
+def state_at(at, there):
+    """Return what put_state() stored, that of no edge where nothing is."""
+    return tl.load(at, mask=there, other=-float("inf")), tl.load(at + 1, mask=there, other=0.0)
+
+
+@triton.jit
+def as_weights(at, there):
+    """Return (h, u) of what put_state() stored: a score s has the weight exp(s - h) u.
+
+    It is not exp(s - lse): lse is rounded, by as much as it is large.
+    """
+    high, total = state_at(at, there)
+    none = total == 0.0
+    return tl.where(none, 0.0, high), tl.where(none, 0.0, 1.0 / total)
+
+
+@triton.jit
 def included(bias_at, edge_bias, edge, there):
     """Return (bool [BH, BE]: the edges that are not excluded, their biases)."""
     if edge_bias is None:

@@ -42,9 +42,12 @@ def sparse_backward(
     edge_key = gradient("edge_key", EDGE_KEY)
     edge_bias = gradient("edge_bias", EDGE_BIAS, trailing=1)
     delta = None if grad_weights is None else call.by_row(call.n, trailing=1)
+    softmax = weights if weights.dim() > lse.dim() else None
+    computed = softmax is not None or arguments["seed"] is not None or not weights.numel()
     given = call.operands(
         {
             "context": in_rows(context),
+            "softmax": softmax,
             "grad_context": in_rows(grad_context),
             "grad_query": query,
             "grad_key": key,
@@ -55,6 +58,7 @@ def sparse_backward(
         {
             "lse": lse,
             "weights": None if delta is None else weights,
+            "given": None if computed else weights,
             "grad_weights": grad_weights,
             "grad_lse": grad_lse,
             "grad_edge_bias": edge_bias,

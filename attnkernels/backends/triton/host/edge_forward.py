@@ -15,10 +15,11 @@ def sparse_forward(*, return_weights: bool, **arguments: Any) -> tuple[Tensor, T
     """Implement the operator "sparse_forward" of ops/signature.py."""
     call = EdgeCall(**arguments)
     context, lse = call.by_row(call.n, call.dv, trailing=2), call.by_row(call.n, trailing=1)
-    weights = call.by_row(call.edges, trailing=1) if return_weights else call.new(0)
+    softmax = call.by_row(call.n, 2, trailing=2)
+    weights = call.by_row(call.edges, trailing=1) if return_weights else softmax
     shares = call.shares(call.target_begin)
     numbers = {"lse": lse, "scores": weights if return_weights else None}
-    given = call.operands({"context": context}, numbers)
+    given = call.operands({"context": context, "softmax": softmax}, numbers)
     given |= {"part_context": shares.parts(call, call.dv), "part_state": shares.parts(call, 2)}
     with on(call.query):
         call.launch(edge_forward_kernel, shares, given)
