@@ -72,10 +72,10 @@ C10_ALWAYS_INLINE V half_sum(const V (&w)[4]) {
   return ((w[0] + w[1]) + (w[2] + w[3])) * V(0.5);
 }
 
-// sum_e w_e / x_e with one division, (E9), or NaN where that does not hold, or sum_e w_e (1 / x_e -
-// 1/2) if Centred. Then the terms of small inputs are small, as f is, and so are the rounding
-// errors of their sum; centre() in weight.h adds up what that takes away. Sums over edges, which
-// share no sum of w, are not.
+// sum_e w_e / x_e with one division, (E9), or sum_e w_e (1 / x_e - 1/2) if Centred. Then the terms
+// of small inputs are small, as f is, and so are the rounding errors of their sum; centre() in
+// weight.h adds up what that takes away. Sums over edges, which share no sum of w, are not. NaN if
+// an operand is beyond the range of X.
 template <class X, bool Centred>
 struct SharedReciprocal {
   static constexpr int64_t kDepth = 32;

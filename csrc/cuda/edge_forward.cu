@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(kEdgeThreads, 2)
 
 void edge_forward(const EdgeProblem& given, EdgeForward out, const Host& host) {
   const EdgeProblem p = with_values(given);
-  if (out.weights) out.softmax = host.allocate<float>(2 * p.batch.count * p.n);
+  if (!out.softmax) out.softmax = host.allocate<float>(2 * p.batch.count * p.n);
   by_width(p, [&]<class T, int V>(Held<T, V> width) {
     Job job{out, shares_for(p, p.by_target, width.kColumns, host), {}};
     job.parts = states_for(p, job.shares, host);
