@@ -16,7 +16,7 @@ class EdgeForwardPass {
         scratch_size_(carve(nullptr).size),
         scratch_(host.allocate<T>(host.threads * scratch_size_)),
         parts_(host.allocate<T>(tasks_.parts * p.head_count * (ld_ + 2))), softmax_(p.softmax) {
-    if (p.weights.data)
+    if (!softmax_.data)
       softmax_ = {host.allocate<T>(2 * p.n * p.head_count), p.n, 2, p.context.together};
   }
 
@@ -171,11 +171,12 @@ class EdgeForwardPass {
 
   void finish(int64_t i, int64_t head, const T* state) const {
     const T total = state[1], scale = total == 0 ? T(0) : T(1) / total;
-    T* out = p_.context.at(head, i);
+    const int64_t place = p_.lse.place(head, i);
+    T* out = p_.context.at_place(place);
     for (int64_t c = 0; c < p_.dv; c++) out[c] = state[2 + c] * scale;
-    *p_.lse.at(head, i) =
+    *p_.lse.at_place(place) =
         total == 0 ? -std::numeric_limits<T>::infinity() : state[0] + std::log(total);
-    if (softmax_.data) std::copy(state, state + 2, softmax_.at(head, i));
+    std::copy(state, state + 2, softmax_.at_place(place));
   }
 
   void merge(const SplitNode& split, int64_t head) const {

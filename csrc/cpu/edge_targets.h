@@ -130,9 +130,10 @@ class EdgeTargets {
       std::fill(q + p_.d, q + width_, T(0));
       mine.delta[h] = 0;
       if (p_.grad_context.data) {
-        const T* from = p_.grad_context.at(head, i);
+        const int64_t place = p_.context.place(head, i);
+        const T* from = p_.grad_context.at_place(place);
         std::fill(std::copy(from, from + p_.dv, dc), dc + ld_, T(0));
-        mine.delta[h] = edge_dot(dc, p_.context.at(head, i), p_.dv);
+        mine.delta[h] = edge_dot(dc, p_.context.at_place(place), p_.dv);
       }
       if (p_.grad_weights.data)
         mine.delta[h] += static_cast<T>(products_[i * p_.head_count + head]);
@@ -222,11 +223,13 @@ class EdgeTargets {
     constexpr T kNone = -std::numeric_limits<T>::infinity();
     T *s = mine.scores + h * kEdges, *da = mine.da + h * kEdges, *ds = mine.ds;
     const Matrix& bias = p_.heads[head].edge_bias;
-    const T lse = *p_.lse.at(head, i);
-    const T* softmax = p_.softmax.data ? p_.softmax.at(head, i) : nullptr;
+    const int64_t place = p_.lse.place(head, i);
+    const T lse = *p_.lse.at_place(place);
+    const T* softmax = p_.softmax.data ? p_.softmax.at_place(place) : nullptr;
     const Weigh<T> weigh(softmax ? softmax[0] : lse, softmax ? softmax[1] : T(1));
     const bool given = p_.weights.data && p_.dropout.p == 0;
-    T weights[kEdges] = {};
+    T weights[kEdges];
+    if (given) std::fill(weights, weights + kEdges, T(0));
     for (int64_t e = 0; e < count && given; e++)
       weights[e] = *p_.weights.at(head, edge_at(first + e));
     for (int64_t e = 0; e < kEdges; e += kLanes<T>)
@@ -236,7 +239,7 @@ class EdgeTargets {
       for (int64_t e = 0; e < count; e++) da[e] += *p_.grad_weights.at(head, edge_at(first + e));
     std::fill(s + count, s + kEdges, kNone);
     if (p_.dropout.p > 0) drop_edges(p_.dropout, head, first, count, da);
-    const V d_i(mine.delta[h]), dlse(p_.grad_lse.data ? *p_.grad_lse.at(head, i) : T(0)),
+    const V d_i(mine.delta[h]), dlse(p_.grad_lse.data ? *p_.grad_lse.at_place(place) : T(0)),
         zero(T(0));
     for (int64_t e = 0; e < kEdges; e += kLanes<T>) {
       const V x = load(s + e), a = lse == kNone ? zero : given ? load(weights + e) : weigh(x);

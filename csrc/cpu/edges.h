@@ -20,14 +20,17 @@ struct Adjacency {
 };
 
 // A result (head_count / together, rows, together, cols): the heads that lie together in memory.
+// Results of the same rows have the same places, which take divisions to find.
 template <class T>
 struct HeadRows {
   T* data = nullptr;
   int64_t rows = 0, cols = 0, together = 1;
-  int64_t offset(int64_t head, int64_t row) const {
-    return ((head / together * rows + row) * together + head % together) * cols;
+  int64_t place(int64_t head, int64_t row) const {
+    return (head / together * rows + row) * together + head % together;
   }
+  int64_t offset(int64_t head, int64_t row) const { return place(head, row) * cols; }
   T* at(int64_t head, int64_t row) const { return data + offset(head, row); }
+  T* at_place(int64_t place) const { return data + place * cols; }
 };
 
 struct EdgeProblem {
