@@ -43,13 +43,16 @@ def test_refuses_a_text_whose_encoding_does_not_fit(
 
 
 def in_a_new_process(ratio: str) -> float:
-    """Evaluate `ratio` where no earlier call has left pages that a measurement would reuse."""
+    """Evaluate `ratio` where no earlier call has left pages that a measurement would reuse.
+
+    Nor has one left a hole in the heap that takes a tensor, and is not given back with it.
+    """
     if not memory._can_reset():
         pytest.skip("this system does not reset the high water mark of memory")
     code = f"""
 import torch
 from attnkernels.measure import memory
-from attnkernels.profile import sweep, text
+from attnkernels.profile import naive, sweep, text
 
 characters = text.read_text().characters[:16000]
 
@@ -57,6 +60,12 @@ def encoder(dim):
     text.encode(characters, dim, 0)
     peak = memory.measure(lambda: text.encode(characters, dim, 0)).peak_bytes
     return text.encoder_bytes(len(characters), dim) / peak
+
+def formula(backward):
+    given = text.Attended(*(torch.randn(1, 384, 64) for _ in range(3)), torch.randn(64))
+    call = sweep.call_of(naive.naive_attention, given, backward)
+    call()
+    return naive.naive_bytes(384 * 384, 64, 4, backward) / memory.measure(call).peak_bytes
 
 def fused(name, backward):
     given = text.Attended(*(torch.randn(1, 4000, 64) for _ in range(3)), torch.randn(64))
@@ -74,6 +83,12 @@ print({ratio})
 @pytest.mark.parametrize("dim", [8, 64, 256])
 def test_the_encoder_needs_what_is_estimated(dim: int) -> None:
     assert 0.7 < in_a_new_process(f"encoder({dim})") < 1.5
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_naive_formula_needs_what_is_estimated(backward: bool) -> None:
+    """36 MiB per tensor, which glibc maps separately."""
+    assert 0.9 < in_a_new_process(f"formula({backward})") < 1.1
 
 
 @pytest.mark.parametrize("name", ["fused", "window"])
