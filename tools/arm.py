@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -130,10 +131,15 @@ def build() -> None:
 def test(processor: str, tests: Sequence[str]) -> int:
     """Run tests on one of PROCESSORS; return pytest's exit status."""
     print(f"{processor} ({PROCESSORS[processor]})", flush=True)
-    python = SYSTEM / f"usr/bin/python{PYTHON}"
-    emulated = [QEMU, "-L", SYSTEM, "-cpu", PROCESSORS[processor], python]
+    emulator = [QEMU, "-L", str(SYSTEM), "-cpu", PROCESSORS[processor]]
+    python = ARM / f"python-{processor}"
+    emulated = shlex.join([*emulator, f"{SYSTEM}/usr/bin/python{PYTHON}"])
+    python.write_text(f'#!/bin/sh\nexec {emulated} "$@"\n')
+    python.chmod(0o755)
+    # Tests start Python, too, and the system cannot start that of another processor by itself.
+    program = f"import sys, pytest; sys.executable = {str(python)!r}; sys.exit(pytest.main())"
     return run(
-        [*emulated, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--require=native", *tests],
+        [python, "-c", program, "-q", "-p", "no:cacheprovider", "--require=native", *tests],
         PYTHONPATH=f"{SITE}:{ROOT}",
         PYTHONDONTWRITEBYTECODE="1",
         ATTNKERNELS_LIBRARY=LIBRARY,

@@ -51,10 +51,7 @@ __device__ __forceinline__ void store_delta(const Problem& p, const Backward& f,
   if (lane == 0) {
     if (f.grad_weights) delta.weights[row] = y;
     delta.total[row] = f.grad_lse ? x - f.grad_lse[row] : x;
-    const float lse = f.lse[row];
-    delta.softmax[row] = f.softmax           ? as_weights(f.softmax, row)
-                         : lse == -kInfinity ? make_float2(0, 0)
-                                             : make_float2(lse, 1);
+    delta.softmax[row] = as_weights(f.softmax, f.lse, row);
   }
   __syncwarp();
 }

@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kEdgeThreads)
   if (!works || lane) return;
   if (delta.weights) delta.weights[row] = y;
   delta.total[row] = f.grad_lse ? x + y - f.grad_lse[row] : x + y;
-  delta.softmax[row] = f.softmax ? as_weights(f.softmax, row) : make_float2(f.lse[row], 1);
+  delta.softmax[row] = as_weights(f.softmax, f.lse, row);
 }
 
 // A block per leading index and 32 columns: the sums of its warps, then those of its threads.

@@ -32,6 +32,11 @@ __device__ __forceinline__ float2 as_weights(const float* softmax, int64_t row) 
   const float high = softmax[2 * row], total = softmax[2 * row + 1];
   return total == 0 ? make_float2(0, 0) : make_float2(high, 1 / total);
 }
+// The same from lse, if the forward did not keep the state of its softmax.
+__device__ __forceinline__ float2 as_weights(const float* softmax, const float* lse, int64_t row) {
+  if (softmax) return as_weights(softmax, row);
+  return lse[row] == -kInfinity ? make_float2(0, 0) : make_float2(lse[row], 1);
+}
 __device__ __forceinline__ float weigh(float s, const float2& row) {
   return exp_fast(s - row.x) * row.y;
 }

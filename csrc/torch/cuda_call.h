@@ -1,10 +1,12 @@
 // The arguments of an operator as the CUDA kernels take them: merged leading dimensions, and the
-// strides of every tensor over them. Nothing is read from the device.
+// strides of every tensor over them. Nothing is read from the device. A small call spends a
+// microsecond here, so nothing is allocated without need.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
 #include <climits>
 #include <initializer_list>
+#include <span>
 
 #include "cuda/problem.h"
 #include "torch/checks.h"
@@ -21,7 +23,7 @@ struct Along {
 
 // Merge neighbouring leading dimensions that all tensors lay out as one: batch and heads of a dense
 // call are one number.
-inline cuda::Batch merge(const Leading& leading, const std::vector<Along>& tensors) {
+inline cuda::Batch merge(const Leading& leading, std::span<const Along> tensors) {
   cuda::Batch batch;
   batch.count = leading.count();
   STD_TORCH_CHECK(batch.count <= INT_MAX, "attnkernels: ", batch.count,
@@ -79,6 +81,7 @@ class CudaCall {
   cuda::Owners own;
 
   explicit CudaCall(const Arguments& in) : in_(in) {
+    given_.reserve(kGiven);
     problem.activation = in.activation;
     problem.fast = in.fast;
     problem.negative_slope = static_cast<float>(in.negative_slope);
@@ -104,8 +107,9 @@ class CudaCall {
   // Merge the leading dimensions, once all arguments are registered; `more` has the operator's own
   // tensors.
   void done(std::vector<Along> more = {}) {
+    more.reserve(more.size() + given_.size() + kOwners);
     for (const Given& t : given_)
-      more.push_back({Slices(*t.tensor, t.trailing, leading).strides(), &t.matrix->lead});
+      more.push_back({strides_over(leading, *t.tensor, t.trailing), &t.matrix->lead});
     add_owners(more, own, &in_.query, &in_.key, &in_.weight);
     problem.batch = merge(leading, more);
   }
@@ -135,6 +139,8 @@ class CudaCall {
     int64_t trailing;
     cuda::Matrix* matrix;
   };
+  static constexpr size_t kGiven = 8;   // tensors of a call without tangents, at most
+  static constexpr size_t kOwners = 3;  // query, key and weight
   const Arguments& in_;
   Maybe near_value_, near_value_tangent_;
   std::vector<Given> given_;
@@ -148,10 +154,11 @@ class CudaCall {
       Leading lead = leading_of(*x, trailing);
       if (starts) lead.include(*starts, 0);
       if (lengths) lead.include(*lengths, 0);
-      std::vector<Along> tensors{{Slices(*x, trailing, lead).strides(), &own.lead}};
-      if (starts) tensors.push_back({Slices(*starts, 0, lead).strides(), &own.starts});
-      if (lengths) tensors.push_back({Slices(*lengths, 0, lead).strides(), &own.lengths});
-      own.batch = merge(lead, tensors);
+      Along tensors[3] = {{strides_over(lead, *x, trailing), &own.lead}};
+      size_t count = 1;
+      if (starts) tensors[count++] = {strides_over(lead, *starts, 0), &own.starts};
+      if (lengths) tensors[count++] = {strides_over(lead, *lengths, 0), &own.lengths};
+      own.batch = merge(lead, {tensors, count});
       more.push_back({index_strides(lead, leading), &own.index});
     };
     add(of.query, query, 2, nullptr, nullptr);
@@ -167,7 +174,7 @@ class CudaCall {
   }
   void take(const Tensor& t, int64_t trailing, cuda::Matrix& matrix) {
     leading.include(t, trailing);
-    static_cast<Matrix&>(matrix) = slices(t, trailing, leading).first();
+    static_cast<Matrix&>(matrix) = first_of(t, trailing, dtype_of(t));
     given_.push_back({&t, trailing, &matrix});
   }
   void take_value(const Tensor& value) {

@@ -31,7 +31,9 @@ class Leading {
     return n;
   }
   Sizes with(std::initializer_list<int64_t> trailing) const {
-    Sizes out = sizes_;
+    Sizes out;
+    out.reserve(sizes_.size() + trailing.size());
+    out = sizes_;
     out.insert(out.end(), trailing);
     return out;
   }
@@ -41,20 +43,32 @@ class Leading {
   Sizes sizes_;
 };
 
-// The matrices of one argument, its last two dimensions or fewer, by flat leading index. Nothing is
-// copied: a broadcast dimension has stride 0, whether the tensor was expanded, has size 1 or lacks
-// the dimension. `leading` must outlive the object.
+// The stride of a dimension, or 0 if it is broadcast: expanded, or of size 1.
+inline int64_t stride_of(const Tensor& t, int64_t k) { return t.size(k) == 1 ? 0 : t.stride(k); }
+
+// The first matrix of one argument: its last two dimensions or fewer.
+inline Matrix first_of(const Tensor& t, int64_t trailing, Dtype dtype) {
+  const int64_t rank = t.dim();
+  return {t.const_data_ptr(), trailing >= 2 ? stride_of(t, rank - 2) : 0,
+          trailing >= 1 ? stride_of(t, rank - 1) : 0, dtype};
+}
+
+// The strides of one argument over the leading dimensions, the outermost first: 0 where it lacks
+// one.
+inline Sizes strides_over(const Leading& leading, const Tensor& t, int64_t trailing) {
+  Sizes strides(leading.sizes().size(), 0);
+  const int64_t lead = t.dim() - trailing;
+  for (int64_t k = 0; k < lead; k++) strides[strides.size() - lead + k] = stride_of(t, k);
+  return strides;
+}
+
+// The matrices of one argument by flat leading index. Nothing is copied. `leading` must outlive the
+// object.
 class Slices {
  public:
   Slices(const Tensor& t, int64_t trailing, const Leading& leading)
-      : first_{t.const_data_ptr(), 0, 0, Dtype::f32}, sizes_(leading.sizes()),
-        strides_(sizes_.size(), 0) {
-    auto stride = [&](int64_t k) { return t.size(k) == 1 ? 0 : t.stride(k); };
-    const int64_t rank = t.dim(), lead = rank - trailing;
-    if (trailing >= 1) first_.col = stride(rank - 1);
-    if (trailing >= 2) first_.row = stride(rank - 2);
-    for (int64_t k = 0; k < lead; k++) strides_[strides_.size() - lead + k] = stride(k);
-  }
+      : first_(first_of(t, trailing, Dtype::f32)), sizes_(leading.sizes()),
+        strides_(strides_over(leading, t, trailing)) {}
   Slices as(Dtype dtype) && {
     first_.dtype = dtype;
     return std::move(*this);
