@@ -160,11 +160,10 @@ def test_tiles_beyond_every_window_are_not_read(fused: str, n: int) -> None:
 
 
 PROBE = """
-import resource, sys, time, torch
+import resource, sys, torch
 from attnkernels import additive_attention
 torch.set_num_threads(2)
-n, backend = int(sys.argv[1]), sys.argv[2]
-seconds = 10 + int(20 * time.process_time())  # imports tell how fast the processor is
+n, seconds, backend = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 torch.manual_seed(0)
 inputs = [torch.randn(1, n, 2, requires_grad=True) for _ in range(3)]
@@ -179,9 +178,9 @@ with torch.no_grad():
 @pytest.mark.large
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the time of a process")
 def test_half_a_million_characters(fused: str) -> None:
-    """All pairs would take minutes; those of the window take a second."""
+    """All pairs would take half an hour; those of the window take a second, and minutes in QEMU."""
     n = 1 << 13 if EMULATED else 1 << 19
-    done = subprocess.run([sys.executable, "-c", PROBE, str(n), fused], check=False)
+    done = subprocess.run([sys.executable, "-c", PROBE, str(n), "300", fused], check=False)
     assert done.returncode == 0, f"a window over {n:,} characters did not end: {done.returncode}"
 
 
