@@ -293,17 +293,12 @@ def test_the_naive_formula_is_the_formula() -> None:
     assert_within_budget(naive_attention(*given), reference, exact)
 
 
-def small_calls(backward: bool) -> Any:
-    """Use the naive formula at 1x384x384x64: 36 MiB per tensor, which glibc maps separately."""
-    given = text.Attended(*(torch.randn(1, 384, 64) for _ in range(3)), torch.randn(64))
-    return sweep.call_of(naive_attention, given, backward)
-
-
 @pytest.mark.parametrize("backward", [False, True])
 def test_events_of_the_allocator_give_what_the_naive_formula_is_said_to_need(
     backward: bool,
 ) -> None:
-    call = small_calls(backward)
+    given = text.Attended(*(torch.randn(1, 384, 64) for _ in range(3)), torch.randn(64))
+    call = sweep.call_of(naive_attention, given, backward)
     call()
     needed = naive_bytes(384 * 384, 64, 4, backward)
     assert memory._profiled(call).peak_bytes == pytest.approx(needed, rel=0.1)
