@@ -15,7 +15,7 @@ OLDEST ?= keras==3.6.0 torch_geometric==2.3.1
 INTERPRETED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation \
 	saturated sparse fast) $(call FILES,backends,triton_edges) $(call FILES,distributed,blocks)
 EMULATED ?= $(call FILES,ops,attention masks scores varlen dropout ranges nan zeros jvp unknown_activation \
-	saturated memory_object func forward_mode hypothesis sparse fast) $(call FILES,backends,cuda_edges cuda_sliced cuda_sines) \
+	saturated memory_object func forward_mode hypothesis sparse fast inference) $(call FILES,backends,cuda_edges cuda_sliced cuda_sines) \
 	$(call FILES,distributed,blocks)
 
 BIN := $(VENV)/bin

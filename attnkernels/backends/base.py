@@ -38,8 +38,11 @@ class Backend(Protocol):
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Return (E1)-(E3): context (*L, n, dv), weights (*L, n, m) or None, lse (*L, n)."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return (E1)-(E3): context (*L, n, dv), weights (*L, n, m) or None, lse (*L, n).
+
+        lse may be None if `options.return_lse` is False.
+        """
 
     def scores(self, query: Tensor, key: Tensor, weight: Tensor, options: Options) -> Tensor:
         """Return (E1), (*L, n, m); only the options of a score are read."""

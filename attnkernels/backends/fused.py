@@ -10,6 +10,7 @@ from ..ops import edge_formula
 from ..ops.autograd import differentiable, differentiable_over_edges
 from ..ops.codes import ACTIVATIONS, activation_code
 from ..ops.failures import explain
+from ..ops.inference import inference
 from ..ops.signature import EdgeOptions, Options
 
 
@@ -19,22 +20,31 @@ class Fused:
     def __init__(self, ops: SimpleNamespace, fast_on_cpu: bool = True) -> None:
         """Take the operators; fast_on_cpu: whether precision="fast" changes those for the CPU."""
         self._forward, self._scores = differentiable(ops)
+        self._inference = inference(ops.forward)
         sparse = hasattr(ops, "sparse_forward")
         self._over_edges = differentiable_over_edges(ops) if sparse else None
         self._fast_on_cpu = fast_on_cpu
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return (E1)-(E3) in one pass; see `Backend.attention`."""
         (
             attn_mask, key_lengths, key_starts, cu_seqlens_q, cu_seqlens_k, packed_key, seed,
             dropout_p, window_left, window_right, activation, negative_slope, scale,
-            return_weights, precision,
+            return_weights, precision, return_lse,
         ) = options  # fmt: skip
         exact = precision == "exact"  # at once: a call counts microseconds
         code = ACTIVATIONS[activation].code if exact else self._code(query, options)
         try:
+            if (
+                attn_mask is key_starts is cu_seqlens_q is seed is window_left is window_right is
+                None and activation == "tanh" and exact and scale == 1.0
+                and not (return_weights or return_lse)
+            ):  # fmt: skip
+                context = self._inference(query, key, value, weight, key_lengths, packed_key)
+                if context is not None:
+                    return context, None, None
             context, lse, weights = self._forward(
                 query, key, value, weight, attn_mask, key_lengths, key_starts, cu_seqlens_q,
                 cu_seqlens_k, packed_key, seed, dropout_p, window_left, window_right,

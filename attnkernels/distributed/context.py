@@ -106,8 +106,8 @@ def context_parallel_attention(
     )
 
     def of_rank() -> Options:
-        checks.flags(balanced=balanced, check=check)
-        return arguments.attention(*inputs, options, return_lse)[1]
+        checks.flags(return_lse=return_lse, balanced=balanced, check=check)
+        return arguments.attention(*inputs, options)[1]
 
     more = {"key_lengths": key_lengths, "balanced": balanced, "backend": backend}
     device = query.device if isinstance(query, Tensor) else torch.device("cpu")
@@ -120,7 +120,7 @@ def context_parallel_attention(
         if attn_mask is not None or key_lengths is not None:
             keys, values = _without_memory(key, m), _without_memory(value, m)
             masked = options._replace(attn_mask=attn_mask, key_lengths=key_lengths)
-            arguments.attention(query, keys, values, weight, masked, return_lse)
+            arguments.attention(query, keys, values, weight, masked)
 
     if check:
         agreed(group, device, of_masks, dict)

@@ -25,11 +25,11 @@ Leads = dict[str, tuple[int, ...]]  # leading shapes by the name of the argument
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options, return_lse: bool
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
 ) -> tuple[Problem, Options]:
     """Check the arguments of `additive_attention`; return the options with Python's numbers."""
     (attn_mask, key_lengths, _, _, _, _, _, dropout_p, _, _, activation, slope, scale,
-     return_weights, precision) = options  # fmt: skip
+     return_weights, precision, return_lse) = options  # fmt: skip
     problem = plain(query, key, value, weight)
     if problem is None:
         problem = same_kind({"query": query, "key": key, "value": value, "weight": weight})
@@ -59,7 +59,7 @@ def scores(query: Tensor, key: Tensor, weight: Tensor, options: Options) -> tupl
 
 
 def varlen(
-    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options, return_lse: bool
+    query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
 ) -> tuple[Problem, Options]:
     """Check the arguments of `additive_attention_varlen`; return the options as `attention`."""
     problem = plain(query, key, value, weight)
@@ -75,7 +75,7 @@ def varlen(
             "cu_seqlens_q and cu_seqlens_k must describe the same number of sequences, got "
             f"{sequences_q} and {sequences_k}"
         )
-    checks.flags(return_lse=return_lse)
+    checks.flags(return_lse=options.return_lse)
     return problem, _dropping(_scored(options, options.precision))
 
 
@@ -146,7 +146,6 @@ def step(
     key: Tensor,
     lead: tuple[int, ...],
     options: Options,
-    return_lse: bool,
     start: Tensor | int | None,
     stop: Tensor | int | None,
 ) -> Options:
@@ -155,6 +154,7 @@ def step(
     Return the options as `attention` does, with start and stop as their starts and lengths.
     """
     attn_mask, return_weights = options.attn_mask, options.return_weights
+    return_lse = options.return_lse
     part = start is not None or stop is not None
     if attn_mask is not None or part or not plain_step(query, key, lead):
         same_kind({"the prepared key": key, "query": query})

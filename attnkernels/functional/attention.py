@@ -147,14 +147,14 @@ def additive_attention(
         left, right = checks.window(is_causal, window_size)
     options = tuple.__new__(Options, (  # in half the time of Options(...)
         attn_mask, key_lengths, None, None, None, None, None, dropout_p, left, right, activation,
-        negative_slope, scale, return_weights, precision,
+        negative_slope, scale, return_weights, precision, return_lse,
     ))  # fmt: skip
     if type(query) is not Tensor and sharded.is_dtensor(query):
         checks.flags(return_weights=return_weights, return_lse=return_lse)
         local = partial(_of_shard, backend)
         context, weights, lse = sharded.attention(local, query, key, value, weight, options)
     else:
-        problem, options = arguments.attention(query, key, value, weight, options, return_lse)
+        problem, options = arguments.attention(query, key, value, weight, options)
         chosen = select(problem, backend, (query, key, value, weight))
         if dropout_p:
             options = options.seeded(draw_seed(query.device))
@@ -167,9 +167,9 @@ def additive_attention(
 
 def _of_shard(
     backend: str | None, query: Tensor, key: Tensor, value: Tensor, weight: Tensor, options: Options
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return context, weights or None, and lse of the shards of DTensors."""
-    problem, options = arguments.attention(query, key, value, weight, options, False)
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return context, weights or None, and lse or None of the shards of DTensors."""
+    problem, options = arguments.attention(query, key, value, weight, options)
     chosen = select(problem, backend, (query, key, value, weight))
     attention = ranged("additive_attention", chosen.NAME, chosen.attention)
     return attention(query, key, value, weight, options)
@@ -284,8 +284,10 @@ def additive_attention_varlen(
     """
     window = checks.window(is_causal, window_size)
     packed = (None, None, None, cu_seqlens_q, cu_seqlens_k, None, None, dropout_p, *window)
-    options = Options(*packed, activation, negative_slope, scale, precision=precision)
-    problem, options = arguments.varlen(query, key, value, weight, options, return_lse)
+    options = Options(
+        *packed, activation, negative_slope, scale, precision=precision, return_lse=return_lse
+    )
+    problem, options = arguments.varlen(query, key, value, weight, options)
     # Only the device knows the number of queries per sequence.
     chosen = select(problem, backend, (query, key, value, weight), step=False)
     if dropout_p:

@@ -183,8 +183,9 @@ class AdditiveMemory:
         options = tuple.__new__(Options, (  # in half the time of Options(...)
             attn_mask, lengths, None, None, None, kept.packed_key, None, dropout_p, None, None,
             kept.activation, kept.negative_slope, kept.scale, return_weights, kept.precision,
+            return_lse,
         ))  # fmt: skip
-        options = arguments.step(query, key, self.lead, options, return_lse, start, stop)
+        options = arguments.step(query, key, self.lead, options, start, stop)
         if dropout_p:
             options = options.seeded(draw_seed(query.device))
         attention = ranged("AdditiveMemory.attend", self.chosen.NAME, self.chosen.attention)

@@ -19,7 +19,7 @@ from ..ops.shapes import leading_shape
 from ..ops.signature import Options
 from . import checks
 
-Local = Callable[..., tuple[Tensor, Tensor | None, Tensor]]
+Local = Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]
 TRAILING = {"query": 2, "key": 2, "value": 2, "weight": 1, "attn_mask": 2, "key_lengths": 0}
 ROWS = 0  # the first dimension after the leading ones, which count from -1 downward
 _STEP = 0x9E3779B97F4A7C15 >> 2  # between the seeds of shards of the batch
@@ -33,8 +33,8 @@ def is_dtensor(x: object) -> bool:
 
 def attention(
     local: Local, query: Any, key: Any, value: Any, weight: Any, options: Options
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return context, weights or None, and lse of DTensors as DTensors.
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return context, weights or None, and lse or None of DTensors as DTensors.
 
     local(query, key, value, weight, options) computes them for plain tensors, after its checks.
 
@@ -61,7 +61,7 @@ def attention(
     return (
         _whole(context, query, axes, (*lead, n, dv), 2),
         None if weights is None else _whole(weights, query, axes, (*lead, n, m), 2),
-        _whole(lse, query, axes, (*lead, n), 1),
+        None if lse is None else _whole(lse, query, axes, (*lead, n), 1),
     )
 
 

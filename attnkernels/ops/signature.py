@@ -22,7 +22,7 @@ class Options(NamedTuple):
     """All arguments of a call besides query, key, value and weight.
 
     Its order is that of the arguments of `FORWARD`, where the activation is a code, and the
-    precision a bit of it.
+    precision a bit of it; return_lse is no argument.
 
     Attributes:
         attn_mask, key_lengths: see `attnkernels.additive_attention`.
@@ -38,6 +38,7 @@ class Options(NamedTuple):
             positive.
         dropout_p, activation, negative_slope, scale, return_weights, precision: see
             `attnkernels.additive_attention`.
+        return_lse: False if a backend may leave lse out, as None.
     """
 
     attn_mask: Tensor | None = None
@@ -55,6 +56,7 @@ class Options(NamedTuple):
     scale: float = 1.0
     return_weights: bool = False
     precision: codes.PrecisionName = "exact"
+    return_lse: bool = True
 
     def seeded(self, seed: Tensor) -> Options:
         """Return these options with `seed`, in a third of the time that _replace takes."""
@@ -98,7 +100,9 @@ def scoring_options(
 ) -> Options:
     """Return the options of scores, or of prepared keys, in half the time of Options(...)."""
     before = (None, key_lengths, None, None, None, packed_key, None, 0.0, None, None)
-    return tuple.__new__(Options, (*before, activation, negative_slope, scale, False, precision))
+    return tuple.__new__(Options, (
+        *before, activation, negative_slope, scale, False, precision, True,
+    ))  # fmt: skip
 
 
 class Argument(NamedTuple):

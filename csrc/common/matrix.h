@@ -24,7 +24,7 @@ inline int64_t integer_at(const void* data, Dtype dtype, int64_t k) {
                              : static_cast<const int64_t*>(data)[k];
 }
 
-// A contiguous gradient in the dtype of the result; data is null if it is not wanted.
+// A contiguous result in its dtype; data is null if it is not wanted.
 struct Output {
   void* data = nullptr;
   Dtype dtype = Dtype::f32;

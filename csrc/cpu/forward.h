@@ -123,7 +123,7 @@ inline void finish_row(const Forward<T>& p, int64_t row, T high, T total, const 
   const T divisor = total == 0 ? T(1) : total;
   T* out = p.context + row * p.dv;
   for (int64_t c = 0; c < p.dv; c++) out[c] = context[c] / divisor;
-  p.lse[row] = total == 0 ? -std::numeric_limits<T>::infinity() : high + std::log(total);
+  if (p.lse) p.lse[row] = total == 0 ? -std::numeric_limits<T>::infinity() : high + std::log(total);
   if (!p.softmax) return;
   p.softmax[2 * row] = high;
   p.softmax[2 * row + 1] = total;

@@ -83,7 +83,7 @@ struct Gradient : Output {
 template <class T>
 struct Forward : Problem {
   T* context;  // (rows, dv)
-  T* lse;      // (rows)
+  T* lse;      // (rows), or null
   T* weights;  // (rows, pair_cols), or null
   T* softmax;  // (rows, 2), or null: the maximum of the scores, and the sum of exp(s - maximum)
 };

@@ -110,10 +110,26 @@ __device__ __forceinline__ float4 scaled(float s, const float4& x) {
   return make_float4(scaled(s, x.x), scaled(s, x.y), scaled(s, x.z), scaled(s, x.w));
 }
 
-// Multiply each row by its share, or set it to 0 where that is 0, as in rows that have not started.
-// All threads of the block call this. A thread has four vectors in flight.
+// Element or vector k of rows of results.
+__device__ __forceinline__ void put(void* out, Dtype dtype, int64_t k, float x) {
+  store(out, dtype, k, x);
+}
+__device__ __forceinline__ void put(void* out, Dtype dtype, int64_t k, const float4& x) {
+  if (dtype == Dtype::f32) {
+    static_cast<float4*>(out)[k] = x;
+    return;
+  }
+  auto bits = [&](float y) -> unsigned {
+    return dtype == Dtype::bf16 ? to_bfloat16(y) : to_half(y);
+  };
+  static_cast<uint2*>(out)[k] = {bits(x.x) | bits(x.y) << 16, bits(x.z) | bits(x.w) << 16};
+}
+
+// Store each row of the context times its share, or 0 where that is 0, as in rows that have not
+// started. All threads of the block call this. A thread has four vectors in flight.
 template <class V>
-__device__ __forceinline__ void scale_rows(V* context, const float* share, bool started, int rows,
+__device__ __forceinline__ void store_rows(void* out, Dtype dtype, const V* context,
+                                           const float* share, bool started, int rows,
                                            int columns) {
   constexpr int kAhead = 4;
   const int count = rows * columns;
@@ -126,7 +142,7 @@ __device__ __forceinline__ void scale_rows(V* context, const float* share, bool 
 #pragma unroll
     for (int e = 0; e < kAhead; e++) {
       const int k = first + e * kThreads;
-      if (k < count) context[k] = scaled(share[k / columns], x[e]);
+      if (k < count) put(out, dtype, k, scaled(share[k / columns], x[e]));
     }
   }
 }
@@ -175,11 +191,16 @@ __global__ void __launch_bounds__(kThreads, 4)
     shared.alpha[row] = started && total != 0 ? reciprocal(total) : 0.f;
   }
   __syncthreads();
-  float* const context = out.context + part.row * p.dv;
-  if (p.dv % 4 == 0 && reinterpret_cast<uint64_t>(context) % 16 == 0)
-    scale_rows(reinterpret_cast<float4*>(context), shared.alpha, started, rows, p.dv / 4);
+  const float* const context = out.context + part.row * p.dv;
+  const Dtype dtype = out.result.dtype;
+  char* const to =
+      static_cast<char*>(out.result.data) + part.row * p.dv * (dtype == Dtype::f32 ? 4 : 2);
+  if (p.dv % 4 == 0 && reinterpret_cast<uint64_t>(context) % 16 == 0 &&
+      reinterpret_cast<uint64_t>(to) % 8 == 0)  // `to` is the context if that is float32
+    store_rows(to, dtype, reinterpret_cast<const float4*>(context), shared.alpha, started, rows,
+               p.dv / 4);
   else
-    scale_rows(context, shared.alpha, started, rows, p.dv);
+    store_rows(to, dtype, context, shared.alpha, started, rows, p.dv);
 }
 
 // One block per row: the contexts of its splits, each weighted by its share of the whole.
@@ -193,7 +214,7 @@ __global__ void __launch_bounds__(kThreads)
     float x = 0;
     for (int s = 0; s < part.splits; s++)
       x += all.part(part, s * rows + row) * part.context[(s * rows + row) * dv + c];
-    out.context[row * dv + c] = x * share;
+    store(out.context.data, out.context.dtype, row * dv + c, x * share);
   }
   if (threadIdx.x == 0) {
     out.lse[row] = all.highest + logf(all.total);
@@ -227,12 +248,17 @@ void forward(Problem p, const Owners& own, Forward f, const Host& host) {
   const int64_t tiles = step ? tiles_seen(p, p.n, ceil_div(p.m, kStepKeys), kStepKeys)
                              : tiles_seen(p, kTile, p.keys.tiles);
   if (f.weights) f.softmax = host.allocate<float>(2 * rows);
-  Split part{f.context, f.lse, f.weights, sliced ? 1 : parts_for(blocks, tiles, host), f.softmax};
+  if (!f.lse) f.lse = host.allocate<float>(rows);
+  Split part{nullptr, f.lse, f.weights, sliced ? 1 : parts_for(blocks, tiles, host), f.softmax};
   if (part.splits > 1) {
     part.softmax = host.allocate<float>(2 * part.splits * rows);
-    part.context = host.allocate<float>(part.splits * rows * p.dv);
     part.lse = host.allocate<float>(part.splits * rows);
   }
+  if (part.splits == 1 && f.context.dtype == Dtype::f32)
+    part.context = static_cast<float*>(f.context.data);
+  else if (!sliced)
+    part.context = host.allocate<float>(part.splits * rows * p.dv);
+  part.result = part.splits == 1 ? f.context : Output{part.context, Dtype::f32};
   if (step)
     step_forward(p, part, host);
   else if (sliced)

@@ -254,8 +254,8 @@ __global__ void __launch_bounds__(kThreads, 4)
       x += share(s) * part.primal.context[at];
       y += share(s) * fmaf(apart, part.primal.context[at], part.tangent.context[at]);
     }
-    out.context[row * dv + c] = x;
-    tangent.context[row * dv + c] = y;
+    static_cast<float*>(out.context.data)[row * dv + c] = x;
+    static_cast<float*>(tangent.context.data)[row * dv + c] = y;
   }
   if (threadIdx.x == 0) {
     out.lse[row] = all.highest + logf(all.total);
@@ -321,8 +321,9 @@ void forward_jvp(Problem p, const Owners& own, Forward f, Tangents tangents, con
   const int64_t blocks = p.batch.count * p.queries.tiles;
   const int splits = parts_for(blocks, tiles_seen(p, kTile, p.keys.tiles), host, 2);
   if (f.weights) f.softmax = host.allocate<float>(2 * rows);
-  Parts part{{f.context, f.lse, f.weights, splits, f.softmax},
-             {moved.context, moved.lse, moved.weights, splits}};
+  auto floats = [](const Output& x) { return static_cast<float*>(x.data); };
+  Parts part{{floats(f.context), f.lse, f.weights, splits, f.softmax},
+             {floats(moved.context), moved.lse, moved.weights, splits}};
   if (splits > 1) {
     for (Split* each : {&part.primal, &part.tangent}) {
       each->context = host.allocate<float>(splits * rows * p.dv);

@@ -83,9 +83,9 @@ struct Owners {
 };
 
 struct Forward {
-  float* context;  // (batch, n, dv)
-  float* lse;      // (batch, n)
-  float* weights;  // (batch, n, m), or null
+  Output context;            // (batch, n, dv)
+  float* lse = nullptr;      // (batch, n), or null
+  float* weights = nullptr;  // (batch, n, m), or null
   // (batch, n, 2), or null: the maximum of the scores, and the sum of exp(s - maximum)
   float* softmax = nullptr;
 };

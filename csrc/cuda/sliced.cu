@@ -118,7 +118,7 @@ struct ContextShared {
 
 // Block (b, tile of queries, 64 columns of the context), (E3).
 __global__ void __launch_bounds__(kThreads, 3)
-    context_kernel(const __grid_constant__ Problem p, float* context, Softened softened) {
+    context_kernel(const __grid_constant__ Problem p, Output context, Softened softened) {
   DYNAMIC_SHARED(ContextShared, shared);
   const Place& at = shared->at;
   const int parts = static_cast<int>(ceil_div(p.dv, kWide));
@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     c += col0;
     if (i >= rows || c >= p.dv) return;
     const float share = softened.share[row0 + i];
-    context[(row0 + i) * p.dv + c] = share == 0 ? 0.f : share * x;
+    store(context.data, context.dtype, (row0 + i) * p.dv + c, share == 0 ? 0.f : share * x);
   });
 }
 

@@ -58,6 +58,7 @@ struct Split {
   float* scores;         // (batch, n, m), for the pairs that take part; or null
   int splits;
   float* softmax = nullptr;  // (splits, batch, n, 2): see Forward; or null
+  Output result = {};        // where the context goes at the end, which may be `context` itself
 };
 
 // For few queries: step.cu and step_backward.cu.

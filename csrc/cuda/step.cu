@@ -168,8 +168,8 @@ __global__ void __launch_bounds__(kBlock, 2)
   __syncthreads();
   for (int c = threadIdx.x; c < p.dv; c += kBlock)
     for (int i = 0; i < p.n; i++) {
-      float& x = out.context[(row0 + i) * p.dv + c];
-      x = started ? x / alphas[i] : 0.f;
+      const int64_t at = (row0 + i) * p.dv + c;
+      store(out.result.data, out.result.dtype, at, started ? out.context[at] / alphas[i] : 0.f);
     }
 }
 

@@ -100,6 +100,10 @@ Matrix rows_of(const Maybe& grad, bool has_columns) {
   return {grad->const_data_ptr(), has_columns ? size_from_end(*grad, 1) : 1, 1, dtype_of(*grad)};
 }
 
+Tensor context_of(const Arguments& in, const Call& call) {
+  return empty(in.query, call.leading.with({call.n, call.dv}), "context");
+}
+
 // The results of the forward, or their tangents. With `keep`, what the backward needs of the
 // softmax takes the place of weights that are not returned.
 struct ContextLseWeights {
@@ -107,8 +111,7 @@ struct ContextLseWeights {
   bool returned;
 
   ContextLseWeights(const Arguments& in, const Call& call, bool return_weights, bool keep = false)
-      : context(empty(in.query, call.leading.with({call.n, call.dv}), "context")),
-        lse(empty(in.query, call.leading.with({call.n}), "lse")),
+      : context(context_of(in, call)), lse(empty(in.query, call.leading.with({call.n}), "lse")),
         weights(return_weights ? zeros(in.query, call.leading.with({call.n, call.m}), kWeights)
                 : keep         ? softmax_of(in.query, call.leading, call.n)
                                : nothing(in.query)),
@@ -128,6 +131,14 @@ struct Cpu {
     const ContextLseWeights out(in, call, return_weights, true);
     run<Forward>(in, call, [&]<class T>(Forward<T>& p) { out.place(p); });
     return {out.context, out.lse, out.weights};
+  }
+
+  static Tensor inference(const Arguments& in) {
+    const Call call(in);
+    const Tensor context = context_of(in, call);
+    run<Forward>(in, call, [&]<class T>(Forward<T>& p) { p.context = data<T>(context); });
+    const ScalarType wanted = in.query.scalar_type();
+    return context.scalar_type() == wanted ? context : torch::stable::to(context, wanted);
   }
 
   static Tensors6 forward_jvp(const Arguments& in, const InputTangents& tangents,

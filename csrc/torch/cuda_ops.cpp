@@ -115,7 +115,7 @@ struct Results {
 
   cuda::Forward place() const {
     float* const last = data<float>(weights);
-    return {data<float>(context), data<float>(lse), returned ? last : nullptr,
+    return {output_of(context), data<float>(lse), returned ? last : nullptr,
             returned ? nullptr : last};
   }
   static Tensor pairs(const Arguments& in, const CudaCall& call, const char* name) {
@@ -131,6 +131,16 @@ struct Cuda {
     const CudaHost torch(in.query);
     cuda::forward(call.problem, call.own, out.place(), torch.host);
     return {out.context, out.lse, out.weights};
+  }
+
+  static Tensor inference(const Arguments& in) {
+    CudaCall call(in);
+    call.done();
+    const Tensor context = empty(in.query, call.leading.with({call.problem.n, call.problem.dv}),
+                                 in.query.scalar_type(), "context");
+    const CudaHost torch(in.query);
+    cuda::forward(call.problem, call.own, {output_of(context)}, torch.host);
+    return context;
   }
 
   static Tensors6 forward_jvp(const Arguments& in, const InputTangents& given,

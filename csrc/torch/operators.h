@@ -66,10 +66,11 @@ auto naming_memory(const F& f) {
 }
 inline const Tensor* given(const Maybe& t) { return t ? &*t : nullptr; }
 
-// Device::forward(arguments, return_weights), Device::scores(arguments),
-// Device::scores_backward(arguments, grad, wanted) and Device::backward(arguments, outputs,
-// wanted). A device with forward-mode derivatives has Device::forward_jvp(arguments, tangents,
-// return_weights) and Device::scores_jvp(arguments, tangents) as well.
+// Device::forward(arguments, return_weights), Device::inference(arguments),
+// Device::scores(arguments), Device::scores_backward(arguments, grad, wanted) and
+// Device::backward(arguments, outputs, wanted). A device with forward-mode derivatives has
+// Device::forward_jvp(arguments, tangents, return_weights) and Device::scores_jvp(arguments,
+// tangents) as well.
 template <class Device>
 struct Operators {
   static Tensors3 forward(const Tensor& query, const Tensor& key, const Tensor& value,
@@ -98,6 +99,17 @@ struct Operators {
       in.seed = given(seed);
       in.dropout_p = dropout_p;
       return Device::forward(in, false);
+    });
+  }
+
+  // The context alone, in the dtype of the query.
+  static Tensor inference(const Tensor& query, const Tensor& key, const Tensor& value,
+                          const Tensor& weight, const Maybe& key_lengths, const Maybe& packed_key) {
+    return naming_memory([&] {
+      Arguments in{query, key, weight, Activation::tanh, false, 0, 1, &value};
+      in.key_lengths = given(key_lengths);
+      in.packed_key = given(packed_key);
+      return Device::inference(in);
     });
   }
 
@@ -193,6 +205,7 @@ struct Operators {
   static void implement(torch::stable::detail::StableLibrary& m) {
     m.impl("native_forward", TORCH_BOX(&forward));
     m.impl("native_forward.unmasked", TORCH_BOX(&unmasked));
+    m.impl("native_forward.inference", TORCH_BOX(&inference));
     m.impl("native_backward", TORCH_BOX(&backward));
     m.impl("native_scores", TORCH_BOX(&scores));
     m.impl("native_scores_backward", TORCH_BOX(&scores_backward));

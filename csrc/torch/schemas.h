@@ -17,6 +17,10 @@ inline void define_operators(torch::stable::detail::StableLibrary& m) {
   m.def(
       "native_forward.unmasked(Tensor query, Tensor key, Tensor value, Tensor weight, Tensor? "
       "packed_key, Tensor? seed, float dropout_p) -> (Tensor context, Tensor lse, Tensor weights)");
+  // The same for calls that want no more than the context, in the dtype of the query.
+  m.def(
+      "native_forward.inference(Tensor query, Tensor key, Tensor value, Tensor weight, Tensor? "
+      "key_lengths, Tensor? packed_key) -> Tensor");
   m.def(
       "native_backward(Tensor? grad_context, Tensor? grad_lse, Tensor? grad_weights, "
       "Tensor query, Tensor key, Tensor value, Tensor weight, Tensor? attn_mask, Tensor? "

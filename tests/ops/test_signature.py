@@ -49,8 +49,9 @@ def test_gradients_are_those_of_the_leaves() -> None:
 
 def test_options_are_what_follows_the_inputs_in_forward() -> None:
     inputs = "query", "key", "value", "weight"
-    *fields, precision = Options._fields  # a part of the activation's code
-    assert FORWARD.names == (*inputs, *fields) and precision == "precision"
+    # the precision is a part of the activation's code, and lse no choice of an operator
+    *fields, precision, lse = Options._fields
+    assert FORWARD.names == (*inputs, *fields) and (precision, lse) == ("precision", "return_lse")
     assert SPARSE_FORWARD.names == (*inputs, *EdgeOptions._fields)
 
 

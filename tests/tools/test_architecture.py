@@ -41,7 +41,7 @@ OPS = (
         "plain",
     ),
     "failures",
-    *("fakes", "vmap", "schema", "unmasked", "forward_mode", "autograd"),
+    *("fakes", "vmap", "schema", "unmasked", "inference", "forward_mode", "autograd"),
 )
 # Every module of backends that is not named here is a backend, and stands at the dots.
 BACKENDS = ("base", "fused", "...", "select", "__init__")

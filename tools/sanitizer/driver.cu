@@ -151,20 +151,23 @@ bool attend(Dtype dtype, Activation activation, const Size& size, const Kind& ki
 
   const int64_t rows = kBatch * n, pairs = rows * kKeys;
   float* const context = memory.unset<float>(rows * kColumns);
-  Forward f{context, memory.unset<float>(rows), kind.weights ? memory.unset<float>(pairs) : nullptr,
+  Forward f{{context, Dtype::f32},
+            memory.unset<float>(rows),
+            kind.weights ? memory.unset<float>(pairs) : nullptr,
             kind.weights ? nullptr : memory.unset<float>(2 * rows)};
   forward(p, own, f, memory.host);
-
-  Backward b;
-  b.context = f.context, b.lse = f.lse, b.weights = f.weights, b.softmax = f.softmax;
-  b.grad_context = memory.normal(rows * kColumns);
-  if (kind.weights) b.grad_weights = memory.normal(pairs);
-  auto gradient = [&](int64_t count) {
+  auto rounded = [&](int64_t count) {
     return Output{memory.unset<char>(count * element_size(dtype)), dtype};
   };
-  b.grad_query = gradient(rows * units);
-  b.grad_key = gradient(int64_t{kBatch} * kKeys * units);
-  b.grad_value = gradient(int64_t{kBatch} * kKeys * kColumns);
+  forward(p, own, {rounded(rows * kColumns)}, memory.host);  // for inference
+
+  Backward b;
+  b.context = context, b.lse = f.lse, b.weights = f.weights, b.softmax = f.softmax;
+  b.grad_context = memory.normal(rows * kColumns);
+  if (kind.weights) b.grad_weights = memory.normal(pairs);
+  b.grad_query = rounded(rows * units);
+  b.grad_key = rounded(int64_t{kBatch} * kKeys * units);
+  b.grad_value = rounded(int64_t{kBatch} * kKeys * kColumns);
   b.grad_weight = memory.unset<float>(kBatch * units);
   b.deterministic = deterministic;
   backward(p, own, b, memory.host);
@@ -178,8 +181,8 @@ bool attend(Dtype dtype, Activation activation, const Size& size, const Kind& ki
     of_scores.grad_weight = b.grad_weight, of_scores.deterministic = deterministic;
     backward(p, own, of_scores, memory.host);
     f.softmax = nullptr;
-    const Forward of_tangents{memory.unset<float>(rows * kColumns), memory.unset<float>(rows),
-                              nullptr};
+    const Forward of_tangents{{memory.unset<float>(rows * kColumns), Dtype::f32},
+                              memory.unset<float>(rows)};
     forward_jvp(p, own, f, {p, own, of_tangents}, memory.host);
   }
   std::vector<float> found(static_cast<size_t>(rows * kColumns));
