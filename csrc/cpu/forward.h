@@ -16,8 +16,8 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// The running state of (E2) for a block: maximum, sum of exp(s - maximum), and context in units of
-// that sum.
+// The running state of (E2) for a block: `high`, sum of exp(s - high), and context in units of that
+// sum.
 template <class T>
 struct Softmax {
   T *high, *total, *context;
@@ -34,8 +34,12 @@ struct Softmax {
   }
 };
 
-// One row of a tile: P = exp(S - new maximum). Return alpha = exp(old maximum - new maximum), by
-// which the state is scaled.
+// How far scores may exceed `high` before the sums are scaled to a higher one. Each time they are,
+// all that was summed gets the rounding error of alpha, to which the D_i of (E4) is sensitive.
+constexpr double kSlack = 3;
+
+// One row of a tile: P = exp(S - high). Return alpha = exp(old high - new high), by which the state
+// is scaled. `high` is the maximum so far, or less by up to kSlack.
 template <class T>
 inline T softmax_row(T* s, int64_t ld, T& high, T& total) {
   using V = Vec<T>;
@@ -43,6 +47,7 @@ inline T softmax_row(T* s, int64_t ld, T& high, T& total) {
   for (int64_t j = kLanes<T>; j < ld; j += kLanes<T>) top = at::vec::maximum(top, load(s + j));
   const T before = high;
   high = Range<T>::larger(max(top), before);
+  if (high <= before + T(kSlack)) high = before;
   if (high == -std::numeric_limits<T>::infinity()) {
     std::fill(s, s + ld, T(0));
     return T(1);

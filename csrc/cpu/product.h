@@ -69,25 +69,25 @@ inline void product_columns(Coefficients<T> p, int64_t rows, int64_t depth, cons
   for (; r < rows; r++) block(std::integral_constant<int, 1>{});
 }
 
-// out += P X for one row of P, K rows of X and `count` columns.
+// out = P X for one row of P, K rows of X and `count` columns, or out += P X if it was `begun`.
 template <int K, class T, class S>
 C10_ALWAYS_INLINE void add_rows_at(const Vec<T> (&p)[K], const S* x, int64_t ldx, T* out,
-                                   int64_t count) {
-  Vec<T> acc = load_as<T>(out, count);
-#pragma GCC unroll 4
+                                   int64_t count, bool begun) {
+  Vec<T> acc = begun ? load_as<T>(out, count) : Vec<T>(T(0));
+#pragma GCC unroll 8
   for (int k = 0; k < K; k++) acc = fmadd(p[k], load_as<T>(x + k * ldx, count), acc);
   acc.store(out, static_cast<int>(count));
 }
 
 template <int K, class T, class S>
-inline void add_rows(Coefficients<T> p, const S* x, int64_t ldx, T* out, int64_t cols) {
+inline void add_rows(Coefficients<T> p, const S* x, int64_t ldx, T* out, int64_t cols, bool begun) {
   constexpr int64_t L = kLanes<T>;
   Vec<T> row[K];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int k = 0; k < K; k++) row[k] = Vec<T>(p.p[k * p.col]);
   int64_t c = 0;
-  for (; c + L <= cols; c += L) add_rows_at(row, x + c, ldx, out + c, L);
-  if (c < cols) add_rows_at(row, x + c, ldx, out + c, cols - c);
+  for (; c + L <= cols; c += L) add_rows_at(row, x + c, ldx, out + c, L, begun);
+  if (c < cols) add_rows_at(row, x + c, ldx, out + c, cols - c, begun);
 }
 
 // One row of P with more sums than registers. A step reads X once, from memory, so X is read in
@@ -95,12 +95,23 @@ inline void add_rows(Coefficients<T> p, const S* x, int64_t ldx, T* out, int64_t
 template <class T, class S>
 inline void product_row(Coefficients<T> p, int64_t depth, const S* x, int64_t ldx, T alpha, T* out,
                         int64_t cols) {
-  if (alpha != 1)
-    for (int64_t c = 0; c < cols; c++) out[c] *= alpha;
-  auto from = [&](int64_t k) { return Coefficients<T>{p.p + k * p.col, p.row, p.col}; };
-  int64_t k = 0;
-  for (; k + 4 <= depth; k += 4) add_rows<4>(from(k), x + k * ldx, ldx, out, cols);
-  for (; k < depth; k++) add_rows<1>(from(k), x + k * ldx, ldx, out, cols);
+  constexpr int64_t kColumns = 1024;  // whose terms stay in the first-level cache
+  alignas(64) T terms[kColumns];
+  for (int64_t c0 = 0; c0 < cols; c0 += kColumns) {
+    const int64_t count = std::min(kColumns, cols - c0);
+    for (int64_t k0 = 0; k0 < depth; k0 += kTerms) {
+      const int64_t end = std::min(depth, k0 + kTerms);
+      auto add = [&]<int K>(std::integral_constant<int, K>, int64_t k) {
+        add_rows<K>(Coefficients<T>{p.p + k * p.col, p.row, p.col}, x + k * ldx + c0, ldx, terms,
+                    count, k > k0);
+      };
+      int64_t k = k0;
+      for (; k + 8 <= end; k += 8) add(std::integral_constant<int, 8>{}, k);
+      for (; k < end; k++) add(std::integral_constant<int, 1>{}, k);
+      const T before = k0 ? T(1) : alpha;
+      for (int64_t c = 0; c < count; c++) out[c0 + c] = before * out[c0 + c] + terms[c];
+    }
+  }
 }
 
 // Only the first `cols` columns of x and out are accessed. An x of another type than T suits few

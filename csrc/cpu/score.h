@@ -65,6 +65,7 @@ class Scorer {
     factor_ = f.factor;
     offset_ = f.offset;
     panel_offset_ = f.panel_offset;
+    row_factor_ = f.row_factor;
     row_offset_ = f.row_offset;
   }
 
@@ -110,9 +111,8 @@ class Scorer {
   // after the keys, and are prefetched meanwhile.
   void score(int64_t r0, int64_t rows, T* out, int64_t ldo, const Matrix& next = {}) const {
     auto logistic = [&]<class X>(const X& x, const T* query) {
-      const SharedReciprocal<X, true> form{x};
-      panels(form, query, r0, rows, out, ldo, next);
-      lines(form, query, r0, rows, out, ldo, {panel_keys_, keys_}, next);
+      panels(SharedReciprocal<X, true>{x}, query, r0, rows, out, ldo, next);
+      lines(SharedDifference<X>{x}, query, r0, rows, out, ldo, {panel_keys_, keys_}, next);
     };
     switch (variant_) {
       case Variant::factored: logistic(Factored{}, query_exp_); break;
@@ -128,9 +128,10 @@ class Scorer {
     }
   }
 
-  // Scores of keys from the sums of a form.
-  void finish(int64_t rows, T* out, int64_t ldo, int64_t begin, int64_t end, T add) const {
-    const Vec<T> factor(factor_), offset(add);
+  // Scores of keys from the sums of a form: multiply and add.
+  void finish(int64_t rows, T* out, int64_t ldo, int64_t begin, int64_t end, T multiply,
+              T add) const {
+    const Vec<T> factor(multiply), offset(add);
     for (int64_t r = 0; r < rows; r++)
       for (int64_t j = begin; j < end; j += kLanes<T>) {
         T* p = out + r * ldo + j;
@@ -155,7 +156,9 @@ class Scorer {
   // w, divided by 2^power.
   const T* weight() const { return w_; }
   int power() const { return power_; }
-  T offset() const { return offset_; }  // of sums that are not centred
+  // Of sums that are not centred.
+  T factor() const { return factor_; }
+  T offset() const { return offset_; }
   // A bound of |y_query| + |y_key| over the exponents of the tile.
   T spread() const { return spread_; }
 
@@ -272,15 +275,15 @@ class Scorer {
       panel_sums(form, query + r0 * ld_, ld_, rows, panel(j), w_, width_, out + j, ldo, count,
                  soon);
     }
-    finish(rows, out, ldo, 0, panel_keys_, panel_offset_);
+    finish(rows, out, ldo, 0, panel_keys_, factor_, panel_offset_);
   }
 
   // Lines alone. Scores that come out as NaN are computed anew, with those that share a tile of the
   // backward, by which it chooses its form.
   void passing(int64_t r0, int64_t rows, T* out, int64_t ldo, const Matrix& next) const {
-    const SharedReciprocal<Passing<T>, true> form{Passing<T>(gain())};
+    const SharedDifference<Passing<T>> form{Passing<T>(gain())};
     lines(form, query_exp_, r0, rows, out, ldo, {0, keys_}, next);
-    const SharedReciprocal<Direct<T>, true> direct{Direct<T>(gain())};
+    const SharedDifference<Direct<T>> direct{Direct<T>(gain())};
     for (int64_t r = 0; r < rows; r++)
       for (int64_t j = 0; j < keys_; j += kNarrowTile) {
         const Span span{j, std::min(j + kNarrowTile, keys_)};
@@ -300,7 +303,7 @@ class Scorer {
                  next.data ? next.at(j) : next);
       });
     }
-    finish(rows, out, ldo, keys.begin, keys.end, row_offset_);
+    finish(rows, out, ldo, keys.begin, keys.end, row_factor_, row_offset_);
   }
 
   const Item& item_;
@@ -308,7 +311,8 @@ class Scorer {
   int64_t keys_ = 0, panel_keys_ = 0, group_ = kPanel;  // of lines, `group_` rows per kPanel keys
   Activation activation_;
   int power_;
-  T negative_slope_, factor_, offset_, panel_offset_, row_offset_, exponent_ = 0, spread_ = 0;
+  T negative_slope_, factor_, offset_, panel_offset_, row_factor_, row_offset_, exponent_ = 0,
+                                                                                spread_ = 0;
   T *w_, *query_exp_, *query_raw_, *key_raw_, *key_exp_, *panels_;
   Rows<T> key_rows_{};
   Matrix lines_;

@@ -13,15 +13,17 @@ inline namespace CPU_CAPABILITY {
 // end, and those for dk the other way round. If it is kCentred, to_w is ds (2 r - 1) instead, and
 // to_x is 4 times as large.
 
-// r = 1 / x with one division per two keys (batch inversion).
-template <int K, class V>
-C10_ALWAYS_INLINE void paired_reciprocals(const V (&x)[K], V (&r)[K]) {
-  if constexpr (K == 1) {
-    r[0] = reciprocal(x[0]);
+// r = 1 / x with one division per two keys (batch inversion). Where there is none to save, two
+// reciprocals take no longer, and are right to fewer roundings.
+template <int K, class T>
+C10_ALWAYS_INLINE void paired_reciprocals(const Vec<T> (&x)[K], Vec<T> (&r)[K]) {
+  if constexpr (K == 1 || !kDivides<T>) {
+#pragma GCC unroll 4
+    for (int c = 0; c < K; c++) r[c] = reciprocal(x[c]);
   } else {
 #pragma GCC unroll 4
     for (int c = 0; c < K; c += 2) {
-      const V both = reciprocal(x[c] * x[c + 1]);
+      const Vec<T> both = reciprocal(x[c] * x[c + 1]);
       r[c] = x[c + 1] * both;
       r[c + 1] = x[c] * both;
     }
@@ -40,8 +42,9 @@ struct NearGradient {
     V x[K], g[K];
 #pragma GCC unroll 4
     for (int c = 0; c < K; c++) x[c] = Factored{}(a, b[c]);
-    if constexpr (K == 1) {
-      g[0] = fmadd(V(2), reciprocal(x[0]), -one);
+    if constexpr (K == 1 || !kDivides<typename V::value_type>) {
+#pragma GCC unroll 4
+      for (int c = 0; c < K; c++) g[c] = fmadd(V(2), reciprocal(x[c]), -one);
     } else {
 #pragma GCC unroll 4
       for (int c = 0; c < K; c += 2) {

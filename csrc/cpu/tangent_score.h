@@ -64,7 +64,7 @@ class TangentScorer {
     }
     tangents_.weight.data ? with_form<true>(r0, rows, {s, ds, ldo})
                           : with_form<false>(r0, rows, {s, ds, ldo});
-    scorer_.finish(rows, s, ldo, 0, keys_, scorer_.offset());
+    scorer_.finish(rows, s, ldo, 0, keys_, scorer_.factor(), scorer_.offset());
     const Vec<T> factor(factor_), offset(offset_);
     for (int64_t r = 0; r < rows; r++)
       for (int64_t j = 0; j < keys_; j += kLanes<T>) {

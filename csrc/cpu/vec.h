@@ -76,6 +76,15 @@ inline T max(Vec<T> x) {
   return at::vec::vec_reduce_all<T>([](Vec<T>& a, Vec<T>& b) { return at::vec::maximum(a, b); }, x);
 }
 
+// Whether reciprocal() is a division, which takes longer than several products.
+#if defined(CPU_CAPABILITY_AVX512)
+template <class T>
+constexpr bool kDivides = sizeof(T) == 8;
+#else
+template <class T>
+constexpr bool kDivides = true;
+#endif
+
 // 1 / x for x > 0 (or NaN) whose reciprocal is a normal number. With AVX-512 an estimate and a
 // Newton step take less time than a division, and are as accurate to about one ULP. Powers of two
 // are exact.
@@ -83,7 +92,7 @@ template <class T>
 C10_ALWAYS_INLINE Vec<T> reciprocal(Vec<T> x) {
   const Vec<T> one(T(1));
 #if defined(CPU_CAPABILITY_AVX512)
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (!kDivides<T>) {
     const Vec<T> r = _mm512_rcp14_ps(x);
     return fmadd(at::vec::fnmadd(x, r, one), r, r);
   }
@@ -152,7 +161,7 @@ C10_ALWAYS_INLINE Vec<T> exp_times(Vec<T> x, Vec<T> gain) {
   return exp_times(x, gain, Vec<T>(T(sizeof(T) == 4 ? -87 : -708)) / gain);
 }
 
-// exp(x) for the softmax, where x <= 0. Results below the normal range are 0.
+// exp(x) for the softmax, where x is at most small. Results below the normal range are 0.
 template <class T>
 inline Vec<T> exp_weight(Vec<T> x) {
   constexpr T tiny = sizeof(T) == 4 ? T(-87.3) : T(-708);

@@ -7,23 +7,21 @@
 namespace attnkernels::cpu {
 inline namespace CPU_CAPABILITY {
 
-// The score is factor * (the sum of w / x, or of w f) + offset, or the offset of panels or rows,
-// whose sums are centred over other quads. w was divided by 2^power.
+// The score is factor * (the sum of w / x, or of w f) + offset. Panels, whose sums are centred,
+// have another offset; and rows, with sums of differences, another factor as well. w was divided by
+// 2^power.
 template <class T>
 struct ScaledWeight {
-  T factor, offset, panel_offset, row_offset;
+  T factor, offset, panel_offset, row_factor, row_offset;
   int power;
 };
 
-// What centred sums take away in all, over quads of hidden units that are `apart`.
+// What centred sums take away in all, over quads of neighbouring hidden units.
 template <class T>
-inline double centre(const T* w, int64_t width, int64_t apart) {
+inline double centre(const T* w, int64_t width) {
   double total = 0;
-  auto at = [&](int64_t t) { return t < width ? w[t] : T(0); };
-  for (int64_t first = 0; first < width; first += 4 * apart)
-    for (int64_t t = first; t < first + apart; t++)
-      total += static_cast<double>(
-          half_sum({at(t), at(t + apart), at(t + 2 * apart), at(t + 3 * apart)}));
+  for (int64_t t = 0; t < width; t += 4)
+    total += static_cast<double>(half_sum({w[t], w[t + 1], w[t + 2], w[t + 3]}));
   return total;
 }
 
@@ -48,12 +46,14 @@ inline ScaledWeight<T> scale_weight(const Matrix& weight, Activation activation,
     }
   const double total = std::accumulate(totals, totals + kLane, 0.0);
   const double unit = std::ldexp(scale, power);
-  if (!is_logistic(activation)) return {static_cast<T>(unit), 0, 0, 0, power};
+  if (!is_logistic(activation)) return {static_cast<T>(unit), 0, 0, static_cast<T>(unit), 0, power};
   const double factor = -info(activation).span * unit, offset = scale * total;
-  auto centred = [&](int64_t apart) {
-    return static_cast<T>(offset + factor * centre(w, width, apart));
-  };
-  return {static_cast<T>(factor), static_cast<T>(offset), centred(1), centred(kLanes<T>), power};
+  return {static_cast<T>(factor),
+          static_cast<T>(offset),
+          static_cast<T>(offset + factor * centre(w, width)),
+          static_cast<T>(factor / 2),
+          static_cast<T>(offset - info(activation).span * scale * total / 2),
+          power};
 }
 
 }  // namespace CPU_CAPABILITY
