@@ -127,7 +127,7 @@ struct PackKeys {
   Matrix key;  // one (m, d) matrix
   int64_t m, d;
   Activation activation;
-  T* packed;  // (groups, kGroupRows, padded(d))
+  T* packed;  // (groups kGroupRows, padded(d))
 };
 
 template <class T>

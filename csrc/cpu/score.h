@@ -210,7 +210,6 @@ class Scorer {
     variant_ = is_logistic(activation_) ? Variant::direct : Variant::pointwise;
     const Matrix key = item_.key.at(j0);
     lines_ = in_line(key, keys, d_, ld_, key_raw_);
-    group_ = kPanel;
     if (is_logistic(activation_) && (item_.n > kNarrow || panels)) {
       T* rest = key_exp_ + panels * ld_;
       Range<T> range = exponential_rows(rest, ld_, lines_.at(panels), keys - panels, d_, gain());
@@ -233,25 +232,28 @@ class Scorer {
   // The same from prepared keys. Return false if they do not suit these queries.
   bool use_packed(int64_t j0, int64_t keys, int64_t panels) {
     if (!item_.packed.data || j0 % kPanel) return false;
-    const Matrix packed = item_.packed.at(j0 / kPanel * kGroupRows);
+    const int64_t groups = group_count(item_.key_rows);
+    const Matrix ranges = item_.packed.at(groups * kPanel);
     Range<T> range;
-    for (int64_t j = 0; j < keys; j += kPanel)
-      range.include(range_at(packed.at(j / kPanel * kGroupRows + kPanel)));
+    for (int64_t j = j0; j < j0 + keys; j += kPanel) {
+      range.include(range_at(ranges.at(j / kPanel)));
+      const int64_t next = (j + keys) / kPanel;  // in the next tile, which would wait for it
+      if (next < groups) prefetch<2>(static_cast<const char*>(ranges.at(next).data), 2 * sizeof(T));
+    }
     choose(range);
     if (!exponentials()) return false;
     keys_ = keys;
     panel_keys_ = panels;
-    lines_ = packed;
-    group_ = kGroupRows;
+    lines_ = item_.packed.at(j0);
     for (int64_t j = 0; j < panels; j += kPanel) {
       const int64_t count = std::min(kPanel, panels - j);
-      transpose_panel(panels_ + j * width_, rows_of(line(j), count, width_, width_, ld_, key_raw_),
-                      count, width_);
+      transpose_panel(panels_ + j * width_,
+                      rows_of(lines_.at(j), count, width_, width_, ld_, key_raw_), count, width_);
     }
     return true;
   }
 
-  // The range of a group of prepared keys, from its last row.
+  // The range of a group of prepared keys, from its row.
   static Range<T> range_at(const Matrix& row) {
     const T* stored = static_cast<const T*>(row.data);
     return {stored[0], stored[1]};
@@ -262,8 +264,6 @@ class Scorer {
       transpose_panel(panels_ + j * width_, Rows<T>{rows[j], rows.ld},
                       std::min(kPanel, panel_keys_ - j), width_);
   }
-
-  Matrix line(int64_t j) const { return lines_.at(j / kPanel * group_ + j % kPanel); }
 
   template <class Form>
   void panels(const Form& form, const T* query, int64_t r0, int64_t rows, T* out, int64_t ldo,
@@ -298,7 +298,7 @@ class Scorer {
              const Span& keys, const Matrix& next = {}) const {
     for (int64_t j = keys.begin, count; j < keys.end; j += count) {
       count = std::min(kPanel - j % kPanel, keys.end - j);
-      typed<T>(line(j), [&](const auto* key) {
+      typed<T>(lines_.at(j), [&](const auto* key) {
         row_sums(form, query + r0 * ld_, ld_, rows, key, lines_.row, w_, d_, out + j, ldo, count,
                  next.data ? next.at(j) : next);
       });
@@ -308,7 +308,7 @@ class Scorer {
 
   const Item& item_;
   int64_t d_, width_, ld_, i0_ = 0, rows_ = 0;
-  int64_t keys_ = 0, panel_keys_ = 0, group_ = kPanel;  // of lines, `group_` rows per kPanel keys
+  int64_t keys_ = 0, panel_keys_ = 0;
   Activation activation_;
   int power_;
   T negative_slope_, factor_, offset_, panel_offset_, row_factor_, row_offset_, exponent_ = 0,
@@ -321,21 +321,23 @@ class Scorer {
   bool finite_ = false, raw_ready_ = false, exponentials_ready_ = false;
 };
 
-// Prepare a group of keys for many calls: a row of exponentials for each, and one with their range.
+// Prepare a group of keys for many calls: a row of exponentials for each, and one with their range,
+// which comes after all keys, so that these are read without gaps.
 template <class T>
 void pack_group(const PackKeys<T>& p, int64_t group) {
   const int64_t width = padded(p.d), j0 = group * kPanel, keys = std::min(kPanel, p.m - j0);
   if (!width) return;
   std::vector<T> raw(width);
   Ranges<T> ranges;
-  T* row = p.packed + group * kGroupRows * width;
+  T* row = p.packed + j0 * width;
   for (int64_t j = 0; j < keys; j++, row += width)
     typed<T>(in_line(p.key.at(j0 + j), 1, p.d, width, raw.data()), [&](const auto* in) {
       exponentiate(row, in, p.d, static_cast<T>(info(p.activation).gain), ranges);
     });
-  std::fill(row, p.packed + (group + 1) * kGroupRows * width, T(0));
+  std::fill(row, p.packed + (j0 + kPanel) * width, T(0));
   const Range<T> range = ranges.range();
-  row += (kPanel - keys) * width;
+  row = p.packed + (group_count(p.m) * kPanel + group) * width;
+  std::fill(row, row + width, T(0));
   row[0] = range.high;
   row[1] = range.magnitude;
 }
