@@ -26,8 +26,8 @@ constexpr int64_t kFast = 16;
 // A call with at most this many queries is a decoder step.
 constexpr int64_t kStepQueries = 4;
 
-// Packed keys have one shape for every instruction set: a row per key, in groups of kPanel, with the
-// hidden units rounded up to a multiple of kLane, and then a row per group for its range.
+// Packed keys have one shape for every instruction set: a row per key, in groups of kPanel, with
+// the hidden units rounded up to a multiple of kLane, and then a row per group for its range.
 constexpr int64_t kPanel = 32;
 constexpr int64_t kLane = 16;
 constexpr int64_t padded(int64_t d) { return (d + kLane - 1) / kLane * kLane; }
