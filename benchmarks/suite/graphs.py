@@ -177,6 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
         for what in (options.what,) if options.what else ("operator", "layer"):
             if case.name in wanted:
                 rows += measure(case, what, options.seconds)
+                if options.json:  # now: the whole takes longer than some can wait
+                    figures.write(options.json, rows, torch_geometric=version("torch_geometric"))
     table = tables.Table("attention over edges", "PyG", "PyG, compiled", "attnkernels")
     for row in rows:
         ours = row["attnkernels"]
@@ -189,8 +191,6 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(table)
     if busy := sentence(others.cpus(), []):
         console.print(busy)
-    if options.json:
-        figures.write(options.json, rows, torch_geometric=version("torch_geometric"))
     return 0
 
 
