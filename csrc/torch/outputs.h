@@ -3,6 +3,10 @@
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -58,6 +62,20 @@ inline Sizes contiguous_strides(const Sizes& sizes) {
   return strides;
 }
 
+// Ask for huge pages where a large tensor of a CPU will be. The C library returns memory of this
+// size whenever it is freed, and a fault for each new page of 4 KiB would take as long as a kernel.
+// Systems that give nobody huge pages ignore it.
+inline void prefer_huge_pages([[maybe_unused]] const Tensor& t) {
+#ifdef __linux__
+  constexpr uintptr_t kLarge = 32 << 20, kPage = 2 << 20;
+  const uintptr_t bytes = static_cast<uintptr_t>(t.numel() * bytes_of(t.scalar_type()));
+  if (bytes < kLarge) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr()),
+                  first = (begin + kPage - 1) / kPage * kPage;
+  madvise(reinterpret_cast<void*>(first), (begin + bytes) / kPage * kPage - first, MADV_HUGEPAGE);
+#endif
+}
+
 // A tensor without gaps on the device of `on`; errors call it `name`. It comes directly from the C
 // interface, since new_empty would take a microsecond in the dispatcher, which matters for small
 // calls.
@@ -76,6 +94,7 @@ inline Tensor empty_strided(const Tensor& on, const Sizes& sizes, const Sizes& s
                                dtype, device, index, &out))
     refuse_size(name, sizes, type);
   Tensor result(out);
+  if (device == aoti_torch_device_type_cpu()) prefer_huge_pages(result);
 #ifdef ATTNKERNELS_POISON  // in tests, elements that are not written are NaN
   if (result.numel()) std::memset(result.mutable_data_ptr(), 0xff, result.numel() * bytes_of(type));
 #endif
