@@ -9,7 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, is_grad_enabled
-from torch._C import _are_functorch_transforms_active, _len_torch_dispatch_stack
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+)
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
@@ -24,7 +28,7 @@ def inference(op: Any) -> Operator:
     """Return a function for calls of the forward `op` for tanh, without other options.
 
     It returns the context in the dtype of the query; or None if `op` has no such overload, or if
-    something differentiates, transforms, traces or watches the call.
+    something differentiates, transforms or traces the call, or a dispatch mode watches it.
     """
     if "inference" not in op.overloadpacket.overloads():
         return lambda *_: None
@@ -54,6 +58,7 @@ def inference(op: Any) -> Operator:
             or is_dynamo_compiling()
             or _are_functorch_transforms_active()
             or _len_torch_dispatch_stack()
+            or _get_tracing_state() is not None
         ):
             return None
         if is_grad_enabled() and (

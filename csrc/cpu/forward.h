@@ -36,7 +36,8 @@ struct Softmax {
 
 // How far scores may exceed `high` before the sums are scaled to a higher one. Each time they are,
 // all that was summed gets the rounding error of alpha, to which the D_i of (E4) is sensitive.
-constexpr double kSlack = 3;
+// Exponentials stay below 2, so that they hardly take values out of range.
+constexpr double kSlack = 0.69;
 
 // One row of a tile: P = exp(S - high). Return alpha = exp(old high - new high), by which the state
 // is scaled. `high` is the maximum so far, or less by up to kSlack.
@@ -135,7 +136,7 @@ inline void finish_row(const Forward<T>& p, int64_t row, T high, T total, const 
 }
 
 // Merge the parts of one block, into the first. The sums of each are in units of exp(its own
-// maximum).
+// `high`).
 template <class T>
 void merge(const Forward<T>& p, const Block* parts, int64_t count, const Softmax<T>& state,
            int64_t rows_before) {

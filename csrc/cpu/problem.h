@@ -85,7 +85,7 @@ struct Forward : Problem {
   T* context;  // (rows, dv)
   T* lse;      // (rows), or null
   T* weights;  // (rows, pair_cols), or null
-  T* softmax;  // (rows, 2), or null: the maximum of the scores, and the sum of exp(s - maximum)
+  T* softmax;  // (rows, 2), or null: Softmax::high and total
 };
 
 template <class T>

@@ -92,9 +92,13 @@ def test_nobody_who_watches_or_differentiates_gets_it() -> None:
         assert function(*leaves, None, None) is None
         with torch.no_grad():
             assert function(*leaves, None, None) is not None
-        assert attend(*leaves).requires_grad
+        (grad,) = torch.autograd.grad(attend(*leaves).sum(), leaves[place])
+        assert grad.any()
     with FakeTensorMode():
         assert function(*inputs, None, None) is None
+    traced = torch.jit.trace(lambda *x: attend(*x), inputs, check_trace=False)
+    calls = [each for each in traced.graph.nodes() if "native_forward" in each.kind()]
+    assert [each.outputsSize() for each in calls] == [3]
     targets = [str(node.target) for node in make_fx(attend)(*inputs).graph.nodes]
     assert [each for each in targets if "attnkernels" in each] == [
         "attnkernels.native_forward.default"

@@ -11,6 +11,7 @@ import torch
 from helpers.inputs import BF16, F16, F64, MANY, POINTWISE, Shape, normal, supports
 from torch import Tensor
 
+from attnkernels import additive_attention
 from attnkernels.testing import check_attention, check_scores
 
 SEAMS = [
@@ -160,6 +161,19 @@ def test_huge_and_tiny_values(backend: str, size: float) -> None:
     check_attention(
         query, key, normal(2, MANY, 5, size=size), normal(33, size=0.2), backend=backend
     )
+
+
+@pytest.mark.parametrize("n", [1, 33])
+@pytest.mark.parametrize("score", [0.5, 2.9])
+def test_a_late_value_near_the_largest_number(backend: str, n: int, score: float) -> None:
+    """Exponentials of scores beyond the maximum so far must stay small."""
+    query, key, value = torch.zeros(1, n, 1), torch.zeros(1, 100, 1), torch.zeros(1, 100, 3)
+    key[0, 90], value[0, 90] = 30, 1e38
+    weight = torch.tensor([score])
+    context = additive_attention(query, key, value, weight, backend=backend)
+    share = torch.tensor(score, dtype=F64).exp()
+    wanted = (1e38 * share / (share + 99)).expand(1, n, 3)
+    torch.testing.assert_close(context.double(), wanted, rtol=1e-5, atol=0)
 
 
 def test_scores_at_the_seams(backend: str) -> None:
